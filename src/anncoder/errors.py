@@ -1,0 +1,96 @@
+"""The errors a user can meet: each says what is wrong, where, and what to do about it.
+
+One class per exit code of the command line, so that a pipeline can tell a wrong option from a wrong file.
+"""
+
+from __future__ import annotations
+
+
+class AnncoderError(Exception):
+    """A mistake or a limit that the user can do something about.
+
+    Parameters
+    ----------
+    what
+        What is wrong, in one sentence, with the offending value.
+    code
+        Short stable name of the problem (``"counts-negative"``); ``docs/errors.md`` lists them all.
+    where
+        The place: file, slot, cells, genes, configuration key.
+    remedy
+        What to do next.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, code: str, where: str = "", remedy: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.code = code
+        self.where = where
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        lines = [f"{self.what} [{self.code}]"]
+        if self.where:
+            lines.append(f"  where:  {self.where}")
+        if self.remedy:
+            lines.append(f"  remedy: {self.remedy}")
+        return "\n".join(lines)
+
+
+class ConfigError(AnncoderError):
+    """A wrong option, hyper-parameter or configuration key (exit code 2)."""
+
+    exit_code = 2
+
+
+class FileError(AnncoderError):
+    """A file or folder that cannot be read, or is not what it should be (exit code 3)."""
+
+    exit_code = 3
+
+
+class InputError(AnncoderError):
+    """Data that can be read but must not be trained on or embedded (exit code 4)."""
+
+    exit_code = 4
+
+
+class DivergenceError(AnncoderError):
+    """A loss or gradient stopped being finite (exit code 5).
+
+    ``rows`` are the positions of the offending cells in the data, ``columns`` those of the genes in the model,
+    both possibly empty; ``term`` is the name of the loss term.
+    """
+
+    exit_code = 5
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        code: str = "diverged",
+        where: str = "",
+        remedy: str = "",
+        term: str = "",
+        rows: tuple[int, ...] = (),
+        columns: tuple[int, ...] = (),
+    ) -> None:
+        super().__init__(what, code=code, where=where, remedy=remedy)
+        self.term = term
+        self.rows = rows
+        self.columns = columns
+
+
+class ResourceError(AnncoderError):
+    """Not enough memory or disk, or no permission to write (exit code 6)."""
+
+    exit_code = 6
+
+
+def some(names: object, limit: int = 5) -> str:
+    """Return the first few of an iterable as text: ``"a, b, c and 7 more"``."""
+    listed = [str(name) for name in names]  # type: ignore[attr-defined]
+    head = ", ".join(listed[:limit])
+    return head if len(listed) <= limit else f"{head} and {len(listed) - limit:,} more"

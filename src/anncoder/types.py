@@ -1,0 +1,114 @@
+"""What passes between the rooms: a minibatch in, a loss out.
+
+``Batch`` and ``Loss`` are NamedTuples, not dictionaries: a wrong name fails where it is written, and
+``DistributedDataParallel`` and ``torch.compile`` know how to walk through them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+
+class CSR(NamedTuple):
+    """A sparse (b, g) matrix by rows: entries ``indptr[i]:indptr[i+1]`` belong to row i.
+
+    Column indices are sorted and unique within a row wherever the library makes one from data.
+    """
+
+    indptr: Tensor  # (b + 1,) int64
+    indices: Tensor  # (nnz,) int64, column of each stored value
+    values: Tensor  # (nnz,) floating
+    n_vars: int  # g
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows, b."""
+        return self.indptr.shape[0] - 1
+
+    def rows(self) -> Tensor:
+        """Return the row of every stored value, (nnz,) int64."""
+        return torch.repeat_interleave(torch.arange(self.n_rows, device=self.indptr.device), self.indptr.diff())
+
+    def flat(self) -> Tensor:
+        """Return the position of every stored value in the row-major dense matrix, (nnz,) int64."""
+        return self.rows() * self.n_vars + self.indices
+
+    def with_values(self, values: Tensor) -> CSR:
+        """Return the same sparsity pattern with other values, (nnz,)."""
+        return self._replace(values=values)
+
+    def row_sums(self) -> Tensor:
+        """Return the sum of each row, (b,)."""
+        out = self.values.new_zeros(self.n_rows)
+        return out.index_add_(0, self.rows(), self.values)
+
+    def to_dense(self) -> Tensor:
+        """Return the dense (b, g) matrix; only where the mathematics needs one."""
+        out = self.values.new_zeros(self.n_rows, self.n_vars)
+        out.view(-1)[self.flat()] = self.values
+        return out
+
+    def to(self, device: torch.device) -> CSR:
+        """Return the matrix on another device."""
+        return CSR(self.indptr.to(device), self.indices.to(device), self.values.to(device), self.n_vars)
+
+
+class Batch(NamedTuple):
+    """b cells of one minibatch."""
+
+    counts: CSR  # (b, g) raw counts (or expression values, for models of expression)
+    size_factor: Tensor  # (b,) library size / median library size of the fitted data, > 0
+    rows: Tensor  # (b,) int64 position of each cell in the data
+    batch_code: Tensor | None = None  # (b,) int64 experimental batch, for the models that use it
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the minibatch on another device."""
+        code = None if self.batch_code is None else self.batch_code.to(device)
+        return Batch(self.counts.to(device), self.size_factor.to(device), self.rows.to(device), code)
+
+
+class Loss(NamedTuple):
+    """What a model's ``forward`` returns; ``total`` is the sum of ``terms``, each a mean over the cells."""
+
+    total: Tensor  # () what is differentiated
+    terms: dict[str, Tensor]  # () each, detached, by name
+
+
+class Loader(Protocol):
+    """Minibatches of one set of rows; iterating it once is one epoch."""
+
+    n_obs: int
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """Yield every row once, in the order that belongs to this epoch."""
+        ...
+
+    def __len__(self) -> int:
+        """Return the number of minibatches in an epoch."""
+        ...
+
+
+class Noise:
+    """A network's own random stream, on whatever device its tensors are.
+
+    Layers that draw random numbers share one of these, so that no global random state is read or changed.
+
+    Parameters
+    ----------
+    seed
+        Start of the stream.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self._streams: dict[torch.device, torch.Generator] = {}
+
+    def on(self, device: torch.device) -> torch.Generator:
+        """Return the generator of a device, made at first use."""
+        if device not in self._streams:
+            self._streams[device] = torch.Generator(device).manual_seed(self.seed)
+        return self._streams[device]
