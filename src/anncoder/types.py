@@ -78,6 +78,16 @@ class Loss(NamedTuple):
     terms: dict[str, Tensor]  # () each, detached, by name
 
 
+class Summary(NamedTuple):
+    """What one pass over the fitted cells tells a network before training; g genes, float32 tensors."""
+
+    library_size: float  # median library size: the scale of "normalized" expression
+    gene_mean: Tensor  # (g,) mean of counts / size_factor
+    gene_var: Tensor  # (g,) variance of counts / size_factor
+    x_mean: Tensor  # (g,) mean of the network input
+    x_std: Tensor  # (g,) standard deviation of the network input, 1 where it is 0
+
+
 class Loader(Protocol):
     """Minibatches of one set of rows; iterating it once is one epoch."""
 

@@ -1,0 +1,415 @@
+"""What every autoencoder object does: fit, embed, denoise, save.
+
+This is the edge: AnnData comes in here and numpy arrays go out; what happens between is :mod:`anncoder.training` and
+:mod:`anncoder.models`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self, TypeAlias
+
+import anndata
+import numpy as np
+import pandas as pd
+import torch
+from scipy.sparse import csr_matrix
+from torch import Tensor, nn
+
+from anncoder import checkpoint
+from anncoder.checks import check
+from anncoder.config import NetworkConfig, TrainingConfig
+from anncoder.data.adata import obs_column, open_data, place, read_matrix
+from anncoder.data.genes import align
+from anncoder.data.memory import MemoryLoader
+from anncoder.data.order import Split, split_rows
+from anncoder.data.summary import library_sizes, summarize
+from anncoder.device import available_memory, choose_device, threads_set
+from anncoder.errors import ConfigError, DivergenceError, InputError, ResourceError, some
+from anncoder.models import MODELS
+from anncoder.progress import TrainingReport, announce
+from anncoder.training import train
+from anncoder.types import Batch, Noise
+
+logger = logging.getLogger("anncoder")
+
+Data: TypeAlias = "anndata.AnnData | str | Path"
+Scale = Literal["counts", "normalized"]
+Array = np.ndarray[Any, np.dtype[np.float32]]
+
+BLOCK = 1024  # cells at a time in embed and denoise: a (1024, n_vars) block is all that is ever dense
+
+
+class Autoencoder:
+    """The verbs that all models share; use one of its children.
+
+    Attributes
+    ----------
+    config
+        Hyper-parameters.
+    history_
+        Data frame, a row an epoch: ``epoch``, ``learning_rate``, ``seconds``, ``train_loss``, ``valid_loss`` and every
+        term of the loss. Losses are means over cells and genes.
+    var_names_
+        Names of the genes the model was fitted on, in its order.
+    library_size_
+        Median library size of the fitted cells: the scale of ``denoise(scale="normalized")``.
+    valid_obs_
+        Names of the cells that were held out for validation.
+    best_epoch_
+        The epoch (from 0) whose weights the model has.
+    stopped_
+        ``"early"``, ``"max_epochs"`` or ``"interrupted"``.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, config: NetworkConfig) -> None:
+        self.config = config
+        self.network_: nn.Module | None = None
+
+    def __repr__(self) -> str:
+        changed = {k: v for k, v in self.config if v != type(self.config).model_fields[k].default}
+        state = "" if self.network_ is None else f"  # fitted: {len(self.var_names_):,} genes"
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in changed.items())}){state}"
+
+    def fit(
+        self,
+        data: Data,
+        *,
+        layer: str | None = None,
+        max_epochs: int = 400,
+        batch_size: int = 256,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.0,
+        valid_fraction: float = 0.1,
+        valid_stratify: str | None = None,
+        valid_groups: str | None = None,
+        early_stopping: bool = True,
+        patience: int = 20,
+        min_delta: float = 1e-4,
+        reduce_lr_patience: int = 8,
+        reduce_lr_factor: float = 0.3,
+        clip_norm: float = 10.0,
+        seed: int = 0,
+        device: str = "auto",
+        threads: int | None = None,
+        progress: bool | None = None,
+    ) -> Self:
+        """Fit the model; the data are read, never written.
+
+        Parameters
+        ----------
+        data
+            AnnData, or the path of an ``.h5ad`` file or ``.zarr`` folder: raw counts, (n_obs, n_vars).
+        layer
+            Where the counts are; None for ``X``.
+        max_epochs, batch_size, learning_rate, weight_decay
+            Passes over the data, cells in a minibatch, step size and weight decay of Adam.
+        valid_fraction
+            Share of the cells held out at random; 0 for none.
+        valid_stratify, valid_groups
+            obs column whose proportions the split keeps, or whose groups it never divides.
+        early_stopping, patience, min_delta
+            Stop after ``patience`` epochs in which the validation loss did not fall by the share ``min_delta``. The
+            best weights are kept in any case.
+        reduce_lr_patience, reduce_lr_factor
+            Multiply the step size by the factor after so many epochs without improvement; 0 for never.
+        clip_norm
+            Largest norm of the gradient.
+        seed
+            Start of every random stream. The same seed, machine and number of threads give the same arrays.
+        device
+            ``"auto"`` (a CUDA GPU if there is one, else the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
+        threads
+            CPU threads for the time of the fit; None for torch's choice.
+        progress
+            True for a progress bar, False for silence, None for a bar where there is a terminal or notebook.
+
+        Returns
+        -------
+        Self
+            The fitted model.
+
+        Raises
+        ------
+        ConfigError
+            A value is out of range, or a column of obs does not exist.
+        FileError
+            The file cannot be read.
+        InputError
+            The data are not what the model needs; see :func:`anncoder.check`.
+        DivergenceError
+            The loss stopped being finite. The model then holds the best weights until then.
+        """
+        settings = {k: v for k, v in locals().items() if k in TrainingConfig.model_fields}
+        training: TrainingConfig = TrainingConfig(**settings)
+        adata = open_data(data)
+        matrix = self._counts(adata, layer)
+        self.refuse_width(matrix.shape[1])
+        split = _split(adata, training)
+        self.layer_, self.training_ = layer, training
+        self.var_names_ = pd.Index(adata.var_names.astype(str))
+        self.valid_obs_ = pd.Index(adata.obs_names[split.valid].astype(str))
+        with threads_set(training.threads), _memory_errors():
+            self._fit_network(matrix, split, progress, adata)
+        return self
+
+    def embed(self, data: Data, *, layer: str | None = None, allow_missing: float = 0.0) -> Array:
+        """Return the latent of each cell, (n_obs, n_latent) float32.
+
+        Parameters
+        ----------
+        data
+            AnnData or path. Genes are matched by name, in any order; genes the model does not know are left out.
+        layer
+            Where the counts are; None for where they were in ``fit``, ``"X"`` for ``X``.
+        allow_missing
+            Share of the model's genes that may be missing from the data; they are taken as zero.
+
+        Raises
+        ------
+        InputError
+            Too many genes are missing, or the values are not what the model was fitted on.
+        """
+        return np.concatenate(list(self._blocks(data, layer, allow_missing, self._network().encode)))
+
+    def denoise(
+        self,
+        data: Data,
+        *,
+        scale: Scale = "counts",
+        layer: str | None = None,
+        genes: list[str] | None = None,
+        allow_missing: float = 0.0,
+    ) -> Array:
+        """Return the expected expression of each cell, (n_obs, n_vars) float32.
+
+        Parameters
+        ----------
+        data, layer, allow_missing
+            As in :meth:`embed`.
+        scale
+            ``"counts"``: expected counts of this cell, at its own library size. ``"normalized"``: at the median library
+            size of the fitted cells (not logarithmic). A model fitted with ``transform="none"`` has its data's own
+            scale, which is called ``"normalized"``.
+        genes
+            Only these columns, in this order; None for all genes of the model.
+
+        Raises
+        ------
+        InputError
+            As in :meth:`embed`.
+        ResourceError
+            The result would not fit into memory.
+        """
+        self._refuse_scale(scale)
+        network, columns = self._network(), self._columns(genes)
+
+        def expected(batch: Batch) -> Tensor:
+            mean: Tensor = network.denoise(batch)[:, columns]
+            return mean * batch.size_factor.unsqueeze(1) if scale == "counts" else mean
+
+        adata = open_data(data)
+        _refuse_size(adata.n_obs * len(self.var_names_[columns]) * 4)
+        return np.concatenate(list(self._blocks(adata, layer, allow_missing, expected)))
+
+    def save(self, folder: str | Path) -> None:
+        """Write the fitted model to a folder; :func:`anncoder.load` reads it back to the same bits.
+
+        Raises
+        ------
+        FileError
+            The folder exists and is not a model.
+        ResourceError
+            It cannot be written.
+        """
+        weights = self._network().state_dict()
+        config = {
+            "model": self.name,
+            "hyperparameters": self.config.model_dump(mode="json"),
+            "training": self.training_.model_dump(mode="json"),
+            "layer": self.layer_,
+            "library_size": self.library_size_,
+            "best_epoch": self.best_epoch_,
+            "stopped": self.stopped_,
+            "history": self.history_.to_dict(orient="list"),
+            "valid_obs": list(self.valid_obs_),
+        }
+        checkpoint.write_model(folder, config, list(self.var_names_), weights)
+
+    def aligned_matrix(
+        self, adata: anndata.AnnData, layer: str | None = None, allow_missing: float = 0.0
+    ) -> csr_matrix:
+        """Return what :meth:`embed` reads from ``adata``: checked, in the model's gene order, (n_obs, n_vars) CSR.
+
+        Raises
+        ------
+        InputError
+            As in :meth:`embed`.
+        """
+        self._network()
+        alignment = align(list(self.var_names_), list(adata.var_names.astype(str)), allow_missing=allow_missing)
+        layer = self.layer_ if layer is None else layer
+        matrix = alignment.apply(self._counts(adata, None if layer == "X" else layer))
+        if self.reads_counts:
+            _refuse_empty(library_sizes(matrix), adata, place(layer))
+        return matrix
+
+    @property
+    def reads_counts(self) -> bool:
+        """Whether the model wants raw counts (and not expression values as they are)."""
+        return self.config.transform == "log1p"
+
+    def _fit_network(self, matrix: csr_matrix, split: Split, progress: bool | None, adata: anndata.AnnData) -> None:
+        training, device = self.training_, choose_device(self.training_.device)
+        sizes = library_sizes(matrix) if self.reads_counts else np.ones(matrix.shape[0])
+        self.library_size_ = float(np.median(sizes[split.train]))
+        network = self._build(matrix.shape[1], Noise(training.seed))
+        network.start_from(summarize(matrix, split.train, self.library_size_, transform=self.config.transform))
+        factors = sizes / self.library_size_
+        loader = MemoryLoader(matrix, factors, split.train, batch_size=training.batch_size, seed=training.seed)
+        valid = MemoryLoader(matrix, factors, split.valid, batch_size=BLOCK) if len(split.valid) else None
+        if progress is not False:
+            announce(f"training on {device} ({torch.get_num_threads()} threads): {_size(split, matrix.shape[1])}")
+        self.network_ = network
+        try:
+            with TrainingReport(len(loader), training.max_epochs, show=progress) as report:
+                history = train(network, loader, valid, training, device, report)
+        except DivergenceError as error:
+            raise _named(error, adata) from error
+        self.history_ = pd.DataFrame(history.records)
+        self.best_epoch_, self.stopped_ = history.best_epoch, history.stopped
+        if history.stopped == "interrupted":
+            logger.warning("interrupted: the model has the best weights until then (epoch %d)", history.best_epoch + 1)
+
+    def _build(self, n_vars: int, noise: Noise) -> Any:
+        return MODELS[self.name].network(self.config, n_vars, noise)
+
+    def _network(self) -> Any:
+        if self.network_ is None:
+            raise ConfigError(
+                "the model is not fitted",
+                code="not-fitted",
+                remedy="call fit(adata), or anncoder.load(folder)",
+            )
+        return self.network_
+
+    def _counts(self, adata: anndata.AnnData, layer: str | None) -> csr_matrix:
+        check(adata, layer=layer, counts=self.reads_counts).raise_if_bad()
+        return read_matrix(adata, layer)
+
+    def _blocks(
+        self, data: Data, layer: str | None, allow_missing: float, compute: Callable[[Batch], Tensor]
+    ) -> Iterator[Array]:
+        network, adata = self._network(), open_data(data)
+        matrix = self.aligned_matrix(adata, layer, allow_missing)
+        sizes = library_sizes(matrix) if self.reads_counts else np.ones(matrix.shape[0])
+        device = next(network.parameters()).device
+        loader = MemoryLoader(matrix, sizes / self.library_size_, np.arange(matrix.shape[0]), batch_size=BLOCK)
+        network.eval()
+        with torch.inference_mode():
+            for batch in loader.epoch(0):
+                yield compute(batch.to(device)).cpu().numpy()
+
+    def _columns(self, genes: list[str] | None) -> Any:
+        if genes is None:
+            return slice(None)
+        known = self.var_names_.get_indexer(pd.Index(genes))
+        unknown = [gene for gene, at in zip(genes, known, strict=True) if at < 0]
+        if unknown:
+            raise InputError(
+                f"the model does not know the genes {some(unknown)}",
+                code="unknown-genes",
+                where="genes",
+                remedy="see model.var_names_",
+            )
+        return known
+
+    def refuse_width(self, n_vars: int) -> None:
+        """Raise a ConfigError unless the latent is narrower than the data."""
+        if self.config.n_latent >= n_vars:
+            raise ConfigError(
+                f"n_latent = {self.config.n_latent} is not below the number of genes, {n_vars}",
+                code="latent-too-wide",
+                where="n_latent",
+                remedy=f"set n_latent below {n_vars}, or fit more genes",
+            )
+
+    def _refuse_scale(self, scale: str) -> None:
+        if scale not in ("counts", "normalized") or (scale == "counts" and not self.reads_counts):
+            allowed = "'counts' or 'normalized'" if self.reads_counts else "'normalized' (transform='none')"
+            raise ConfigError(
+                f"scale = {scale!r} is not {allowed}",
+                code="bad-value",
+                where="denoise",
+                remedy=f"pass scale={allowed}",
+            )
+
+
+def _split(adata: anndata.AnnData, training: TrainingConfig) -> Split:
+    def codes(key: str | None, what: str) -> Any:
+        return None if key is None else obs_column(adata, key, what=what)
+
+    return split_rows(
+        adata.n_obs,
+        training.valid_fraction,
+        training.seed,
+        stratify=codes(training.valid_stratify, "valid_stratify"),
+        groups=codes(training.valid_groups, "valid_groups"),
+    )
+
+
+def _size(split: Split, n_vars: int) -> str:
+    return f"{len(split.train):,} cells x {n_vars:,} genes, {len(split.valid):,} cells held out"
+
+
+def _named(error: DivergenceError, adata: anndata.AnnData) -> DivergenceError:
+    cells = some(adata.obs_names[list(error.rows)]) if error.rows else "no single cell"
+    genes = some(adata.var_names[list(error.columns)]) if error.columns else "no single gene"
+    return DivergenceError(
+        error.what,
+        where=f"{error.where}; cells: {cells}; genes: {genes}",
+        remedy=error.remedy,
+        term=error.term,
+        rows=error.rows,
+        columns=error.columns,
+    )
+
+
+def _refuse_empty(sizes: np.ndarray[Any, Any], adata: anndata.AnnData, where: str) -> None:
+    empty = np.flatnonzero(sizes == 0)
+    if len(empty):
+        raise InputError(
+            f"{len(empty):,} cells have no count in any of the model's genes: {some(adata.obs_names[empty])}",
+            code="empty-cells",
+            where=where,
+            remedy="remove them: sc.pp.filter_cells(adata, min_counts=1), or --drop-empty-cells",
+        )
+
+
+def _refuse_size(n_bytes: int) -> None:
+    available = available_memory()
+    if available is not None and n_bytes > 0.8 * available:
+        raise ResourceError(
+            f"the denoised matrix needs {n_bytes / 2**30:.1f} GiB, {available / 2**30:.1f} GiB are free",
+            code="too-large-for-memory",
+            where="denoise",
+            remedy="denoise fewer genes (genes=[...]) or fewer cells at a time",
+        )
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise ResourceError(
+            f"out of memory: {str(error).splitlines()[0] if str(error) else 'allocation failed'}",
+            code="out-of-memory",
+            where="fit",
+            remedy="use a smaller batch_size, fewer genes or narrower layers",
+        ) from error

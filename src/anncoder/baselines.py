@@ -1,0 +1,118 @@
+"""What every result is shown beside: PCA of the same width, and the mean of each gene."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import anndata
+import numpy as np
+import pandas as pd
+from scipy.sparse import csr_matrix
+
+from anncoder.autoencoder import Array, Autoencoder
+from anncoder.data.summary import library_sizes
+
+BLOCK = 1024  # cells that are dense at a time
+
+
+class Method(Protocol):
+    """Something that gives a latent and an expectation; matrices are (n, g) CSR in the model's gene order."""
+
+    library_size: float
+
+    def latent(self, matrix: csr_matrix) -> Array | None:
+        """Return the latent, (n, k), or None for a method that has none."""
+        ...
+
+    def expected(self, matrix: csr_matrix) -> Iterator[Array]:
+        """Yield expected expression at the median library size, block of cells by block."""
+        ...
+
+
+class Trained:
+    """A fitted model, through its public verbs."""
+
+    def __init__(self, model: Autoencoder) -> None:
+        self.model = model
+        self.library_size = model.library_size_
+
+    def latent(self, matrix: csr_matrix) -> Array | None:
+        """Return the model's latent, (n, k)."""
+        return self.model.embed(self._adata(matrix), layer="X")
+
+    def expected(self, matrix: csr_matrix) -> Iterator[Array]:
+        """Yield the model's denoised expression, block of cells by block."""
+        for start in range(0, matrix.shape[0], BLOCK):
+            yield self.model.denoise(self._adata(matrix[start : start + BLOCK]), layer="X", scale="normalized")
+
+    def _adata(self, matrix: csr_matrix) -> anndata.AnnData:
+        return anndata.AnnData(matrix, var=pd.DataFrame(index=self.model.var_names_))
+
+
+class Principal:
+    """PCA of log-normalised expression, as wide as the model's latent; the matrix stays sparse.
+
+    Parameters
+    ----------
+    model
+        For the width, the library size and the input.
+    matrix
+        (n, g) cells to fit on.
+    seed
+        Start of the solver.
+    """
+
+    def __init__(self, model: Autoencoder, matrix: csr_matrix, seed: int) -> None:
+        from sklearn.decomposition import PCA
+
+        self.model = model
+        self.library_size = model.library_size_
+        self.pca = PCA(model.config.n_latent, svd_solver="arpack", random_state=seed).fit(input_of(self.model, matrix))
+
+    def latent(self, matrix: csr_matrix) -> Array | None:
+        """Return the first components, (n, k)."""
+        latent: Array = self.pca.transform(input_of(self.model, matrix)).astype(np.float32)
+        return latent
+
+    def expected(self, matrix: csr_matrix) -> Iterator[Array]:
+        """Yield what the first components say, back on the normalised scale, block of cells by block."""
+        for start in range(0, matrix.shape[0], BLOCK):
+            x = self.pca.inverse_transform(self.pca.transform(input_of(self.model, matrix[start : start + BLOCK])))
+            yield np.expm1(x).clip(min=0) if self.model.reads_counts else x
+
+
+class GeneMean:
+    """Every cell is the average cell.
+
+    Parameters
+    ----------
+    model
+        For the library size and the input.
+    matrix
+        (n, g) cells to average.
+    """
+
+    def __init__(self, model: Autoencoder, matrix: csr_matrix) -> None:
+        self.library_size = model.library_size_
+        normalized = _normalized(matrix, model.library_size_) if model.reads_counts else matrix
+        self.mean = np.asarray(normalized.mean(axis=0)).ravel()
+
+    def latent(self, matrix: csr_matrix) -> Array | None:
+        """Return None: the average cell has no coordinates."""
+        return None
+
+    def expected(self, matrix: csr_matrix) -> Iterator[Array]:
+        """Yield the mean of each gene, block of cells by block."""
+        for start in range(0, matrix.shape[0], BLOCK):
+            yield np.broadcast_to(self.mean, (min(BLOCK, matrix.shape[0] - start), len(self.mean)))
+
+
+def input_of(model: Autoencoder, matrix: csr_matrix) -> csr_matrix:
+    """Return what the model's network reads: ``log1p(counts / size_factor)``, or expression as it is; (n, g) CSR."""
+    return _normalized(matrix, model.library_size_).log1p() if model.reads_counts else matrix
+
+
+def _normalized(matrix: csr_matrix, library_size: float) -> csr_matrix:
+    per_entry = np.repeat(library_sizes(matrix) / library_size, np.diff(matrix.indptr))
+    return csr_matrix((matrix.data / per_entry, matrix.indices, matrix.indptr), shape=matrix.shape)

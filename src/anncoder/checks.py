@@ -1,0 +1,242 @@
+"""The check before the flight: everything that is wrong with the input, before an hour is spent on it.
+
+The whole matrix is read once (:mod:`anncoder.data.scan`), every problem is collected, and each says what is
+wrong, where, and what to do (:mod:`anncoder.data.problems`). Nothing of the user's is changed. Training runs
+:func:`check` first.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from anncoder.data.kind import KINDS, SAMPLED_CELLS, Traits, evenly, traits
+from anncoder.data.problems import Place, Problem, judge, quoted, raise_first, use
+from anncoder.errors import InputError, some
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+__all__ = ["Problem", "Report", "check", "check_matrix", "raise_first"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What :func:`check` found; printing it shows everything.
+
+    Attributes
+    ----------
+    n_obs, n_vars, n_stored
+        Shape of the matrix, and how many values were read: the stored ones of a sparse matrix.
+    where
+        The slot that was checked: ``"X"``, ``"layers['counts']"``.
+    table
+        By slot, the checked one first: its kind, extremes and share of non-zero values. Those of the other
+        slots come from a sample of their cells.
+    problems
+        All of them, errors first.
+    seconds
+        How long it took.
+    """
+
+    n_obs: int
+    n_vars: int
+    n_stored: int
+    where: str
+    table: dict[str, Traits]
+    problems: tuple[Problem, ...]
+    seconds: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is no error; there may be warnings."""
+        return all(problem.severity != "error" for problem in self.problems)
+
+    @property
+    def kind(self) -> str:
+        """What the checked matrix is: "counts", "cpm", "log1p", "scaled", "expression" or "unknown"."""
+        return self.table[self.where].kind
+
+    @property
+    def slots(self) -> dict[str, str]:
+        """What each slot is, by its name: ``{"X": "log1p", "layers['counts']": "counts"}``."""
+        return {slot: row.kind for slot, row in self.table.items()}
+
+    @property
+    def counts_in(self) -> tuple[str, ...]:
+        """The slots that hold counts."""
+        return _holders(self.table)
+
+    def raise_if_bad(self) -> None:
+        """Raise the first error, if there is one, as an InputError that mentions the others."""
+        raise_first(self.problems)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return the problems as a table, one a row."""
+        return pd.DataFrame(self.problems, columns=list(Problem._fields))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as dictionaries, lists, texts and numbers."""
+        return {
+            "n_obs": self.n_obs,
+            "n_vars": self.n_vars,
+            "n_stored": self.n_stored,
+            "where": self.where,
+            "kind": self.kind,
+            "ok": self.ok,
+            "counts_in": list(self.counts_in),
+            "slots": {slot: row._asdict() for slot, row in self.table.items()},
+            "problems": [problem._asdict() for problem in self.problems],
+            "seconds": self.seconds,
+        }
+
+    def to_json(self) -> str:
+        """Return everything as JSON."""
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False)
+
+    def __str__(self) -> str:
+        head = (
+            f"{self.n_obs:,} cells x {self.n_vars:,} genes; {self.where}: {KINDS[self.kind]}; "
+            f"{'ready' if self.ok else 'not usable as it is'} "
+            f"({self.n_stored:,} values read in {self.seconds:.2g} s)"
+        )
+        return "\n".join([head, "", *_table_lines(self.table), *map(_paragraph, self.problems)])
+
+
+def check(adata: AnnData, *, layer: str | None = None, counts: bool = True) -> Report:
+    """Read a whole matrix of an AnnData and report everything that is wrong with it.
+
+    The matrix that will be used is read completely; what the other slots are is told from at most 2,000
+    evenly spaced cells of each. Nothing is changed. A backed AnnData is read into memory first.
+
+    Parameters
+    ----------
+    adata
+        Cells x genes; may be a view.
+    layer
+        The layer that will be used; None is ``X``.
+    counts
+        The matrix must hold raw counts, as the count models need. If False, it may hold any finite values.
+
+    Raises
+    ------
+    InputError
+        There is no such layer. Every other problem is collected in the report; see
+        :meth:`Report.raise_if_bad`.
+    """
+    start = time.perf_counter()
+    if adata.isbacked:
+        adata = adata.to_memory()
+    where = "X" if layer is None else _layer_slot(layer)
+    others = dict(_other_slots(adata, where))
+    matrix = adata.X if layer is None else adata.layers.get(layer)
+    if matrix is None:
+        raise _missing(adata, layer, others)
+    place = Place(where, adata.obs_names, adata.var_names, counts, _holders(others))
+    judged = judge(matrix, place, logged="log1p" in adata.uns)
+    return Report(
+        n_obs=adata.n_obs,
+        n_vars=adata.n_vars,
+        n_stored=judged.n_stored,
+        where=where,
+        table={where: judged.traits, **others},
+        problems=judged.problems,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def check_matrix(
+    matrix: Any,
+    *,
+    obs_names: Iterable[object],
+    var_names: Iterable[object],
+    where: str = "X",
+    counts: bool = True,
+) -> tuple[tuple[Problem, ...], str]:
+    """Read a whole matrix; return its problems, errors first, and what kind it is.
+
+    Parameters
+    ----------
+    matrix
+        CSR, CSC or dense, (n_obs, n_vars). Not changed.
+    obs_names, var_names
+        Names of the cells, (n_obs,), and of the genes, (n_vars,).
+    where
+        How messages call the matrix.
+    counts
+        It must hold raw counts; if False, any finite values.
+    """
+    judged = judge(matrix, Place(where, pd.Index(obs_names), pd.Index(var_names), counts))
+    return judged.problems, judged.traits.kind
+
+
+def _layer_slot(layer: str) -> str:
+    return f"layers[{quoted(layer, 80)}]"
+
+
+def _other_slots(adata: AnnData, checked: str) -> Iterator[tuple[str, Traits]]:
+    """Yield name and traits of every slot of the shape of a count matrix but the checked one."""
+    if adata.is_view:
+        # each slot of a view is a copy when it is touched: copy only the cells that are looked at
+        adata = adata[evenly(adata.n_obs, SAMPLED_CELLS)]
+    logged = "log1p" in adata.uns
+    for slot, matrix in _slots(adata, checked):
+        yield slot, traits(matrix, logged=logged)
+
+
+def _slots(adata: AnnData, checked: str) -> Iterator[tuple[str, Any]]:
+    if checked != "X" and adata.X is not None:
+        yield "X", adata.X
+    for layer in adata.layers:
+        # anndata 0.13 lists X among the layers, under the name None
+        if layer is not None and (slot := _layer_slot(layer)) != checked:
+            yield slot, adata.layers[layer]
+    if adata.raw is not None:
+        yield "raw.X", adata.raw.X
+
+
+def _holders(table: dict[str, Traits]) -> tuple[str, ...]:
+    return tuple(slot for slot, row in table.items() if row.kind == "counts")
+
+
+def _missing(adata: AnnData, layer: str | None, others: dict[str, Traits]) -> InputError:
+    names = [quoted(name) for name in adata.layers if name is not None]
+    holders = _holders(others)
+    return InputError(
+        "this AnnData has no X" if layer is None else f"there is no layer {quoted(layer)}",
+        code="missing-layer",
+        where=f"layers: {some(names) if names else 'none'}",
+        remedy=use(holders[0]) if holders else "pass one of the layers, or none to use X; none holds counts",
+    )
+
+
+def _table_lines(table: dict[str, Traits]) -> list[str]:
+    rows = [("slot", "is", "min", "max", "non-zero", "cells read")]
+    rows += [
+        (
+            slot,
+            row.kind,
+            _number(row.lowest),
+            _number(row.highest),
+            f"{row.nonzero_share:.1%}",
+            f"{row.n_cells:,}",
+        )
+        for slot, row in table.items()
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.6g}"
+
+
+def _paragraph(problem: Problem) -> str:
+    return (
+        f"\n{problem.severity}: {problem.what} [{problem.code}]\n  where:  {problem.where}\n  remedy: {problem.remedy}"
+    )

@@ -1,0 +1,261 @@
+"""The command line: what can be typed. What each command does is in :mod:`anncoder.commands`, imported when it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Single-cell autoencoders: h5ad in, latent embedding and denoised expression out.",
+    epilog="Exit codes: 0 done, 1 a bug, 2 usage or configuration, 3 unreadable input, 4 invalid input, 5 diverged, "
+    "6 out of memory or disk, 130/143 interrupted after saving.",
+)
+
+Input = Annotated[Path, typer.Argument(help="An .h5ad file or .zarr folder.", show_default=False)]
+ModelFolder = Annotated[Path, typer.Argument(help="A saved model: the folder of --save, or RUN.anncoder/model.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="The .h5ad file to write.", show_default=False)]
+Layer = Annotated[str | None, typer.Option(help="Layer that holds the counts; X if not given.")]
+Key = Annotated[str, typer.Option(help="Name of the results: obsm['X_KEY'], uns['KEY'], layers['KEY_denoised'].")]
+InPlace = Annotated[bool, typer.Option("--in-place", help="Let the output replace the input.")]
+DropEmpty = Annotated[bool, typer.Option("--drop-empty-cells", help="Leave out cells without any count.")]
+AllowMissing = Annotated[float, typer.Option(help="Share of the model's genes that may be missing.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="key=value, any number of times; keys: anncoder config.")
+]
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from anncoder import __version__
+
+        typer.echo(f"anncoder {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    del version
+
+
+@app.command()
+def check(
+    data: Input,
+    layer: Layer = None,
+    expression: Annotated[bool, typer.Option("--expression", help="Expect expression values, not counts.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Say what a file holds and whether a model can be trained on it."""
+    from anncoder.commands.inspect import run_check
+    from anncoder.commands.outcome import outcome
+
+    with outcome(debug=debug):
+        run_check(data, layer=layer, counts=not expression, as_json=json)
+
+
+@app.command()
+def train(
+    data: Input,
+    output: Output,
+    model: Annotated[str | None, typer.Option(help="count, denoising or undercomplete.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file of settings.")] = None,
+    settings: Settings = None,
+    layer: Layer = None,
+    key: Key = "ae",
+    denoise: Annotated[bool, typer.Option("--denoise", help="Write the denoised layer too.")] = False,
+    save: Annotated[Path | None, typer.Option(help="Save the model to this folder as well.")] = None,
+    labels: Annotated[str | None, typer.Option(help="obs column to compare clusters with.")] = None,
+    evaluation: Annotated[bool, typer.Option(help="Compare with PCA and the gene means.")] = True,
+    seed: Annotated[int | None, typer.Option(help="Start of every random stream.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    in_place: InPlace = False,
+    drop_empty_cells: DropEmpty = False,
+    progress: Annotated[bool | None, typer.Option(help="A bar, or none; by default where there is a terminal.")] = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Train a model; OUTPUT is the input plus the latent, beside it the run folder with model, history and log."""
+    from anncoder.commands.outcome import outcome
+    from anncoder.commands.train import TrainRequest, run_train
+
+    flags = {"seed": seed, "device": device, "threads": threads}
+    with outcome(debug=debug, quiet=quiet):
+        run_train(
+            TrainRequest(
+                data=data,
+                output=output,
+                model=model,
+                config=config,
+                settings=tuple(settings or ()),
+                flags={name: value for name, value in flags.items() if value is not None},
+                layer=layer,
+                key=key,
+                denoise=denoise,
+                save=save,
+                labels=labels,
+                evaluation=evaluation,
+                in_place=in_place,
+                drop_empty_cells=drop_empty_cells,
+                progress=False if quiet else progress,
+            )
+        )
+
+
+@app.command()
+def embed(
+    model: ModelFolder,
+    data: Input,
+    output: Output,
+    layer: Layer = None,
+    key: Key = "ae",
+    allow_missing: AllowMissing = 0.0,
+    in_place: InPlace = False,
+    drop_empty_cells: DropEmpty = False,
+    debug: Debug = False,
+) -> None:
+    """Write the latent of a saved model for new cells; genes are matched by name."""
+    from anncoder.commands.apply import run_embed
+    from anncoder.commands.outcome import outcome
+
+    with outcome(debug=debug):
+        run_embed(
+            model,
+            data,
+            output,
+            layer=layer,
+            key=key,
+            allow_missing=allow_missing,
+            in_place=in_place,
+            drop_empty_cells=drop_empty_cells,
+        )
+
+
+@app.command()
+def denoise(
+    model: ModelFolder,
+    data: Input,
+    output: Output,
+    layer: Layer = None,
+    key: Key = "ae",
+    scale: Annotated[str, typer.Option(help="counts or normalized.")] = "counts",
+    in_place: InPlace = False,
+    drop_empty_cells: DropEmpty = False,
+    debug: Debug = False,
+) -> None:
+    """Write the denoised expression of a saved model as a new layer."""
+    from anncoder.commands.apply import run_denoise
+    from anncoder.commands.outcome import outcome
+
+    with outcome(debug=debug):
+        run_denoise(
+            model,
+            data,
+            output,
+            layer=layer,
+            key=key,
+            scale=scale,
+            in_place=in_place,
+            drop_empty_cells=drop_empty_cells,
+        )
+
+
+@app.command()
+def evaluate(
+    model: ModelFolder,
+    data: Input,
+    labels: Annotated[str | None, typer.Option(help="obs column with the cell types.")] = None,
+    layer: Layer = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the numbers to this JSON file.")] = None,
+    allow_missing: AllowMissing = 0.0,
+    seed: Annotated[int, typer.Option(help="Start of every random stream.")] = 0,
+    debug: Debug = False,
+) -> None:
+    """Compare a saved model with PCA of the same width and with the gene means."""
+    from anncoder.commands.inspect import run_evaluate
+    from anncoder.commands.outcome import outcome
+
+    with outcome(debug=debug):
+        run_evaluate(
+            model,
+            data,
+            labels=labels,
+            layer=layer,
+            output=output or Path("metrics.json"),
+            allow_missing=allow_missing,
+            seed=seed,
+        )
+
+
+@app.command()
+def info(
+    model: ModelFolder,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Say what a saved model is; opening it runs no code from it."""
+    from anncoder.commands.inspect import run_info
+    from anncoder.commands.outcome import outcome
+
+    with outcome(debug=debug):
+        run_info(model, as_json=json)
+
+
+@app.command()
+def config(
+    model: Annotated[str, typer.Option(help="count, denoising or undercomplete.")] = "count",
+    settings: Settings = None,
+    debug: Debug = False,
+) -> None:
+    """Print every setting of a model with its default, as YAML that `train --config` reads."""
+    from anncoder.commands.inspect import run_config
+    from anncoder.commands.outcome import outcome
+
+    with outcome(debug=debug):
+        run_config(model, tuple(settings or ()))
+
+
+@app.command()
+def simulate(
+    output: Output,
+    settings: Settings = None,
+    seed: Annotated[int, typer.Option(help="Start of every random stream.")] = 0,
+    keep_means: Annotated[bool, typer.Option("--keep-means", help="Write the true means as a layer.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Simulate counts of groups or paths of cells (Splatter's model), of any number, with flat memory."""
+    from anncoder.commands.outcome import outcome
+    from anncoder.commands.simulate import run_simulate
+
+    with outcome(debug=debug):
+        run_simulate(output, tuple(settings or ()), seed=seed, keep_means=keep_means)
+
+
+@app.command()
+def demo(
+    outdir: Annotated[Path, typer.Option("--outdir", "-o", help="Folder for the results.")] = Path(),
+    seed: Annotated[int, typer.Option(help="Start of every random stream.")] = 0,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Do the main job on 700 real blood cells: check, train, embed, denoise, cluster, draw. Downloads nothing."""
+    from anncoder.commands.demo import run_demo
+    from anncoder.commands.outcome import outcome
+
+    with outcome(debug=debug):
+        run_demo(outdir, seed=seed, threads=threads)

@@ -1,0 +1,1 @@
+"""What the commands do; :mod:`anncoder.cli` says how they are called."""

@@ -1,0 +1,207 @@
+"""What can be set: hyper-parameters shared by the models, training settings, and how a YAML file becomes them.
+
+The same words are constructor arguments, ``fit`` arguments, keys of ``configs/*.yaml`` and of ``--set``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import pydantic
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from anncoder.errors import ConfigError, FileError
+
+ActivationName = Literal[
+    "relu", "linear", "elu", "gelu", "leaky_relu", "mish", "selu", "sigmoid", "silu", "softplus", "tanh"
+]
+NormName = Literal["batch", "layer", "none"]
+LikelihoodName = Literal["nb", "zinb", "poisson", "gaussian"]
+DispersionName = Literal["gene", "gene-cell", "shared"]
+CorruptionName = Literal["swap", "mask", "dropout", "gaussian", "thinning", "none"]
+TransformName = Literal["log1p", "none"]
+
+Width = Annotated[int, Field(ge=1, le=65_536)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+Weight = Annotated[float, Field(ge=0, le=1e9)]
+
+
+class Settings(BaseModel):
+    """A frozen set of named values.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown key, naming the nearest known one; for a value that is out of range, saying what it should be.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @pydantic.model_validator(mode="wrap")
+    @classmethod
+    def _explain(cls, values: Any, build: pydantic.ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return build(values)
+        except pydantic.ValidationError as error:
+            raise _config_error(error, sorted(cls.model_fields), cls.__name__) from None
+
+
+# a model that has another default names the type again, not its bounds and description
+LatentUnits = Annotated[int, Field(ge=1, le=4096, description="number of latent units")]
+HiddenWidths = Annotated[
+    tuple[Width, ...],
+    Field(max_length=16, description="encoder widths; the decoder mirrors them; [] for none"),
+]
+Activation = Annotated[ActivationName, Field(description="activation of the hidden layers")]
+Norm = Annotated[NormName, Field(description="normalisation of the hidden layers")]
+LinearDecoder = Annotated[bool, Field(description="decode without hidden layers")]
+
+
+class NetworkConfig(Settings):
+    """Hyper-parameters that every autoencoder has."""
+
+    n_latent: LatentUnits = 16
+    n_hidden: HiddenWidths = (128,)
+    activation: Activation = "relu"
+    norm: Norm = "batch"
+    linear_decoder: LinearDecoder = False
+    dropout_rate: Annotated[Probability, Field(description="share of hidden units dropped in training")] = 0.0
+    transform: Annotated[
+        TransformName,
+        Field(description="log1p: data are raw counts, log-normalised here; none: expression as it is"),
+    ] = "log1p"
+    standardize: Annotated[bool, Field(description="z-score the genes of the network input")] = False
+    l1: Annotated[Weight, Field(description="L1 penalty on the weights")] = 0.0
+    l2: Annotated[Weight, Field(description="L2 penalty on the weights")] = 0.0
+    warmup_steps: Annotated[int, Field(ge=0, description="steps over which penalties rise to full strength")] = 0
+
+    @property
+    def decoder_hidden(self) -> tuple[int, ...]:
+        """Hidden widths of the decoder, in encoder order."""
+        return () if self.linear_decoder else self.n_hidden
+
+
+class TrainingConfig(Settings):
+    """How a network is fitted; the defaults of ``fit``."""
+
+    max_epochs: Annotated[int, Field(ge=1, description="most passes over the data")] = 400
+    batch_size: Annotated[int, Field(ge=2, description="cells in a minibatch")] = 256
+    learning_rate: Annotated[float, Field(gt=0, description="step size of Adam")] = 1e-3
+    weight_decay: Annotated[Weight, Field(description="decay of Adam")] = 0.0
+    valid_fraction: Annotated[float, Field(ge=0, le=0.9, description="share of cells held out; 0 for none")] = 0.1
+    valid_stratify: Annotated[str | None, Field(description="obs column whose proportions the split keeps")] = None
+    valid_groups: Annotated[str | None, Field(description="obs column whose groups the split never divides")] = None
+    early_stopping: Annotated[bool, Field(description="stop when the validation loss no longer falls")] = True
+    patience: Annotated[int, Field(ge=1, description="epochs without improvement before stopping")] = 20
+    min_delta: Annotated[Weight, Field(description="relative fall of the loss that counts as improvement")] = 1e-4
+    reduce_lr_patience: Annotated[
+        int, Field(ge=0, description="epochs without improvement before the step size falls; 0 for never")
+    ] = 8
+    reduce_lr_factor: Annotated[float, Field(gt=0, lt=1, description="by how much it falls")] = 0.3
+    clip_norm: Annotated[float, Field(gt=0, description="largest norm of the gradient")] = 10.0
+    seed: Annotated[int, Field(ge=0, description="start of every random stream")] = 0
+    device: Annotated[str, Field(description="auto, cpu, cuda, cuda:1, mps")] = "auto"
+    threads: Annotated[int | None, Field(ge=1, description="CPU threads; null for torch's choice")] = None
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Return the mapping in a YAML file; only plain values, no Python objects.
+
+    Raises
+    ------
+    FileError
+        The file cannot be read.
+    ConfigError
+        It is not YAML, or not a mapping.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise FileError(
+            f"cannot read the configuration {str(path)!r}: {error.strerror}",
+            code="no-config",
+            where=str(path),
+        ) from error
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"not valid YAML: {error}", code="bad-yaml", where=str(path)) from None
+    if not isinstance(values, dict):
+        raise ConfigError(
+            "a configuration must be a list of 'key: value' lines",
+            code="bad-yaml",
+            where=str(path),
+            remedy="see: anncoder config --model count",
+        )
+    return values
+
+
+def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
+    """Return the mapping of ``key=value`` words; values are read as YAML, so ``n_hidden=[64,32]`` is a list."""
+    values = {}
+    for word in assignments:
+        key, equals, text = word.partition("=")
+        if not equals or not key:
+            raise ConfigError(
+                f"{word!r} is not of the form key=value",
+                code="bad-assignment",
+                where="--set",
+                remedy="--set n_latent=32",
+            )
+        values[key.strip()] = _yaml_value(text)
+    return values
+
+
+def split_settings(
+    values: Mapping[str, Any], model_config: type[NetworkConfig]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Sort flat settings into a model's hyper-parameters and the training settings.
+
+    Raises
+    ------
+    ConfigError
+        A key belongs to neither; the nearest known key is named.
+    """
+    model_keys, training_keys = set(model_config.model_fields), set(TrainingConfig.model_fields)
+    for key in values:
+        if key not in model_keys | training_keys:
+            raise unknown_key(str(key), sorted(model_keys | training_keys), where="configuration")
+    hyper = {k: v for k, v in values.items() if k in model_keys}
+    return hyper, {k: v for k, v in values.items() if k in training_keys}
+
+
+def unknown_key(key: str, known: Sequence[str], *, where: str) -> ConfigError:
+    """Return the error for an unknown key, naming the nearest known one."""
+    near = difflib.get_close_matches(key, known, n=1)
+    remedy = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+    return ConfigError(f"unknown key {key!r}", code="unknown-key", where=where, remedy=remedy)
+
+
+def _yaml_value(text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text: it wants a dot before the exponent
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _config_error(error: pydantic.ValidationError, known: Sequence[str], where: str) -> ConfigError:
+    first = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return unknown_key(key, known, where=where)
+    return ConfigError(
+        f"{key} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}",
+        code="bad-value",
+        where=f"{where}.{key}",
+        remedy="see: anncoder config" if key else "",
+    )

@@ -1,0 +1,136 @@
+"""Opening the user's data and reading one matrix of it; nothing here writes to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+from scipy.sparse import csr_matrix, issparse
+
+from anncoder.errors import FileError, InputError
+
+
+def open_data(data: anndata.AnnData | str | Path) -> anndata.AnnData:
+    """Return an AnnData: the one given, or the one in an ``.h5ad`` or ``.zarr`` file.
+
+    Raises
+    ------
+    FileError
+        The file does not exist, is truncated, or is not an AnnData file.
+    """
+    if isinstance(data, anndata.AnnData):
+        return data.to_memory() if data.isbacked else data
+    if not isinstance(data, str | Path):
+        raise InputError(
+            f"expected an AnnData or a path, got {type(data).__name__}",
+            code="not-anndata",
+            remedy="wrap a matrix: anndata.AnnData(matrix, obs=..., var=...)",
+        )
+    path = Path(data)
+    if not path.exists():
+        raise FileError(f"no such file: {str(path)!r}", code="no-file", where=str(path), remedy="check the path")
+    if not path.is_dir():
+        _refuse_foreign_file(path)
+    try:
+        return anndata.read_zarr(path) if path.is_dir() else anndata.read_h5ad(path)
+    except Exception as error:
+        raise FileError(
+            f"cannot read {str(path)!r} as AnnData: {_first_line(error)}",
+            code="unreadable",
+            where=str(path),
+            remedy="the file is damaged, incomplete or of another kind; copy or download it again",
+        ) from error
+
+
+def read_matrix(adata: anndata.AnnData, layer: str | None) -> csr_matrix:
+    """Return ``X`` or a layer as a float32 CSR matrix with sorted, unique indices; the user's is not touched.
+
+    Raises
+    ------
+    InputError
+        There is no such layer, or no ``X``.
+    """
+    matrix = _slot(adata, layer)
+    if isinstance(matrix, csr_matrix) and matrix.dtype == np.float32:
+        # `has_canonical_format` looks at the whole matrix once and remembers it in the object: a copy is ours to sort
+        view = csr_matrix((matrix.data, matrix.indices, matrix.indptr), shape=matrix.shape, copy=False)
+        matrix = view if view.has_canonical_format else view.copy()
+    else:
+        matrix = csr_matrix(matrix, dtype=np.float32, copy=True)
+    matrix.sum_duplicates()
+    return matrix
+
+
+def place(layer: str | None) -> str:
+    """Return the name of a matrix as messages give it."""
+    return "X" if layer is None else f"layers[{layer!r}]"
+
+
+def obs_column(adata: anndata.AnnData, key: str, *, what: str) -> np.ndarray[Any, Any]:
+    """Return a column of obs as integer codes, (n_obs,).
+
+    Raises
+    ------
+    ConfigError
+        There is no such column, or it has missing values.
+    """
+    import pandas as pd
+
+    from anncoder.config import unknown_key
+    from anncoder.errors import ConfigError
+
+    if key not in adata.obs:
+        raise unknown_key(key, [str(c) for c in adata.obs.columns], where=f"{what} (a column of obs)")
+    codes = np.asarray(pd.factorize(adata.obs[key], sort=True)[0])
+    missing = int((codes < 0).sum())
+    if missing:
+        raise ConfigError(
+            f"obs[{key!r}] has {missing:,} missing values",
+            code="missing-values",
+            where=what,
+            remedy="fill them, or use another column",
+        )
+    return codes
+
+
+def _slot(adata: anndata.AnnData, layer: str | None) -> Any:
+    matrix = adata.X if layer is None else adata.layers.get(layer)
+    if matrix is None:
+        layers = [str(name) for name in adata.layers if name is not None]
+        raise InputError(
+            f"there is no {place(layer)}",
+            code="missing-layer",
+            where=place(layer),
+            remedy=f"layers here: {', '.join(layers) or 'none'}",
+        )
+    return matrix if issparse(matrix) else np.asarray(matrix)
+
+
+def _refuse_foreign_file(path: Path) -> None:
+    import h5py
+
+    try:
+        looks_right = h5py.is_hdf5(path)
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise FileError(
+            f"cannot open {str(path)!r}: {error.strerror}",
+            code="unreadable",
+            where=str(path),
+            remedy="check permissions",
+        ) from error
+    if not looks_right:
+        raise FileError(
+            f"{str(path)!r} is not an HDF5 file",
+            code="not-hdf5",
+            where=str(path),
+            remedy="give an .h5ad file or a .zarr folder; read other formats with scanpy and write_h5ad first",
+        )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return lines[0][:200] if lines else type(error).__name__

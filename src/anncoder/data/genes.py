@@ -1,0 +1,117 @@
+"""Matching the genes of new data to those of a model, by name."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import csr_matrix
+
+from anncoder.errors import ConfigError, InputError, some
+
+logger = logging.getLogger("anncoder")
+
+ENSEMBL = re.compile(r"^ENS[A-Z]{0,5}G\d{11}(\.\d+)?$")
+
+
+class Alignment(NamedTuple):
+    """Where the model's genes stand in the data."""
+
+    columns: np.ndarray[Any, Any]  # (g,) column of the data for each gene of the model, -1 where it is missing
+    missing: list[str]  # names of the genes that the data do not have
+    n_extra: int  # genes of the data that the model does not know
+
+    def apply(self, matrix: csr_matrix) -> csr_matrix:
+        """Return the matrix in the model's gene order, missing genes zero; CSR (n, g)."""
+        if not self.missing and self.n_extra == 0 and bool((np.diff(self.columns) == 1).all()):
+            return matrix
+        target = np.full(matrix.shape[1], -1, dtype=np.int64)
+        present = self.columns >= 0
+        target[self.columns[present]] = np.flatnonzero(present)
+        moved = target[matrix.indices]
+        keep = moved >= 0
+        kept_before = np.concatenate([[0], np.cumsum(keep)])
+        aligned = csr_matrix(
+            (matrix.data[keep], moved[keep].astype(np.int32), kept_before[matrix.indptr]),
+            shape=(matrix.shape[0], len(self.columns)),
+        )
+        aligned.sort_indices()
+        return aligned
+
+
+def align(model_genes: Sequence[str], data_genes: Sequence[str], *, allow_missing: float = 0.0) -> Alignment:
+    """Match genes by name.
+
+    Parameters
+    ----------
+    model_genes
+        Names the model was fitted on, g of them, in its order.
+    data_genes
+        Names of the new data, in any order.
+    allow_missing
+        Share of the model's genes that may be missing; they are taken as zero counts.
+
+    Returns
+    -------
+    Alignment
+        The order of the data does not matter, and genes the model does not know are left out.
+
+    Raises
+    ------
+    InputError
+        More genes are missing than allowed (they are listed, and a mix-up of gene symbols with Ensembl identifiers is
+        recognised), or a name of the data occurs twice.
+    """
+    if not 0 <= allow_missing <= 1:
+        raise ConfigError(f"allow_missing = {allow_missing} is not a share", code="bad-value", where="allow_missing")
+    index = pd.Index(data_genes)
+    if not index.is_unique:
+        raise InputError(
+            f"gene names occur twice: {some(index[index.duplicated()].unique())}",
+            code="duplicate-genes",
+            where="var_names",
+            remedy="adata.var_names_make_unique()",
+        )
+    columns = np.asarray(index.get_indexer(pd.Index(model_genes)))
+    missing = [name for name, column in zip(model_genes, columns, strict=True) if column < 0]
+    if len(missing) > allow_missing * len(model_genes):
+        raise _mismatch(model_genes, data_genes, missing)
+    if missing:
+        logger.warning(
+            "%d of the model's %d genes are missing and taken as zero: %s",
+            len(missing),
+            len(model_genes),
+            some(missing),
+        )
+    return Alignment(columns, missing, len(index) - len(model_genes) + len(missing))
+
+
+def naming(genes: Sequence[str]) -> str:
+    """Say how genes are named: ``"Ensembl identifiers"`` or ``"gene symbols"``."""
+    sample = list(genes[:: max(1, len(genes) // 1000)])
+    share = sum(bool(ENSEMBL.match(str(name))) for name in sample) / max(1, len(sample))
+    return "Ensembl identifiers" if share > 0.5 else "gene symbols"
+
+
+def _mismatch(model_genes: Sequence[str], data_genes: Sequence[str], missing: list[str]) -> InputError:
+    theirs, ours = naming(data_genes), naming(model_genes)
+    if theirs != ours:
+        remedy = f"the model knows {ours}, the data have {theirs}: put the model's kind of name into var_names"
+    elif _without_version(model_genes) & _without_version(data_genes) and ours == "Ensembl identifiers":
+        remedy = "the identifiers differ in their version suffix (.1, .2): remove it, or allow_missing=..."
+    else:
+        remedy = "embed data with the same genes, or allow_missing=0.1 to take missing ones as zero"
+    return InputError(
+        f"{len(missing):,} of the model's {len(model_genes):,} genes are missing: {some(missing, 10)}",
+        code="missing-genes",
+        where="var_names",
+        remedy=remedy,
+    )
+
+
+def _without_version(genes: Sequence[str]) -> set[str]:
+    return {str(name).split(".")[0] for name in genes}

@@ -1,0 +1,55 @@
+"""Gaussian likelihood and squared error of a sparse matrix of expression values.
+
+The observations stay sparse: ``sum (m - x)^2 w = sum m^2 w + sum over stored values of (x^2 - 2 m x) w``.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from anncoder.types import CSR
+
+LOG_2_PI = math.log(2 * math.pi)
+
+
+def squared_error(x: CSR, mean: Tensor) -> Tensor:
+    """Return the squared error of each cell, (b,), summed over its genes.
+
+    Parameters
+    ----------
+    x
+        (b, g) expression values.
+    mean
+        (b, g) reconstruction on the same scale.
+    """
+    stored = mean.reshape(-1)[x.flat()]
+    return mean.square().sum(dim=1) + x.with_values(x.values * (x.values - 2 * stored)).row_sums()
+
+
+def absolute_error(x: CSR, mean: Tensor) -> Tensor:
+    """Return the absolute error of each cell, (b,), summed over its genes; arguments as in squared_error."""
+    stored = mean.reshape(-1)[x.flat()]
+    return mean.abs().sum(dim=1) + x.with_values((stored - x.values).abs() - stored.abs()).row_sums()
+
+
+def gaussian_nll(x: CSR, mean: Tensor, log_sigma: Tensor) -> Tensor:
+    """Return the Gaussian negative log-likelihood of each cell, (b,).
+
+    Parameters
+    ----------
+    x
+        (b, g) expression values.
+    mean
+        (b, g) expected value on the same scale.
+    log_sigma
+        Logarithm of the standard deviation: (g,), (b, 1) or (b, g).
+    """
+    precision = torch.exp(-2 * log_sigma).expand_as(mean)
+    flat = x.flat()
+    stored_mean, stored_precision = mean.reshape(-1)[flat], precision.reshape(-1)[flat]
+    stored = x.with_values(0.5 * stored_precision * x.values * (x.values - 2 * stored_mean))
+    everywhere = 0.5 * mean.square() * precision + log_sigma.expand_as(mean) + 0.5 * LOG_2_PI
+    return everywhere.sum(dim=1) + stored.row_sums()

@@ -1,0 +1,34 @@
+"""One file a model: its hyper-parameters, its network and its objective.
+
+A network is built from ``(config, n_vars, noise)`` and offers
+
+- ``forward(batch) -> Loss``: the objective, and the only place where it is put together;
+- ``encode(batch) -> (b, k)``: the latent, deterministic in evaluation;
+- ``denoise(batch) -> (b, g)``: expected expression at the median library size;
+- ``start_from(summary)``: sets what one pass over the data can set before training.
+
+``MODELS`` is the one table of them; a new model is a file and an entry.
+"""
+
+from typing import NamedTuple
+
+from torch import nn
+
+from anncoder.config import NetworkConfig
+from anncoder.models.count import CountConfig, CountNetwork
+from anncoder.models.denoising import DenoisingConfig, DenoisingNetwork
+from anncoder.models.undercomplete import UndercompleteConfig, UndercompleteNetwork
+
+
+class Model(NamedTuple):
+    """A configuration class and the network class it describes."""
+
+    config: type[NetworkConfig]
+    network: type[nn.Module]
+
+
+MODELS: dict[str, Model] = {
+    "count": Model(CountConfig, CountNetwork),
+    "denoising": Model(DenoisingConfig, DenoisingNetwork),
+    "undercomplete": Model(UndercompleteConfig, UndercompleteNetwork),
+}

@@ -1,0 +1,121 @@
+"""Count autoencoder: the likelihood of raw counts under a count distribution whose mean the decoder gives.
+
+``log mu = log size_factor + decoder(latent)``: Eraslan et al. 2019 (DCA), doi 10.1038/s41467-018-07931-2, with the
+dispersion as a parameter of the gene, of the cell, or of both.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from anncoder.config import DispersionName, LikelihoodName, NetworkConfig, Weight
+from anncoder.errors import ConfigError
+from anncoder.likelihoods import gaussian_nll, nb_nll, poisson_nll, zinb_nll
+from anncoder.nn.heads import LOG_MEAN_RANGE, LOG_THETA_RANGE, CountHeads, CountParameters
+from anncoder.nn.inputs import LogNormalize, Standardize
+from anncoder.nn.layers import Decoder, Encoder
+from anncoder.nn.penalties import WeightPenalty
+from anncoder.types import Batch, Loss, Noise, Summary
+
+
+class CountConfig(NetworkConfig):
+    """Hyper-parameters of :class:`anncoder.CountAutoencoder`."""
+
+    likelihood: Annotated[LikelihoodName, Field(description="distribution of the counts")] = "nb"
+    dispersion: Annotated[
+        DispersionName,
+        Field(description="inverse dispersion: one a gene, one an entry, or one a cell (shared)"),
+    ] = "gene"
+    ridge_pi: Annotated[Weight, Field(description="penalty on the squared dropout probability (zinb)")] = 0.0
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Refuse an input that the likelihood cannot have."""
+        if self.transform == "none" and self.likelihood != "gaussian":
+            raise ConfigError(
+                f"likelihood={self.likelihood!r} is of raw counts, which the network reads log-normalised",
+                code="bad-value",
+                where="CountConfig.transform",
+                remedy="set transform='log1p', or likelihood='gaussian' for expression values",
+            )
+
+
+class CountNetwork(nn.Module):
+    """Encoder, decoder, heads and likelihood; see :mod:`anncoder.models` for the interface."""
+
+    def __init__(self, config: CountConfig, n_vars: int, noise: Noise) -> None:
+        super().__init__()
+        self.config = config
+        self.inputs = LogNormalize(config.transform)
+        self.standardize = Standardize(n_vars, scaled=config.standardize)
+        self.encoder = Encoder(config, n_vars, noise)
+        self.decoder = Decoder(config, config.n_latent, noise)
+        self.heads = CountHeads(
+            self.decoder.n_out,
+            n_vars,
+            likelihood=config.likelihood,
+            dispersion=config.dispersion,
+            noise=noise,
+        )
+        self.penalty = WeightPenalty(config.l1, config.l2, config.warmup_steps)
+
+    def start_from(self, summary: Summary) -> None:
+        """Start every gene at its mean and its moment estimate of the dispersion, and set the standardisation."""
+        self.standardize.start_from(summary)
+        gaussian = self.config.likelihood == "gaussian"
+        log_theta = summary.x_std.log() if gaussian else _moment_log_theta(summary)
+        with torch.no_grad():
+            bias = summary.x_mean if gaussian else summary.gene_mean.log().clamp(*LOG_MEAN_RANGE)
+            self.heads.mean.bias.copy_(bias)
+            if self.heads.gene_log_theta is not None:
+                self.heads.gene_log_theta.copy_(log_theta.clamp(*LOG_THETA_RANGE))
+            if self.heads.pi is not None:
+                self.heads.pi.bias.fill_(-2.0)  # start near "no dropout": pi = 0.12
+
+    def forward(self, batch: Batch) -> Loss:
+        """Return the negative log-likelihood, a mean over cells and genes, and the penalties."""
+        parameters = self.parameters_of(batch)
+        nll = self._nll(batch, parameters).mean() / batch.counts.n_vars
+        terms = {"nll": nll, **self.penalty(self.parameters())}
+        if self.config.ridge_pi and parameters.pi_logits is not None:
+            terms["ridge_pi"] = self.config.ridge_pi * parameters.pi_logits.sigmoid().square().mean()
+        return Loss(torch.stack(list(terms.values())).sum(), {k: v.detach() for k, v in terms.items()})
+
+    def encode(self, batch: Batch) -> Tensor:
+        """Return the latent, (b, k)."""
+        latent: Tensor = self.encoder(self.inputs(batch), self.standardize.mean, self.standardize.scale)
+        return latent
+
+    def parameters_of(self, batch: Batch) -> CountParameters:
+        """Return the parameters of the distribution of each entry, at size factor 1."""
+        parameters: CountParameters = self.heads(self.decoder(self.encode(batch)))
+        return parameters
+
+    def denoise(self, batch: Batch) -> Tensor:
+        """Return the expected expression at the median library size, (b, g)."""
+        mean = self.parameters_of(batch).log_mean
+        if self.config.likelihood != "gaussian":
+            return mean.exp()
+        return mean if self.config.transform == "none" else mean.expm1().clamp(min=0)
+
+    def _nll(self, batch: Batch, parameters: CountParameters) -> Tensor:
+        log_mean, log_theta, pi_logits = parameters
+        if self.config.likelihood == "gaussian":
+            assert log_theta is not None
+            return gaussian_nll(self.inputs(batch), log_mean, log_theta)
+        log_mu = log_mean + batch.size_factor.log().unsqueeze(1)
+        if self.config.likelihood == "poisson" or log_theta is None:
+            return poisson_nll(batch.counts, log_mu)
+        if pi_logits is not None:
+            return zinb_nll(batch.counts, log_mu, log_theta, pi_logits)
+        return nb_nll(batch.counts, log_mu, log_theta)
+
+
+def _moment_log_theta(summary: Summary) -> Tensor:
+    # Var = m + m^2 / theta, in normalised counts; genes with no more than Poisson variance start at theta = 100
+    excess = (summary.gene_var - summary.gene_mean).clamp(min=1e-8)
+    theta = summary.gene_mean.square() / excess
+    return theta.clamp(1e-2, 1e2).log()

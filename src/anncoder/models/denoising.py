@@ -1,0 +1,158 @@
+"""Denoising autoencoder: the input is corrupted, the target is not.
+
+Vincent et al. 2008, doi 10.1145/1390156.1390294. The default - swapped values, changed entries weighted 0.75, and a
+head that predicts from the latent which entries were changed - is scMAE's objective: Fang et al. 2024,
+doi 10.1093/bioinformatics/btae020.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from anncoder.config import (
+    Activation,
+    CorruptionName,
+    HiddenWidths,
+    LatentUnits,
+    LinearDecoder,
+    NetworkConfig,
+    Norm,
+)
+from anncoder.errors import ConfigError
+from anncoder.likelihoods import squared_error
+from anncoder.nn.corruption import Corrupted, corrupt, select, thin
+from anncoder.nn.inputs import LogNormalize, Standardize
+from anncoder.nn.layers import Decoder, Encoder, linear
+from anncoder.nn.penalties import WeightPenalty
+from anncoder.types import CSR, Batch, Loss, Noise, Summary
+
+
+class DenoisingConfig(NetworkConfig):
+    """Hyper-parameters of :class:`anncoder.DenoisingAutoencoder`."""
+
+    n_latent: LatentUnits = 32
+    n_hidden: HiddenWidths = (256,)
+    activation: Activation = "mish"
+    norm: Norm = "layer"
+    linear_decoder: LinearDecoder = True
+    corruption: Annotated[CorruptionName, Field(description="what is done to the input in training")] = "swap"
+    strength: Annotated[
+        float, Field(ge=0, description="probability of a change, or standard deviation of the gaussian")
+    ] = 0.4
+    masked_weight: Annotated[
+        float, Field(ge=0, le=1, description="weight of changed entries; the others have 1 minus it")
+    ] = 0.75
+    mask_predictor: Annotated[bool, Field(description="predict the changed entries from the latent")] = True
+    mask_loss_weight: Annotated[
+        float, Field(ge=0, le=1, description="weight of that prediction; the reconstruction has 1 minus it")
+    ] = 0.7
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Refuse a strength or an input that the corruption cannot have."""
+        if self.corruption != "gaussian" and self.strength >= 1:
+            raise ConfigError(
+                f"strength = {self.strength:g} is not a probability below 1",
+                code="bad-value",
+                where="DenoisingConfig.strength",
+                remedy=f"for corruption={self.corruption!r} give the share of entries to change, such as 0.4",
+            )
+        if self.corruption == "thinning" and self.transform == "none":
+            raise ConfigError(
+                "thinning removes molecules: it needs counts",
+                code="bad-value",
+                where="DenoisingConfig.corruption",
+                remedy="set transform='log1p' and fit raw counts, or choose another corruption",
+            )
+
+
+class DenoisingNetwork(nn.Module):
+    """Encoder, decoder, corruption and their objective; see :mod:`anncoder.models` for the interface."""
+
+    def __init__(self, config: DenoisingConfig, n_vars: int, noise: Noise) -> None:
+        super().__init__()
+        self.config = config
+        self.noise = noise
+        self.inputs = LogNormalize(config.transform)
+        self.standardize = Standardize(n_vars, scaled=config.standardize)
+        self.encoder = Encoder(config, n_vars, noise)
+        self.mask_head = linear(config.n_latent, n_vars, noise) if config.mask_predictor else None
+        n_decoded = config.n_latent + (n_vars if config.mask_predictor else 0)
+        self.decoder = Decoder(config, n_decoded, noise)
+        self.output = linear(self.decoder.n_out, n_vars, noise)
+        self.penalty = WeightPenalty(config.l1, config.l2, config.warmup_steps)
+
+    def start_from(self, summary: Summary) -> None:
+        """Start the output at the mean expression of each gene, and set the standardisation."""
+        self.standardize.start_from(summary)
+        with torch.no_grad():
+            self.output.bias.copy_(summary.x_mean)
+
+    def forward(self, batch: Batch) -> Loss:
+        """Return the reconstruction error of the clean input, the mask prediction and the penalties.
+
+        In evaluation the noise is a function of the minibatch: losses of different epochs can be compared.
+        """
+        clean = self.inputs(batch)
+        corrupted = self.corrupt(batch, clean)
+        latent = self._encode(corrupted.x)
+        mask_logits = None if self.mask_head is None else self.mask_head(latent)
+        decoded = self.decode(latent, mask_logits)
+        terms = {"reconstruction": self._reconstruction(clean, decoded, corrupted.changed)}
+        if mask_logits is not None and corrupted.changed is not None:
+            terms["reconstruction"] = (1 - self.config.mask_loss_weight) * terms["reconstruction"]
+            terms["mask"] = self.config.mask_loss_weight * _mask_loss(mask_logits, corrupted.changed)
+        terms |= self.penalty(self.parameters())
+        return Loss(torch.stack(list(terms.values())).sum(), {k: v.detach() for k, v in terms.items()})
+
+    def corrupt(self, batch: Batch, clean: CSR) -> Corrupted:
+        """Return a corrupted network input; the random numbers are the network's own."""
+        config, device = self.config, clean.values.device
+        noise = self.noise if self.training else Noise(self.noise.seed + int(batch.rows[0]))
+        generator = noise.on(device)
+        if config.corruption != "thinning":
+            return corrupt(clean, config.corruption, config.strength, generator)
+        thinned = thin(batch.counts, config.strength, generator)
+        # fewer molecules, smaller library: the normalised values stay on their scale
+        x = self.inputs(batch._replace(counts=thinned, size_factor=batch.size_factor * (1 - config.strength)))
+        return Corrupted(x, select(clean, thinned.values < batch.counts.values))
+
+    def encode(self, batch: Batch) -> Tensor:
+        """Return the latent of the clean input, (b, k)."""
+        return self._encode(self.inputs(batch))
+
+    def decode(self, latent: Tensor, mask_logits: Tensor | None) -> Tensor:
+        """Return the reconstruction of the network input, (b, g)."""
+        joint = latent if mask_logits is None else torch.cat([latent, mask_logits], dim=1)
+        decoded: Tensor = self.output(self.decoder(joint))
+        return decoded
+
+    def denoise(self, batch: Batch) -> Tensor:
+        """Return the expected expression at the median library size, (b, g); of ``transform="none"`` as it is."""
+        latent = self.encode(batch)
+        decoded = self.decode(latent, None if self.mask_head is None else self.mask_head(latent))
+        return decoded if self.config.transform == "none" else decoded.expm1().clamp(min=0)
+
+    def _encode(self, x: CSR | Tensor) -> Tensor:
+        latent: Tensor = self.encoder(x, self.standardize.mean, self.standardize.scale)
+        return latent
+
+    def _reconstruction(self, clean: CSR, decoded: Tensor, changed: CSR | None) -> Tensor:
+        # mean over cells and genes of w (x - decoded)^2, w = masked_weight at changed entries, 1 - masked_weight else
+        everywhere = squared_error(clean, decoded)
+        if changed is None:
+            return everywhere.mean() / clean.n_vars
+        at_changed = changed.with_values((decoded.reshape(-1)[changed.flat()] - changed.values).square())
+        weight = self.config.masked_weight
+        weighted = (1 - weight) * everywhere + (2 * weight - 1) * at_changed.row_sums()
+        return weighted.mean() / clean.n_vars
+
+
+def _mask_loss(logits: Tensor, changed: CSR) -> Tensor:
+    # binary cross-entropy with a sparse target: softplus(logit) everywhere, minus the logit where the target is 1
+    at_changed = logits.reshape(-1)[changed.flat()]
+    return (softplus(logits).sum() - at_changed.sum()) / logits.numel()

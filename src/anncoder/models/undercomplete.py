@@ -1,0 +1,109 @@
+"""Undercomplete autoencoder: fewer latent units than genes, and the reconstruction error of expression.
+
+With ``activation="linear"`` (or no hidden layer) and squared error, the best such network spans the subspace of the
+first ``n_latent`` principal components: Baldi & Hornik 1989, doi 10.1016/0893-6080(89)90014-2.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import linear as product
+
+from anncoder.config import NetworkConfig
+from anncoder.errors import ConfigError
+from anncoder.likelihoods import absolute_error, squared_error
+from anncoder.nn.inputs import LogNormalize, Standardize
+from anncoder.nn.layers import Decoder, Encoder, linear
+from anncoder.nn.penalties import WeightPenalty
+from anncoder.types import Batch, Loss, Noise, Summary
+
+
+class UndercompleteConfig(NetworkConfig):
+    """Hyper-parameters of :class:`anncoder.UndercompleteAutoencoder`."""
+
+    error: Annotated[Literal["squared", "absolute"], Field(description="reconstruction error")] = "squared"
+    tied: Annotated[bool, Field(description="decoder weights are the encoder's, transposed")] = False
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Refuse what cannot be tied."""
+        if self.tied and (self.norm != "none" or self.linear_decoder):
+            raise ConfigError(
+                f"tied weights go with norm='none' and linear_decoder=False, "
+                f"not norm={self.norm!r} and linear_decoder={self.linear_decoder}",
+                code="bad-value",
+                where="UndercompleteConfig.tied",
+                remedy="set norm='none', or tied=False",
+            )
+
+
+class UndercompleteNetwork(nn.Module):
+    """Encoder, decoder and reconstruction error; see :mod:`anncoder.models` for the interface.
+
+    The error is a mean over cells and genes, on the scale of the network input before standardisation.
+    """
+
+    def __init__(self, config: UndercompleteConfig, n_vars: int, noise: Noise) -> None:
+        super().__init__()
+        self.config = config
+        self.inputs = LogNormalize(config.transform)
+        self.standardize = Standardize(n_vars, scaled=config.standardize)
+        self.encoder = Encoder(config, n_vars, noise)
+        self.penalty = WeightPenalty(config.l1, config.l2, config.warmup_steps)
+        if config.tied:
+            self.tied = TiedDecoder(self.encoder, config.n_hidden)
+        else:
+            self.decoder = Decoder(config, config.n_latent, noise)
+            self.output = linear(self.decoder.n_out, n_vars, noise)
+
+    def start_from(self, summary: Summary) -> None:
+        """Start the output at the mean expression of each gene, and set the standardisation."""
+        self.standardize.start_from(summary)
+        bias = self.tied.output_bias if self.config.tied else self.output.bias
+        with torch.no_grad():
+            bias.copy_(summary.x_mean)
+
+    def forward(self, batch: Batch) -> Loss:
+        """Return the reconstruction error and the penalties."""
+        x = self.inputs(batch)
+        error = squared_error if self.config.error == "squared" else absolute_error
+        reconstruction = error(x, self.decode(self.encode(batch))).mean() / x.n_vars
+        terms = {"reconstruction": reconstruction, **self.penalty(self.parameters())}
+        return Loss(torch.stack(list(terms.values())).sum(), {k: v.detach() for k, v in terms.items()})
+
+    def encode(self, batch: Batch) -> Tensor:
+        """Return the latent, (b, k)."""
+        latent: Tensor = self.encoder(self.inputs(batch), self.standardize.mean, self.standardize.scale)
+        return latent
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Return the reconstruction of the network input, (b, g)."""
+        decoded: Tensor = self.tied(latent) if self.config.tied else self.output(self.decoder(latent))
+        return decoded
+
+    def denoise(self, batch: Batch) -> Tensor:
+        """Return the expected expression at the median library size, (b, g); of ``transform="none"`` as it is."""
+        decoded = self.decode(self.encode(batch))
+        return decoded if self.config.transform == "none" else decoded.expm1().clamp(min=0)
+
+
+class TiedDecoder(nn.Module):
+    """A decoder that uses the encoder's weights, transposed, with biases of its own."""
+
+    def __init__(self, encoder: Encoder, widths: tuple[int, ...]) -> None:
+        super().__init__()
+        self._encoder = [encoder]  # in a list: the encoder's parameters are registered once, with the encoder
+        self.biases = nn.ParameterList(torch.zeros(width) for width in widths)
+        self.output_bias = nn.Parameter(torch.zeros(encoder.first.weight.shape[0]))
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """Return the reconstruction, (b, g)."""
+        encoder = self._encoder[0]
+        hidden = latent
+        layers = zip(encoder.rest, self.biases, encoder.after, strict=True)
+        for layer, bias, follow in reversed(list(layers)):
+            hidden = follow(product(hidden, layer.weight.T, bias))
+        return product(hidden, encoder.first.weight, self.output_bias)

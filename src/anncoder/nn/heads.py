@@ -1,0 +1,71 @@
+"""Heads: from the decoder's last hidden layer to the parameters of a count distribution."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from anncoder.config import DispersionName, LikelihoodName
+from anncoder.nn.layers import linear
+from anncoder.types import Noise
+
+# beyond these no count can tell the difference; inside them float32 neither overflows nor loses the gradient
+LOG_MEAN_RANGE = (math.log(1e-8), math.log(1e6))
+LOG_THETA_RANGE = (math.log(1e-4), math.log(1e6))
+
+
+class CountParameters(NamedTuple):
+    """What the decoder says of each entry."""
+
+    log_mean: Tensor  # (b, g) log expected count at size factor 1; for "gaussian" the mean itself
+    log_theta: Tensor | None  # (g,), (b, 1) or (b, g) log inverse dispersion; for "gaussian" log sigma
+    pi_logits: Tensor | None  # (b, g) logit of the dropout probability
+
+
+class CountHeads(nn.Module):
+    """The output layers of a count model.
+
+    Parameters
+    ----------
+    n_in
+        Width of the last hidden layer (or of the latent).
+    n_vars
+        Number of genes.
+    likelihood
+        Which parameters there are: ``zinb`` has dropout logits, ``poisson`` no dispersion.
+    dispersion
+        ``gene``: one trainable number a gene; ``gene-cell``: an output layer; ``shared``: one output a cell, shared
+        by its genes.
+    noise
+        Random stream of the initial weights.
+    """
+
+    def __init__(
+        self, n_in: int, n_vars: int, *, likelihood: LikelihoodName, dispersion: DispersionName, noise: Noise
+    ) -> None:
+        super().__init__()
+        self.likelihood = likelihood
+        self.mean = linear(n_in, n_vars, noise)
+        self.gene_log_theta: nn.Parameter | None = None
+        self.theta: nn.Linear | None = None
+        self.pi: nn.Linear | None = None
+        if likelihood != "poisson":
+            if dispersion == "gene":
+                self.gene_log_theta = nn.Parameter(torch.zeros(n_vars))
+            else:
+                self.theta = linear(n_in, n_vars if dispersion == "gene-cell" else 1, noise)
+        if likelihood == "zinb":
+            self.pi = linear(n_in, n_vars, noise)
+
+    def forward(self, hidden: Tensor) -> CountParameters:
+        """Return the parameters for (b, n_in) hidden values."""
+        mean = self.mean(hidden)
+        if self.likelihood != "gaussian":
+            mean = mean.clamp(*LOG_MEAN_RANGE)
+        log_theta = self.gene_log_theta if self.theta is None else self.theta(hidden)
+        if log_theta is not None:
+            log_theta = log_theta.clamp(*LOG_THETA_RANGE)
+        return CountParameters(mean, log_theta, None if self.pi is None else self.pi(hidden))

@@ -1,0 +1,58 @@
+"""From raw counts to what the network reads; part of the model, so that new data go through the same door."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from anncoder.types import CSR, Batch, Summary
+
+
+class LogNormalize(nn.Module):
+    """``log1p(counts / size_factor)`` of the stored values; with ``transform="none"``, the values as they are.
+
+    The size factor is the library size over the median library size of the fitted data, so this is
+    ``scanpy.pp.normalize_total`` (target: the median) and ``scanpy.pp.log1p``.
+    """
+
+    def __init__(self, transform: str) -> None:
+        super().__init__()
+        self.transform = transform
+
+    def forward(self, batch: Batch) -> CSR:
+        """Return the network input, (b, g), as sparse as the counts."""
+        counts = batch.counts
+        if self.transform == "none":
+            return counts
+        per_entry = batch.size_factor[counts.rows()]
+        return counts.with_values(torch.log1p(counts.values / per_entry))
+
+
+class Standardize(nn.Module):
+    """Mean and standard deviation of each gene of the network input, (g,), from the fitted cells.
+
+    They go to the first layer, which folds them into its weights and bias: nothing is made dense. The input is always
+    centred (with the mean left in, its direction would drown the others), and divided by the standard deviation only
+    where that is asked for.
+
+    Parameters
+    ----------
+    n_vars
+        Number of genes.
+    scaled
+        Whether to divide.
+    """
+
+    mean: Tensor
+    scale: Tensor | None
+
+    def __init__(self, n_vars: int, *, scaled: bool) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(n_vars))
+        self.register_buffer("scale", torch.ones(n_vars) if scaled else None)
+
+    def start_from(self, summary: Summary) -> None:
+        """Take the moments of the fitted cells."""
+        self.mean.copy_(summary.x_mean)
+        if self.scale is not None:
+            self.scale.copy_(summary.x_std)

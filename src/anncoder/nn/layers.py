@@ -1,0 +1,116 @@
+"""Dense layers and the two halves of an autoencoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from anncoder.config import NetworkConfig
+from anncoder.nn.sparse import SparseLinear, reset
+from anncoder.types import CSR, Noise
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "linear": nn.Identity,
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "leaky_relu": nn.LeakyReLU,
+    "mish": nn.Mish,
+    "selu": nn.SELU,
+    "sigmoid": nn.Sigmoid,
+    "silu": nn.SiLU,
+    "softplus": nn.Softplus,
+    "tanh": nn.Tanh,
+}
+
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    # momentum and eps are those of DCA and scVI
+    "batch": lambda width: nn.BatchNorm1d(width, momentum=0.01, eps=1e-3),
+    "layer": nn.LayerNorm,
+    "none": lambda width: nn.Identity(),
+}
+
+
+class Dropout(nn.Module):
+    """Zero each value with probability ``rate`` in training, from the network's own random stream."""
+
+    def __init__(self, rate: float, noise: Noise) -> None:
+        super().__init__()
+        self.rate = rate
+        self.noise = noise
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x with dropped values, the others scaled by 1 / (1 - rate); x itself in evaluation."""
+        if not self.training or self.rate == 0:
+            return x
+        keep = torch.empty_like(x).bernoulli_(1 - self.rate, generator=self.noise.on(x.device))
+        return x * keep / (1 - self.rate)
+
+
+def linear(n_in: int, n_out: int, noise: Noise) -> nn.Linear:
+    """Return a ``torch.nn.Linear`` whose initial weights come from ``noise``, not from the global stream."""
+    device = torch.get_default_device()
+    layer: nn.Linear = nn.utils.skip_init(nn.Linear, n_in, n_out, device=device)  # type: ignore[no-untyped-call]
+    reset(layer.weight, n_in, noise)
+    reset(layer.bias, n_in, noise)
+    return layer
+
+
+def after(width: int, config: NetworkConfig, noise: Noise) -> nn.Sequential:
+    """Return what follows every hidden product: normalisation, activation, dropout."""
+    return nn.Sequential(
+        NORMS[config.norm](width), ACTIVATIONS[config.activation](), Dropout(config.dropout_rate, noise)
+    )
+
+
+class Encoder(nn.Module):
+    """Expression to latent: sparse first layer, hidden layers, linear latent units.
+
+    Parameters
+    ----------
+    config
+        For ``n_hidden``, ``n_latent``, and what follows the hidden products; the latent units have none of that.
+    n_vars
+        Number of genes, g.
+    noise
+        Random stream of the initial weights and of the dropout.
+    """
+
+    def __init__(self, config: NetworkConfig, n_vars: int, noise: Noise) -> None:
+        super().__init__()
+        widths = [*config.n_hidden, config.n_latent]
+        self.first = SparseLinear(n_vars, widths[0], noise)
+        self.rest = nn.ModuleList(linear(a, b, noise) for a, b in pairwise(widths))
+        self.after = nn.ModuleList(after(width, config, noise) for width in config.n_hidden)
+
+    def forward(self, x: CSR | Tensor, mean: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
+        """Return the latent, (b, k); ``mean`` and ``scale``, (g,), centre and divide x first."""
+        hidden: Tensor = self.first(x, mean, scale)
+        for follow, product in zip(self.after, self.rest, strict=True):
+            hidden = product(follow(hidden))
+        return hidden
+
+
+class Decoder(nn.Sequential):
+    """Latent to the last hidden layer, (b, n_in) to (b, n_out); the output layer or the heads stand behind it.
+
+    Parameters
+    ----------
+    config
+        For ``decoder_hidden``, which mirrors the encoder, and what follows the hidden products.
+    n_in
+        Width of the input.
+    noise
+        Random stream of the initial weights and of the dropout.
+    """
+
+    def __init__(self, config: NetworkConfig, n_in: int, noise: Noise) -> None:
+        widths = [n_in, *reversed(config.decoder_hidden)]
+        blocks: list[nn.Module] = []
+        for a, b in pairwise(widths):
+            blocks += [linear(a, b, noise), after(b, config, noise)]
+        super().__init__(*blocks)
+        self.n_out = widths[-1]

@@ -1,0 +1,66 @@
+"""Penalties on weights and parameters, with a warm-up that is part of the model's state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+class WarmUp(nn.Module):
+    """A factor that rises linearly from 0 to 1 over the first training steps.
+
+    The number of steps taken is a buffer: it is saved with the weights, so a resumed run goes on where it was.
+
+    Parameters
+    ----------
+    n_steps
+        Training steps until the factor is 1; 0 for 1 from the start.
+    """
+
+    steps: Tensor
+
+    def __init__(self, n_steps: int) -> None:
+        super().__init__()
+        self.n_steps = n_steps
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def forward(self) -> Tensor:
+        """Return the factor, (); a training step counts itself."""
+        if self.n_steps == 0:
+            return torch.ones((), device=self.steps.device)
+        if self.training:
+            self.steps += 1
+        return (self.steps / self.n_steps).clamp(max=1)
+
+
+class WeightPenalty(nn.Module):
+    """``l1 * sum |w| + l2 * sum w^2`` over the weight matrices (not biases) of a network.
+
+    Parameters
+    ----------
+    l1, l2
+        Factors.
+    warmup_steps
+        See :class:`WarmUp`.
+    """
+
+    def __init__(self, l1: float, l2: float, warmup_steps: int) -> None:
+        super().__init__()
+        self.l1 = l1
+        self.l2 = l2
+        self.warm_up = WarmUp(warmup_steps)
+
+    def forward(self, parameters: Iterable[Tensor]) -> dict[str, Tensor]:
+        """Return the weighted terms that are not switched off, by name."""
+        if not (self.l1 or self.l2):
+            return {}
+        weights = [p for p in parameters if p.dim() == 2]
+        factor = self.warm_up()
+        terms = {}
+        if self.l1:
+            terms["l1"] = factor * self.l1 * torch.stack([w.abs().sum() for w in weights]).sum()
+        if self.l2:
+            terms["l2"] = factor * self.l2 * torch.stack([w.square().sum() for w in weights]).sum()
+        return terms

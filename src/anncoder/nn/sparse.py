@@ -1,0 +1,86 @@
+"""The first layer: sparse minibatch in, dense hidden units out.
+
+The product reads only the stored values. Standardised input stays sparse too: with ``x' = (x - mean) / sd`` the
+factor goes into the weights and the shift into the bias, ``x' W + b = x (W / sd) + (b - mean (W / sd))``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from scipy.sparse import csc_array
+from torch import Tensor, nn
+
+from anncoder.types import CSR, Noise
+
+
+class SparseLinear(nn.Module):
+    """``x @ weight + bias`` for a CSR or dense x.
+
+    Parameters
+    ----------
+    n_in, n_out
+        Width of the input and of the output.
+    noise
+        Random stream of the initial weights: uniform within 1 / sqrt(n_in), as ``torch.nn.Linear``.
+    """
+
+    def __init__(self, n_in: int, n_out: int, noise: Noise) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_in, n_out))  # rows are genes: a stored value reads one row
+        self.bias = nn.Parameter(torch.empty(n_out))
+        reset(self.weight, n_in, noise)
+        reset(self.bias, n_in, noise)
+
+    def forward(self, x: CSR | Tensor, mean: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
+        """Return (b, n_out); ``mean`` is subtracted from the input first, and ``scale`` divides it, (n_in,) each."""
+        weight = self.weight if scale is None else self.weight / scale.unsqueeze(1)
+        bias = self.bias if mean is None else self.bias - mean @ weight
+        return sparse_matmul(x, weight) + bias
+
+
+def reset(parameter: Tensor, fan_in: int, noise: Noise) -> None:
+    """Fill a parameter uniformly within 1 / sqrt(fan_in); nothing to do while only shapes are wanted."""
+    if not parameter.is_meta:
+        bound = 1 / math.sqrt(max(fan_in, 1))
+        with torch.no_grad():
+            parameter.uniform_(-bound, bound, generator=noise.on(parameter.device))
+
+
+def sparse_matmul(x: CSR | Tensor, weight: Tensor) -> Tensor:
+    """Return ``x @ weight``, (b, h), for a CSR or dense (b, g) x and a (g, h) weight."""
+    if isinstance(x, Tensor):
+        return x @ weight
+    product: Tensor = _SparseMatmul.apply(weight, x)  # type: ignore[no-untyped-call]
+    return product
+
+
+class _SparseMatmul(torch.autograd.Function):
+    # embedding_bag is the fastest sparse product forward, and its own backward the slowest: hence written by hand
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, x: CSR) -> Tensor:
+        ctx.x = x
+        return torch.nn.functional.embedding_bag(
+            x.indices,
+            weight,
+            x.indptr,
+            mode="sum",
+            per_sample_weights=x.values.to(weight.dtype),
+            include_last_offset=True,
+        )
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
+        return _transposed_matmul(ctx.x, upstream[0]), None
+
+
+def _transposed_matmul(x: CSR, dense: Tensor) -> Tensor:
+    # x.T @ dense: the CSR arrays of x are the CSC arrays of its transpose, so nothing is sorted or copied
+    if dense.device.type != "cpu":
+        return x.to_dense().T @ dense
+    transposed = csc_array(
+        (x.values.to(dense.dtype).numpy(), x.indices.numpy(), x.indptr.numpy()), shape=(x.n_vars, x.n_rows)
+    )
+    return torch.from_numpy(transposed @ dense.numpy())

@@ -1,0 +1,68 @@
+"""Telling the user how training goes: a bar in a terminal or notebook, a plain line an epoch in a log."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from typing import Any
+
+from anncoder.training import Record
+
+logger = logging.getLogger("anncoder")
+
+
+def announce(message: str) -> None:
+    """Say one line: to the log if anybody listens to it, else to stderr."""
+    if logger.isEnabledFor(logging.INFO) and logger.hasHandlers():
+        logger.info(message)
+    else:
+        sys.stderr.write(message + "\n")
+
+
+class TrainingReport:
+    """Follows a training run; a context manager.
+
+    Parameters
+    ----------
+    n_steps
+        Minibatches in an epoch.
+    max_epochs
+        Epochs at most.
+    show
+        True: a bar always. None: a bar where stderr is a terminal or a notebook. False: nothing.
+    """
+
+    def __init__(self, n_steps: int, max_epochs: int, *, show: bool | None) -> None:
+        from tqdm.auto import tqdm
+
+        self.max_epochs = max_epochs
+        self.level = logging.DEBUG if show is False else logging.INFO
+        self.began = time.perf_counter()
+        # disable=None is tqdm's own "not where stderr is no terminal"; a notebook's bar does not ask
+        disable = {True: False, None: None, False: True}[show]
+        self.bar: Any = tqdm(total=n_steps * max_epochs, unit="batch", disable=disable, leave=False, mininterval=0.2)
+
+    def step(self) -> None:
+        """Follow one minibatch."""
+        self.bar.update()
+
+    def epoch(self, record: Record) -> None:
+        """Follow one epoch: losses, and the longest that training can still take."""
+        done = int(record["epoch"]) + 1
+        left = (time.perf_counter() - self.began) / done * (self.max_epochs - done)
+        logger.log(self.level, "epoch %d/%d  %s  at most %.0f s left", done, self.max_epochs, losses(record), left)
+        self.bar.set_description_str(f"epoch {done}/{self.max_epochs}", refresh=False)
+        self.bar.set_postfix_str(losses(record), refresh=False)
+
+    def __enter__(self) -> TrainingReport:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.bar.close()
+
+
+def losses(record: Record) -> str:
+    """Return ``"train 0.4231  valid 0.4302"``."""
+    pairs = (("train", "train_loss"), ("valid", "valid_loss"))
+    return "  ".join(f"{name} {record[key]:.5g}" for name, key in pairs if key in record)

@@ -1,0 +1,298 @@
+"""scanpy's manners: results are written into the AnnData, under names of their own.
+
+Nothing of the user's is touched: ``X``, ``raw``, layers and every slot that is not ours stay what they are.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import anndata
+import numpy as np
+
+from anncoder.autoencoder import Array, Autoencoder, Scale
+from anncoder.checkpoint import SCHEMA, versions
+from anncoder.config import split_settings, unknown_key
+from anncoder.data.genes import align
+from anncoder.errors import ConfigError, InputError
+from anncoder.estimators import ESTIMATORS, CountAutoencoder
+from anncoder.models import MODELS
+from anncoder.progress import announce, logger
+
+
+def autoencode(
+    adata: anndata.AnnData,
+    model: str = "count",
+    *,
+    layer: str | None = None,
+    key_added: str = "ae",
+    denoise: bool = False,
+    copy: bool = False,
+    progress: bool | None = None,
+    **settings: Any,
+) -> Any:
+    """Fit an autoencoder and write its latent into ``adata``.
+
+    Parameters
+    ----------
+    adata
+        Raw counts, (n_obs, n_vars), in ``X`` or a layer.
+    model
+        ``"count"``, ``"denoising"`` or ``"undercomplete"``.
+    layer
+        Where the counts are; None for ``X``.
+    key_added
+        Name under which results are written.
+    denoise
+        Write the expected counts too; a dense (n_obs, n_vars) layer.
+    copy
+        Leave ``adata`` alone and return a copy with the results.
+    progress
+        True for a progress bar, False for silence, None for a bar where there is a terminal or notebook.
+    **settings
+        Hyper-parameters of the model (``n_latent``, ``n_hidden``, ``likelihood``...) and settings of its fit
+        (``max_epochs``, ``seed``, ``threads``...), as :class:`anncoder.CountAutoencoder` and its siblings have them.
+
+    Returns
+    -------
+    Autoencoder or AnnData
+        The fitted model; with ``copy=True`` the copy of ``adata``.
+
+    Sets the following fields:
+
+    ``adata.obsm["X_{key_added}"]`` : (n_obs, n_latent) float32
+        Latent of each cell.
+    ``adata.var["{key_added}_theta"]`` : (n_vars,) float32
+        Inverse dispersion of each gene, of count models with ``dispersion="gene"``.
+    ``adata.layers["{key_added}_denoised"]`` : (n_obs, n_vars) float32
+        Expected counts, with ``denoise=True``.
+    ``adata.uns[key_added]`` : dict
+        ``params_json`` (every setting), ``history`` (data frame), ``valid_obs`` (names of held-out cells), ``version``.
+
+    Raises
+    ------
+    ConfigError
+        Unknown model or setting; the nearest known one is named.
+    InputError
+        The data are not raw counts; see :func:`anncoder.check`.
+
+    Examples
+    --------
+    >>> import anncoder as ac
+    >>> adata = ac.datasets.pbmc68k_counts()
+    >>> model = ac.tl.autoencode(adata, "count", n_latent=10, max_epochs=2, progress=False)
+    >>> adata.obsm["X_ae"].shape
+    (700, 10)
+    """
+    if model not in ESTIMATORS:
+        raise unknown_key(str(model), sorted(ESTIMATORS), where="model")
+    hyper, training = split_settings(settings, MODELS[model].config)
+    target = adata.copy() if copy else _actual(adata)
+    refuse_foreign(target, key_added)
+    fitted: Autoencoder = ESTIMATORS[model](**hyper).fit(target, layer=layer, progress=progress, **training)
+    _write_latent(target, fitted, fitted.embed(target), key_added)
+    if denoise:
+        _write_denoised(target, fitted.denoise(target), key_added)
+    if progress is not False:
+        announce(next_step(target, key_added))
+    return target if copy else fitted
+
+
+def embed(
+    adata: anndata.AnnData,
+    model: Autoencoder,
+    *,
+    layer: str | None = None,
+    key_added: str = "ae",
+    allow_missing: float = 0.0,
+    copy: bool = False,
+) -> anndata.AnnData | None:
+    """Write the latent of a fitted model into ``adata``; genes are matched by name.
+
+    Parameters
+    ----------
+    adata
+        New or old cells, raw counts.
+    model
+        A fitted model.
+    layer
+        Where the counts are; None for where they were in ``fit``, ``"X"`` for ``X``.
+    key_added
+        Name under which results are written.
+    allow_missing
+        Share of the model's genes that may be missing; they are taken as zero.
+    copy
+        Leave ``adata`` alone and return a copy with the results.
+
+    Returns
+    -------
+    AnnData or None
+        The copy, with ``copy=True``.
+
+    Sets the following fields:
+
+    ``adata.obsm["X_{key_added}"]`` : (n_obs, n_latent) float32
+        Latent of each cell.
+    ``adata.uns[key_added]`` : dict
+        As :func:`autoencode` writes it.
+
+    Raises
+    ------
+    InputError
+        Too many genes are missing, or the values are not what the model was fitted on.
+    """
+    target = adata.copy() if copy else _actual(adata)
+    refuse_foreign(target, key_added)
+    _write_latent(target, model, model.embed(target, layer=layer, allow_missing=allow_missing), key_added)
+    return target if copy else None
+
+
+def denoise(
+    adata: anndata.AnnData,
+    model: Autoencoder,
+    *,
+    scale: Scale = "counts",
+    layer: str | None = None,
+    key_added: str = "ae",
+    copy: bool = False,
+) -> anndata.AnnData | None:
+    """Write the expected expression of a fitted model into a new layer of ``adata``.
+
+    Parameters
+    ----------
+    adata
+        Cells whose genes are all known to the model, in any order.
+    model
+        A fitted model.
+    scale
+        ``"counts"``: at each cell's own library size; ``"normalized"``: at the median library size.
+    layer
+        Where the counts are; None for where they were in ``fit``, ``"X"`` for ``X``.
+    key_added
+        Name under which results are written.
+    copy
+        Leave ``adata`` alone and return a copy with the results.
+
+    Returns
+    -------
+    AnnData or None
+        The copy, with ``copy=True``.
+
+    Sets the following fields:
+
+    ``adata.layers["{key_added}_denoised"]`` : (n_obs, n_vars) float32
+        Expected expression.
+
+    Raises
+    ------
+    InputError
+        ``adata`` has genes that the model does not know.
+    ResourceError
+        The dense layer would not fit into memory.
+    """
+    target = adata.copy() if copy else _actual(adata)
+    refuse_foreign(target, key_added)
+    alignment = align(list(model.var_names_), list(target.var_names.astype(str)))
+    if alignment.n_extra:
+        raise InputError(
+            f"the model does not know {alignment.n_extra:,} of the genes here: a layer has all of them",
+            code="unknown-genes",
+            where="var_names",
+            remedy="adata = adata[:, model.var_names_].copy()",
+        )
+    genes = list(target.var_names.astype(str))
+    _write_denoised(target, model.denoise(target, scale=scale, layer=layer, genes=genes), key_added)
+    return target if copy else None
+
+
+def next_step(adata: anndata.AnnData, key: str) -> str:
+    """Return the line that says what was written and how scanpy goes on."""
+    n_obs, n_latent = adata.obsm[f"X_{key}"].shape
+    return f"wrote obsm['X_{key}'] ({n_obs:,} x {n_latent}, float32); next: sc.pp.neighbors(adata, use_rep='X_{key}')"
+
+
+def _write_latent(adata: anndata.AnnData, model: Autoencoder, latent: Array, key: str) -> None:
+    if not np.isfinite(latent).all():
+        raise InputError(
+            f"{int((~np.isfinite(latent).all(axis=1)).sum()):,} cells have a latent that is not finite",
+            code="latent-not-finite",
+            where=f"obsm['X_{key}']",
+            remedy="fit again with a lower learning_rate",
+        )
+    dead = int((latent.var(axis=0) < 1e-8).sum())
+    if dead and len(latent) > 1:
+        logger.warning(
+            "%d of %d latent units are the same for all cells: a smaller n_latent would do",
+            dead,
+            latent.shape[1],
+        )
+    adata.obsm[f"X_{key}"] = np.ascontiguousarray(latent, dtype=np.float32)
+    adata.uns[key] = _record(model)
+    if (
+        isinstance(model, CountAutoencoder)
+        and _has_gene_theta(model)
+        and list(adata.var_names) == list(model.var_names_)
+    ):
+        adata.var[f"{key}_theta"] = model.dispersion()
+
+
+def _write_denoised(adata: anndata.AnnData, denoised: Array, key: str) -> None:
+    adata.layers[f"{key}_denoised"] = denoised
+
+
+def _record(model: Autoencoder) -> dict[str, Any]:
+    # plain values only, and no None: every version of anndata can write and read this
+    params = {
+        "model": model.name,
+        "hyperparameters": model.config.model_dump(mode="json"),
+        "training": model.training_.model_dump(mode="json"),
+        "layer": model.layer_,
+        "library_size": model.library_size_,
+        "best_epoch": model.best_epoch_,
+        "stopped": model.stopped_,
+        "versions": versions(),
+    }
+    history = model.history_.copy()
+    history.index = history.index.astype(str)
+    return {
+        "params_json": json.dumps(params),
+        "history": history,
+        "valid_obs": np.asarray(model.valid_obs_, dtype=str),
+        "schema": SCHEMA,
+        "version": versions()["anncoder"],
+    }
+
+
+def _has_gene_theta(model: CountAutoencoder) -> bool:
+    return model.config.dispersion == "gene" and model.config.likelihood in ("nb", "zinb")
+
+
+def _actual(adata: anndata.AnnData) -> anndata.AnnData:
+    # as scanpy does: results on a view turn it into an object of its own; the parent is not touched
+    if not isinstance(adata, anndata.AnnData):
+        raise InputError(
+            f"expected an AnnData, got {type(adata).__name__}",
+            code="not-anndata",
+            remedy="read it first: sc.read_h5ad(path)",
+        )
+    if adata.is_view:
+        adata._init_as_actual(adata.copy())
+    return adata
+
+
+def refuse_foreign(adata: anndata.AnnData, key: str) -> None:
+    """Raise a ConfigError if slots of this key exist that we did not write: they belong to the user."""
+    if not key or "/" in key:
+        raise ConfigError(f"key_added = {key!r} is no name for a slot", code="bad-key", where="key_added")
+    ours = key in adata.uns and "params_json" in adata.uns[key]
+    taken = [f"obsm['X_{key}']"] * (f"X_{key}" in adata.obsm) + [f"uns[{key!r}]"] * (key in adata.uns)
+    taken += [f"layers['{key}_denoised']"] * (f"{key}_denoised" in adata.layers)
+    taken += [f"var['{key}_theta']"] * (f"{key}_theta" in adata.var)
+    if taken and not ours:
+        raise ConfigError(
+            f"{', '.join(taken)} exists and was not written by anncoder",
+            code="key-taken",
+            where="key_added",
+            remedy="choose another key_added",
+        )

@@ -1,0 +1,245 @@
+"""The training loop: one visible road from minibatches to fitted weights.
+
+It knows no model, no file format and no AnnData. A network is anything whose ``forward(batch)`` returns a
+:class:`~anncoder.types.Loss`; data are anything that yields :class:`~anncoder.types.Batch`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from anncoder.config import TrainingConfig
+from anncoder.errors import DivergenceError
+from anncoder.types import Batch, Loader, Loss
+
+Record = dict[str, float]
+
+
+class Progress(Protocol):
+    """Somebody to tell how training goes."""
+
+    def step(self) -> None:
+        """Follow one minibatch."""
+        ...
+
+    def epoch(self, record: Record) -> None:
+        """Follow one epoch."""
+        ...
+
+
+class History(NamedTuple):
+    """What happened in training; the network holds the best weights."""
+
+    records: list[Record]  # one an epoch: epoch, learning_rate, seconds, train_<term>, valid_<term>
+    best_epoch: int
+    stopped: str  # "early" | "max_epochs" | "interrupted"
+
+
+class Watch:
+    """The best loss so far, its weights, and how long ago it was.
+
+    Parameters
+    ----------
+    config
+        For ``min_delta``, ``patience``, ``reduce_lr_patience``.
+    """
+
+    def __init__(self, config: TrainingConfig) -> None:
+        self.config = config
+        self.best = float("inf")
+        self.best_epoch = -1
+        self.weights: dict[str, Tensor] = {}
+        self._mark = float("inf")  # the last loss that fell far enough to count
+        self._waited = 0
+        self._waited_at_rate = 0
+
+    def see(self, loss: float, epoch: int, network: nn.Module) -> None:
+        """Take note of an epoch's loss, and keep the weights if they are the best."""
+        if loss < self.best:
+            self.best, self.best_epoch = loss, epoch
+            self.weights = {name: value.detach().clone() for name, value in network.state_dict().items()}
+        improved = loss < self._mark - self.config.min_delta * abs(self._mark) if epoch else True
+        if improved:
+            self._mark = loss
+        self._waited = 0 if improved else self._waited + 1
+        self._waited_at_rate = 0 if improved else self._waited_at_rate + 1
+
+    def reduces_rate(self) -> bool:
+        """Tell whether the learning rate should fall now; starts the next wait if so."""
+        patience = self.config.reduce_lr_patience
+        if patience == 0 or self._waited_at_rate < patience:
+            return False
+        self._waited_at_rate = 0
+        return True
+
+    def gives_up(self) -> bool:
+        """Tell whether to stop early."""
+        return self.config.early_stopping and self._waited >= self.config.patience
+
+
+def train(
+    network: nn.Module,
+    loader: Loader,
+    valid_loader: Loader | None,
+    config: TrainingConfig,
+    device: torch.device,
+    progress: Progress,
+) -> History:
+    """Fit a network in place and leave it with its best weights, in evaluation mode.
+
+    Parameters
+    ----------
+    network
+        ``network(batch)`` is the loss.
+    loader, valid_loader
+        Cells to fit on, and cells held out. Without the latter the training loss is watched instead.
+    config
+        Training settings.
+    device
+        Where to compute.
+    progress
+        Told of every step and epoch.
+
+    Raises
+    ------
+    DivergenceError
+        The loss or the gradient stopped being finite; the network holds the best weights until then.
+    """
+    network.to(device)
+    optimizer = torch.optim.Adam(
+        network.parameters(),
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        fused=device.type != "mps",
+    )
+    watch, records, stopped = Watch(config), [], "max_epochs"
+    try:
+        for epoch in range(config.max_epochs):
+            began = time.perf_counter()
+            means = {f"train_{k}": v for k, v in fit_epoch(network, loader, optimizer, config, epoch, progress).items()}
+            if valid_loader is not None:
+                means |= {f"valid_{k}": v for k, v in mean_loss(network, valid_loader, device).items()}
+            rate = optimizer.param_groups[0]["lr"]
+            records.append({"epoch": epoch, "learning_rate": rate, "seconds": time.perf_counter() - began, **means})
+            progress.epoch(records[-1])
+            watch.see(means["train_loss" if valid_loader is None else "valid_loss"], epoch, network)
+            if watch.gives_up():
+                stopped = "early"
+                break
+            if watch.reduces_rate():
+                optimizer.param_groups[0]["lr"] = rate * config.reduce_lr_factor
+    except KeyboardInterrupt:
+        stopped = "interrupted"
+    finally:
+        if watch.weights:
+            network.load_state_dict(watch.weights)
+        network.eval()
+    return History(records, watch.best_epoch, stopped)
+
+
+def fit_epoch(
+    network: nn.Module,
+    loader: Loader,
+    optimizer: torch.optim.Optimizer,
+    config: TrainingConfig,
+    epoch: int,
+    progress: Progress,
+) -> Record:
+    """Take one optimiser step for every minibatch of an epoch; return the mean of each term over the cells."""
+    network.train()
+    device = next(network.parameters()).device
+    mean = RunningMean()
+    for number, host_batch in enumerate(loader.epoch(epoch)):
+        batch = host_batch if device.type == "cpu" else host_batch.to(device)
+        loss: Loss = network(batch)
+        optimizer.zero_grad(set_to_none=True)
+        loss.total.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
+        if not bool(torch.isfinite(loss.total.detach() + norm)):
+            raise _diverged(network, batch, loss, epoch, number)
+        optimizer.step()
+        mean.add(loss, len(batch.rows))
+        progress.step()
+    return mean.result()
+
+
+@torch.no_grad()
+def mean_loss(network: nn.Module, loader: Loader, device: torch.device) -> Record:
+    """Return the mean over the cells of the loss and of each of its terms, in evaluation mode."""
+    network.eval()
+    mean = RunningMean()
+    for batch in loader.epoch(0):
+        mean.add(network(batch if device.type == "cpu" else batch.to(device)), len(batch.rows))
+    return mean.result()
+
+
+class RunningMean:
+    """Mean of losses over cells, accumulated where the losses are: nothing is copied until the end."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.n_cells = 0
+
+    def add(self, loss: Loss, n_cells: int) -> None:
+        """Add the loss of a minibatch of n_cells."""
+        for name, value in {"loss": loss.total.detach(), **loss.terms}.items():
+            # in float64: a million small minibatches must not drown in the sum
+            weighted = value.double() * n_cells
+            self.sums[name] = self.sums[name] + weighted if name in self.sums else weighted
+        self.n_cells += n_cells
+
+    def result(self) -> Record:
+        """Return the means."""
+        return {name: float(total) / self.n_cells for name, total in self.sums.items()}
+
+
+def _diverged(network: nn.Module, batch: Batch, loss: Loss, epoch: int, number: int) -> DivergenceError:
+    bad_terms = [name for name, value in loss.terms.items() if not bool(torch.isfinite(value))]
+    term = bad_terms[0] if bad_terms else "gradient"
+    rows, columns = _suspects(network, batch)
+    return DivergenceError(
+        f"the {term} stopped being finite in epoch {epoch + 1}, minibatch {number + 1}",
+        where=f"term {term!r}",
+        remedy="lower learning_rate (a tenth), or look at the cells and genes named; the last good weights are kept",
+        term=term,
+        rows=rows,
+        columns=columns,
+    )
+
+
+@torch.no_grad()
+def _suspects(network: nn.Module, batch: Batch) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    # cells whose own loss is not finite; and genes whose weights are not, or else the largest counts of those cells
+    network.eval()
+    loss_of: Callable[[Batch], Any] = network
+    counts = batch.counts
+    alone = [i for i in range(counts.n_rows) if not bool(torch.isfinite(loss_of(_only(batch, i)).total))]
+    genes: set[int] = set()
+    for parameter in network.parameters():
+        bad = ~torch.isfinite(parameter.detach())
+        for axis, size in enumerate(parameter.shape):
+            if size == counts.n_vars:
+                others = tuple(a for a in range(parameter.dim()) if a != axis)
+                genes |= set(torch.nonzero(bad.amax(dim=others) if others else bad).ravel().tolist())
+    if not genes:
+        for i in alone:
+            entries = slice(int(counts.indptr[i]), int(counts.indptr[i + 1]))
+            if counts.values[entries].numel():
+                genes.add(int(counts.indices[entries][counts.values[entries].argmax()]))
+    return tuple(batch.rows[alone].tolist()), tuple(sorted(genes))
+
+
+def _only(batch: Batch, i: int) -> Batch:
+    counts, entries = batch.counts, slice(int(batch.counts.indptr[i]), int(batch.counts.indptr[i + 1]))
+    one = counts._replace(
+        indptr=counts.indptr[i : i + 2] - counts.indptr[i],
+        indices=counts.indices[entries],
+        values=counts.values[entries],
+    )
+    code = None if batch.batch_code is None else batch.batch_code[i : i + 1]
+    return Batch(one, batch.size_factor[i : i + 1], batch.rows[i : i + 1], code)
