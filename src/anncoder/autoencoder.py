@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
@@ -20,18 +20,18 @@ from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 
 from anncoder import checkpoint
-from anncoder.checks import check
+from anncoder.checks import check, refuse_empty
 from anncoder.config import NetworkConfig, TrainingConfig
-from anncoder.data.adata import obs_column, open_data, place, read_matrix
-from anncoder.data.genes import align
+from anncoder.data.adata import open_data, place, read_matrix
+from anncoder.data.genes import align, columns_of
 from anncoder.data.memory import MemoryLoader
-from anncoder.data.order import Split, split_rows
-from anncoder.data.summary import library_sizes, summarize
-from anncoder.device import available_memory, choose_device, threads_set
-from anncoder.errors import ConfigError, DivergenceError, InputError, ResourceError, some
+from anncoder.data.summary import library_sizes
+from anncoder.device import choose_device, memory_errors, refuse_size, threads_set
+from anncoder.errors import ConfigError, DivergenceError, InputError, some
 from anncoder.models import MODELS
+from anncoder.preparation import Prepared, prepare, sample, split_cells
 from anncoder.progress import TrainingReport, announce
-from anncoder.training import train
+from anncoder.training import History, train
 from anncoder.types import Batch, Noise
 
 logger = logging.getLogger("anncoder")
@@ -62,7 +62,7 @@ class Autoencoder:
     best_epoch_
         The epoch (from 0) whose weights the model has.
     stopped_
-        ``"early"``, ``"max_epochs"`` or ``"interrupted"``.
+        ``"early"``, ``"max_epochs"``, ``"interrupted"`` or ``"diverged"``.
     """
 
     name: ClassVar[str]
@@ -82,16 +82,16 @@ class Autoencoder:
         *,
         layer: str | None = None,
         max_epochs: int = 400,
-        batch_size: int = 256,
-        learning_rate: float = 1e-3,
+        batch_size: int = 128,
+        learning_rate: float | None = None,
         weight_decay: float = 0.0,
         valid_fraction: float = 0.1,
         valid_stratify: str | None = None,
         valid_groups: str | None = None,
         early_stopping: bool = True,
-        patience: int = 20,
+        patience: int = 15,
         min_delta: float = 1e-4,
-        reduce_lr_patience: int = 8,
+        reduce_lr_patience: int = 5,
         reduce_lr_factor: float = 0.3,
         clip_norm: float = 10.0,
         seed: int = 0,
@@ -108,7 +108,8 @@ class Autoencoder:
         layer
             Where the counts are; None for ``X``.
         max_epochs, batch_size, learning_rate, weight_decay
-            Passes over the data, cells in a minibatch, step size and weight decay of Adam.
+            Passes over the data, cells in a minibatch, step size (None for the one that suits the model) and weight
+            decay of Adam.
         valid_fraction
             Share of the cells held out at random; 0 for none.
         valid_stratify, valid_groups
@@ -146,16 +147,27 @@ class Autoencoder:
             The loss stopped being finite. The model then holds the best weights until then.
         """
         settings = {k: v for k, v in locals().items() if k in TrainingConfig.model_fields}
-        training: TrainingConfig = TrainingConfig(**settings)
+        training = TrainingConfig(**settings).suited_to(self.config)
         adata = open_data(data)
         matrix = self._counts(adata, layer)
         self.refuse_width(matrix.shape[1])
-        split = _split(adata, training)
+        split = split_cells(adata, training)
         self.layer_, self.training_ = layer, training
         self.var_names_ = pd.Index(adata.var_names.astype(str))
         self.valid_obs_ = pd.Index(adata.obs_names[split.valid].astype(str))
-        with threads_set(training.threads), _memory_errors():
-            self._fit_network(matrix, split, progress, adata)
+        with threads_set(training.threads), memory_errors("fit"):
+            on = choose_device(training.device)
+            data_of = prepare(matrix, split, self.config, training)
+            network = self._start(data_of, training.seed)
+            if progress is not False:
+                announce(f"training on {on} ({torch.get_num_threads()} threads): {data_of.size}")
+            try:
+                with TrainingReport(len(data_of.train), training.max_epochs, show=progress) as report:
+                    history = train(network, data_of.train, data_of.valid, training, on, report)
+            except DivergenceError as error:
+                self._keep(error.history, data_of, on)
+                raise error.named(adata.obs_names, adata.var_names) from error
+            self._keep(history, data_of, on)
         return self
 
     def embed(self, data: Data, *, layer: str | None = None, allow_missing: float = 0.0) -> Array:
@@ -207,14 +219,14 @@ class Autoencoder:
             The result would not fit into memory.
         """
         self._refuse_scale(scale)
-        network, columns = self._network(), self._columns(genes)
+        network, columns = self._network(), columns_of(self.var_names_, genes)
 
         def expected(batch: Batch) -> Tensor:
             mean: Tensor = network.denoise(batch)[:, columns]
             return mean * batch.size_factor.unsqueeze(1) if scale == "counts" else mean
 
         adata = open_data(data)
-        _refuse_size(adata.n_obs * len(self.var_names_[columns]) * 4)
+        refuse_size(adata.n_obs * len(self.var_names_[columns]) * 4)
         return np.concatenate(list(self._blocks(adata, layer, allow_missing, expected)))
 
     def save(self, folder: str | Path) -> None:
@@ -228,35 +240,39 @@ class Autoencoder:
             It cannot be written.
         """
         weights = self._network().state_dict()
-        config = {
-            "model": self.name,
-            "hyperparameters": self.config.model_dump(mode="json"),
-            "training": self.training_.model_dump(mode="json"),
-            "layer": self.layer_,
-            "library_size": self.library_size_,
-            "best_epoch": self.best_epoch_,
-            "stopped": self.stopped_,
-            "history": self.history_.to_dict(orient="list"),
-            "valid_obs": list(self.valid_obs_),
-        }
-        checkpoint.write_model(folder, config, list(self.var_names_), weights)
+        record = checkpoint.ModelRecord(
+            model=self.name,
+            hyperparameters=self.config.model_dump(mode="json"),
+            training=self.training_.model_dump(mode="json"),
+            layer=self.layer_,
+            library_size=self.library_size_,
+            best_epoch=self.best_epoch_,
+            stopped=self.stopped_,
+            history=self.history_.to_dict(orient="list"),
+            valid_obs=list(self.valid_obs_),
+        )
+        checkpoint.write_model(folder, record, list(self.var_names_), weights)
 
     def aligned_matrix(
         self, adata: anndata.AnnData, layer: str | None = None, allow_missing: float = 0.0
     ) -> csr_matrix:
         """Return what :meth:`embed` reads from ``adata``: checked, in the model's gene order, (n_obs, n_vars) CSR.
 
-        Raises
-        ------
-        InputError
-            As in :meth:`embed`.
+        Raises as :meth:`embed` does.
         """
         self._network()
         alignment = align(list(self.var_names_), list(adata.var_names.astype(str)), allow_missing=allow_missing)
+        if layer is None and self.layer_ is not None and self.layer_ not in adata.layers:
+            raise InputError(
+                f"the model was fitted on {place(self.layer_)}, which these data do not have",
+                code="missing-layer",
+                where="layers: " + (some(map(repr, filter(None, adata.layers))) or "none"),
+                remedy="say where the counts are: layer=NAME (--layer NAME), 'X' for X",
+            )
         layer = self.layer_ if layer is None else layer
         matrix = alignment.apply(self._counts(adata, None if layer == "X" else layer))
         if self.reads_counts:
-            _refuse_empty(library_sizes(matrix), adata, place(layer))
+            refuse_empty(library_sizes(matrix), adata, place(layer))
         return matrix
 
     @property
@@ -264,25 +280,23 @@ class Autoencoder:
         """Whether the model wants raw counts (and not expression values as they are)."""
         return self.config.transform == "log1p"
 
-    def _fit_network(self, matrix: csr_matrix, split: Split, progress: bool | None, adata: anndata.AnnData) -> None:
-        training, device = self.training_, choose_device(self.training_.device)
-        sizes = library_sizes(matrix) if self.reads_counts else np.ones(matrix.shape[0])
-        self.library_size_ = float(np.median(sizes[split.train]))
-        network = self._build(matrix.shape[1], Noise(training.seed))
-        network.start_from(summarize(matrix, split.train, self.library_size_, transform=self.config.transform))
-        factors = sizes / self.library_size_
-        loader = MemoryLoader(matrix, factors, split.train, batch_size=training.batch_size, seed=training.seed)
-        valid = MemoryLoader(matrix, factors, split.valid, batch_size=BLOCK) if len(split.valid) else None
-        if progress is not False:
-            announce(f"training on {device} ({torch.get_num_threads()} threads): {_size(split, matrix.shape[1])}")
-        self.network_ = network
-        try:
-            with TrainingReport(len(loader), training.max_epochs, show=progress) as report:
-                history = train(network, loader, valid, training, device, report)
-        except DivergenceError as error:
-            raise _named(error, adata) from error
+    def _start(self, data: Prepared, seed: int) -> Any:
+        self.library_size_ = data.summary.library_size
+        self.network_ = network = self._build(len(self.var_names_), Noise(seed))
+        network.start_from(data.summary)
+        return network
+
+    def _keep(self, history: History, data: Prepared, device: torch.device) -> None:
         self.history_ = pd.DataFrame(history.records)
         self.best_epoch_, self.stopped_ = history.best_epoch, history.stopped
+        if not history.records:  # stopped in the first epoch: there are no good weights
+            self.network_ = None
+            if history.stopped == "interrupted":
+                raise KeyboardInterrupt("interrupted before the first epoch was over: there is no model")
+            return
+        # weights that ran away, though not to infinity, have no natural axes
+        with suppress(RuntimeError) if history.stopped == "diverged" else nullcontext():
+            self._network().finish(sample(data.train, self.training_.seed).to(device))
         if history.stopped == "interrupted":
             logger.warning("interrupted: the model has the best weights until then (epoch %d)", history.best_epoch + 1)
 
@@ -292,9 +306,7 @@ class Autoencoder:
     def _network(self) -> Any:
         if self.network_ is None:
             raise ConfigError(
-                "the model is not fitted",
-                code="not-fitted",
-                remedy="call fit(adata), or anncoder.load(folder)",
+                "the model is not fitted", code="not-fitted", remedy="fit(adata), or anncoder.load(folder)"
             )
         return self.network_
 
@@ -315,20 +327,6 @@ class Autoencoder:
             for batch in loader.epoch(0):
                 yield compute(batch.to(device)).cpu().numpy()
 
-    def _columns(self, genes: list[str] | None) -> Any:
-        if genes is None:
-            return slice(None)
-        known = self.var_names_.get_indexer(pd.Index(genes))
-        unknown = [gene for gene, at in zip(genes, known, strict=True) if at < 0]
-        if unknown:
-            raise InputError(
-                f"the model does not know the genes {some(unknown)}",
-                code="unknown-genes",
-                where="genes",
-                remedy="see model.var_names_",
-            )
-        return known
-
     def refuse_width(self, n_vars: int) -> None:
         """Raise a ConfigError unless the latent is narrower than the data."""
         if self.config.n_latent >= n_vars:
@@ -345,71 +343,6 @@ class Autoencoder:
             raise ConfigError(
                 f"scale = {scale!r} is not {allowed}",
                 code="bad-value",
-                where="denoise",
+                where="scale",
                 remedy=f"pass scale={allowed}",
             )
-
-
-def _split(adata: anndata.AnnData, training: TrainingConfig) -> Split:
-    def codes(key: str | None, what: str) -> Any:
-        return None if key is None else obs_column(adata, key, what=what)
-
-    return split_rows(
-        adata.n_obs,
-        training.valid_fraction,
-        training.seed,
-        stratify=codes(training.valid_stratify, "valid_stratify"),
-        groups=codes(training.valid_groups, "valid_groups"),
-    )
-
-
-def _size(split: Split, n_vars: int) -> str:
-    return f"{len(split.train):,} cells x {n_vars:,} genes, {len(split.valid):,} cells held out"
-
-
-def _named(error: DivergenceError, adata: anndata.AnnData) -> DivergenceError:
-    cells = some(adata.obs_names[list(error.rows)]) if error.rows else "no single cell"
-    genes = some(adata.var_names[list(error.columns)]) if error.columns else "no single gene"
-    return DivergenceError(
-        error.what,
-        where=f"{error.where}; cells: {cells}; genes: {genes}",
-        remedy=error.remedy,
-        term=error.term,
-        rows=error.rows,
-        columns=error.columns,
-    )
-
-
-def _refuse_empty(sizes: np.ndarray[Any, Any], adata: anndata.AnnData, where: str) -> None:
-    empty = np.flatnonzero(sizes == 0)
-    if len(empty):
-        raise InputError(
-            f"{len(empty):,} cells have no count in any of the model's genes: {some(adata.obs_names[empty])}",
-            code="empty-cells",
-            where=where,
-            remedy="remove them: sc.pp.filter_cells(adata, min_counts=1), or --drop-empty-cells",
-        )
-
-
-def _refuse_size(n_bytes: int) -> None:
-    available = available_memory()
-    if available is not None and n_bytes > 0.8 * available:
-        raise ResourceError(
-            f"the denoised matrix needs {n_bytes / 2**30:.1f} GiB, {available / 2**30:.1f} GiB are free",
-            code="too-large-for-memory",
-            where="denoise",
-            remedy="denoise fewer genes (genes=[...]) or fewer cells at a time",
-        )
-
-
-@contextmanager
-def _memory_errors() -> Iterator[None]:
-    try:
-        yield
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise ResourceError(
-            f"out of memory: {str(error).splitlines()[0] if str(error) else 'allocation failed'}",
-            code="out-of-memory",
-            where="fit",
-            remedy="use a smaller batch_size, fewer genes or narrower layers",
-        ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Protocol
 
 import anndata
@@ -19,8 +20,6 @@ BLOCK = 1024  # cells that are dense at a time
 class Method(Protocol):
     """Something that gives a latent and an expectation; matrices are (n, g) CSR in the model's gene order."""
 
-    library_size: float
-
     def latent(self, matrix: csr_matrix) -> Array | None:
         """Return the latent, (n, k), or None for a method that has none."""
         ...
@@ -35,7 +34,6 @@ class Trained:
 
     def __init__(self, model: Autoencoder) -> None:
         self.model = model
-        self.library_size = model.library_size_
 
     def latent(self, matrix: csr_matrix) -> Array | None:
         """Return the model's latent, (n, k)."""
@@ -43,8 +41,8 @@ class Trained:
 
     def expected(self, matrix: csr_matrix) -> Iterator[Array]:
         """Yield the model's denoised expression, block of cells by block."""
-        for start in range(0, matrix.shape[0], BLOCK):
-            yield self.model.denoise(self._adata(matrix[start : start + BLOCK]), layer="X", scale="normalized")
+        for rows in blocks(matrix.shape[0]):
+            yield self.model.denoise(self._adata(matrix[rows]), layer="X", scale="normalized")
 
     def _adata(self, matrix: csr_matrix) -> anndata.AnnData:
         return anndata.AnnData(matrix, var=pd.DataFrame(index=self.model.var_names_))
@@ -67,7 +65,6 @@ class Principal:
         from sklearn.decomposition import PCA
 
         self.model = model
-        self.library_size = model.library_size_
         self.pca = PCA(model.config.n_latent, svd_solver="arpack", random_state=seed).fit(input_of(self.model, matrix))
 
     def latent(self, matrix: csr_matrix) -> Array | None:
@@ -77,8 +74,8 @@ class Principal:
 
     def expected(self, matrix: csr_matrix) -> Iterator[Array]:
         """Yield what the first components say, back on the normalised scale, block of cells by block."""
-        for start in range(0, matrix.shape[0], BLOCK):
-            x = self.pca.inverse_transform(self.pca.transform(input_of(self.model, matrix[start : start + BLOCK])))
+        for rows in blocks(matrix.shape[0]):
+            x = self.pca.inverse_transform(self.pca.transform(input_of(self.model, matrix[rows])))
             yield np.expm1(x).clip(min=0) if self.model.reads_counts else x
 
 
@@ -94,7 +91,6 @@ class GeneMean:
     """
 
     def __init__(self, model: Autoencoder, matrix: csr_matrix) -> None:
-        self.library_size = model.library_size_
         normalized = _normalized(matrix, model.library_size_) if model.reads_counts else matrix
         self.mean = np.asarray(normalized.mean(axis=0)).ravel()
 
@@ -104,8 +100,15 @@ class GeneMean:
 
     def expected(self, matrix: csr_matrix) -> Iterator[Array]:
         """Yield the mean of each gene, block of cells by block."""
-        for start in range(0, matrix.shape[0], BLOCK):
-            yield np.broadcast_to(self.mean, (min(BLOCK, matrix.shape[0] - start), len(self.mean)))
+        for rows in blocks(matrix.shape[0]):
+            yield np.broadcast_to(self.mean, (rows.stop - rows.start, len(self.mean)))
+
+
+def blocks(n: int) -> Iterator[slice]:
+    """Yield consecutive slices of n cells, all of about one size: a last block of one cell would be no data."""
+    edges = np.linspace(0, n, -(-n // BLOCK) + 1).astype(int)
+    for start, stop in pairwise(edges.tolist()):
+        yield slice(start, stop)
 
 
 def input_of(model: Autoencoder, matrix: csr_matrix) -> csr_matrix:

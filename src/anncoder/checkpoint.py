@@ -9,33 +9,72 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import re
 import struct
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import safetensors.torch
 import torch
+from pydantic import Field
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from anncoder.errors import FileError
-from anncoder.files import atomic_folder
+from anncoder import __version__
+from anncoder.config import Settings
+from anncoder.errors import ConfigError, FileError, InputError, some
+from anncoder.files import atomic_folder, refuse_occupied, writable_folder
 
 SCHEMA = 1
 CONFIG, WEIGHTS, GENES, MANIFEST = "config.json", "weights.safetensors", "genes.txt", "manifest.json"
-LARGEST_JSON = 64 * 2**20
+LARGEST = 256 * 2**20  # bytes of JSON or gene names that are read
 DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64"}
+
+
+class ModelRecord(Settings):
+    """What a fitted model is, apart from its weights and genes: the content of ``config.json``."""
+
+    model: str
+    hyperparameters: dict[str, Any]
+    training: dict[str, Any]
+    layer: str | None
+    library_size: Annotated[float, Field(gt=0)]
+    best_epoch: Annotated[int, Field(ge=-1)]
+    stopped: Literal["early", "max_epochs", "interrupted", "diverged"]
+    history: dict[str, list[int | Annotated[float, Field(allow_inf_nan=True)]]]
+    valid_obs: list[str]
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Refuse a history whose columns are not equally long, or do not reach the best epoch."""
+        lengths = {len(column) for column in self.history.values()}
+        if len(lengths) != 1 or self.best_epoch >= min(lengths):
+            raise ConfigError("the history is not a table of epochs", code="bad-value", where="history")
 
 
 class Stored(NamedTuple):
     """What a model folder says before any weight is read."""
 
-    config: dict[str, Any]
+    config: ModelRecord
     genes: list[str]
     manifest: dict[str, Any]
 
 
-def write_model(folder: str | Path, config: dict[str, Any], genes: list[str], weights: dict[str, Tensor]) -> None:
+def refuse_target(folder: Path) -> None:
+    """Raise the error that :func:`write_model` would raise for a folder; asked before hours of training, not after.
+
+    Raises
+    ------
+    FileError
+        The folder exists and is no model.
+    ResourceError
+        The folder it is to stand in does not exist or cannot be written.
+    """
+    writable_folder(folder.parent)
+    refuse_occupied(folder, MANIFEST)
+
+
+def write_model(folder: str | Path, config: ModelRecord, genes: list[str], weights: dict[str, Tensor]) -> None:
     """Write a model folder, whole or not at all.
 
     Parameters
@@ -43,7 +82,7 @@ def write_model(folder: str | Path, config: dict[str, Any], genes: list[str], we
     folder
         Its name; a model that is already there is replaced, anything else is refused.
     config
-        JSON values from which the network can be built again.
+        What the network can be built from again.
     genes
         Names of the genes, in the model's order.
     weights
@@ -53,17 +92,29 @@ def write_model(folder: str | Path, config: dict[str, Any], genes: list[str], we
     ------
     FileError
         The folder exists and is no model.
+    InputError
+        A name cannot be written as text.
     ResourceError
         It cannot be written.
     """
+    try:
+        texts = {CONFIG: _dumps(config.model_dump(mode="json")), GENES: encode_names(genes)}
+        contents = {name: text.encode("utf-8") for name, text in texts.items()}
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"the name {error.object[max(0, error.start - 20) : error.end]!r} is not valid Unicode",
+            code="bad-name",
+            where="var_names",
+            remedy="rename it",
+        ) from error
     with atomic_folder(folder, mark=MANIFEST) as temporary:
-        (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        (temporary / GENES).write_text("".join(f"{name}\n" for name in genes), encoding="utf-8")
+        for name, content in contents.items():
+            (temporary / name).write_bytes(content)
         on_cpu = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-        safetensors.torch.save_file(on_cpu, temporary / WEIGHTS)
+        (temporary / WEIGHTS).write_bytes(safetensors.torch.save(on_cpu))  # `save_file` hides it from others
         files = {name: _fingerprint(temporary / name) for name in (CONFIG, GENES, WEIGHTS)}
         manifest = {"schema": SCHEMA, "versions": versions(), "files": files}
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        (temporary / MANIFEST).write_bytes(_sealed(manifest))
 
 
 def read_stored(folder: str | Path) -> Stored:
@@ -82,17 +133,18 @@ def read_stored(folder: str | Path) -> Stored:
             where=str(folder),
             remedy="give the folder that save() or `anncoder train` wrote",
         )
-    manifest = _json(folder / MANIFEST)
-    schema = manifest.get("schema")
-    if not isinstance(schema, int) or not 1 <= schema <= SCHEMA:
-        raise _broken(folder, f"its schema is {schema!r}, this version reads up to {SCHEMA}", "upgrade anncoder")
-    files = manifest.get("files")
+    manifest = _read_manifest(folder)
     for name in (CONFIG, GENES, WEIGHTS):
-        recorded = files.get(name) if isinstance(files, dict) else None
-        if not (folder / name).is_file() or recorded != _fingerprint(folder / name):
-            raise _broken(folder, f"{name} is missing or was changed since the model was saved")
-    genes = (folder / GENES).read_text(encoding="utf-8").split("\n")[:-1]
-    return Stored(_json(folder / CONFIG), genes, manifest)
+        if not (folder / name).is_file() or manifest["files"].get(name) != _fingerprint(folder / name):
+            raise broken(folder, f"{name} is missing or was changed since the model was saved")
+    try:
+        config = ModelRecord(**_json(folder / CONFIG))
+        genes = decode_names(_read(folder / GENES).decode("utf-8"))
+    except (ConfigError, TypeError, UnicodeDecodeError) as error:
+        raise broken(folder, str(error).splitlines()[0]) from error
+    if not genes or len(set(genes)) != len(genes):
+        raise broken(folder, f"{GENES} names {'a gene twice' if genes else 'no gene'}")
+    return Stored(config, genes, manifest)
 
 
 def read_weights(folder: str | Path, network: nn.Module) -> None:
@@ -105,24 +157,78 @@ def read_weights(folder: str | Path, network: nn.Module) -> None:
     FileError
         The weights do not belong to this network, or some are not finite.
     """
-    path = Path(folder) / WEIGHTS
+    folder, path = Path(folder), Path(folder) / WEIGHTS
     expected = {name: (DTYPES[value.dtype], list(value.shape)) for name, value in network.state_dict().items()}
     header = _header(path)
     found = {name: (entry.get("dtype"), entry.get("shape")) for name, entry in header.items()}
     if found != expected:
         wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-        raise _broken(Path(folder), f"{WEIGHTS} does not fit {CONFIG}: {', '.join(wrong[:3])}")
-    weights = safetensors.torch.load_file(path)
+        raise broken(folder, f"{WEIGHTS} does not fit {CONFIG}: {some(map(repr, wrong), 3)}")
+    try:
+        # read, not mapped: a file that is cut while it is mapped ends the process
+        weights = safetensors.torch.load(path.read_bytes())
+    except (OSError, SafetensorError, ValueError) as error:
+        raise broken(folder, f"{WEIGHTS} cannot be read: {error}") from None
     for name, value in weights.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise _broken(Path(folder), f"{name} in {WEIGHTS} holds values that are not finite")
-    network.load_state_dict(weights, assign=True)
+            raise broken(folder, f"{name} in {WEIGHTS} holds values that are not finite")
+    # copied into memory of torch's own: the last bit of a matrix product may depend on how its factors are aligned
+    network.load_state_dict({name: value.clone() for name, value in weights.items()}, assign=True)
 
 
 def versions() -> dict[str, str]:
     """Return the versions that a result depends on."""
-    packages = ("anncoder", "anndata", "numpy", "scipy", "torch")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    packages = ("anndata", "numpy", "scipy", "torch")
+    return {
+        "python": platform.python_version(),
+        "anncoder": __version__,
+        **{name: version(name) for name in packages},
+    }
+
+
+def encode_names(names: list[str]) -> str:
+    """Return names as text, one a line; in a name a line break is written as backslash-n, a backslash twice."""
+    return "".join(name.replace("\\", "\\\\").replace("\n", "\\n") + "\n" for name in names)
+
+
+def decode_names(text: str) -> list[str]:
+    """Return the names of :func:`encode_names`."""
+    return [re.sub(r"\\(.)", lambda m: "\n" if m[1] == "n" else m[1], line) for line in text.split("\n")[:-1]]
+
+
+def broken(folder: Path, why: str, remedy: str = "save the model again, or copy the whole folder again") -> FileError:
+    """Return the error for a model folder that must not be used."""
+    return FileError(
+        f"the model in {str(folder)!r} cannot be used: {why}",
+        code="bad-model",
+        where=str(folder),
+        remedy=remedy,
+    )
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    manifest = _json(folder / MANIFEST)
+    schema = manifest.get("schema")
+    if type(schema) is not int or schema < 1:
+        raise broken(folder, f"{MANIFEST} has no schema number")
+    if schema > SCHEMA:
+        raise broken(folder, f"its schema is {schema}, this version reads up to {SCHEMA}", "upgrade anncoder")
+    manifest.pop("seal", None)
+    if _read(folder / MANIFEST) != _sealed(manifest):
+        raise broken(folder, f"{MANIFEST} was changed since the model was saved")
+    if not isinstance(manifest.get("files"), dict):
+        raise broken(folder, f"{MANIFEST} names no files")
+    return manifest
+
+
+def _sealed(manifest: dict[str, Any]) -> bytes:
+    # the manifest vouches for the other files, its last line for itself
+    seal = hashlib.sha256(_dumps(manifest).encode("utf-8")).hexdigest()
+    return _dumps({**manifest, "seal": seal}).encode("utf-8")
+
+
+def _dumps(values: dict[str, Any]) -> str:
+    return json.dumps(values, indent=2) + "\n"
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
@@ -130,16 +236,17 @@ def _fingerprint(path: Path) -> dict[str, Any]:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> bytes:
     try:
-        if path.stat().st_size > LARGEST_JSON:
-            raise ValueError("it is too large")
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise ValueError("it is not an object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise _broken(path.parent, f"{path.name} cannot be read: {error}") from None
-    return values
+        if path.stat().st_size > LARGEST:
+            raise broken(path.parent, f"{path.name} is larger than {LARGEST:,} bytes")
+        return path.read_bytes()
+    except OSError as error:
+        raise broken(path.parent, f"{path.name} cannot be read: {error.strerror}") from error
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return _parsed(_read(path), path)
 
 
 def _header(path: Path) -> dict[str, Any]:
@@ -147,19 +254,22 @@ def _header(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
-            if length > min(LARGEST_JSON, path.stat().st_size):
-                raise ValueError("its header is longer than the file")
-            header = json.loads(file.read(length))
-            header.pop("__metadata__", None)
-    except (OSError, ValueError, AttributeError, RecursionError, struct.error) as error:
-        raise _broken(path.parent, f"{path.name} cannot be read: {error}") from None
-    return dict(header)
+            if length > min(LARGEST, path.stat().st_size):
+                raise broken(path.parent, f"{path.name} is no safetensors file")
+            header = _parsed(file.read(length), path)
+    except (OSError, struct.error) as error:
+        raise broken(path.parent, f"{path.name} cannot be read: {error}") from error
+    header.pop("__metadata__", None)
+    if not all(isinstance(entry, dict) for entry in header.values()):
+        raise broken(path.parent, f"{path.name} is no safetensors file")
+    return header
 
 
-def _broken(folder: Path, why: str, remedy: str = "save the model again, or copy the whole folder again") -> FileError:
-    return FileError(
-        f"the model in {str(folder)!r} cannot be used: {why}",
-        code="bad-model",
-        where=str(folder),
-        remedy=remedy,
-    )
+def _parsed(content: bytes, path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise broken(path.parent, f"{path.name} is not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise broken(path.parent, f"{path.name} is not a JSON object")
+    return values

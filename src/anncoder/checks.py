@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from anncoder.data.kind import KINDS, SAMPLED_CELLS, Traits, evenly, traits
@@ -173,6 +174,18 @@ def check_matrix(
     """
     judged = judge(matrix, Place(where, pd.Index(obs_names), pd.Index(var_names), counts))
     return judged.problems, judged.traits.kind
+
+
+def refuse_empty(sizes: Any, adata: AnnData, where: str) -> None:
+    """Raise an InputError if cells have no count in any of the model's genes; ``sizes`` are their totals, (n_obs,)."""
+    empty = np.flatnonzero(sizes == 0)
+    if len(empty):
+        raise InputError(
+            f"{len(empty):,} cells have no count in any of the model's genes: {some(adata.obs_names[empty])}",
+            code="empty-cells",
+            where=where,
+            remedy="remove them: sc.pp.filter_cells(adata, min_counts=1), or --drop-empty-cells",
+        )
 
 
 def _layer_slot(layer: str) -> str:

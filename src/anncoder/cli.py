@@ -24,7 +24,8 @@ InPlace = Annotated[bool, typer.Option("--in-place", help="Let the output replac
 DropEmpty = Annotated[bool, typer.Option("--drop-empty-cells", help="Leave out cells without any count.")]
 AllowMissing = Annotated[float, typer.Option(help="Share of the model's genes that may be missing.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and errors.")]
+Seed = Annotated[int, typer.Option(min=0, help="Start of every random stream.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="key=value, any number of times; keys: anncoder config.")
 ]
@@ -32,7 +33,7 @@ Settings = Annotated[
 
 def main() -> None:
     """Run the command line."""
-    app()
+    app(prog_name="anncoder")
 
 
 def _version(asked: bool) -> None:
@@ -61,10 +62,11 @@ def check(
     debug: Debug = False,
 ) -> None:
     """Say what a file holds and whether a model can be trained on it."""
-    from anncoder.commands.inspect import run_check
     from anncoder.commands.outcome import outcome
 
     with outcome(debug=debug):
+        from anncoder.commands.inspect import run_check
+
         run_check(data, layer=layer, counts=not expression, as_json=json)
 
 
@@ -81,7 +83,7 @@ def train(
     save: Annotated[Path | None, typer.Option(help="Save the model to this folder as well.")] = None,
     labels: Annotated[str | None, typer.Option(help="obs column to compare clusters with.")] = None,
     evaluation: Annotated[bool, typer.Option(help="Compare with PCA and the gene means.")] = True,
-    seed: Annotated[int | None, typer.Option(help="Start of every random stream.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Start of every random stream.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     in_place: InPlace = False,
@@ -92,10 +94,11 @@ def train(
 ) -> None:
     """Train a model; OUTPUT is the input plus the latent, beside it the run folder with model, history and log."""
     from anncoder.commands.outcome import outcome
-    from anncoder.commands.train import TrainRequest, run_train
 
     flags = {"seed": seed, "device": device, "threads": threads}
     with outcome(debug=debug, quiet=quiet):
+        from anncoder.commands.train import TrainRequest, run_train
+
         run_train(
             TrainRequest(
                 data=data,
@@ -113,6 +116,7 @@ def train(
                 in_place=in_place,
                 drop_empty_cells=drop_empty_cells,
                 progress=False if quiet else progress,
+                quiet=quiet,
             )
         )
 
@@ -130,20 +134,13 @@ def embed(
     debug: Debug = False,
 ) -> None:
     """Write the latent of a saved model for new cells; genes are matched by name."""
-    from anncoder.commands.apply import run_embed
     from anncoder.commands.outcome import outcome
 
     with outcome(debug=debug):
-        run_embed(
-            model,
-            data,
-            output,
-            layer=layer,
-            key=key,
-            allow_missing=allow_missing,
-            in_place=in_place,
-            drop_empty_cells=drop_empty_cells,
-        )
+        from anncoder.commands.apply import ApplyRequest, run_embed
+
+        request = ApplyRequest(model, data, output, layer, key, in_place, drop_empty_cells)
+        run_embed(request, allow_missing=allow_missing)
 
 
 @app.command()
@@ -153,26 +150,19 @@ def denoise(
     output: Output,
     layer: Layer = None,
     key: Key = "ae",
-    scale: Annotated[str, typer.Option(help="counts or normalized.")] = "counts",
+    scale: Annotated[str | None, typer.Option(help="counts (of a model of counts the default) or normalized.")] = None,
     in_place: InPlace = False,
     drop_empty_cells: DropEmpty = False,
     debug: Debug = False,
 ) -> None:
     """Write the denoised expression of a saved model as a new layer."""
-    from anncoder.commands.apply import run_denoise
     from anncoder.commands.outcome import outcome
 
     with outcome(debug=debug):
-        run_denoise(
-            model,
-            data,
-            output,
-            layer=layer,
-            key=key,
-            scale=scale,
-            in_place=in_place,
-            drop_empty_cells=drop_empty_cells,
-        )
+        from anncoder.commands.apply import ApplyRequest, run_denoise
+
+        request = ApplyRequest(model, data, output, layer, key, in_place, drop_empty_cells)
+        run_denoise(request, scale=scale)
 
 
 @app.command()
@@ -181,22 +171,23 @@ def evaluate(
     data: Input,
     labels: Annotated[str | None, typer.Option(help="obs column with the cell types.")] = None,
     layer: Layer = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the numbers to this JSON file.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .json file to write.")] = Path("metrics.json"),
     allow_missing: AllowMissing = 0.0,
-    seed: Annotated[int, typer.Option(help="Start of every random stream.")] = 0,
+    seed: Seed = 0,
     debug: Debug = False,
 ) -> None:
     """Compare a saved model with PCA of the same width and with the gene means."""
-    from anncoder.commands.inspect import run_evaluate
     from anncoder.commands.outcome import outcome
 
     with outcome(debug=debug):
+        from anncoder.commands.inspect import run_evaluate
+
         run_evaluate(
             model,
             data,
             labels=labels,
             layer=layer,
-            output=output or Path("metrics.json"),
+            output=output,
             allow_missing=allow_missing,
             seed=seed,
         )
@@ -209,10 +200,11 @@ def info(
     debug: Debug = False,
 ) -> None:
     """Say what a saved model is; opening it runs no code from it."""
-    from anncoder.commands.inspect import run_info
     from anncoder.commands.outcome import outcome
 
     with outcome(debug=debug):
+        from anncoder.commands.inspect import run_info
+
         run_info(model, as_json=json)
 
 
@@ -223,10 +215,11 @@ def config(
     debug: Debug = False,
 ) -> None:
     """Print every setting of a model with its default, as YAML that `train --config` reads."""
-    from anncoder.commands.inspect import run_config
     from anncoder.commands.outcome import outcome
 
     with outcome(debug=debug):
+        from anncoder.commands.inspect import run_config
+
         run_config(model, tuple(settings or ()))
 
 
@@ -234,28 +227,30 @@ def config(
 def simulate(
     output: Output,
     settings: Settings = None,
-    seed: Annotated[int, typer.Option(help="Start of every random stream.")] = 0,
+    seed: Seed = 0,
     keep_means: Annotated[bool, typer.Option("--keep-means", help="Write the true means as a layer.")] = False,
     debug: Debug = False,
 ) -> None:
     """Simulate counts of groups or paths of cells (Splatter's model), of any number, with flat memory."""
     from anncoder.commands.outcome import outcome
-    from anncoder.commands.simulate import run_simulate
 
     with outcome(debug=debug):
+        from anncoder.commands.simulate import run_simulate
+
         run_simulate(output, tuple(settings or ()), seed=seed, keep_means=keep_means)
 
 
 @app.command()
 def demo(
     outdir: Annotated[Path, typer.Option("--outdir", "-o", help="Folder for the results.")] = Path(),
-    seed: Annotated[int, typer.Option(help="Start of every random stream.")] = 0,
+    seed: Seed = 0,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     debug: Debug = False,
 ) -> None:
     """Do the main job on 700 real blood cells: check, train, embed, denoise, cluster, draw. Downloads nothing."""
-    from anncoder.commands.demo import run_demo
     from anncoder.commands.outcome import outcome
 
     with outcome(debug=debug):
+        from anncoder.commands.demo import run_demo
+
         run_demo(outdir, seed=seed, threads=threads)

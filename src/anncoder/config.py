@@ -6,9 +6,10 @@ The same words are constructor arguments, ``fit`` arguments, keys of ``configs/*
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import pydantic
 import yaml
@@ -64,6 +65,8 @@ LinearDecoder = Annotated[bool, Field(description="decode without hidden layers"
 class NetworkConfig(Settings):
     """Hyper-parameters that every autoencoder has."""
 
+    suited_learning_rate: ClassVar[float] = 2e-3  # where ``learning_rate`` is left to the model
+
     n_latent: LatentUnits = 16
     n_hidden: HiddenWidths = (128,)
     activation: Activation = "relu"
@@ -75,6 +78,9 @@ class NetworkConfig(Settings):
         Field(description="log1p: data are raw counts, log-normalised here; none: expression as it is"),
     ] = "log1p"
     standardize: Annotated[bool, Field(description="z-score the genes of the network input")] = False
+    natural_axes: Annotated[
+        bool, Field(description="turn and scale the latent so that distances are of expression")
+    ] = True
     l1: Annotated[Weight, Field(description="L1 penalty on the weights")] = 0.0
     l2: Annotated[Weight, Field(description="L2 penalty on the weights")] = 0.0
     warmup_steps: Annotated[int, Field(ge=0, description="steps over which penalties rise to full strength")] = 0
@@ -89,23 +95,30 @@ class TrainingConfig(Settings):
     """How a network is fitted; the defaults of ``fit``."""
 
     max_epochs: Annotated[int, Field(ge=1, description="most passes over the data")] = 400
-    batch_size: Annotated[int, Field(ge=2, description="cells in a minibatch")] = 256
-    learning_rate: Annotated[float, Field(gt=0, description="step size of Adam")] = 1e-3
+    batch_size: Annotated[int, Field(ge=2, description="cells in a minibatch")] = 128
+    learning_rate: Annotated[
+        float | None, Field(gt=0, description="step size of Adam; null for the one that suits the model")
+    ] = None
     weight_decay: Annotated[Weight, Field(description="decay of Adam")] = 0.0
     valid_fraction: Annotated[float, Field(ge=0, le=0.9, description="share of cells held out; 0 for none")] = 0.1
     valid_stratify: Annotated[str | None, Field(description="obs column whose proportions the split keeps")] = None
     valid_groups: Annotated[str | None, Field(description="obs column whose groups the split never divides")] = None
     early_stopping: Annotated[bool, Field(description="stop when the validation loss no longer falls")] = True
-    patience: Annotated[int, Field(ge=1, description="epochs without improvement before stopping")] = 20
+    patience: Annotated[int, Field(ge=1, description="epochs without improvement before stopping")] = 15
     min_delta: Annotated[Weight, Field(description="relative fall of the loss that counts as improvement")] = 1e-4
     reduce_lr_patience: Annotated[
         int, Field(ge=0, description="epochs without improvement before the step size falls; 0 for never")
-    ] = 8
+    ] = 5
     reduce_lr_factor: Annotated[float, Field(gt=0, lt=1, description="by how much it falls")] = 0.3
     clip_norm: Annotated[float, Field(gt=0, description="largest norm of the gradient")] = 10.0
     seed: Annotated[int, Field(ge=0, description="start of every random stream")] = 0
     device: Annotated[str, Field(description="auto, cpu, cuda, cuda:1, mps")] = "auto"
     threads: Annotated[int | None, Field(ge=1, description="CPU threads; null for torch's choice")] = None
+
+    def suited_to(self, model: NetworkConfig) -> Self:
+        """Return the settings with a learning rate: the one given, or the one that suits the model."""
+        rate = model.suited_learning_rate if self.learning_rate is None else self.learning_rate
+        return self.model_copy(update={"learning_rate": rate})
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -119,17 +132,21 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         It is not YAML, or not a mapping.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        values = yaml.safe_load(Path(path).read_bytes())
     except OSError as error:
         raise FileError(
             f"cannot read the configuration {str(path)!r}: {error.strerror}",
             code="no-config",
             where=str(path),
+            remedy="check the path",
         ) from error
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"not valid YAML: {error}", code="bad-yaml", where=str(path)) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"not valid YAML: {' '.join(str(error).split())[:200]}",
+            code="bad-yaml",
+            where=str(path),
+            remedy="write 'key: value' lines; see: anncoder config --model count",
+        ) from None
     if not isinstance(values, dict):
         raise ConfigError(
             "a configuration must be a list of 'key: value' lines",
@@ -157,9 +174,18 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
 
 
 def split_settings(
-    values: Mapping[str, Any], model_config: type[NetworkConfig]
+    values: Mapping[str, Any], model_config: type[NetworkConfig], *, where: str = "settings"
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Sort flat settings into a model's hyper-parameters and the training settings.
+
+    Parameters
+    ----------
+    values
+        Settings of both kinds.
+    model_config
+        The model's configuration.
+    where
+        Where the settings stand, for the message.
 
     Raises
     ------
@@ -169,7 +195,7 @@ def split_settings(
     model_keys, training_keys = set(model_config.model_fields), set(TrainingConfig.model_fields)
     for key in values:
         if key not in model_keys | training_keys:
-            raise unknown_key(str(key), sorted(model_keys | training_keys), where="configuration")
+            raise unknown_key(str(key), sorted(model_keys | training_keys), where=where)
     hyper = {k: v for k, v in values.items() if k in model_keys}
     return hyper, {k: v for k, v in values.items() if k in training_keys}
 
@@ -184,7 +210,7 @@ def unknown_key(key: str, known: Sequence[str], *, where: str) -> ConfigError:
 def _yaml_value(text: str) -> Any:
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         return text
     if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text: it wants a dot before the exponent
         try:
@@ -200,7 +226,7 @@ def _config_error(error: pydantic.ValidationError, known: Sequence[str], where: 
     if first["type"] == "extra_forbidden":
         return unknown_key(key, known, where=where)
     return ConfigError(
-        f"{key} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}",
+        f"{key} = {reprlib.repr(first['input'])}: {first['msg'][0].lower()}{first['msg'][1:]}",
         code="bad-value",
         where=f"{where}.{key}",
         remedy="see: anncoder config" if key else "",

@@ -42,7 +42,7 @@ def pbmc68k_counts() -> anndata.AnnData:
     import scanpy as sc
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the file is old: anndata says so, at length
+        warnings.simplefilter("ignore")  # the file is old, and some versions of anndata say so at length
         reduced = sc.datasets.pbmc68k_reduced()
     logs = csr_matrix(reduced.raw.X)
     per_entry = np.repeat(reduced.obs["n_counts"].to_numpy(dtype=np.float64), np.diff(logs.indptr))

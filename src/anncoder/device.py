@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from anncoder.errors import ConfigError
+from anncoder.errors import ConfigError, ResourceError, out_of_memory
 
 
 def choose_device(name: str) -> torch.device:
@@ -60,3 +60,31 @@ def available_memory() -> int | None:
     if limit.exists() and used.exists() and (text := limit.read_text(encoding="ascii").strip()) != "max":
         free = min(free, int(text) - int(used.read_text(encoding="ascii")))
     return free
+
+
+def refuse_size(n_bytes: int) -> None:
+    """Raise a ResourceError if a dense result of so many bytes does not fit into memory."""
+    available = available_memory()
+    if available is not None and n_bytes > 0.8 * available:
+        raise ResourceError(
+            f"the denoised matrix needs {n_bytes / 2**30:.1f} GiB, {available / 2**30:.1f} GiB are free",
+            code="too-large-for-memory",
+            where="denoise",
+            remedy="denoise fewer genes (genes=[...]) or fewer cells at a time",
+        )
+
+
+@contextmanager
+def memory_errors(where: str) -> Iterator[None]:
+    """Say what to do when memory runs out, on the CPU or a GPU, instead of a traceback."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise ResourceError(
+            f"out of memory: {str(error).splitlines()[0] if str(error) else 'allocation failed'}",
+            code="out-of-memory",
+            where=where,
+            remedy="use a smaller batch_size, fewer genes or narrower layers",
+        ) from error

@@ -5,6 +5,9 @@ One class per exit code of the command line, so that a pipeline can tell a wrong
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 
 class AnncoderError(Exception):
     """A mistake or a limit that the user can do something about.
@@ -81,6 +84,22 @@ class DivergenceError(AnncoderError):
         self.term = term
         self.rows = rows
         self.columns = columns
+        self.history: Any = None  # what training did until then, set by the loop
+
+    def named(self, obs_names: Sequence[str], var_names: Sequence[str]) -> DivergenceError:
+        """Return the error with the names of the cells and genes in place of their positions."""
+        cells = some([obs_names[row] for row in self.rows]) if self.rows else "no single cell"
+        genes = some([var_names[column] for column in self.columns]) if self.columns else "no single gene"
+        named = DivergenceError(
+            self.what,
+            where=f"{self.where}; cells: {cells}; genes: {genes}",
+            remedy=self.remedy,
+            term=self.term,
+            rows=self.rows,
+            columns=self.columns,
+        )
+        named.history = self.history
+        return named
 
 
 class ResourceError(AnncoderError):
@@ -94,3 +113,11 @@ def some(names: object, limit: int = 5) -> str:
     listed = [str(name) for name in names]  # type: ignore[attr-defined]
     head = ", ".join(listed[:limit])
     return head if len(listed) <= limit else f"{head} and {len(listed) - limit:,} more"
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Tell whether an exception means that memory could not be had; torch says so in words only."""
+    said = str(error)
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and ("can't allocate memory" in said or "out of memory" in said)
+    )

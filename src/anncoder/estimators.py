@@ -19,8 +19,10 @@ from anncoder.config import (
     NormName,
     TrainingConfig,
     TransformName,
+    unknown_key,
 )
-from anncoder.errors import AnncoderError, ConfigError, FileError
+from anncoder.errors import ConfigError
+from anncoder.models import MODELS
 from anncoder.models.count import CountConfig
 from anncoder.models.denoising import DenoisingConfig
 from anncoder.models.undercomplete import UndercompleteConfig
@@ -55,6 +57,9 @@ class UndercompleteAutoencoder(Autoencoder):
         ``"log1p"``: the data are raw counts and are log-normalised here. ``"none"``: they are expression values.
     standardize
         z-score the genes of the network input.
+    natural_axes
+        After training, turn and scale the latent so that its distances are those of the output distribution and its
+        axes are principal, largest first (:mod:`anncoder.nn.basis`); for a linear model the latent then *is* PCA's.
     l1, l2
         Penalties on the weights.
     warmup_steps
@@ -76,6 +81,7 @@ class UndercompleteAutoencoder(Autoencoder):
         tied: bool = False,
         transform: TransformName = "log1p",
         standardize: bool = False,
+        natural_axes: bool = True,
         l1: float = 0.0,
         l2: float = 0.0,
         warmup_steps: int = 0,
@@ -103,7 +109,9 @@ class DenoisingAutoencoder(Autoencoder):
         decoder then has n_vars x n_vars weights: meant for a few thousand genes.
     mask_loss_weight
         Weight of that prediction's cross-entropy; the reconstruction has 1 minus it.
-    n_latent, n_hidden, activation, norm, linear_decoder, dropout_rate, transform, standardize, l1, l2, warmup_steps
+    n_latent, n_hidden, activation, norm, linear_decoder, dropout_rate
+        As in :class:`UndercompleteAutoencoder`.
+    transform, standardize, natural_axes, l1, l2, warmup_steps
         As in :class:`UndercompleteAutoencoder`.
     """
 
@@ -125,6 +133,7 @@ class DenoisingAutoencoder(Autoencoder):
         mask_loss_weight: float = 0.7,
         transform: TransformName = "log1p",
         standardize: bool = False,
+        natural_axes: bool = True,
         l1: float = 0.0,
         l2: float = 0.0,
         warmup_steps: int = 0,
@@ -148,7 +157,9 @@ class CountAutoencoder(Autoencoder):
         ``"shared"`` one a cell. For ``"gaussian"`` it is the standard deviation.
     ridge_pi
         Penalty on the squared dropout probability of ``"zinb"``.
-    n_latent, n_hidden, activation, norm, linear_decoder, dropout_rate, transform, standardize, l1, l2, warmup_steps
+    n_latent, n_hidden, activation, norm, linear_decoder, dropout_rate
+        As in :class:`UndercompleteAutoencoder`.
+    transform, standardize, natural_axes, l1, l2, warmup_steps
         As in :class:`UndercompleteAutoencoder`.
     """
 
@@ -169,6 +180,7 @@ class CountAutoencoder(Autoencoder):
         ridge_pi: float = 0.0,
         transform: TransformName = "log1p",
         standardize: bool = False,
+        natural_axes: bool = True,
         l1: float = 0.0,
         l2: float = 0.0,
         warmup_steps: int = 0,
@@ -253,29 +265,26 @@ def load(folder: str | Path) -> Autoencoder:
     stored = checkpoint.read_stored(folder)
     try:
         return _restore(stored, Path(folder))
-    except (ConfigError, KeyError, TypeError, ValueError) as error:
-        why = error.what if isinstance(error, AnncoderError) else f"{type(error).__name__} {error}"
-        raise FileError(
-            f"the model in {str(folder)!r} cannot be used: {why}",
-            code="bad-model",
-            where=str(Path(folder) / checkpoint.CONFIG),
-            remedy="save the model again, or copy the whole folder again",
-        ) from error
+    except ConfigError as error:
+        raise checkpoint.broken(Path(folder), error.what) from error
 
 
 def _restore(stored: checkpoint.Stored, folder: Path) -> Autoencoder:
     config = stored.config
-    model: Autoencoder = ESTIMATORS[config["model"]](**config["hyperparameters"])
+    if config.model not in ESTIMATORS:
+        raise unknown_key(config.model, sorted(ESTIMATORS), where="model")
+    hyperparameters = MODELS[config.model].config(**config.hyperparameters)
+    model: Autoencoder = ESTIMATORS[config.model](**dict(hyperparameters))
     with torch.device("meta"):  # shapes only: nothing is allocated before the file is known to fit
         network = model._build(len(stored.genes), Noise(0))
     checkpoint.read_weights(folder, network)
     model.network_ = network.eval()
-    model.training_ = TrainingConfig(**config["training"])
-    model.layer_, model.library_size_ = config["layer"], float(config["library_size"])
-    model.best_epoch_, model.stopped_ = int(config["best_epoch"]), str(config["stopped"])
-    model.history_ = pd.DataFrame(config["history"])
-    model.var_names_ = pd.Index(stored.genes)
-    model.valid_obs_ = pd.Index(config["valid_obs"], dtype=object)
+    model.training_ = TrainingConfig(**config.training)
+    model.layer_, model.library_size_ = config.layer, config.library_size
+    model.best_epoch_, model.stopped_ = config.best_epoch, config.stopped
+    model.history_ = pd.DataFrame(config.history)
+    model.var_names_ = pd.Index(stored.genes, dtype=object)
+    model.valid_obs_ = pd.Index(config.valid_obs, dtype=object)
     return model
 
 

@@ -5,15 +5,20 @@ Three yardsticks:
 - **Held-out molecules** (count data): a tenth of each cell's molecules is set aside by binomial thinning, the rest is
   embedded and denoised, and the expected counts are scored on the molecules set aside by their Poisson negative
   log-likelihood. It compares models whatever their own likelihood is (Batson, Royer, Webber 2019, doi 10.1101/786269).
+  Every expectation is first scaled to the cell's number of molecules: a model of logarithms expects too few of them
+  (the exponential of a mean logarithm is below the mean), and that alone should not decide.
 - **Reconstruction**: mean squared error of log-normalised expression (of the values themselves, for models of
-  expression).
+  expression). It is what PCA minimises, and rewards copying noise: read it as a check, not as a race.
 - **Clusters**: Leiden (the best of eleven resolutions, for all rows alike) and k-means against labels, and the
   silhouette of the labels (of the Leiden clusters, where there are no labels).
+
+The first two are of cells that none of the three has seen: those that were held out for validation when the model was
+fitted; PCA and the gene means are fitted to the others. Where the data have fewer than twenty of them, all cells are
+scored, PCA and the gene means have seen them, and ``n_scored`` is ``n_obs``. Clusters are of all cells.
 """
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,8 +37,9 @@ from anncoder.errors import InputError
 
 RESOLUTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.2, 1.5, 2.0)
 HELD_OUT = 0.1  # share of molecules set aside
-FLOOR = 0.01  # share of the gene mean mixed into every expectation, so that none is zero where a molecule is found
+FLOOR = 0.01  # share of the gene mean mixed into every expectation: none may be zero where a molecule is found
 LARGEST_SILHOUETTE = 5000  # cells: it looks at every pair
+FEWEST = 20  # cells that tell anything
 SCHEMA = 1
 
 
@@ -49,12 +55,16 @@ class Evaluation:
         ``kmeans_nmi``, ``silhouette``: higher is better; NaN where they have no meaning.
     n_obs
         Cells that were looked at.
+    n_scored
+        Cells that ``heldout_nll`` and ``reconstruction_mse`` are of: the validation cells of the fit that are among
+        the data, or all cells, where those are fewer than twenty.
     labels
         The obs column, or None.
     """
 
     table: pd.DataFrame
     n_obs: int
+    n_scored: int
     labels: str | None
 
     def __str__(self) -> str:
@@ -66,7 +76,8 @@ class Evaluation:
             str(name): {k: (None if pd.isna(v) else float(v)) for k, v in row.items()}
             for name, row in self.table.to_dict(orient="index").items()
         }
-        return {"schema": SCHEMA, "n_obs": self.n_obs, "labels": self.labels, "methods": rows}
+        head = {"schema": SCHEMA, "n_obs": self.n_obs, "n_scored": self.n_scored, "labels": self.labels}
+        return head | {"methods": rows}
 
 
 def evaluate(
@@ -81,7 +92,7 @@ def evaluate(
 ) -> Evaluation:
     """Compare a fitted model with PCA of the same width and with the gene means.
 
-    All three have seen the same cells whole, and encode the same thinned ones.
+    What is compared, and on which cells, stands at the top of :mod:`anncoder.evaluation`.
 
     Parameters
     ----------
@@ -117,53 +128,50 @@ def evaluate(
         raise unknown_key(labels, [str(c) for c in adata.obs.columns], where="labels (a column of obs)")
     adata = _some_cells(adata, max_cells, seed)
     matrix = model.aligned_matrix(adata, layer, allow_missing)
-    if min(matrix.shape) <= model.config.n_latent or matrix.shape[0] < 20:
+    if min(matrix.shape) <= model.config.n_latent or matrix.shape[0] < FEWEST:
         raise InputError(
             f"{matrix.shape[0]} cells x {matrix.shape[1]} genes are too few for {model.config.n_latent} components",
             code="too-few-cells",
             where="evaluate",
             remedy="evaluate more cells",
         )
-    mean = GeneMean(model, matrix)
+    truth = None if labels is None else adata.obs[labels].to_numpy(dtype=object, na_value=np.nan)
+    scored, others = _held_out(adata, model, matrix)
     methods: dict[str, Method] = {
         "model": Trained(model),
-        "pca": Principal(model, matrix, seed),
-        "gene_mean": mean,
+        "pca": Principal(model, others, seed),
+        "gene_mean": GeneMean(model, others),
     }
-    truth = None if labels is None else adata.obs[labels].astype(str).to_numpy()
+    parts, floor = thin(scored, seed) if model.reads_counts else None, GeneMean(model, matrix).mean
     rows = {}
     for name, method in methods.items():
-        scores = {"heldout_nll": heldout_nll(method, matrix, mean, seed) if model.reads_counts else np.nan}
-        scores["reconstruction_mse"] = reconstruction_mse(method, matrix, model)
+        scores = {"heldout_nll": np.nan if parts is None else heldout_nll(method, *parts, floor)}
+        scores["reconstruction_mse"] = reconstruction_mse(method, scored, model)
         rows[name] = scores | cluster_scores(method.latent(matrix), truth, seed)
-    return Evaluation(pd.DataFrame(rows).T, matrix.shape[0], labels)
+    return Evaluation(pd.DataFrame(rows).T, matrix.shape[0], scored.shape[0], labels)
 
 
-def heldout_nll(method: Method, matrix: csr_matrix, mean: GeneMean, seed: int) -> float:
+def heldout_nll(method: Method, kept: csr_matrix, aside: csr_matrix, floor: Any) -> float:
     """Return the Poisson negative log-likelihood of molecules set aside, in nats a cell.
 
     Parameters
     ----------
     method
         What gives the expected expression.
-    matrix
-        (n, g) counts.
-    mean
-        The gene means, of which every expectation has a hundredth mixed in.
-    seed
-        Start of the thinning.
+    kept, aside
+        (n, g) counts, as :func:`thin` splits them; the method reads the first and is scored on the second.
+    floor
+        (g,) expression of which every expectation has a hundredth mixed in, above zero wherever a molecule is found.
     """
-    kept, aside = thin(matrix, seed)
-    sizes = library_sizes(kept) / method.library_size
+    expected_aside = library_sizes(kept) * HELD_OUT / (1 - HELD_OUT)
     total, start = 0.0, 0
     for block in method.expected(kept):
         stop = start + len(block)
-        rate = ((1 - FLOOR) * block + FLOOR * mean.mean) * (sizes[start:stop, None] * HELD_OUT / (1 - HELD_OUT))
+        share = (1 - FLOOR) * block + FLOOR * floor
+        rate = share * (expected_aside[start:stop] / share.sum(axis=1, dtype=np.float64))[:, None]
         found = aside[start:stop].tocoo()
-        at_found = rate[found.row, found.col]
-        total += float(
-            rate.sum(dtype=np.float64) - (found.data * np.log(at_found)).sum() + gammaln(found.data + 1).sum()
-        )
+        logs = found.data * np.log(rate[found.row, found.col]) - gammaln(found.data + 1)
+        total += float(rate.sum(dtype=np.float64) - logs.sum(dtype=np.float64))
         start = stop
     return total / float(kept.shape[0])
 
@@ -181,10 +189,31 @@ def reconstruction_mse(method: Method, matrix: csr_matrix, model: Autoencoder) -
 
 
 def thin(matrix: csr_matrix, seed: int) -> tuple[csr_matrix, csr_matrix]:
-    """Split counts at random into molecules kept and molecules set aside; cells left with none are dropped."""
+    """Split counts at random into molecules kept and molecules set aside, a tenth; cells left with none are dropped.
+
+    Parameters
+    ----------
+    matrix
+        (n, g) counts; left as they are.
+    seed
+        Start of the thinning.
+
+    Returns
+    -------
+    kept, aside
+        Two CSR matrices of the same shape, that sum to the counts.
+
+    References
+    ----------
+    Batson, Royer, Webber 2019, doi 10.1101/786269.
+    """
     generator = np.random.default_rng([seed, 2])
     aside = generator.binomial(matrix.data.astype(np.int64), HELD_OUT).astype(np.float32)
-    parts = [csr_matrix((v, matrix.indices, matrix.indptr), shape=matrix.shape) for v in (matrix.data - aside, aside)]
+    parts = [
+        # copies: zeros are removed in place, and the indices may be those of the user's own matrix
+        csr_matrix((values, matrix.indices, matrix.indptr), shape=matrix.shape, copy=True)
+        for values in (matrix.data - aside, aside)
+    ]
     alive = library_sizes(parts[0]) > 0
     for part in parts:
         part.eliminate_zeros()
@@ -192,29 +221,41 @@ def thin(matrix: csr_matrix, seed: int) -> tuple[csr_matrix, csr_matrix]:
 
 
 def cluster_scores(latent: Array | None, truth: Any, seed: int) -> dict[str, float]:
-    """Return how well clusters of a latent agree with labels; of no latent (one cluster) that is nothing."""
-    from sklearn.cluster import KMeans
-    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, silhouette_score
+    """Return how well clusters of a latent agree with labels.
 
+    Parameters
+    ----------
+    latent
+        (n, k), or None for a method without one: all its cells are one cluster, which agrees with nothing.
+    truth
+        (n,) labels, None or NaN where a cell has none; such cells are clustered, but not scored. None for no labels.
+    seed
+        Start of the clusterings.
+
+    Returns
+    -------
+    dict
+        ``leiden_ari``, ``leiden_nmi``, ``kmeans_ari``, ``kmeans_nmi``, ``silhouette``.
+    """
     names = ("leiden_ari", "leiden_nmi", "kmeans_ari", "kmeans_nmi")
     if latent is None:
         return dict.fromkeys(names, np.nan if truth is None else 0.0) | {"silhouette": np.nan}
-    clusterings = leiden(latent, RESOLUTIONS if truth is not None else (1.0,), seed)
-    subset = {"sample_size": LARGEST_SILHOUETTE} if len(latent) > LARGEST_SILHOUETTE else {}
     if truth is None:
-        one = len(np.unique(clusterings[0])) < 2
-        silhouette = np.nan if one else silhouette_score(latent, clusterings[0], random_state=seed, **subset)
-        return dict.fromkeys(names, np.nan) | {"silhouette": float(silhouette)}
-    kmeans = KMeans(len(np.unique(truth)), n_init=10, random_state=seed).fit_predict(latent)
-    values = (
-        max(adjusted_rand_score(truth, clusters) for clusters in clusterings),
-        max(normalized_mutual_info_score(truth, clusters) for clusters in clusterings),
-        adjusted_rand_score(truth, kmeans),
-        normalized_mutual_info_score(truth, kmeans),
-    )
-    one = len(np.unique(truth)) < 2
-    silhouette = np.nan if one else silhouette_score(latent, truth, random_state=seed, **subset)
-    return dict(zip(names, map(float, values), strict=True)) | {"silhouette": float(silhouette)}
+        clusters = leiden(latent, (1.0,), seed)[0]
+        return dict.fromkeys(names, np.nan) | {"silhouette": _silhouette(latent, clusters, seed)}
+    known = pd.notna(truth)
+    labels = truth[known].astype(str)
+    agreements = [_agreement(labels, clusters[known]) for clusters in leiden(latent, RESOLUTIONS, seed)]
+    best = [max(values) for values in zip(*agreements, strict=True)]
+    found = [*best, *_agreement(labels, kmeans(latent, len(set(labels)), seed)[known])]
+    return dict(zip(names, found, strict=True)) | {"silhouette": _silhouette(latent[known], labels, seed)}
+
+
+def kmeans(latent: Array, n_clusters: int, seed: int) -> Any:
+    """Return k-means clusters of a latent, the best of ten starts, (n,)."""
+    from sklearn.cluster import KMeans
+
+    return KMeans(n_clusters, n_init=10, random_state=seed).fit_predict(latent)
 
 
 def leiden(latent: Array, resolutions: tuple[float, ...], seed: int) -> list[Any]:
@@ -222,20 +263,43 @@ def leiden(latent: Array, resolutions: tuple[float, ...], seed: int) -> list[Any
     import scanpy as sc
 
     cells = anndata.AnnData(obs=pd.DataFrame(index=[str(i) for i in range(len(latent))]), obsm={"latent": latent})
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of umap, about its own random state
-        sc.pp.neighbors(cells, use_rep="latent", n_neighbors=min(15, len(latent) - 1), random_state=seed)
-        for resolution in resolutions:
-            sc.tl.leiden(
-                cells,
-                resolution,
-                key_added=f"leiden_{resolution}",
-                flavor="igraph",
-                n_iterations=2,
-                directed=False,
-                random_state=seed,
-            )
+    sc.pp.neighbors(cells, use_rep="latent", n_neighbors=min(15, len(latent) - 1), random_state=seed)
+    for resolution in resolutions:
+        sc.tl.leiden(
+            cells,
+            resolution,
+            key_added=f"leiden_{resolution}",
+            flavor="igraph",
+            n_iterations=2,
+            directed=False,
+            random_state=seed,
+        )
     return [cells.obs[f"leiden_{resolution}"].to_numpy() for resolution in resolutions]
+
+
+def _held_out(adata: anndata.AnnData, model: Autoencoder, matrix: csr_matrix) -> tuple[csr_matrix, csr_matrix]:
+    # the cells to score, and those to fit the baselines to
+    unseen = adata.obs_names.astype(str).isin(model.valid_obs_)
+    enough = unseen.sum() >= FEWEST and (~unseen).sum() > max(FEWEST, model.config.n_latent)
+    return (matrix[unseen], matrix[~unseen]) if enough else (matrix, matrix)
+
+
+def _agreement(labels: Any, clusters: Any) -> tuple[float, float]:
+    # adjusted Rand index and normalised mutual information
+    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
+    return float(adjusted_rand_score(labels, clusters)), float(normalized_mutual_info_score(labels, clusters))
+
+
+def _silhouette(latent: Array, labels: Any, seed: int) -> float:
+    from sklearn.metrics import silhouette_score
+
+    if len(latent) > LARGEST_SILHOUETTE:
+        some = np.random.default_rng([seed, 5]).choice(len(latent), LARGEST_SILHOUETTE, replace=False)
+        latent, labels = latent[some], labels[some]
+    if not 1 < len(set(labels)) < len(labels):  # it compares clusters
+        return float("nan")
+    return float(silhouette_score(latent, labels))
 
 
 def _some_cells(adata: anndata.AnnData, max_cells: int, seed: int) -> anndata.AnnData:

@@ -1,16 +1,22 @@
 """Files that are either the old one or the new one, never half of each.
 
 Every output is written under a temporary name in the folder of its target, forced to disk, and renamed over the
-target: a kill, a full disk or an exception leaves what was there before.
+target: a kill, a full disk or an exception leaves what was there before. What a killed process leaves behind is
+removed by the next one that writes into the same folder.
 """
 
 from __future__ import annotations
 
+import ctypes
+import hashlib
 import os
 import shutil
+import socket
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from anncoder.errors import AnncoderError, FileError, ResourceError
@@ -23,29 +29,28 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
     Parameters
     ----------
     target
-        The file to write. Its folder must exist and be writable.
+        The file to write; of a symbolic link, the file it points to. Its folder must exist and be writable. A file
+        that is replaced keeps its permissions.
 
     Yields
     ------
     Path
-        A path in the same folder, with the same suffix, that does not exist yet.
+        A path in the same folder, with the same name in a folder of its own, that does not exist yet.
 
     Raises
     ------
     ResourceError
         The folder does not exist or cannot be written, or the disk is full. The target is as it was.
     """
-    target = Path(target)
-    scratch = _scratch_folder(target)
-    temporary = scratch / target.name
-    try:
-        with _disk_errors(target):
-            yield temporary
-            _sync(temporary)
-            temporary.replace(target)
-            _sync(target.parent)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    target = Path(target).resolve()
+    with _disk_errors(target), _scratch(target.parent) as scratch:
+        temporary = scratch / target.name
+        yield temporary
+        if target.is_file():
+            temporary.chmod(stat.S_IMODE(target.stat().st_mode))
+        _sync(temporary)
+        temporary.replace(target)
+        _sync(target.parent)
 
 
 @contextmanager
@@ -71,60 +76,30 @@ def atomic_folder(target: str | Path, *, mark: str) -> Iterator[Path]:
     ResourceError
         The parent does not exist or cannot be written, or the disk is full. The target is as it was.
     """
-    target = Path(target)
-    _refuse_foreign(target, mark)
-    scratch = _scratch_folder(target)
-    temporary = scratch / target.name
-    try:
-        with _disk_errors(target):
-            temporary.mkdir()
-            yield temporary
-            for file in sorted(temporary.rglob("*")):
-                _sync(file)
-            _sync(temporary)
-            if target.exists():
-                # a folder cannot be renamed over another: the old one steps aside, and back if the rename fails
-                target.replace(scratch / "old")
-            try:
-                temporary.replace(target)
-            except OSError:
-                if (scratch / "old").exists():
-                    (scratch / "old").replace(target)
-                raise
-            _sync(target.parent)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    target = Path(target).resolve()
+    refuse_occupied(target, mark)
+    with _disk_errors(target), _scratch(target.parent) as scratch:
+        temporary = scratch / target.name
+        temporary.mkdir()
+        yield temporary
+        for file in sorted(temporary.rglob("*")):
+            _sync(file)
+        _sync(temporary)
+        if not target.exists():
+            temporary.replace(target)
+        elif not _swap(temporary, target):
+            _replace_in_two_steps(temporary, target, scratch)
+        _sync(target.parent)
 
 
-def writable_folder(folder: Path) -> None:
-    """Raise a ResourceError unless files can be made in a folder; asked before hours of training, not after."""
-    if not folder.is_dir():
-        raise ResourceError(
-            f"the output folder {str(folder)!r} does not exist",
-            code="no-folder",
-            where=str(folder),
-            remedy=f"make it first: mkdir -p {folder}",
-        )
-    with _disk_errors(folder), tempfile.TemporaryFile(dir=folder):
-        pass
+def refuse_occupied(target: Path, *marks: str) -> None:
+    """Raise a FileError unless a folder can be written here: nothing stands there, or a folder with one of our marks.
 
-
-def same_file(left: str | Path, right: str | Path) -> bool:
-    """Tell whether two paths name one existing file."""
-    return Path(left).exists() and Path(right).exists() and Path(left).samefile(right)
-
-
-def _scratch_folder(target: Path) -> Path:
-    parent = target.parent
-    writable_folder(parent)
-    # a folder of its own, not a suffix: writers that look at the suffix (.h5ad, .zarr) see the final name
-    return Path(tempfile.mkdtemp(prefix=f".{target.name}.tmp-", dir=parent))
-
-
-def _refuse_foreign(target: Path, mark: str) -> None:
+    Asked before hours of training, not after.
+    """
     if not target.exists():
         return
-    if target.is_dir() and ((target / mark).exists() or not any(target.iterdir())):
+    if target.is_dir() and (any((target / mark).exists() for mark in marks) or not any(target.iterdir())):
         return
     raise FileError(
         f"{str(target)!r} exists and was not written by anncoder",
@@ -134,6 +109,91 @@ def _refuse_foreign(target: Path, mark: str) -> None:
     )
 
 
+def writable_folder(folder: Path) -> None:
+    """Raise a ResourceError unless files can be made in a folder; asked before hours of training, not after."""
+    if not folder.is_dir():
+        raise ResourceError(
+            f"the output folder {str(folder)!r} {'is a file' if folder.exists() else 'does not exist'}",
+            code="no-folder",
+            where=str(folder),
+            remedy="choose another folder" if folder.exists() else f"make it first: mkdir -p {folder}",
+        )
+    with _disk_errors(folder), tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def same_file(left: str | Path, right: str | Path) -> bool:
+    """Tell whether two paths name one existing file, through links and however they are spelled."""
+    return Path(left).exists() and Path(right).exists() and Path(left).samefile(right)
+
+
+@contextmanager
+def _scratch(parent: Path) -> Iterator[Path]:
+    # a folder of its own, not a suffix: writers that look at the suffix (.h5ad, .zarr) see the final name, and a
+    # name that is as long as the file system allows can still be written
+    writable_folder(parent)
+    sweep(parent)
+    scratch = Path(tempfile.mkdtemp(prefix=f"{_prefix()}{os.getpid()}-", dir=parent))
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporaries of processes that were killed, of this machine only: others' may be alive."""
+    if os.name == "nt":  # there is no harmless way to ask whether a process lives
+        return
+    for scratch in folder.glob(f"{_prefix()}*"):
+        number = scratch.name.removeprefix(_prefix()).split("-")[0]
+        if not number.isdigit() or _lives(int(number)):
+            continue
+        for aside in scratch.glob("aside/*"):  # killed between the two steps: put the old folder back
+            if not (folder / aside.name).exists():
+                aside.replace(folder / aside.name)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@cache
+def _prefix() -> str:
+    # process numbers mean something on one machine only, and there only in one container
+    space = Path("/proc/self/ns/pid")
+    machine = socket.gethostname() + (str(space.readlink()) if space.is_symlink() else "")
+    return f".anncoder-{hashlib.sha256(machine.encode()).hexdigest()[:8]}-"
+
+
+def _lives(number: int) -> bool:
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def _swap(left: Path, right: Path) -> bool:
+    # Linux can exchange two names in one step (renameat2 with RENAME_EXCHANGE), on most local file systems
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    here, exchange = -100, 2
+    return bool(renameat2(here, os.fsencode(left), here, os.fsencode(right), exchange) == 0)
+
+
+def _replace_in_two_steps(temporary: Path, target: Path, scratch: Path) -> None:
+    # a folder cannot be renamed over another: the old one steps aside, and back if the rename fails
+    aside = scratch / "aside" / target.name
+    aside.parent.mkdir()
+    target.replace(aside)
+    try:
+        temporary.replace(target)
+    except BaseException:
+        aside.replace(target)
+        raise
+
+
 @contextmanager
 def _disk_errors(target: Path) -> Iterator[None]:
     try:
@@ -141,8 +201,9 @@ def _disk_errors(target: Path) -> Iterator[None]:
     except AnncoderError:
         raise
     except OSError as error:
+        why = error.strerror or str(error)
         raise ResourceError(
-            f"cannot write {str(target)!r}: {error.strerror or error}",
+            f"cannot write {str(target)!r}: {why.splitlines()[0] if why else type(error).__name__}",
             code="cannot-write",
             where=str(target),
             remedy="check the folder's permissions and the free space; what was there before is unchanged",

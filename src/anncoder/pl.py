@@ -1,23 +1,65 @@
 """Pictures: how training went, what the latent looks like beside PCA, what denoising did to a pair of genes.
 
-Every function draws into axes and returns them; none changes matplotlib's settings or shows a window.
+Every function draws into axes and returns them; none changes matplotlib's settings or shows a window. Groups have the
+colours that scanpy keeps in ``uns``, if there are any, else those of seaborn's palette "colorblind"; beyond ten groups
+the points differ in shape too.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import anndata
 import numpy as np
-import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
 from anncoder.autoencoder import Autoencoder
 from anncoder.config import unknown_key
 from anncoder.data.adata import place
-from anncoder.errors import InputError
+from anncoder.errors import ConfigError, InputError
+
+PALETTE = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9")
+SHAPES = "os^DvPX*<>"
+UNKNOWN = "#d9d9d9"  # cells without a group
+MOST_GROUPS = len(PALETTE) * len(SHAPES)
+JITTER = 0.06  # in log(1 + counts): counts are integers, and equal pairs would hide each other
+
+
+class Groups(NamedTuple):
+    """An obs column of categories, ready to be drawn."""
+
+    names: list[str]
+    codes: np.ndarray[Any, Any]  # (n_obs,) position among the names; -1: without a group
+    colors: list[str]  # one a name, and one for the cells without a group
+
+    def scatter(self, ax: Axes, points: np.ndarray[Any, Any], *, size: float) -> None:
+        """Draw (n_obs, 2) points in random order, so that no group hides the others."""
+        order = np.random.default_rng(0).permutation(len(points))
+        shapes = np.maximum(self.codes, 0) // len(PALETTE)
+        for shape in np.unique(shapes):
+            chosen = order[shapes[order] == shape]
+            colors = np.asarray(self.colors)[self.codes[chosen]]
+            x, y = points[chosen].T
+            ax.scatter(x, y, s=size, c=colors, marker=SHAPES[shape], linewidths=0, alpha=0.8)
+
+    def legend(self, figure: Any) -> None:
+        """Name the groups to the right of the panels; the figure grows by the room that takes."""
+        if not self.names:
+            return
+        names = [*self.names, "no label"] if (self.codes < 0).any() else self.names
+        shapes = [SHAPES[i // len(PALETTE)] for i in range(len(self.names))] + ["o"]
+        handles = [
+            Line2D([], [], linestyle="", color=color, marker=shape, markersize=7, markeredgewidth=0, label=name)
+            for name, color, shape in zip(names, self.colors, shapes, strict=False)
+        ]
+        columns = -(-len(names) // 20)
+        width, height = figure.get_size_inches()
+        figure.set_size_inches(width + columns * (0.5 + 0.085 * max(map(len, names))), height)
+        figure.legend(handles=handles, loc="outside right center", frameon=False, ncols=columns)
 
 
 def history(source: Autoencoder | anndata.AnnData, *, key: str = "ae", ax: Axes | None = None) -> Axes:
@@ -32,22 +74,27 @@ def history(source: Autoencoder | anndata.AnnData, *, key: str = "ae", ax: Axes 
     ax
         Axes to draw into; None for new ones.
 
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes.
+
     Raises
     ------
     InputError
         The AnnData holds no results of that name.
     """
+    losses = source.history_ if isinstance(source, Autoencoder) else _results(source, key)["history"]
     if ax is None:
         _, ax = plt.subplots(figsize=(5, 3.5), layout="constrained")
-    losses = source.history_ if isinstance(source, Autoencoder) else _results(source, key)["history"]
-    watched = "valid_loss" if "valid_loss" in losses else "train_loss"
-    epochs = losses["epoch"] + 1
-    ax.plot(epochs, losses["train_loss"], label="training", color="tab:blue")
-    if watched == "valid_loss":
-        ax.plot(epochs, losses["valid_loss"], label="validation", color="tab:orange")
-    best = int(np.argmin(losses[watched].to_numpy()))
-    ax.axvline(epochs.iloc[best], color="0.6", linestyle=":", label=f"best epoch ({int(epochs.iloc[best])})")
-    ax.set(xlabel="epoch", ylabel="loss per cell and gene", title="training")
+    epochs = losses["epoch"].to_numpy() + 1
+    ax.plot(epochs, losses["train_loss"], label="training", color=PALETTE[0])
+    if "valid_loss" in losses:
+        ax.plot(epochs, losses["valid_loss"], label="validation", color=PALETTE[1])
+    watched = losses["valid_loss" if "valid_loss" in losses else "train_loss"].to_numpy()
+    best = int(np.nanargmin(watched))
+    ax.plot(epochs[best], watched[best], "o", color="black", label=f"best epoch: {epochs[best]:.0f}")
+    ax.set(xlabel="epoch", ylabel="loss, mean of cells and genes", title="training")
     ax.legend(frameon=False)
     ax.spines[["top", "right"]].set_visible(False)
     return ax
@@ -73,27 +120,18 @@ def embeddings(adata: anndata.AnnData, panels: Mapping[str, str], *, color: str)
     Raises
     ------
     ConfigError
-        There is no such slot or column.
+        There is no such slot or column, or its values are no categories.
     """
-    if color not in adata.obs:
-        raise unknown_key(color, [str(c) for c in adata.obs.columns], where="color (a column of obs)")
-    groups = adata.obs[color].astype("category")
-    colors = plt.get_cmap("tab10" if len(groups.cat.categories) <= 10 else "tab20")
-    size = np.clip(20_000 / max(adata.n_obs, 1), 1, 25)
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(4.6 * len(panels) + 1.6, 4.2), layout="constrained", squeeze=False
-    )
-    for ax, (title, slot) in zip(axes[0], panels.items(), strict=True):
+    groups = _groups(adata, color)
+    for slot in panels.values():
         if slot not in adata.obsm:
             raise unknown_key(slot, list(adata.obsm.keys()), where="panels (slots of obsm)")
-        points = np.asarray(adata.obsm[slot])
-        for i, name in enumerate(groups.cat.categories):
-            of_group = (groups == name).to_numpy()
-            ax.scatter(*points[of_group, :2].T, s=size, color=colors(i % colors.N), linewidths=0, label=str(name))
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.4 * len(panels), 4.6), layout="constrained", squeeze=False)
+    for ax, (title, slot) in zip(axes[0], panels.items(), strict=True):
+        groups.scatter(ax, np.asarray(adata.obsm[slot])[:, :2], size=float(np.clip(12_000 / adata.n_obs, 1, 18)))
         ax.set(title=title, xticks=[], yticks=[])
         ax.set_box_aspect(1)
-    handles, names = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside right center", frameon=False, markerscale=max(1.0, 5 / size**0.5))
+    groups.legend(figure)
     return np.asarray(axes[0])
 
 
@@ -106,7 +144,9 @@ def gene_pair(
     key: str = "ae",
     color: str | None = None,
 ) -> np.ndarray[Any, Any]:
-    """Draw two genes against each other, as counted and as denoised.
+    """Draw two genes against each other, as counted and as denoised, on the same axes.
+
+    Counts are drawn a little beside their place, at random, so that equal pairs do not hide each other.
 
     Parameters
     ----------
@@ -115,7 +155,7 @@ def gene_pair(
     gene_x, gene_y
         Names of the genes.
     layer
-        Where the raw counts are; None for ``X``.
+        Where the raw counts are; None for where the model read them, ``"X"`` for ``X``.
     key
         Name of the results.
     color
@@ -129,7 +169,7 @@ def gene_pair(
     Raises
     ------
     ConfigError
-        There is no such gene.
+        There is no such gene, layer or column.
     InputError
         Nothing was denoised under this name.
     """
@@ -140,21 +180,57 @@ def gene_pair(
             where="layers",
             remedy="ac.tl.denoise(adata, model)",
         )
-    for gene in (gene_x, gene_y):
-        if gene not in adata.var_names:
-            raise unknown_key(gene, list(adata.var_names.astype(str)), where="var_names")
-    codes = None if color is None else pd.factorize(adata.obs[color], sort=True)[0]
-    _, axes = plt.subplots(1, 2, figsize=(8.4, 4), layout="constrained")
-    for ax, title, slot in zip(axes, ("raw counts", "denoised counts"), (layer, f"{key}_denoised"), strict=True):
-        x, y = (adata.obs_vector(gene, layer=slot) for gene in (gene_x, gene_y))
-        ax.scatter(np.log1p(x), np.log1p(y), s=10, c=codes, cmap="tab10", linewidths=0, alpha=0.7)
-        ax.set(title=title, xlabel=f"{gene_x}  log(1 + counts)", ylabel=f"{gene_y}  log(1 + counts)")
+    read = json.loads(_results(adata, key)["params_json"])
+    counts = read["hyperparameters"]["transform"] == "log1p"
+    layer = read["layer"] if layer is None else None if layer == "X" else layer
+    groups = _groups(adata, color)
+    raw, denoised = (_pair(adata, (gene_x, gene_y), slot) for slot in (layer, f"{key}_denoised"))
+    if counts:
+        moved = np.random.default_rng(0).uniform(-JITTER, JITTER, raw.shape)
+        raw, denoised = np.log1p(raw) + moved, np.log1p(denoised)
+    of = "counts" if counts else "expression"
+    figure, axes = plt.subplots(1, 2, figsize=(8.8, 4.6), layout="constrained", sharex=True, sharey=True)
+    for ax, title, points in zip(axes, ("measured", "denoised"), (raw, denoised), strict=True):
+        groups.scatter(ax, points, size=14)
+        ax.set(title=f"{title} {of}", xlabel=f"{gene_x}, log(1 + counts)" if counts else gene_x)
+        ax.set_box_aspect(1)
         ax.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel(f"{gene_y}, log(1 + counts)" if counts else gene_y)
+    groups.legend(figure)
     return np.asarray(axes)
 
 
+def _pair(adata: anndata.AnnData, genes: tuple[str, str], layer: str | None) -> np.ndarray[Any, Any]:
+    # (n_obs, 2)
+    for gene in genes:
+        if gene not in adata.var_names:
+            raise unknown_key(gene, list(adata.var_names.astype(str)), where="var_names")
+    if layer is not None and layer not in adata.layers:
+        raise unknown_key(layer, [str(name) for name in adata.layers if name is not None], where="layer")
+    return np.stack([np.asarray(adata.obs_vector(gene, layer=layer)) for gene in genes], axis=1)
+
+
+def _groups(adata: anndata.AnnData, color: str | None) -> Groups:
+    if color is None:
+        return Groups([], np.zeros(adata.n_obs, dtype=int), [PALETTE[0]])
+    if color not in adata.obs:
+        raise unknown_key(color, [str(c) for c in adata.obs.columns], where="color (a column of obs)")
+    values = adata.obs[color].astype("category").cat
+    names = [str(name) for name in values.categories]
+    if len(names) > MOST_GROUPS:
+        raise ConfigError(
+            f"obs[{color!r}] has {len(names):,} different values; {MOST_GROUPS} groups can be told apart",
+            code="too-many-groups",
+            where="color",
+            remedy="draw numbers with scanpy: sc.pl.embedding(adata, 'X_ae', color=...)",
+        )
+    known = [str(value) for value in adata.uns.get(f"{color}_colors", ())]
+    own = [PALETTE[i % len(PALETTE)] for i in range(len(names))]
+    return Groups(names, values.codes.to_numpy(), [*(known if len(known) == len(names) else own), UNKNOWN])
+
+
 def _results(adata: anndata.AnnData, key: str) -> Any:
-    if key not in adata.uns or "history" not in adata.uns[key]:
+    if not isinstance(adata.uns.get(key), Mapping) or "history" not in adata.uns[key]:
         raise InputError(
             f"uns[{key!r}] holds no results of anncoder",
             code="no-results",

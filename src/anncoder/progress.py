@@ -14,6 +14,8 @@ logger = logging.getLogger("anncoder")
 
 def announce(message: str) -> None:
     """Say one line: to the log if anybody listens to it, else to stderr."""
+    if logger.level > logging.INFO:  # set so by somebody who wants silence
+        return
     if logger.isEnabledFor(logging.INFO) and logger.hasHandlers():
         logger.info(message)
     else:

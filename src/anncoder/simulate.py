@@ -26,6 +26,7 @@ from anndata.io import write_elem
 from scipy.special import expit
 
 from anncoder.files import atomic_path
+from anncoder.hdf5 import new_h5
 from anncoder.splatter import SplatParameters, numbered
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -125,7 +126,7 @@ def simulate_to_file(
     Zappia, Phipson, Oshlack 2017, doi 10.1186/s13059-017-1305-0.
     """
     genes = _draw_genes(parameters)
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+    with atomic_path(path) as temporary, new_h5(temporary) as file:
         _create(file, parameters, genes, keep_means=keep_means)
         for block in _blocks(parameters, genes):
             _append(file, block)

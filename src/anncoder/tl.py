@@ -6,15 +6,18 @@ Nothing of the user's is touched: ``X``, ``raw``, layers and every slot that is 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import anndata
 import numpy as np
+import pandas as pd
 
 from anncoder.autoencoder import Array, Autoencoder, Scale
 from anncoder.checkpoint import SCHEMA, versions
 from anncoder.config import split_settings, unknown_key
 from anncoder.data.genes import align
+from anncoder.device import refuse_size
 from anncoder.errors import ConfigError, InputError
 from anncoder.estimators import ESTIMATORS, CountAutoencoder
 from anncoder.models import MODELS
@@ -64,11 +67,14 @@ def autoencode(
     ``adata.obsm["X_{key_added}"]`` : (n_obs, n_latent) float32
         Latent of each cell.
     ``adata.var["{key_added}_theta"]`` : (n_vars,) float32
-        Inverse dispersion of each gene, of count models with ``dispersion="gene"``.
+        Inverse dispersion of each gene, of models with ``likelihood="nb"`` or ``"zinb"`` and ``dispersion="gene"``.
     ``adata.layers["{key_added}_denoised"]`` : (n_obs, n_vars) float32
-        Expected counts, with ``denoise=True``.
+        Expected counts (expression, of models with ``transform="none"``), with ``denoise=True``.
     ``adata.uns[key_added]`` : dict
-        ``params_json`` (every setting), ``history`` (data frame), ``valid_obs`` (names of held-out cells), ``version``.
+        ``params_json`` (every setting), ``history`` (data frame), ``valid_obs`` (names of held-out cells), ``schema``,
+        ``version``.
+
+    Results of another model under the same key are replaced, all of them.
 
     Raises
     ------
@@ -88,12 +94,14 @@ def autoencode(
     if model not in ESTIMATORS:
         raise unknown_key(str(model), sorted(ESTIMATORS), where="model")
     hyper, training = split_settings(settings, MODELS[model].config)
-    target = adata.copy() if copy else _actual(adata)
+    target = _target(adata, copy=copy)
     refuse_foreign(target, key_added)
+    if denoise:
+        refuse_size(target.n_obs * target.n_vars * 4)
     fitted: Autoencoder = ESTIMATORS[model](**hyper).fit(target, layer=layer, progress=progress, **training)
     _write_latent(target, fitted, fitted.embed(target), key_added)
     if denoise:
-        _write_denoised(target, fitted.denoise(target), key_added)
+        _write_denoised(target, fitted, fitted.denoise(target, scale=_natural_scale(fitted)), key_added)
     if progress is not False:
         announce(next_step(target, key_added))
     return target if copy else fitted
@@ -134,15 +142,19 @@ def embed(
 
     ``adata.obsm["X_{key_added}"]`` : (n_obs, n_latent) float32
         Latent of each cell.
+    ``adata.var["{key_added}_theta"]`` : (n_vars,) float32
+        As :func:`autoencode` writes it; NaN for genes that the model does not know.
     ``adata.uns[key_added]`` : dict
         As :func:`autoencode` writes it.
+
+    Results of another model under the same key are replaced, all of them.
 
     Raises
     ------
     InputError
         Too many genes are missing, or the values are not what the model was fitted on.
     """
-    target = adata.copy() if copy else _actual(adata)
+    target = _target(adata, copy=copy)
     refuse_foreign(target, key_added)
     _write_latent(target, model, model.embed(target, layer=layer, allow_missing=allow_missing), key_added)
     return target if copy else None
@@ -152,7 +164,7 @@ def denoise(
     adata: anndata.AnnData,
     model: Autoencoder,
     *,
-    scale: Scale = "counts",
+    scale: Scale | None = None,
     layer: str | None = None,
     key_added: str = "ae",
     copy: bool = False,
@@ -166,7 +178,8 @@ def denoise(
     model
         A fitted model.
     scale
-        ``"counts"``: at each cell's own library size; ``"normalized"``: at the median library size.
+        ``"counts"``: at each cell's own library size; ``"normalized"``: at the median library size. None for what the
+        model reads: ``"counts"``, and ``"normalized"`` for a model fitted with ``transform="none"``.
     layer
         Where the counts are; None for where they were in ``fit``, ``"X"`` for ``X``.
     key_added
@@ -183,6 +196,10 @@ def denoise(
 
     ``adata.layers["{key_added}_denoised"]`` : (n_obs, n_vars) float32
         Expected expression.
+    ``adata.uns[key_added]`` : dict
+        As :func:`autoencode` writes it.
+
+    Results of another model under the same key are replaced, all of them.
 
     Raises
     ------
@@ -191,7 +208,7 @@ def denoise(
     ResourceError
         The dense layer would not fit into memory.
     """
-    target = adata.copy() if copy else _actual(adata)
+    target = _target(adata, copy=copy)
     refuse_foreign(target, key_added)
     alignment = align(list(model.var_names_), list(target.var_names.astype(str)))
     if alignment.n_extra:
@@ -202,7 +219,8 @@ def denoise(
             remedy="adata = adata[:, model.var_names_].copy()",
         )
     genes = list(target.var_names.astype(str))
-    _write_denoised(target, model.denoise(target, scale=scale, layer=layer, genes=genes), key_added)
+    scale = _natural_scale(model) if scale is None else scale
+    _write_denoised(target, model, model.denoise(target, scale=scale, layer=layer, genes=genes), key_added)
     return target if copy else None
 
 
@@ -227,18 +245,26 @@ def _write_latent(adata: anndata.AnnData, model: Autoencoder, latent: Array, key
             dead,
             latent.shape[1],
         )
+    _sign(adata, model, key)
     adata.obsm[f"X_{key}"] = np.ascontiguousarray(latent, dtype=np.float32)
-    adata.uns[key] = _record(model)
-    if (
-        isinstance(model, CountAutoencoder)
-        and _has_gene_theta(model)
-        and list(adata.var_names) == list(model.var_names_)
-    ):
-        adata.var[f"{key}_theta"] = model.dispersion()
+    if isinstance(model, CountAutoencoder) and _has_gene_theta(model):
+        theta = pd.Series(model.dispersion(), index=model.var_names_)
+        adata.var[f"{key}_theta"] = theta.reindex(adata.var_names.astype(str)).to_numpy(np.float32)
 
 
-def _write_denoised(adata: anndata.AnnData, denoised: Array, key: str) -> None:
-    adata.layers[f"{key}_denoised"] = denoised
+def _write_denoised(adata: anndata.AnnData, model: Autoencoder, denoised: Array, key: str) -> None:
+    _sign(adata, model, key)
+    adata.layers[f"{key}_denoised"] = np.ascontiguousarray(denoised, dtype=np.float32)
+
+
+def _sign(adata: anndata.AnnData, model: Autoencoder, key: str) -> None:
+    # what another model wrote under this key would be taken for this one's
+    record = _record(model)
+    if key in adata.uns and _identity(adata.uns[key]) != _identity(record):
+        for slots, name in ((adata.obsm, f"X_{key}"), (adata.layers, f"{key}_denoised"), (adata.var, f"{key}_theta")):
+            if name in slots:
+                del slots[name]
+    adata.uns[key] = record
 
 
 def _record(model: Autoencoder) -> dict[str, Any]:
@@ -264,11 +290,20 @@ def _record(model: Autoencoder) -> dict[str, Any]:
     }
 
 
+def _identity(record: Mapping[str, Any]) -> dict[str, Any]:
+    # an older torch does not make it another model
+    return {name: value for name, value in json.loads(record["params_json"]).items() if name != "versions"}
+
+
 def _has_gene_theta(model: CountAutoencoder) -> bool:
     return model.config.dispersion == "gene" and model.config.likelihood in ("nb", "zinb")
 
 
-def _actual(adata: anndata.AnnData) -> anndata.AnnData:
+def _natural_scale(model: Autoencoder) -> Scale:
+    return "counts" if model.reads_counts else "normalized"
+
+
+def _target(adata: anndata.AnnData, *, copy: bool) -> anndata.AnnData:
     # as scanpy does: results on a view turn it into an object of its own; the parent is not touched
     if not isinstance(adata, anndata.AnnData):
         raise InputError(
@@ -276,16 +311,20 @@ def _actual(adata: anndata.AnnData) -> anndata.AnnData:
             code="not-anndata",
             remedy="read it first: sc.read_h5ad(path)",
         )
+    if copy:
+        return adata.to_memory(copy=True) if adata.isbacked else adata.copy()
     if adata.is_view:
-        adata._init_as_actual(adata.copy())
+        adata._init_as_actual(adata.to_memory() if adata.isbacked else adata.copy())
     return adata
 
 
 def refuse_foreign(adata: anndata.AnnData, key: str) -> None:
     """Raise a ConfigError if slots of this key exist that we did not write: they belong to the user."""
     if not key or "/" in key:
-        raise ConfigError(f"key_added = {key!r} is no name for a slot", code="bad-key", where="key_added")
-    ours = key in adata.uns and "params_json" in adata.uns[key]
+        raise ConfigError(
+            f"key_added = {key!r} is no name for a slot", code="bad-key", where="key_added", remedy="a word like 'ae'"
+        )
+    ours = isinstance(adata.uns.get(key), Mapping) and "params_json" in adata.uns[key]
     taken = [f"obsm['X_{key}']"] * (f"X_{key}" in adata.obsm) + [f"uns[{key!r}]"] * (key in adata.uns)
     taken += [f"layers['{key}_denoised']"] * (f"{key}_denoised" in adata.layers)
     taken += [f"var['{key}_theta']"] * (f"{key}_theta" in adata.var)
@@ -294,5 +333,5 @@ def refuse_foreign(adata: anndata.AnnData, key: str) -> None:
             f"{', '.join(taken)} exists and was not written by anncoder",
             code="key-taken",
             where="key_added",
-            remedy="choose another key_added",
+            remedy="choose another key_added (--key)",
         )

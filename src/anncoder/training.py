@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from anncoder.config import TrainingConfig
+from anncoder.config import NetworkConfig, TrainingConfig
 from anncoder.errors import DivergenceError
 from anncoder.types import Batch, Loader, Loss
 
@@ -37,7 +37,7 @@ class History(NamedTuple):
 
     records: list[Record]  # one an epoch: epoch, learning_rate, seconds, train_<term>, valid_<term>
     best_epoch: int
-    stopped: str  # "early" | "max_epochs" | "interrupted"
+    stopped: str  # "early" | "max_epochs" | "interrupted" | "diverged"
 
 
 class Watch:
@@ -113,7 +113,7 @@ def train(
     network.to(device)
     optimizer = torch.optim.Adam(
         network.parameters(),
-        lr=config.learning_rate,
+        lr=config.learning_rate or NetworkConfig.suited_learning_rate,
         weight_decay=config.weight_decay,
         fused=device.type != "mps",
     )
@@ -133,6 +133,9 @@ def train(
                 break
             if watch.reduces_rate():
                 optimizer.param_groups[0]["lr"] = rate * config.reduce_lr_factor
+    except DivergenceError as error:
+        error.history = History(records, watch.best_epoch, "diverged")
+        raise
     except KeyboardInterrupt:
         stopped = "interrupted"
     finally:

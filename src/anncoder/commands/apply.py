@@ -3,52 +3,61 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import anndata
 
 from anncoder import tl
-from anncoder.commands.output import read_input, refuse_output, write_output
+from anncoder.autoencoder import Autoencoder
+from anncoder.commands.output import read_input, refuse_input_as_output, refuse_output, write_output
 from anncoder.config import unknown_key
 from anncoder.estimators import load
 from anncoder.progress import announce
 
+SCALES = ("counts", "normalized")
 
-def run_embed(
-    model: Path,
-    data: Path,
-    output: Path,
-    *,
-    layer: str | None,
-    key: str,
-    allow_missing: float,
-    in_place: bool,
-    drop_empty_cells: bool,
-) -> None:
+
+class ApplyRequest(NamedTuple):
+    """What ``embed`` and ``denoise`` are asked for on the command line."""
+
+    model: Path
+    data: Path
+    output: Path
+    layer: str | None = None
+    key: str = "ae"
+    in_place: bool = False
+    drop_empty_cells: bool = False
+
+
+def run_embed(request: ApplyRequest, *, allow_missing: float) -> None:
     """Write the input plus ``obsm["X_key"]`` to the output."""
-    refuse_output(data, output, in_place=in_place)
-    fitted = load(model)
-    adata = read_input(data, layer=layer or fitted.layer_, drop_empty_cells=drop_empty_cells)
-    tl.embed(adata, fitted, layer=layer, key_added=key, allow_missing=allow_missing)
-    write_output(adata, output, wrote=[f"obsm/X_{key}"])
-    announce(f"{output}: {tl.next_step(adata, key)}")
+    model, adata = _open(request)
+    tl.embed(adata, model, layer=request.layer, key_added=request.key, allow_missing=allow_missing)
+    write_output(adata, request.output, wrote=(f"obsm/X_{request.key}",))
+    announce(f"{request.output}: {tl.next_step(adata, request.key)}")
 
 
-def run_denoise(
-    model: Path,
-    data: Path,
-    output: Path,
-    *,
-    layer: str | None,
-    key: str,
-    scale: Any,
-    in_place: bool,
-    drop_empty_cells: bool,
-) -> None:
-    """Write the input plus ``layers["key_denoised"]`` to the output."""
-    refuse_output(data, output, in_place=in_place)
-    if scale not in ("counts", "normalized"):
-        raise unknown_key(scale, ["counts", "normalized"], where="--scale")
-    fitted = load(model)
-    adata = read_input(data, layer=layer or fitted.layer_, drop_empty_cells=drop_empty_cells)
-    tl.denoise(adata, fitted, scale=scale, layer=layer, key_added=key)
-    write_output(adata, output, wrote=[f"layers/{key}_denoised"])
-    announce(f"{output}: wrote layers['{key}_denoised'] ({adata.n_obs:,} x {adata.n_vars:,}, float32)")
+def run_denoise(request: ApplyRequest, *, scale: Any) -> None:
+    """Write the input plus ``layers["key_denoised"]`` to the output; without a scale, on the one the model was fed."""
+    if scale is not None and scale not in SCALES:
+        raise unknown_key(scale, SCALES, where="--scale")
+    model, adata = _open(request)
+    tl.denoise(adata, model, scale=scale, layer=request.layer, key_added=request.key)
+    layer = f"{request.key}_denoised"
+    write_output(adata, request.output, wrote=(f"layers/{layer}",))
+    announce(f"{request.output}: wrote layers[{layer!r}] ({adata.n_obs:,} x {adata.n_vars:,}, float32)")
+
+
+def _open(request: ApplyRequest) -> tuple[Autoencoder, anndata.AnnData]:
+    refuse_output(request.output)
+    refuse_input_as_output(request.data, request.output, in_place=request.in_place)
+    model = load(request.model)
+    layer = request.layer or model.layer_
+    adata = read_input(
+        request.data,
+        layer=None if layer == "X" else layer,
+        drop_empty_cells=request.drop_empty_cells,
+        genes=list(model.var_names_),
+    )
+    tl.refuse_foreign(adata, request.key)
+    return model, adata

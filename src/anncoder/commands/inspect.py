@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import json
-import warnings
 from pathlib import Path
-from typing import Any
 
 import typer
 import yaml
 
 from anncoder.checkpoint import read_stored
 from anncoder.checks import check
+from anncoder.commands.output import read_input, refuse_output
+from anncoder.commands.run import write_json
 from anncoder.config import TrainingConfig, parse_assignments, split_settings, unknown_key
-from anncoder.data.adata import open_data
 from anncoder.estimators import load
 from anncoder.evaluation import Evaluation, evaluate
-from anncoder.files import atomic_path, writable_folder
 from anncoder.models import MODELS
 
 
 def run_check(data: Path, *, layer: str | None, counts: bool, as_json: bool) -> None:
     """Print what a file holds; raise its first problem if a model cannot be trained on it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the report says what matters
-        adata = open_data(data)
-    report = check(adata, layer=layer, counts=counts)
+    report = check(read_input(data, layer=None, drop_empty_cells=False), layer=layer, counts=counts)
     typer.echo(report.to_json() if as_json else str(report))
     report.raise_if_bad()
 
@@ -41,8 +36,10 @@ def run_evaluate(
     seed: int,
 ) -> None:
     """Print the table and write it to a JSON file."""
-    writable_folder(output.parent)
-    found = evaluate(load(model), data, labels=labels, layer=layer, allow_missing=allow_missing, seed=seed)
+    refuse_output(output, suffix=".json")
+    fitted = load(model)
+    adata = read_input(data, layer=None, drop_empty_cells=False)
+    found = evaluate(fitted, adata, labels=labels, layer=layer, allow_missing=allow_missing, seed=seed)
     print_evaluation(found)
     write_json(output, found.to_dict())
 
@@ -54,27 +51,22 @@ def print_evaluation(found: Evaluation) -> None:
     typer.echo("lower is better: heldout_nll (nats a cell), reconstruction_mse; higher is better: the others")
 
 
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write a JSON file, whole or not at all."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-
-
 def run_info(model: Path, *, as_json: bool) -> None:
     """Print what a saved model is."""
-    stored = read_stored(model)
-    config = stored.config
+    fitted, stored = load(model), read_stored(model)
+    assert fitted.network_ is not None
     known = {
-        "model": config["model"],
+        "model": fitted.name,
         "n_genes": len(stored.genes),
         "genes": stored.genes[:5],
-        "hyperparameters": config["hyperparameters"],
-        "training": config["training"],
-        "layer": config["layer"],
-        "library_size": config["library_size"],
-        "epochs": len(config["history"].get("epoch", [])),
-        "best_epoch": config["best_epoch"] + 1,
-        "stopped": config["stopped"],
+        "n_parameters": sum(parameter.numel() for parameter in fitted.network_.parameters()),
+        "hyperparameters": stored.config.hyperparameters,
+        "training": stored.config.training,
+        "layer": fitted.layer_,
+        "library_size": fitted.library_size_,
+        "epochs": len(fitted.history_),
+        "best_epoch": fitted.best_epoch_ + 1,
+        "stopped": fitted.stopped_,
         "versions": stored.manifest["versions"],
         "files": stored.manifest["files"],
     }
@@ -87,14 +79,15 @@ def run_config(model: str, assignments: tuple[str, ...]) -> None:
     """Print every setting of a model as YAML, with what it means."""
     if model not in MODELS:
         raise unknown_key(model, sorted(MODELS), where="--model")
-    hyper, training = split_settings(parse_assignments(assignments), MODELS[model].config)
+    hyper, training = split_settings(parse_assignments(assignments), MODELS[model].config, where="--set")
+    settings_of_model = MODELS[model].config(**hyper)
     sections = (
-        ("hyper-parameters", MODELS[model].config(**hyper)),
-        ("training", TrainingConfig(**training)),
+        ("hyper-parameters", settings_of_model),
+        ("training", TrainingConfig(**training).suited_to(settings_of_model)),
     )
     typer.echo(f"model: {model}")
     for title, settings in sections:
         typer.echo(f"\n# {title}")
         for name, value in settings.model_dump(mode="json").items():
-            text = yaml.safe_dump({name: value}, default_flow_style=None, width=1000).strip()
-            typer.echo(f"{text}  # {type(settings).model_fields[name].description}")
+            text = yaml.safe_dump([value], default_flow_style=True, width=10**6).strip()[1:-1]
+            typer.echo(f"{name}: {text}  # {type(settings).model_fields[name].description}")

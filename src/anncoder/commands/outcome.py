@@ -13,67 +13,118 @@ from types import FrameType
 
 import typer
 
-from anncoder.errors import AnncoderError
+from anncoder.errors import AnncoderError, ResourceError, out_of_memory
 
-BUG, RESOURCE, INTERRUPTED, TERMINATED = 1, 6, 130, 143
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: training ends as it does for control-C, results are saved, and the exit code differs."""
+BUG = 1
+EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}  # what shells expect of a process that a signal ended
+OURS = (errno.ENOENT, errno.EBADF, errno.EINVAL)  # the user's files are asked for before they are used
 
 
-class Stopped(Exception):
-    """The command was interrupted and has saved what there was."""
+class Signals:
+    """What control-C and SIGTERM do: stop the command, or, while results are being saved, wait until they are.
 
-    def __init__(self, *, terminated: bool) -> None:
-        super().__init__("interrupted; results until then were saved")
-        self.exit_code = TERMINATED if terminated else INTERRUPTED
+    Attributes
+    ----------
+    number
+        The last signal that came, or None.
+    message
+        What to say when one comes.
+    """
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin a command."""
+        self.number: int | None = None
+        self.message = "interrupted; no results were written"
+        self._saving = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Take a signal; while saving, only the second one stops."""
+        waits = self._saving and self.number is None
+        self.number = number
+        if not waits:
+            raise KeyboardInterrupt(self.message)
+        logging.getLogger("anncoder").warning("stopping when the results are saved; once more to stop now")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Let a block finish before a signal, of the block or from before it, ends the command."""
+        self._saving, self.message = True, "interrupted while results were being saved"
+        try:
+            yield
+        finally:
+            self._saving = False
+        self.message = "interrupted; the results until then were saved"
+        if self.number is not None:
+            raise KeyboardInterrupt(self.message)
 
 
-terminations: list[int] = []
+signals = Signals()
 
 
 @contextmanager
 def outcome(*, debug: bool, quiet: bool = False) -> Iterator[None]:
     """Turn whatever happens in a command into a message on stderr and an exit code."""
-    _log_to_stderr(quiet=quiet)
-    signal.signal(signal.SIGTERM, _terminate)
-    try:
-        yield
-    except AnncoderError as error:
-        _leave(str(error), error.exit_code, debug=debug)
-    except Stopped as stop:
-        _leave(str(stop), stop.exit_code, debug=False)
-    except KeyboardInterrupt:
-        _leave("interrupted; nothing was written", TERMINATED if terminations else INTERRUPTED, debug=debug)
-    except MemoryError:
-        _leave("out of memory; use fewer genes or cells, or a smaller batch_size", RESOURCE, debug=debug)
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
-        _leave(f"{type(error).__name__}: {error}", RESOURCE if full else BUG, debug=debug)
-    except Exception as error:  # noqa: BLE001 - the last door: a bug is said to be one
-        message = f"{type(error).__name__}: {error}\n  this is a bug in anncoder; run again with --debug and report it"
-        _leave(message, BUG, debug=debug)
+    with _listening(), _log_on_stderr(quiet=quiet):
+        try:
+            yield
+        except KeyboardInterrupt as stop:
+            _leave(str(stop), EXIT_CODES[signal.Signals(signals.number or signal.SIGINT)], debug=debug)
+        except BrokenPipeError:
+            raise  # `anncoder check x | head`: typer knows that this is no error
+        except Exception as error:  # noqa: BLE001 - the last door: a bug is said to be one
+            known = _known(error)
+            if known is None:
+                message = f"{type(error).__name__}: {error}\n  this is a bug in anncoder"
+                _leave(f"error: {message}; run again with --debug and report it", BUG, debug=debug)
+            else:
+                _leave(f"error: {known}", known.exit_code, debug=debug)
+
+
+def _known(error: Exception) -> AnncoderError | None:
+    """Return the error that a user can do something about, or None for a bug."""
+    if isinstance(error, AnncoderError):
+        return error
+    what = (str(error).splitlines() or [type(error).__name__])[0]
+    if out_of_memory(error):
+        remedy = "use fewer genes or cells, or a smaller batch_size"
+        return ResourceError(f"out of memory: {what}", code="out-of-memory", remedy=remedy)
+    if isinstance(error, OSError) and error.errno is not None and error.errno not in OURS:
+        remedy = "check the permissions and the free space"
+        return ResourceError(what, code="cannot-write", where=str(error.filename or ""), remedy=remedy)
+    return None
 
 
 def _leave(message: str, code: int, *, debug: bool) -> None:
     if debug:
         traceback.print_exc()
-    sys.stderr.write(f"{'' if code in (INTERRUPTED, TERMINATED) else 'error: '}{message}\n")
+    sys.stderr.write(f"{message}\n")
     raise typer.Exit(code)
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    terminations.append(number)
-    raise Terminated
+@contextmanager
+def _listening() -> Iterator[None]:
+    signals.reset()
+    before = {number: signal.signal(number, signals) for number in EXIT_CODES}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _log_to_stderr(*, quiet: bool) -> None:
+@contextmanager
+def _log_on_stderr(*, quiet: bool) -> Iterator[None]:
     logger = logging.getLogger("anncoder")
-    logger.setLevel(logging.WARNING if quiet else logging.INFO)
-    for old in [h for h in logger.handlers if getattr(h, "of_command", False)]:
-        logger.removeHandler(old)
-    handler = logging.StreamHandler()
+    before, handler = logger.level, logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
-    handler.of_command = True  # type: ignore[attr-defined]
+    handler.setLevel(logging.WARNING if quiet else logging.INFO)
+    logger.setLevel(logging.INFO)  # the log of a run has everything
     logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)

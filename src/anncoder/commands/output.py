@@ -2,37 +2,50 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from pathlib import Path
 from typing import Any
 
 import anndata
+import h5py
 import numpy as np
+from anndata.io import read_elem, write_elem
 from scipy.sparse import issparse
 
 from anncoder.data.adata import open_data
+from anncoder.data.scan import scan, structure, unreadable
 from anncoder.errors import ConfigError, InputError, ResourceError
 from anncoder.files import atomic_path, same_file, writable_folder
+from anncoder.hdf5 import new_h5
 from anncoder.progress import announce
 
+COMPRESSED = {"compression": "gzip"}  # which carries a checksum, too
 
-def refuse_output(data: Path, output: Path, *, in_place: bool) -> None:
-    """Refuse an output before any work is done for it.
+
+def refuse_output(output: Path, *, suffix: str = ".h5ad") -> None:
+    """Refuse the name of an output before any work is done for it.
 
     Raises
     ------
     ConfigError
-        It is the input (without ``--in-place``), or not an ``.h5ad`` name.
+        It does not end as it should, or is a folder.
     ResourceError
         Its folder does not exist or cannot be written.
     """
-    if output.suffix != ".h5ad":
+    wrong = f"does not end in {suffix}" if output.suffix != suffix else "is a folder" if output.is_dir() else ""
+    if wrong:
         raise ConfigError(
-            f"the output {str(output)!r} does not end in .h5ad",
+            f"the output {str(output)!r} {wrong}",
             code="bad-output",
             where="--output",
-            remedy="-o NAME.h5ad",
+            remedy=f"-o NAME{suffix}",
         )
+    writable_folder(output.parent)
+
+
+def refuse_input_as_output(data: Path, output: Path, *, in_place: bool) -> None:
+    """Raise a ConfigError if the output would replace the input, without ``--in-place``."""
     if same_file(data, output) and not in_place:
         raise ConfigError(
             "the output is the input",
@@ -40,36 +53,51 @@ def refuse_output(data: Path, output: Path, *, in_place: bool) -> None:
             where=str(output),
             remedy="choose another name, or say --in-place: the new file then replaces the old one when it is complete",
         )
-    if output.is_dir():
-        raise ConfigError(
-            f"the output {str(output)!r} is a folder",
-            code="bad-output",
-            where="--output",
-            remedy="-o NAME.h5ad",
-        )
-    writable_folder(output.parent)
 
 
-def read_input(data: Path, *, layer: str | None, drop_empty_cells: bool) -> anndata.AnnData:
-    """Read a file; with ``drop_empty_cells`` without the cells that have no count."""
+def read_input(
+    data: Path, *, layer: str | None, drop_empty_cells: bool, genes: list[str] | None = None
+) -> anndata.AnnData:
+    """Read a file, whole or without its empty cells.
+
+    Parameters
+    ----------
+    data
+        The file.
+    layer
+        Where the counts are; None for ``X``.
+    drop_empty_cells
+        Leave out the cells without any count.
+    genes
+        The genes that matter for that; None for all.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # anndata's on names and old formats: check says what matters
         adata = open_data(data)
-    if not drop_empty_cells:
-        return adata
+    return _filled(adata, layer, genes) if drop_empty_cells else adata
+
+
+def _filled(adata: anndata.AnnData, layer: str | None, genes: list[str] | None) -> anndata.AnnData:
     matrix = adata.X if layer is None else adata.layers.get(layer)
-    if matrix is None:
-        return adata  # the check that follows says what is missing
-    filled = np.asarray((matrix != 0).sum(axis=1)).ravel() > 0
-    if filled.all():
+    if matrix is None or unreadable(matrix) or structure(matrix).fault:
+        return adata  # the check that follows says what is wrong
+    if genes is not None:
+        matrix = matrix[:, adata.var_names.isin(genes)]
+    empty = scan(matrix, math.inf).empty_obs
+    if len(empty) in (0, adata.n_obs):
         return adata
-    if not filled.any():
-        raise InputError("no cell has a count", code="empty-cells", where=str(data), remedy="look at: anncoder check")
-    announce(f"left out {int((~filled).sum()):,} cells without any count")
-    return adata[filled].copy()
+    announce(f"left out {len(empty):,} of {adata.n_obs:,} cells, which have no count")
+    return adata[np.delete(np.arange(adata.n_obs), empty)].copy()
 
 
-def write_output(adata: anndata.AnnData, output: Path, *, wrote: list[str]) -> None:
+def refuse_unwritable(adata: anndata.AnnData) -> None:
+    """Raise an InputError if something in obs, var or uns can be read but not written: now, not after the training."""
+    with h5py.File("never-on-disk", "w", driver="core", backing_store=False) as file:
+        # a thousand rows tell what a column is
+        _write_slots(file, {"obs": adata.obs.iloc[:1000], "var": adata.var.iloc[:1000], "uns": dict(adata.uns)})
+
+
+def write_output(adata: anndata.AnnData, output: Path, *, wrote: tuple[str, ...]) -> None:
     """Write an AnnData under a temporary name, read back what is new, and only then give it its name.
 
     Parameters
@@ -89,53 +117,46 @@ def write_output(adata: anndata.AnnData, output: Path, *, wrote: list[str]) -> N
         The AnnData holds something of the user's that cannot be written.
     """
     with atomic_path(output) as temporary:
-        try:
-            adata.write_h5ad(temporary, compression="gzip")
-        except (TypeError, ValueError, NotImplementedError, RuntimeError) as error:
-            raise _unwritable(error, output) from error
+        with new_h5(temporary) as file:
+            # not `write_h5ad`: it turns the user's columns of text into categories
+            _write_slots(file, {"/": adata})
         _verify(adata, temporary, wrote)
 
 
-def _unwritable(error: Exception, output: Path) -> Exception:
-    first = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if isinstance(error, RuntimeError):  # HDF5 reports a failed write (a full disk) so
-        return ResourceError(
-            f"writing {str(output)!r} failed: {first}",
-            code="cannot-write",
-            where=str(output),
-            remedy="check the free space",
-        )
-    return InputError(
-        f"the input holds something that cannot be written: {first}",
-        code="unwritable-slot",
-        where=str(output),
-        remedy="remove or convert that slot of obs, var or uns",
-    )
+def _write_slots(file: h5py.File, slots: dict[str, Any]) -> None:
+    for name, value in slots.items():
+        try:
+            write_elem(file, name, value, dataset_kwargs=COMPRESSED if name == "/" else {})
+        except OSError:
+            raise
+        except Exception as error:
+            notes = " ".join(getattr(error, "__notes__", [])).splitlines()  # anndata says there which slot it was
+            why = str(error).splitlines() or [type(error).__name__]
+            raise InputError(
+                f"the input holds something that cannot be written: {why[0]}",
+                code="unwritable-slot",
+                where=notes[0] if notes else name,
+                remedy="remove or convert that slot",
+            ) from error
 
 
-def _verify(adata: anndata.AnnData, path: Path, wrote: list[str]) -> None:
-    import h5py
-    from anndata.io import read_elem
-
+def _verify(adata: anndata.AnnData, path: Path, wrote: tuple[str, ...]) -> None:
     with h5py.File(path, "r") as file:
-        for slot in wrote:
-            group, name = slot.split("/")
-            if not np.array_equal(read_elem(file[slot]), getattr(adata, group)[name]):
+        expected = {slot: getattr(adata, slot.split("/")[0])[slot.split("/")[1]] for slot in wrote}
+        if adata.X is not None:
+            expected["X"] = adata.X
+        for slot, values in expected.items():
+            if not _same(read_elem(file[slot]), values):
                 raise ResourceError(
                     f"{slot} did not survive writing",
                     code="cannot-write",
                     where=str(path),
-                    remedy="try again",
+                    remedy="try again, on another disk",
                 )
-        if adata.X is not None and not _same(read_elem(file["X"]), adata.X):
-            raise ResourceError("X did not survive writing", code="cannot-write", where=str(path), remedy="try again")
 
 
 def _same(left: Any, right: Any) -> bool:
     if issparse(left) and issparse(right):
-        return (
-            left.shape == right.shape
-            and np.array_equal(left.data, right.data)
-            and np.array_equal(left.indices, right.indices)
-        )
+        arrays = ("data", "indices", "indptr")
+        return left.shape == right.shape and all(np.array_equal(getattr(left, a), getattr(right, a)) for a in arrays)
     return np.array_equal(np.asarray(left), np.asarray(right), equal_nan=np.asarray(left).dtype.kind == "f")

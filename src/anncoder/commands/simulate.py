@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tqdm.auto import tqdm
+
 from anncoder.commands.output import refuse_output
 from anncoder.config import parse_assignments
 from anncoder.progress import announce
@@ -13,7 +15,8 @@ from anncoder.splatter import SplatParameters
 
 def run_simulate(output: Path, assignments: tuple[str, ...], *, seed: int, keep_means: bool) -> None:
     """Simulate and write a file; the parameters are those of :class:`SplatParameters`."""
-    refuse_output(output, output, in_place=True)
+    refuse_output(output)
     parameters = SplatParameters(**{"seed": seed, **parse_assignments(assignments)})
-    simulate_to_file(output, parameters, keep_means=keep_means)
+    with tqdm(total=parameters.n_obs, unit="cell", unit_scale=True, disable=None, leave=False) as bar:
+        simulate_to_file(output, parameters, keep_means=keep_means, progress=bar.update)
     announce(f"wrote {output}: {parameters.n_obs:,} cells x {parameters.n_vars:,} genes")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,18 +12,42 @@ import yaml
 
 from anncoder import tl
 from anncoder.autoencoder import Autoencoder
-from anncoder.checkpoint import versions
+from anncoder.checkpoint import refuse_target, versions
 from anncoder.checks import check
-from anncoder.commands.inspect import print_evaluation, write_json
-from anncoder.commands.outcome import Stopped, terminations
-from anncoder.commands.output import read_input, refuse_output, write_output
+from anncoder.commands.inspect import print_evaluation
+from anncoder.commands.outcome import signals
+from anncoder.commands.output import (
+    read_input,
+    refuse_input_as_output,
+    refuse_output,
+    refuse_unwritable,
+    write_output,
+)
+from anncoder.commands.run import (
+    HISTORY,
+    LOG,
+    METRICS,
+    MODEL,
+    SETTINGS,
+    forget_previous,
+    logged,
+    new_run_folder,
+    refuse_run_folder,
+    run_folder,
+    write_json,
+    write_text,
+)
 from anncoder.config import TrainingConfig, parse_assignments, read_yaml, split_settings, unknown_key
-from anncoder.errors import DivergenceError, FileError, InputError
+from anncoder.device import choose_device, refuse_size
+from anncoder.errors import ConfigError, DivergenceError, InputError
 from anncoder.estimators import ESTIMATORS
-from anncoder.evaluation import Evaluation, evaluate
-from anncoder.files import atomic_path, writable_folder
+from anncoder.evaluation import evaluate
+from anncoder.files import atomic_path
 from anncoder.models import MODELS
+from anncoder.preparation import split_cells
 from anncoder.progress import announce
+
+logger = logging.getLogger("anncoder")
 
 SCHEMA = 1
 EVALUATED = 5000  # cells at most: enough for the comparison with PCA, and over in seconds
@@ -49,6 +71,7 @@ class TrainRequest(NamedTuple):
     in_place: bool = False
     drop_empty_cells: bool = False
     progress: bool | None = None
+    quiet: bool = False
 
 
 class Plan(NamedTuple):
@@ -64,27 +87,25 @@ class Plan(NamedTuple):
 
 
 def run_train(request: TrainRequest) -> None:
-    """Check, train, embed, write; see the package's README for what stands where."""
+    """Check, train, embed, write, compare; the run folder has what a later reader of the result may ask for."""
     plan = make_plan(request)
-    refuse_output(request.data, request.output, in_place=request.in_place)
-    if request.save is not None:
-        writable_folder(request.save.parent)
-    adata = read_input(request.data, layer=request.layer, drop_empty_cells=request.drop_empty_cells)
-    _check_input(adata, plan, request)
-    folder = run_folder(request.output)
-    with logged(folder / "run.log"):
-        _write_text(folder / "resolved.yaml", yaml.safe_dump(plan.resolved(), sort_keys=False))
+    adata = _checked_input(request, plan)
+    folder = new_run_folder(request.output)
+    with logged(folder / LOG):
+        write_text(folder / SETTINGS, yaml.safe_dump(plan.resolved(), sort_keys=False))
         began = time.perf_counter()
         model = _fit(adata, plan, request, folder)
-        wrote = _write_slots(adata, model, request)
-        write_output(adata, request.output, wrote=wrote)
-        found = _evaluate(adata, model, request)
-        metrics = _metrics(adata, model, found, time.perf_counter() - began)
-        write_json(folder / "metrics.json", metrics)
+        with signals.held():
+            _save(model, folder)
+            if request.save is not None:
+                model.save(request.save)
+            write_output(adata, request.output, wrote=_write_slots(adata, model, request))
+            metrics = _metrics(adata, model, time.perf_counter() - began)
+            write_json(folder / METRICS, metrics)
+            forget_previous(folder)
+        write_json(folder / METRICS, {**metrics, "evaluation": _evaluate(adata, model, request)})
         announce(f"{request.output}: {tl.next_step(adata, request.key)}")
         announce(f"model, history, metrics and log: {folder}")
-    if model.stopped_ == "interrupted":
-        raise Stopped(terminated=bool(terminations))
 
 
 def make_plan(request: TrainRequest) -> Plan:
@@ -95,61 +116,60 @@ def make_plan(request: TrainRequest) -> Plan:
     ConfigError
         An unknown key or model (the nearest known one is named), or a value out of range.
     """
-    values = {} if request.config is None else read_yaml(request.config)
-    named = values.pop("model", None)
-    values |= parse_assignments(request.settings) | request.flags
-    name = request.model or values.pop("model", None) or named or "count"
+    sources = {
+        str(request.config): {} if request.config is None else read_yaml(request.config),
+        "--set": parse_assignments(request.settings),
+        "options": request.flags,
+    }
+    named = [values.pop("model", None) for values in sources.values()]
+    name = str(request.model or named[1] or named[0] or "count")
     if name not in ESTIMATORS:
-        raise unknown_key(str(name), sorted(ESTIMATORS), where="model")
-    hyper, training = split_settings(values, MODELS[name].config)
-    return Plan(ESTIMATORS[name](**hyper), TrainingConfig(**training))
+        raise unknown_key(name, sorted(ESTIMATORS), where="model")
+    hyper: dict[str, Any] = {}
+    training: dict[str, Any] = {}
+    for where, values in sources.items():
+        ours, rest = split_settings(values, MODELS[name].config, where=where)
+        hyper |= ours
+        training |= rest
+    model = ESTIMATORS[name](**hyper)
+    return Plan(model, TrainingConfig(**training).suited_to(model.config))
 
 
-def run_folder(output: Path) -> Path:
-    """Return the run folder of an output, made if need be: ``out.h5ad`` has ``out.anncoder``.
-
-    Raises
-    ------
-    FileError
-        Something else has that name.
-    """
-    folder = output.with_suffix(".anncoder")
-    if folder.exists() and not folder.is_dir():
-        raise FileError(
-            f"{str(folder)!r} is in the way of the run folder",
-            code="not-ours",
-            where=str(folder),
-            remedy="move it away, or choose another output",
-        )
-    folder.mkdir(exist_ok=True)
-    return folder
-
-
-@contextmanager
-def logged(path: Path) -> Iterator[None]:
-    """Write the run's messages to a plain file as well; a new run starts it anew."""
-    handler = logging.FileHandler(path, mode="w", encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger = logging.getLogger("anncoder")
-    logger.addHandler(handler)
-    try:
-        yield
-    except BaseException as error:
-        handler.emit(logger.makeRecord(logger.name, logging.ERROR, "", 0, str(error), (), None))
-        raise
-    finally:
-        logger.removeHandler(handler)
-        handler.close()
-
-
-def _check_input(adata: anndata.AnnData, plan: Plan, request: TrainRequest) -> None:
-    # before the run folder is made and hours are spent: the data, the labels, and whether our slots are free
+def _checked_input(request: TrainRequest, plan: Plan) -> anndata.AnnData:
+    # everything that can be refused is refused here, before the run folder is made and hours are spent
+    refuse_output(request.output)
+    refuse_input_as_output(request.data, request.output, in_place=request.in_place)
+    refuse_run_folder(request.output)
+    _refuse_save(request)
+    choose_device(plan.training.device)
+    adata = read_input(request.data, layer=request.layer, drop_empty_cells=request.drop_empty_cells)
     report = check(adata, layer=request.layer, counts=plan.model.reads_counts)
     report.raise_if_bad()
+    for problem in report.problems:
+        if problem.severity == "warning":
+            logger.warning("warning: %s [%s]", problem.what, problem.code)
     plan.model.refuse_width(adata.n_vars)
+    split_cells(adata, plan.training)
     if request.labels is not None and request.labels not in adata.obs:
         raise unknown_key(request.labels, [str(c) for c in adata.obs.columns], where="--labels (a column of obs)")
+    if request.denoise:
+        refuse_size(adata.n_obs * adata.n_vars * 4)
     tl.refuse_foreign(adata, request.key)
+    refuse_unwritable(adata)
+    return adata
+
+
+def _refuse_save(request: TrainRequest) -> None:
+    if request.save is None:
+        return
+    if request.save.resolve() in (request.output.resolve(), run_folder(request.output).resolve()):
+        raise ConfigError(
+            f"the model cannot be saved as {str(request.save)!r}: other results stand there",
+            code="bad-output",
+            where="--save",
+            remedy="choose another name, or none: the run folder has the model in any case",
+        )
+    refuse_target(request.save)
 
 
 def _fit(adata: anndata.AnnData, plan: Plan, request: TrainRequest, folder: Path) -> Autoencoder:
@@ -158,40 +178,39 @@ def _fit(adata: anndata.AnnData, plan: Plan, request: TrainRequest, folder: Path
         model.fit(adata, layer=request.layer, progress=request.progress, **training)
     except DivergenceError:
         if len(model.history_):  # the last good weights are worth keeping
-            model.save(folder / "model")
+            _save(model, folder)
         raise
-    if not len(model.history_):
-        raise KeyboardInterrupt  # interrupted before the first epoch was over: there is nothing to save
-    for target in filter(None, (folder / "model", request.save)):
-        model.save(target)
-    with atomic_path(folder / "history.csv") as temporary:
-        model.history_.to_csv(temporary, index=False)
     return model
 
 
-def _write_slots(adata: anndata.AnnData, model: Autoencoder, request: TrainRequest) -> list[str]:
+def _save(model: Autoencoder, folder: Path) -> None:
+    model.save(folder / MODEL)
+    with atomic_path(folder / HISTORY) as temporary:
+        model.history_.to_csv(temporary, index=False)
+
+
+def _write_slots(adata: anndata.AnnData, model: Autoencoder, request: TrainRequest) -> tuple[str, ...]:
     tl.embed(adata, model, key_added=request.key)
-    wrote = [f"obsm/X_{request.key}"]
-    if request.denoise:
-        scale = "counts" if model.reads_counts else "normalized"
-        tl.denoise(adata, model, scale=scale, key_added=request.key)  # type: ignore[arg-type]
-        wrote.append(f"layers/{request.key}_denoised")
-    return wrote
+    if not request.denoise:
+        return (f"obsm/X_{request.key}",)
+    tl.denoise(adata, model, key_added=request.key)
+    return f"obsm/X_{request.key}", f"layers/{request.key}_denoised"
 
 
-def _evaluate(adata: anndata.AnnData, model: Autoencoder, request: TrainRequest) -> Evaluation | None:
+def _evaluate(adata: anndata.AnnData, model: Autoencoder, request: TrainRequest) -> dict[str, Any] | None:
     if not request.evaluation:
         return None
     try:
         found = evaluate(model, adata, labels=request.labels, max_cells=EVALUATED, seed=model.training_.seed)
     except InputError as error:  # too few cells to compare: the results stand without it
-        logging.getLogger("anncoder").warning("not compared with PCA: %s", error.what)
+        logger.warning("not compared with PCA: %s", error.what)
         return None
-    print_evaluation(found)
-    return found
+    if not request.quiet:
+        print_evaluation(found)
+    return found.to_dict()
 
 
-def _metrics(adata: anndata.AnnData, model: Autoencoder, found: Evaluation | None, seconds: float) -> dict[str, Any]:
+def _metrics(adata: anndata.AnnData, model: Autoencoder, seconds: float) -> dict[str, Any]:
     best = model.history_.iloc[model.best_epoch_]
     return {
         "schema": SCHEMA,
@@ -203,11 +222,6 @@ def _metrics(adata: anndata.AnnData, model: Autoencoder, found: Evaluation | Non
         "stopped": model.stopped_,
         "seconds": round(seconds, 2),
         "losses": {name: float(value) for name, value in best.items() if str(name).startswith(("train_", "valid_"))},
-        "evaluation": None if found is None else found.to_dict(),
+        "evaluation": None,
         "versions": versions(),
     }
-
-
-def _write_text(path: Path, text: str) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")

@@ -67,7 +67,12 @@ def align(model_genes: Sequence[str], data_genes: Sequence[str], *, allow_missin
         recognised), or a name of the data occurs twice.
     """
     if not 0 <= allow_missing <= 1:
-        raise ConfigError(f"allow_missing = {allow_missing} is not a share", code="bad-value", where="allow_missing")
+        raise ConfigError(
+            f"allow_missing = {allow_missing} is not a share",
+            code="bad-value",
+            where="allow_missing",
+            remedy="a number from 0 to 1",
+        )
     index = pd.Index(data_genes)
     if not index.is_unique:
         raise InputError(
@@ -88,6 +93,28 @@ def align(model_genes: Sequence[str], data_genes: Sequence[str], *, allow_missin
             some(missing),
         )
     return Alignment(columns, missing, len(index) - len(model_genes) + len(missing))
+
+
+def columns_of(var_names: pd.Index, genes: Sequence[str] | None) -> Any:
+    """Return where genes stand among a model's; everything for None.
+
+    Raises
+    ------
+    InputError
+        The model does not know some of them.
+    """
+    if genes is None:
+        return slice(None)
+    known = var_names.get_indexer(pd.Index(genes))
+    unknown = [gene for gene, at in zip(genes, known, strict=True) if at < 0]
+    if unknown:
+        raise InputError(
+            f"the model does not know the genes {some(unknown)}",
+            code="unknown-genes",
+            where="genes",
+            remedy="see model.var_names_",
+        )
+    return known
 
 
 def naming(genes: Sequence[str]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -36,4 +38,4 @@ def poisson_reference(x: Tensor, mu: Tensor) -> Tensor:
 
 def gaussian_reference(x: Tensor, mean: Tensor, sigma: Tensor) -> Tensor:
     """Return ``-log N(x; mean, sigma^2)``, (b, g)."""
-    return 0.5 * ((x - mean) / sigma) ** 2 + torch.log(sigma) + 0.5 * torch.log(torch.tensor(2 * torch.pi))
+    return 0.5 * ((x - mean) / sigma) ** 2 + torch.log(sigma) + 0.5 * math.log(2 * math.pi)

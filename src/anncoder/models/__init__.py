@@ -5,7 +5,8 @@ A network is built from ``(config, n_vars, noise)`` and offers
 - ``forward(batch) -> Loss``: the objective, and the only place where it is put together;
 - ``encode(batch) -> (b, k)``: the latent, deterministic in evaluation;
 - ``denoise(batch) -> (b, g)``: expected expression at the median library size;
-- ``start_from(summary)``: sets what one pass over the data can set before training.
+- ``start_from(summary)`` and ``finish(batch)``: set what one pass over the data can set before training, and what a
+  sample of the cells can set after it.
 
 ``MODELS`` is the one table of them; a new model is a file and an entry.
 """

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from anncoder.config import DispersionName, LikelihoodName, NetworkConfig, Weight
 from anncoder.errors import ConfigError
 from anncoder.likelihoods import gaussian_nll, nb_nll, poisson_nll, zinb_nll
+from anncoder.nn.basis import LatentBasis, pulled_back
 from anncoder.nn.heads import LOG_MEAN_RANGE, LOG_THETA_RANGE, CountHeads, CountParameters
 from anncoder.nn.inputs import LogNormalize, Standardize
 from anncoder.nn.layers import Decoder, Encoder
@@ -24,6 +25,8 @@ from anncoder.types import Batch, Loss, Noise, Summary
 
 class CountConfig(NetworkConfig):
     """Hyper-parameters of :class:`anncoder.CountAutoencoder`."""
+
+    suited_learning_rate = 5e-3  # a likelihood of counts has small gradients; at 1e-3 it takes four times the epochs
 
     likelihood: Annotated[LikelihoodName, Field(description="distribution of the counts")] = "nb"
     dispersion: Annotated[
@@ -60,6 +63,7 @@ class CountNetwork(nn.Module):
             dispersion=config.dispersion,
             noise=noise,
         )
+        self.basis = LatentBasis(config.n_latent)
         self.penalty = WeightPenalty(config.l1, config.l2, config.warmup_steps)
 
     def start_from(self, summary: Summary) -> None:
@@ -75,23 +79,45 @@ class CountNetwork(nn.Module):
             if self.heads.pi is not None:
                 self.heads.pi.bias.fill_(-2.0)  # start near "no dropout": pi = 0.12
 
+    @torch.no_grad()
+    def finish(self, batch: Batch) -> None:
+        """Give the latent its natural axes, after training."""
+        if self.config.natural_axes:
+            latent = self.raw_latent(batch)
+            metric = pulled_back(lambda z: self.heads(self.decoder(z)).log_mean, latent, self._information)
+            self.basis.set_from(latent, metric)
+
     def forward(self, batch: Batch) -> Loss:
         """Return the negative log-likelihood, a mean over cells and genes, and the penalties."""
-        parameters = self.parameters_of(batch)
-        nll = self._nll(batch, parameters).mean() / batch.counts.n_vars
-        terms = {"nll": nll, **self.penalty(self.parameters())}
-        if self.config.ridge_pi and parameters.pi_logits is not None:
-            terms["ridge_pi"] = self.config.ridge_pi * parameters.pi_logits.sigmoid().square().mean()
+        log_mean, log_theta, pi_logits = self.parameters_of(batch)
+        log_mu = log_mean + batch.size_factor.log().unsqueeze(1)
+        if self.config.likelihood == "gaussian":
+            assert log_theta is not None
+            nll = gaussian_nll(self.inputs(batch), log_mean, log_theta)
+        elif log_theta is None:
+            nll = poisson_nll(batch.counts, log_mu)
+        elif pi_logits is None:
+            nll = nb_nll(batch.counts, log_mu, log_theta)
+        else:
+            nll = zinb_nll(batch.counts, log_mu, log_theta, pi_logits)
+        terms = {"nll": nll.mean() / batch.counts.n_vars, **self.penalty(self.parameters())}
+        if self.config.ridge_pi and pi_logits is not None:
+            terms["ridge_pi"] = self.config.ridge_pi * pi_logits.sigmoid().square().mean()
         return Loss(torch.stack(list(terms.values())).sum(), {k: v.detach() for k, v in terms.items()})
 
     def encode(self, batch: Batch) -> Tensor:
-        """Return the latent, (b, k)."""
+        """Return the latent in its natural axes, (b, k)."""
+        latent: Tensor = self.basis(self.raw_latent(batch))
+        return latent
+
+    def raw_latent(self, batch: Batch) -> Tensor:
+        """Return the latent in the axes that training found, (b, k): what the decoder reads."""
         latent: Tensor = self.encoder(self.inputs(batch), self.standardize.mean, self.standardize.scale)
         return latent
 
     def parameters_of(self, batch: Batch) -> CountParameters:
         """Return the parameters of the distribution of each entry, at size factor 1."""
-        parameters: CountParameters = self.heads(self.decoder(self.encode(batch)))
+        parameters: CountParameters = self.heads(self.decoder(self.raw_latent(batch)))
         return parameters
 
     def denoise(self, batch: Batch) -> Tensor:
@@ -101,17 +127,14 @@ class CountNetwork(nn.Module):
             return mean.exp()
         return mean if self.config.transform == "none" else mean.expm1().clamp(min=0)
 
-    def _nll(self, batch: Batch, parameters: CountParameters) -> Tensor:
-        log_mean, log_theta, pi_logits = parameters
+    def _information(self, latent: Tensor) -> Tensor:
+        # Fisher information of log mu, (b, g): mu / (1 + mu / theta), and mu for Poisson; of the mean for a Gaussian
+        parameters: CountParameters = self.heads(self.decoder(latent))
+        log_mean, log_theta, _ = parameters
         if self.config.likelihood == "gaussian":
             assert log_theta is not None
-            return gaussian_nll(self.inputs(batch), log_mean, log_theta)
-        log_mu = log_mean + batch.size_factor.log().unsqueeze(1)
-        if self.config.likelihood == "poisson" or log_theta is None:
-            return poisson_nll(batch.counts, log_mu)
-        if pi_logits is not None:
-            return zinb_nll(batch.counts, log_mu, log_theta, pi_logits)
-        return nb_nll(batch.counts, log_mu, log_theta)
+            return torch.exp(-2 * log_theta).expand_as(log_mean)
+        return log_mean.exp() if log_theta is None else log_mean.exp() / (1 + (log_mean - log_theta).exp())
 
 
 def _moment_log_theta(summary: Summary) -> Tensor:

@@ -25,6 +25,7 @@ from anncoder.config import (
 )
 from anncoder.errors import ConfigError
 from anncoder.likelihoods import squared_error
+from anncoder.nn.basis import LatentBasis, pulled_back, unit_information
 from anncoder.nn.corruption import Corrupted, corrupt, select, thin
 from anncoder.nn.inputs import LogNormalize, Standardize
 from anncoder.nn.layers import Decoder, Encoder, linear
@@ -34,6 +35,8 @@ from anncoder.types import CSR, Batch, Loss, Noise, Summary
 
 class DenoisingConfig(NetworkConfig):
     """Hyper-parameters of :class:`anncoder.DenoisingAutoencoder`."""
+
+    suited_learning_rate = 1e-3  # the mask predictor's weights are many, and overfit at more
 
     n_latent: LatentUnits = 32
     n_hidden: HiddenWidths = (256,)
@@ -84,6 +87,7 @@ class DenoisingNetwork(nn.Module):
         n_decoded = config.n_latent + (n_vars if config.mask_predictor else 0)
         self.decoder = Decoder(config, n_decoded, noise)
         self.output = linear(self.decoder.n_out, n_vars, noise)
+        self.basis = LatentBasis(config.n_latent)
         self.penalty = WeightPenalty(config.l1, config.l2, config.warmup_steps)
 
     def start_from(self, summary: Summary) -> None:
@@ -100,8 +104,7 @@ class DenoisingNetwork(nn.Module):
         clean = self.inputs(batch)
         corrupted = self.corrupt(batch, clean)
         latent = self._encode(corrupted.x)
-        mask_logits = None if self.mask_head is None else self.mask_head(latent)
-        decoded = self.decode(latent, mask_logits)
+        decoded, mask_logits = self.decode(latent)
         terms = {"reconstruction": self._reconstruction(clean, decoded, corrupted.changed)}
         if mask_logits is not None and corrupted.changed is not None:
             terms["reconstruction"] = (1 - self.config.mask_loss_weight) * terms["reconstruction"]
@@ -122,19 +125,27 @@ class DenoisingNetwork(nn.Module):
         return Corrupted(x, select(clean, thinned.values < batch.counts.values))
 
     def encode(self, batch: Batch) -> Tensor:
-        """Return the latent of the clean input, (b, k)."""
-        return self._encode(self.inputs(batch))
+        """Return the latent of the clean input in its natural axes, (b, k)."""
+        latent: Tensor = self.basis(self._encode(self.inputs(batch)))
+        return latent
 
-    def decode(self, latent: Tensor, mask_logits: Tensor | None) -> Tensor:
-        """Return the reconstruction of the network input, (b, g)."""
+    @torch.no_grad()
+    def finish(self, batch: Batch) -> None:
+        """Give the latent its natural axes, after training."""
+        if self.config.natural_axes:
+            latent = self._encode(self.inputs(batch))
+            metric = pulled_back(lambda z: self.decode(z)[0], latent, unit_information(batch))
+            self.basis.set_from(latent, metric)
+
+    def decode(self, latent: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the reconstruction of the network input and the mask logits, (b, g) each."""
+        mask_logits = None if self.mask_head is None else self.mask_head(latent)
         joint = latent if mask_logits is None else torch.cat([latent, mask_logits], dim=1)
-        decoded: Tensor = self.output(self.decoder(joint))
-        return decoded
+        return self.output(self.decoder(joint)), mask_logits
 
     def denoise(self, batch: Batch) -> Tensor:
         """Return the expected expression at the median library size, (b, g); of ``transform="none"`` as it is."""
-        latent = self.encode(batch)
-        decoded = self.decode(latent, None if self.mask_head is None else self.mask_head(latent))
+        decoded, _ = self.decode(self._encode(self.inputs(batch)))
         return decoded if self.config.transform == "none" else decoded.expm1().clamp(min=0)
 
     def _encode(self, x: CSR | Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch.nn.functional import linear as product
 from anncoder.config import NetworkConfig
 from anncoder.errors import ConfigError
 from anncoder.likelihoods import absolute_error, squared_error
+from anncoder.nn.basis import LatentBasis, pulled_back, unit_information
 from anncoder.nn.inputs import LogNormalize, Standardize
 from anncoder.nn.layers import Decoder, Encoder, linear
 from anncoder.nn.penalties import WeightPenalty
@@ -52,6 +53,7 @@ class UndercompleteNetwork(nn.Module):
         self.inputs = LogNormalize(config.transform)
         self.standardize = Standardize(n_vars, scaled=config.standardize)
         self.encoder = Encoder(config, n_vars, noise)
+        self.basis = LatentBasis(config.n_latent)
         self.penalty = WeightPenalty(config.l1, config.l2, config.warmup_steps)
         if config.tied:
             self.tied = TiedDecoder(self.encoder, config.n_hidden)
@@ -66,16 +68,28 @@ class UndercompleteNetwork(nn.Module):
         with torch.no_grad():
             bias.copy_(summary.x_mean)
 
+    @torch.no_grad()
+    def finish(self, batch: Batch) -> None:
+        """Give the latent its natural axes, after training."""
+        if self.config.natural_axes:
+            latent = self.raw_latent(batch)
+            self.basis.set_from(latent, pulled_back(self.decode, latent, unit_information(batch)))
+
     def forward(self, batch: Batch) -> Loss:
         """Return the reconstruction error and the penalties."""
         x = self.inputs(batch)
         error = squared_error if self.config.error == "squared" else absolute_error
-        reconstruction = error(x, self.decode(self.encode(batch))).mean() / x.n_vars
+        reconstruction = error(x, self.decode(self.raw_latent(batch))).mean() / x.n_vars
         terms = {"reconstruction": reconstruction, **self.penalty(self.parameters())}
         return Loss(torch.stack(list(terms.values())).sum(), {k: v.detach() for k, v in terms.items()})
 
     def encode(self, batch: Batch) -> Tensor:
-        """Return the latent, (b, k)."""
+        """Return the latent in its natural axes, (b, k)."""
+        latent: Tensor = self.basis(self.raw_latent(batch))
+        return latent
+
+    def raw_latent(self, batch: Batch) -> Tensor:
+        """Return the latent in the axes that training found, (b, k): what the decoder reads."""
         latent: Tensor = self.encoder(self.inputs(batch), self.standardize.mean, self.standardize.scale)
         return latent
 
@@ -86,7 +100,7 @@ class UndercompleteNetwork(nn.Module):
 
     def denoise(self, batch: Batch) -> Tensor:
         """Return the expected expression at the median library size, (b, g); of ``transform="none"`` as it is."""
-        decoded = self.decode(self.encode(batch))
+        decoded = self.decode(self.raw_latent(batch))
         return decoded if self.config.transform == "none" else decoded.expm1().clamp(min=0)
 
 

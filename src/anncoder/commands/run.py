@@ -1,0 +1,82 @@
+"""The run folder beside an output: ``out.h5ad`` has ``out.anncoder`` with model, settings, history, metrics and log."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from anncoder.checkpoint import MANIFEST
+from anncoder.files import atomic_path, refuse_occupied
+
+MODEL, SETTINGS, HISTORY, METRICS, LOG = "model", "resolved.yaml", "history.csv", "metrics.json", "run.log"
+PREVIOUS = "previous"
+
+
+def run_folder(output: Path) -> Path:
+    """Return the name of the run folder of an output."""
+    return output.with_suffix(".anncoder")
+
+
+def refuse_run_folder(output: Path) -> None:
+    """Raise a FileError if something that is not a run folder has its name, or the name of its model."""
+    folder = run_folder(output)
+    refuse_occupied(folder, LOG, SETTINGS, PREVIOUS)
+    refuse_occupied(folder / MODEL, MANIFEST)
+
+
+def new_run_folder(output: Path) -> Path:
+    """Make the run folder of an output, or empty the one that is there.
+
+    Files of two runs never stand side by side. What the run before left steps aside into ``previous/`` until this run
+    has results of its own: a run that fails does not cost a model.
+    """
+    folder = run_folder(output)
+    folder.mkdir(exist_ok=True)
+    files = [folder / name for name in (SETTINGS, HISTORY, METRICS, LOG) if (folder / name).exists()]
+    if (folder / MODEL).exists():
+        forget_previous(folder)
+        (folder / PREVIOUS).mkdir()
+        for path in [folder / MODEL, *files]:
+            path.replace(folder / PREVIOUS / path.name)
+    else:  # it came to nothing: what came before it stays the previous one
+        for path in files:
+            path.unlink()
+    return folder
+
+
+def forget_previous(folder: Path) -> None:
+    """Remove what the run before left."""
+    shutil.rmtree(folder / PREVIOUS, ignore_errors=True)
+
+
+@contextmanager
+def logged(path: Path) -> Iterator[None]:
+    """Write the run's messages to a plain file as well; a new run starts it anew."""
+    handler = logging.FileHandler(path, mode="w", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("anncoder")
+    logger.addHandler(handler)
+    try:
+        yield
+    except BaseException as error:
+        handler.emit(logger.makeRecord(logger.name, logging.ERROR, "", 0, str(error), (), None))
+        raise
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write a JSON file, whole or not at all."""
+    write_text(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -1,0 +1,102 @@
+"""Natural axes for the latent, so that distances in it mean something.
+
+A network does not care how its latent units are scaled, sheared or turned: the decoder undoes it. Neighbours, and so
+clusters and trajectories, do care. After training the latent is therefore given the one linear change of axes in which
+a small step in any direction is as long as the change of the *output distribution* it makes: with the Jacobian J of
+the decoder and the Fisher information W of its outputs, the metric ``M = E[J' W J]`` becomes the identity. The axes
+are then turned to their principal directions, largest variance first. For a linear autoencoder with squared error what
+remains is PCA itself: components, order and scale.
+
+Arvanitidis, Gonzalez-Duque, Pouplin, Kalatzis, Hauberg 2022, "Pulling back information geometry" (AISTATS).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.functional import jvp
+
+from anncoder.types import Batch
+
+METRIC_CELLS = 512  # a k x k average needs no more, and every one costs k passes of the decoder
+
+
+class LatentBasis(nn.Module):
+    """``(latent - origin) @ axes``; the identity until it is set. Saved with the weights.
+
+    Parameters
+    ----------
+    n_latent
+        Number of latent units, k.
+    """
+
+    origin: Tensor
+    axes: Tensor
+
+    def __init__(self, n_latent: int) -> None:
+        super().__init__()
+        self.register_buffer("origin", torch.zeros(n_latent))
+        self.register_buffer("axes", torch.eye(n_latent))
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """Return the latent in natural axes, (b, k)."""
+        return (latent - self.origin) @ self.axes
+
+    def set_from(self, latent: Tensor, metric: Tensor) -> None:
+        """Make a metric the identity, and the axes principal.
+
+        Parameters
+        ----------
+        latent
+            (n, k) a sample of cells, in the network's own axes.
+        metric
+            (k, k) symmetric, positive semi-definite.
+        """
+        origin = latent.double().mean(dim=0)
+        # a direction that the decoder ignores has no length; a trace of the identity keeps the root invertible
+        ridge = 1e-9 * metric.double().diagonal().mean().clamp(min=1e-12)
+        root = torch.linalg.cholesky(metric.double() + ridge * torch.eye(len(metric), dtype=torch.float64))
+        _, _, principal = torch.linalg.svd((latent.double() - origin) @ root, full_matrices=True)
+        axes = root @ principal.T
+        largest = axes.gather(
+            0, axes.abs().argmax(dim=0, keepdim=True)
+        )  # signs are free: the largest weight is positive
+        self.origin.copy_(origin)
+        self.axes.copy_(axes * torch.where(largest < 0, -1.0, 1.0))
+
+
+@torch.no_grad()
+def pulled_back(decode: Callable[[Tensor], Tensor], latent: Tensor, information: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the mean over cells of ``J' diag(information) J``, (k, k).
+
+    Parameters
+    ----------
+    decode
+        (n, k) latent to (n, g) outputs, in evaluation mode.
+    latent
+        (n, k) cells to average over; the first 512 are used.
+    information
+        (n, k) latent to the (n, g) Fisher information of each output.
+    """
+    latent = latent[:METRIC_CELLS]
+    n, k = latent.shape
+    root = information(latent).sqrt()
+    directions = torch.eye(k, device=latent.device, dtype=latent.dtype)
+    jacobian = torch.stack([_along(decode, latent, d.expand(n, k)) * root for d in directions])
+    jacobian = jacobian.reshape(k, -1)
+    return jacobian @ jacobian.T / n
+
+
+def unit_information(batch: Batch) -> Callable[[Tensor], Tensor]:
+    """Return the information of squared error: 1 for every output."""
+    return lambda latent: latent.new_ones(len(latent), batch.counts.n_vars)
+
+
+def _along(decode: Callable[[Tensor], Tensor], latent: Tensor, direction: Tensor) -> Tensor:
+    # derivative of the outputs along a direction. Two backward passes give it; forward differentiation would be one
+    # pass, but pulls in torch's compiler at its first use.
+    with torch.enable_grad():
+        derivative: Tensor = jvp(decode, latent, direction)[1]  # type: ignore[no-untyped-call]
+    return derivative.detach()

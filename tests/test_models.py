@@ -1,0 +1,173 @@
+"""What every model must do, whatever its objective."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import anncoder
+from anncoder import CountAutoencoder, DenoisingAutoencoder, UndercompleteAutoencoder
+from anncoder.data.memory import MemoryLoader
+from anncoder.data.summary import library_sizes, summarize
+from anncoder.errors import ConfigError
+from anncoder.estimators import ESTIMATORS
+from anncoder.models import MODELS
+from anncoder.types import Batch, Noise
+
+SMALL: dict[str, Any] = {"n_latent": 4, "n_hidden": (12, 8)}
+VARIANTS = [
+    ("count", {}),
+    ("count", {"likelihood": "zinb", "dispersion": "gene-cell", "ridge_pi": 0.1}),
+    ("count", {"likelihood": "zinb", "dispersion": "shared"}),
+    ("count", {"likelihood": "nb", "dispersion": "gene-cell", "standardize": True}),
+    ("count", {"likelihood": "poisson", "linear_decoder": True, "norm": "layer"}),
+    ("count", {"likelihood": "gaussian", "dispersion": "gene-cell"}),
+    ("count", {"likelihood": "gaussian", "dispersion": "gene", "norm": "none"}),
+    ("denoising", {}),
+    ("denoising", {"mask_predictor": False, "linear_decoder": False}),
+    ("denoising", {"corruption": "mask"}),
+    ("denoising", {"corruption": "dropout", "standardize": True}),
+    ("denoising", {"corruption": "gaussian", "mask_predictor": False}),
+    ("denoising", {"corruption": "thinning"}),
+    ("undercomplete", {}),
+    ("undercomplete", {"error": "absolute", "l1": 1e-3, "l2": 1e-3, "warmup_steps": 5}),
+    ("undercomplete", {"tied": True, "norm": "none", "activation": "tanh"}),
+    ("undercomplete", {"n_hidden": (), "activation": "linear"}),
+]
+IDS = [f"{name}-{'-'.join(f'{k}={v}' for k, v in options.items()) or 'default'}" for name, options in VARIANTS]
+
+
+def build(name: str, options: dict[str, Any], counts: Any) -> tuple[Any, Batch]:
+    config = MODELS[name].config(**(SMALL | options))
+    matrix = counts.X
+    sizes = library_sizes(matrix)
+    network: Any = MODELS[name].network(config, matrix.shape[1], Noise(0))
+    network.start_from(summarize(matrix, np.arange(len(sizes)), float(np.median(sizes)), transform="log1p"))
+    loader = MemoryLoader(matrix, sizes / np.median(sizes), np.arange(len(sizes)), batch_size=40)
+    return network, next(loader.epoch(0))
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=IDS)
+class TestEveryModel:
+    def test_the_loss_is_finite_the_sum_of_its_terms_and_reaches_every_parameter(
+        self, name: str, options: dict[str, Any], counts: Any
+    ) -> None:
+        network, batch = build(name, options, counts)
+        loss = network.train()(batch)
+        assert torch.isfinite(loss.total)
+        torch.testing.assert_close(loss.total.detach(), torch.stack(list(loss.terms.values())).sum())
+        assert not any(term.requires_grad for term in loss.terms.values())
+        loss.total.backward()
+        without = [n for n, p in network.named_parameters() if p.grad is None or not p.grad.any()]
+        # biases before a normalisation are cancelled by it; the gaussian noise model has no use for some either
+        assert not [n for n in without if n.endswith("weight")], without
+
+    def test_encoding_is_deterministic_and_of_each_cell_alone(
+        self, name: str, options: dict[str, Any], counts: Any
+    ) -> None:
+        network, batch = build(name, options, counts)
+        network.eval()
+        with torch.no_grad():
+            whole = network.encode(batch)
+            assert whole.shape == (40, 4)
+            torch.testing.assert_close(whole, network.encode(batch), rtol=0, atol=0)
+            half = Batch(
+                batch.counts._replace(
+                    indptr=batch.counts.indptr[:21],
+                    indices=batch.counts.indices[: batch.counts.indptr[20]],
+                    values=batch.counts.values[: batch.counts.indptr[20]],
+                ),
+                batch.size_factor[:20],
+                batch.rows[:20],
+            )
+            torch.testing.assert_close(whole[:20], network.encode(half), rtol=1e-4, atol=1e-5)
+
+    def test_validation_losses_can_be_compared(self, name: str, options: dict[str, Any], counts: Any) -> None:
+        network, batch = build(name, options, counts)
+        network.eval()
+        with torch.no_grad():
+            assert network(batch).total == network(batch).total
+
+    def test_denoised_expression_is_not_negative_and_of_the_right_size(
+        self, name: str, options: dict[str, Any], counts: Any
+    ) -> None:
+        network, batch = build(name, options, counts)
+        with torch.no_grad():
+            denoised = network.eval().denoise(batch)
+        assert denoised.shape == (40, counts.n_vars)
+        assert (denoised >= 0).all()
+        assert torch.isfinite(denoised).all()
+
+    def test_depth_does_not_move_the_latent(self, name: str, options: dict[str, Any], counts: Any) -> None:
+        network, batch = build(name, options, counts)
+        deeper = batch._replace(
+            counts=batch.counts.with_values(batch.counts.values * 4), size_factor=batch.size_factor * 4
+        )
+        with torch.no_grad():
+            torch.testing.assert_close(network.eval().encode(batch), network.encode(deeper), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(ESTIMATORS))
+def test_constructor_and_configuration_declare_the_same(name: str) -> None:
+    """The constructors are spelled out for readers and editors; the configuration is what is checked and stored."""
+    signature = inspect.signature(ESTIMATORS[name].__init__).parameters
+    declared = {p.name: p.default for p in signature.values() if p.name != "self"}
+    fields = {n: f.default for n, f in MODELS[name].config.model_fields.items()}
+    assert declared == fields
+    assert all(p.kind is p.KEYWORD_ONLY for p in signature.values() if p.name != "self")
+
+
+def test_fit_and_the_training_configuration_declare_the_same() -> None:
+    from anncoder.autoencoder import Autoencoder
+    from anncoder.config import TrainingConfig
+
+    declared = {p.name: p.default for p in inspect.signature(Autoencoder.fit).parameters.values()}
+    fields = {n: f.default for n, f in TrainingConfig.model_fields.items()}
+    assert {n: v for n, v in declared.items() if n not in ("self", "data", "layer", "progress")} == fields
+
+
+def test_every_setting_is_explained_in_the_docstring() -> None:
+    for name, cls in ESTIMATORS.items():
+        doc = cls.__doc__ + UndercompleteAutoencoder.__doc__
+        for field, info in MODELS[name].config.model_fields.items():
+            assert field in doc, (name, field)
+            assert info.description, (name, field)
+
+
+@pytest.mark.parametrize(
+    ("make", "code", "remedy"),
+    [
+        (lambda: CountAutoencoder(n_latents=3), None, None),
+        (lambda: CountAutoencoder(n_latent=0), "bad-value", "config"),
+        (lambda: CountAutoencoder(likelihood="nbb"), "bad-value", "config"),  # type: ignore[arg-type]
+        (lambda: CountAutoencoder(transform="none"), "bad-value", "gaussian"),
+        (lambda: UndercompleteAutoencoder(tied=True), "bad-value", "norm='none'"),
+        (lambda: DenoisingAutoencoder(strength=1.0), "bad-value", "share"),
+        (lambda: DenoisingAutoencoder(corruption="thinning", transform="none"), "bad-value", "log1p"),
+        (lambda: UndercompleteAutoencoder(l2=float("nan")), "bad-value", "config"),
+    ],
+)
+def test_wrong_hyper_parameters_are_named(make: Any, code: str | None, remedy: str | None) -> None:
+    if code is None:
+        with pytest.raises(TypeError, match="n_latents"):
+            make()
+        return
+    with pytest.raises(ConfigError) as caught:
+        make()
+    assert caught.value.code == code
+    assert remedy is not None
+    assert remedy in caught.value.remedy
+
+
+def test_public_names_are_there_and_documented() -> None:
+    for name in anncoder.__all__:
+        thing = getattr(anncoder, name)
+        assert name == "__version__" or thing.__doc__, name
+    assert callable(anncoder.check)
+    assert callable(anncoder.evaluate)
+    with pytest.raises(AttributeError):
+        _ = anncoder.nothing

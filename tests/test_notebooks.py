@@ -1,0 +1,73 @@
+"""Every notebook runs from top to bottom, and is committed without what it printed."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
+from nbclient import NotebookClient
+
+FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+class ThisPython(KernelSpecManager):
+    """Finds one kernel: this interpreter, whatever kernels are installed for the user."""
+
+    def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+        assert kernel_name == "python3"
+        return KernelSpec(
+            argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+            display_name="Python 3",
+            language="python",
+        )
+
+
+def test_there_is_one() -> None:
+    assert FOLDER / "01_quickstart.ipynb" in NOTEBOOKS
+
+
+@every_notebook
+def test_it_is_committed_clean(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=nbformat.NO_CONVERT)
+    nbformat.validate(notebook)
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    assert notebook.metadata.kernelspec.name == "python3"
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert cell.outputs == []
+            assert cell.execution_count is None
+    text = path.read_text(encoding="utf-8")
+    assert not re.search(r"""["'\s(](/(?:home|root|tmp|work|Users|mnt|usr)/|~/|[A-Z]:\\)""", text)
+
+
+@every_notebook
+@pytest.mark.slow
+# of jupyter_client and zmq, when the kernel's channels are closed
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_it_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"):
+        monkeypatch.setenv(name, str(tmp_path / name.lower()))
+    notebook = nbformat.read(path, as_version=4)
+    manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=ThisPython())
+    client = NotebookClient(
+        notebook, km=manager, timeout=300, allow_errors=False, resources={"metadata": {"path": str(tmp_path)}}
+    )
+    client.execute(env={**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"})
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 3
+    printed = "".join(output.get("text", "") for output in outputs)
+    assert "Traceback" not in printed
+    assert "Warning" not in printed
+    if path.stem == "01_quickstart":
+        order = re.search(r"true step: Spearman (-?[\d.]+)", printed)
+        assert order is not None
+        assert float(order[1]) > 0.9
+        assert printed.count("True") >= 2

@@ -1,0 +1,199 @@
+"""The loop: early stopping, best weights, seeds, divergence, interruption."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from anncoder import CountAutoencoder, DenoisingAutoencoder, UndercompleteAutoencoder
+from anncoder.config import TrainingConfig
+from anncoder.errors import DivergenceError
+from anncoder.training import History, Watch, train
+from anncoder.types import CSR, Batch, Loss
+
+CPU = torch.device("cpu")
+
+
+class Silent:
+    def step(self) -> None:
+        pass
+
+    def epoch(self, record: dict[str, float]) -> None:
+        pass
+
+
+class OneBatch:
+    """A loader of a single minibatch of two empty cells."""
+
+    n_obs = 2
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        empty = torch.zeros(0, dtype=torch.int64)
+        yield Batch(CSR(torch.zeros(3, dtype=torch.int64), empty, torch.zeros(0), 4), torch.ones(2), torch.arange(2))
+
+    def __len__(self) -> int:
+        return 1
+
+
+class Scripted(nn.Module):
+    """Its validation loss follows a script; its weight moves in every step."""
+
+    def __init__(self, script: list[float]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.script = iter(script)
+
+    def forward(self, batch: Batch) -> Loss:
+        total = self.weight * 1.0 if self.training else torch.tensor(next(self.script))
+        return Loss(total, {"part": total.detach()})
+
+
+def run(script: list[float], **settings: object) -> tuple[Scripted, History]:
+    network = Scripted(script)
+    config = TrainingConfig(**{"max_epochs": len(script), "learning_rate": 0.1, **settings})  # type: ignore[arg-type]
+    return network, train(network, OneBatch(), OneBatch(), config, CPU, Silent())
+
+
+def test_the_best_weights_are_restored() -> None:
+    network, history = run([5.0, 3.0, 4.0, 6.0], patience=10)
+    assert (history.best_epoch, history.stopped, len(history.records)) == (1, "max_epochs", 4)
+    assert network.weight.item() == pytest.approx(-0.2, abs=1e-5)  # two steps of Adam, not four
+    assert not network.training
+
+
+def test_training_stops_when_the_loss_no_longer_falls() -> None:
+    _, history = run([5.0, 3.0, 4.0, 4.0, 4.0, 4.0, 1.0], patience=3)
+    assert (history.best_epoch, history.stopped, len(history.records)) == (1, "early", 5)
+    _, history = run([5.0, 3.0, 4.0, 4.0, 4.0, 4.0, 1.0], patience=3, early_stopping=False)
+    assert (history.best_epoch, history.stopped) == (6, "max_epochs")
+
+
+def test_the_learning_rate_falls_on_a_plateau() -> None:
+    _, history = run([5.0] * 7, patience=20, reduce_lr_patience=2, reduce_lr_factor=0.1)
+    rates = [record["learning_rate"] for record in history.records]
+    assert rates == pytest.approx([0.1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+    _, history = run([5.0] * 7, patience=20, reduce_lr_patience=0)
+    assert {record["learning_rate"] for record in history.records} == {0.1}
+
+
+def test_a_negative_loss_is_watched_like_any_other() -> None:
+    watch = Watch(TrainingConfig(patience=2, min_delta=0.01))
+    network = Scripted([])
+    for epoch, loss in enumerate([-1.0, -1.5, -1.505, -1.51]):
+        watch.see(loss, epoch, network)
+    assert watch.best == -1.51
+    assert watch.gives_up()  # the last two fell by less than 1 %
+
+
+def global_states() -> tuple[object, ...]:
+    numpy_state = np.random.get_state()  # noqa: NPY002 - the global state is what must not change
+    return torch.get_rng_state().tolist(), numpy_state[1].tolist(), numpy_state[2], random.getstate()
+
+
+MODELS = [
+    pytest.param(lambda: CountAutoencoder(n_latent=3, n_hidden=(8,), dropout_rate=0.2), id="count"),
+    pytest.param(lambda: CountAutoencoder(n_latent=3, likelihood="zinb", dispersion="gene-cell"), id="zinb"),
+    pytest.param(lambda: DenoisingAutoencoder(n_latent=3, n_hidden=(8,)), id="swap"),
+    pytest.param(lambda: DenoisingAutoencoder(n_latent=3, corruption="thinning", mask_predictor=False), id="thinning"),
+    pytest.param(lambda: UndercompleteAutoencoder(n_latent=3, n_hidden=(8,)), id="undercomplete"),
+]
+
+
+@pytest.mark.parametrize("make", MODELS)
+def test_the_same_seed_gives_the_same_arrays_and_no_global_state_is_touched(make, counts) -> None:  # type: ignore[no-untyped-def]
+    before = global_states()
+    settings = {"max_epochs": 3, "batch_size": 32, "progress": False, "threads": 1}
+    first = make().fit(counts, seed=1, **settings)
+    torch.rand(7)  # whatever happens in between
+    np.random.rand(3)  # noqa: NPY002
+    second = make().fit(counts, seed=1, **settings)
+    other = make().fit(counts, seed=2, **settings)
+    torch.manual_seed(0)
+    np.testing.assert_array_equal(first.embed(counts), second.embed(counts))
+    losses = [c for c in first.history_ if c != "seconds"]
+    assert first.history_[losses].equals(second.history_[losses])
+    assert list(first.valid_obs_) == list(second.valid_obs_)
+    assert not np.array_equal(first.embed(counts), other.embed(counts))
+    del before
+
+
+@pytest.mark.parametrize("make", MODELS)
+def test_no_public_verb_touches_global_random_state(make, counts) -> None:  # type: ignore[no-untyped-def]
+    before = global_states()
+    model = make().fit(counts, max_epochs=2, progress=False)
+    model.embed(counts)
+    model.denoise(counts)
+    assert global_states() == before
+
+
+def test_threads_are_given_back(counts) -> None:  # type: ignore[no-untyped-def]
+    before = torch.get_num_threads()
+    CountAutoencoder(n_latent=2).fit(counts, max_epochs=1, threads=1, progress=False)
+    assert torch.get_num_threads() == before
+
+
+class TestDivergence:
+    def test_it_is_named_and_the_last_good_weights_are_kept(self, counts) -> None:  # type: ignore[no-untyped-def]
+        model = UndercompleteAutoencoder(n_latent=3, n_hidden=(), norm="none")
+        with pytest.raises(DivergenceError, match=r"stopped being finite in epoch \d+, minibatch \d+") as caught:
+            model.fit(counts, learning_rate=1e25, max_epochs=50, clip_norm=1e30, progress=False)
+        assert caught.value.term in ("reconstruction", "gradient")
+        assert "learning_rate" in caught.value.remedy
+        assert model.network_ is not None
+        for value in model.network_.state_dict().values():
+            assert torch.isfinite(value).all()
+
+    def test_the_guilty_gene_is_named(self, counts) -> None:  # type: ignore[no-untyped-def]
+        class Poisoned(nn.Module):
+            """Finite until gene 4 has more than two counts in a cell."""
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.weight = nn.Parameter(torch.ones(1))
+
+            def forward(self, batch: Batch) -> Loss:
+                values: Tensor = batch.counts.to_dense()[:, 4]
+                total = (self.weight * torch.where(values > 2, torch.inf, values)).mean()
+                return Loss(total, {"nll": total.detach()})
+
+        from scipy.sparse import csr_matrix
+
+        from anncoder.data.memory import MemoryLoader
+
+        dense = np.ones((20, 8), dtype=np.float32)
+        dense[13, 4] = 9
+        loader = MemoryLoader(csr_matrix(dense), np.ones(20), np.arange(20), batch_size=5)
+        with pytest.raises(DivergenceError, match="the nll stopped being finite in epoch 1, minibatch 3") as caught:
+            train(Poisoned(), loader, None, TrainingConfig(max_epochs=2), CPU, Silent())
+        assert caught.value.rows == (13,)
+        assert caught.value.columns == (4,)
+
+
+def test_an_interrupted_fit_gives_the_best_model_until_then(counts, monkeypatch, caplog) -> None:  # type: ignore[no-untyped-def]
+    from anncoder.progress import TrainingReport
+
+    epochs = 0
+
+    def stop_in_the_third(self: object, record: dict[str, float]) -> None:
+        nonlocal epochs
+        epochs += 1
+        if epochs == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(TrainingReport, "epoch", stop_in_the_third)
+    model = CountAutoencoder(n_latent=3).fit(counts, max_epochs=50, progress=False)
+    assert model.stopped_ == "interrupted"
+    assert np.isfinite(model.embed(counts)).all()
+    assert "interrupted" in caplog.text
+
+
+def test_losses_are_means_over_cells_not_over_minibatches(counts) -> None:  # type: ignore[no-untyped-def]
+    settings = {"max_epochs": 1, "learning_rate": 1e-12, "valid_fraction": 0, "progress": False}
+    model = {"n_latent": 3, "n_hidden": (8,), "norm": "none"}
+    whole, parts = (CountAutoencoder(**model).fit(counts, batch_size=b, **settings) for b in (1000, 37))
+    assert whole.history_["train_loss"][0] == pytest.approx(parts.history_["train_loss"][0], rel=1e-5)
