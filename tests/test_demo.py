@@ -40,8 +40,9 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     return Ran(folder, "\n".join(lines), time.process_time() - began)
 
 
-def test_it_is_over_in_a_minute(ran: Ran) -> None:
-    assert ran.seconds < 100  # of the CPU; it is 30 where nothing else runs, half of them numba's compiler
+def test_it_is_soon_over(ran: Ran) -> None:
+    # of the CPU, half of them numba's compiler. `.ci/run` tells the time on an idle machine; here others may compute
+    assert ran.seconds < 150
 
 
 def test_the_file_has_our_slots_and_scanpys(ran: Ran) -> None:

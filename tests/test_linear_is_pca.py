@@ -30,7 +30,7 @@ def fitted(shared_data: Any) -> tuple[UndercompleteAutoencoder, anndata.AnnData,
         reduce_lr_patience=4,
         min_delta=1e-6,
         progress=False,
-        threads=2,
+        threads=1,
     )
     x = input_of(model, sp.csr_matrix(adata.X)).toarray().astype(np.float64)
     return model, adata, x

@@ -12,6 +12,7 @@ import pytest
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
+from traitlets import default
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -28,6 +29,14 @@ class ThisPython(KernelSpecManager):
             display_name="Python 3",
             language="python",
         )
+
+
+class Manager(AsyncKernelManager):
+    """Starts that kernel."""
+
+    @default("kernel_spec_manager")
+    def _this_python(self) -> ThisPython:
+        return ThisPython(parent=self)
 
 
 def test_there_is_one() -> None:
@@ -50,24 +59,27 @@ def test_it_is_committed_clean(path: Path) -> None:
 
 @every_notebook
 @pytest.mark.slow
-# of jupyter_client and zmq, when the kernel's channels are closed
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_it_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"):
         monkeypatch.setenv(name, str(tmp_path / name.lower()))
     notebook = nbformat.read(path, as_version=4)
-    manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=ThisPython())
     client = NotebookClient(
-        notebook, km=manager, timeout=300, allow_errors=False, resources={"metadata": {"path": str(tmp_path)}}
+        notebook,
+        kernel_name="python3",
+        kernel_manager_class=Manager,
+        timeout=300,
+        allow_errors=False,
+        resources={"metadata": {"path": str(tmp_path)}},
     )
     client.execute(env={**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"})
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     assert sum("image/png" in output.get("data", {}) for output in outputs) >= 3
     printed = "".join(output.get("text", "") for output in outputs)
     assert "Traceback" not in printed
-    assert "Warning" not in printed
+    # tqdm's, of scanpy's and ours: ipywidgets would draw the bars, and nobody must have them
+    assert "Warning" not in printed.replace("TqdmWarning", "")
     if path.stem == "01_quickstart":
-        order = re.search(r"true step: Spearman (-?[\d.]+)", printed)
-        assert order is not None
-        assert float(order[1]) > 0.9
+        orders = re.findall(r"true step: Spearman (-?[\d.]+)", printed)
+        assert len(orders) == 2
+        assert min(map(float, orders)) > 0.9
         assert printed.count("True") >= 2

@@ -38,7 +38,7 @@ def walk(adata: anndata.AnnData, key: str, root: int) -> None:
 
 def test_the_whole_chain_on_blood_cells() -> None:
     adata = ac.datasets.pbmc68k_counts()
-    ac.tl.autoencode(adata, "count", n_latent=10, batch_size=64, max_epochs=40, progress=False, threads=2)
+    ac.tl.autoencode(adata, "count", n_latent=10, batch_size=64, max_epochs=40, progress=False, threads=1)
     walk(adata, "ae", root=0)
     assert adata.obsm["X_umap"].shape == (700, 2)
     assert np.isfinite(adata.obsm["X_diffmap"]).all()
@@ -54,9 +54,9 @@ def test_pseudotime_orders_known_mixtures(model: str, shared_data: Any) -> None:
     logs = adata.copy()
     sc.pp.normalize_total(logs)
     sc.pp.log1p(logs)
-    sc.pp.highly_variable_genes(logs, n_top_genes=1000)
+    sc.pp.highly_variable_genes(logs, n_top_genes=500)
     adata = adata[:, logs.var["highly_variable"]].copy()
-    ac.tl.autoencode(adata, model, n_latent=10, batch_size=32, max_epochs=60, progress=False, threads=2)
+    ac.tl.autoencode(adata, model, n_latent=10, batch_size=32, max_epochs=40, progress=False, threads=1)
     sc.pp.neighbors(adata, use_rep="X_ae")
     adata.uns["iroot"] = int(np.flatnonzero(adata.obs["H2228_prop"] == 1)[0])
     sc.tl.diffmap(adata)
@@ -71,7 +71,7 @@ def test_the_chain_holds_above_8192_cells() -> None:
     """Where scanpy changes to approximate neighbours; pynndescent 0.7 breaks scanpy 1.11 there."""
     adata = ac.datasets.simulate(n_obs=8_500, n_vars=60, n_groups=4, de_prob=0.4, lib_loc=6.5, seed=0)
     ac.tl.autoencode(
-        adata, "count", n_latent=5, n_hidden=(32,), max_epochs=4, batch_size=256, progress=False, threads=2
+        adata, "count", n_latent=5, n_hidden=(32,), max_epochs=4, batch_size=256, progress=False, threads=1
     )
     sc.pp.neighbors(adata, use_rep="X_ae")
     sc.tl.leiden(adata, 0.3, flavor="igraph", n_iterations=2, directed=False)

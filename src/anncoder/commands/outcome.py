@@ -91,7 +91,8 @@ def _known(error: Exception) -> AnncoderError | None:
     if out_of_memory(error):
         remedy = "use fewer genes or cells, or a smaller batch_size"
         return ResourceError(f"out of memory: {what}", code="out-of-memory", remedy=remedy)
-    if isinstance(error, OSError) and error.errno is not None and error.errno not in OURS:
+    outside = isinstance(error, OSError) and error.errno is not None and error.errno not in OURS
+    if isinstance(error, OSError) and (outside or "temporary directory" in what):
         remedy = "check the permissions and the free space"
         return ResourceError(what, code="cannot-write", where=str(error.filename or ""), remedy=remedy)
     return None
