@@ -13,7 +13,7 @@ import anncoder
 from anncoder import CountAutoencoder, DenoisingAutoencoder, UndercompleteAutoencoder
 from anncoder.data.memory import MemoryLoader
 from anncoder.data.summary import library_sizes, summarize
-from anncoder.errors import ConfigError
+from anncoder.errors import ConfigError, InputError
 from anncoder.estimators import ESTIMATORS
 from anncoder.models import MODELS
 from anncoder.types import Batch, Noise
@@ -171,3 +171,10 @@ def test_public_names_are_there_and_documented() -> None:
     assert callable(anncoder.evaluate)
     with pytest.raises(AttributeError):
         _ = anncoder.nothing
+
+
+def test_one_cell_can_be_embedded_but_not_fitted(counts: Any) -> None:
+    model = CountAutoencoder(n_latent=3, n_hidden=(8,)).fit(counts, max_epochs=1, progress=False)
+    np.testing.assert_allclose(model.embed(counts[5]), model.embed(counts)[5:6], rtol=1e-4, atol=1e-5)
+    with pytest.raises(InputError, match="at least 2 cells"):
+        CountAutoencoder(n_latent=3).fit(counts[5], progress=False)

@@ -20,7 +20,7 @@ from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 
 from anncoder import checkpoint
-from anncoder.checks import check, refuse_empty
+from anncoder.checks import check, raise_first, refuse_empty
 from anncoder.config import NetworkConfig, TrainingConfig
 from anncoder.data.adata import open_data, place, read_matrix
 from anncoder.data.genes import align, columns_of
@@ -149,7 +149,7 @@ class Autoencoder:
         settings = {k: v for k, v in locals().items() if k in TrainingConfig.model_fields}
         training = TrainingConfig(**settings).suited_to(self.config)
         adata = open_data(data)
-        matrix = self._counts(adata, layer)
+        matrix = self._counts(adata, layer, to_fit=True)
         self.refuse_width(matrix.shape[1])
         split = split_cells(adata, training)
         self.layer_, self.training_ = layer, training
@@ -310,8 +310,10 @@ class Autoencoder:
             )
         return self.network_
 
-    def _counts(self, adata: anndata.AnnData, layer: str | None) -> csr_matrix:
-        check(adata, layer=layer, counts=self.reads_counts).raise_if_bad()
+    def _counts(self, adata: anndata.AnnData, layer: str | None, *, to_fit: bool = False) -> csr_matrix:
+        problems = check(adata, layer=layer, counts=self.reads_counts).problems
+        # one cell is too few to learn from, not to embed
+        raise_first(p for p in problems if to_fit or adata.n_obs == 0 or p.code != "too-few-cells")
         return read_matrix(adata, layer)
 
     def _blocks(

@@ -71,8 +71,21 @@ class Patient(io.RawIOBase):
         super().close()
 
 
+class NewFile(h5py.File):
+    """An HDF5 file that is being written."""
+
+    def __init__(self, patient: Patient) -> None:
+        super().__init__(patient, "w")
+        self._patient = patient
+
+    def stop_if_failed(self) -> None:
+        """Raise the first failure. To be called before anything that was written may be read back: it may be lost."""
+        if self._patient.failure is not None:
+            raise self._patient.failure
+
+
 @contextmanager
-def new_h5(path: Path) -> Iterator[h5py.File]:
+def new_h5(path: Path) -> Iterator[NewFile]:
     """Give an HDF5 file to write.
 
     Raises
@@ -83,11 +96,11 @@ def new_h5(path: Path) -> Iterator[h5py.File]:
     """
     patient = Patient(path)
     try:
-        with h5py.File(patient, "w") as file:
+        with NewFile(patient) as file:
             yield file
     except Exception as error:
         # what was read back from a file that could not be written is anything: the failure is the reason
-        if patient.failure is None:
+        if patient.failure is None or error is patient.failure:
             raise
         raise patient.failure from error
     finally:

@@ -129,6 +129,7 @@ def simulate_to_file(
     with atomic_path(path) as temporary, new_h5(temporary) as file:
         _create(file, parameters, genes, keep_means=keep_means)
         for block in _blocks(parameters, genes):
+            file.stop_if_failed()
             _append(file, block)
             if progress is not None:
                 progress(block.counts.shape[0])
