@@ -270,7 +270,7 @@ target = Path(sys.argv[1])
 for limit in [0, 100, 2_000, 20_000, *range(50_000, 1_000_000, 100_000)]:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     try:
-        with atomic_path(target) as temporary, new_h5(temporary) as file:
+        with atomic_path(target) as temporary, new_h5(temporary) as (file, _):
             growing = file.create_dataset("growing", (0,), maxshape=(None,), chunks=(1000,), compression="gzip")
             for turn in range(20):
                 file.create_dataset(f"group{turn}/data", data=np.arange(6_000))
@@ -297,7 +297,7 @@ class TestHDF5:
         assert names(tmp_path) == ["a.h5"]
 
     def test_what_is_written_is_read_back(self, tmp_path: Path) -> None:
-        with atomic_path(tmp_path / "a.h5") as temporary, new_h5(temporary) as file:
+        with atomic_path(tmp_path / "a.h5") as temporary, new_h5(temporary) as (file, _):
             file["x"] = np.arange(10)
         with h5py.File(tmp_path / "a.h5") as file:
             assert file["x"][:].tolist() == list(range(10))

@@ -220,3 +220,13 @@ class TestNaturalAxes:
         basis.set_from(latent, torch.diag(torch.tensor([1.0, 0.0, 4.0])))
         assert torch.isfinite(basis(latent)).all()
         assert basis(latent).var(0)[2] < 1e-6
+
+    def test_a_latent_wider_than_the_decoder_and_a_metric_that_is_not_finite(self) -> None:
+        generator = torch.Generator().manual_seed(3)
+        latent, weight = torch.randn(50, 9, generator=generator), torch.randn(9, 4, generator=generator)
+        basis = LatentBasis(9)
+        basis.set_from(latent, weight @ weight.T)
+        torch.testing.assert_close(torch.pdist(basis(latent)), torch.pdist(latent @ weight), atol=1e-3, rtol=1e-3)
+        basis = LatentBasis(9)
+        basis.set_from(latent, torch.full((9, 9), torch.nan))
+        assert torch.equal(basis(latent), latent)

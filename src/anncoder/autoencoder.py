@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
@@ -294,9 +293,7 @@ class Autoencoder:
             if history.stopped == "interrupted":
                 raise KeyboardInterrupt("interrupted before the first epoch was over: there is no model")
             return
-        # weights that ran away, though not to infinity, have no natural axes
-        with suppress(RuntimeError) if history.stopped == "diverged" else nullcontext():
-            self._network().finish(sample(data.train, self.training_.seed).to(device))
+        self._network().finish(sample(data.train, self.training_.seed).to(device))
         if history.stopped == "interrupted":
             logger.warning("interrupted: the model has the best weights until then (epoch %d)", history.best_epoch + 1)
 

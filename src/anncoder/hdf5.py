@@ -1,8 +1,8 @@
 """Writing HDF5 where the disk may be full.
 
-When a write fails, the HDF5 library is left with changes that it cannot get rid of, and it takes the whole process
-down with it: closing the file ends in a segmentation fault (h5py 3.16, HDF5 1.14). So it is never told: the first
-failure is remembered, what follows goes nowhere, and the error is raised when the file is closed.
+When a write fails, the HDF5 library is left with changes that it cannot get rid of, and sooner or later it takes the
+whole process down with a segmentation fault (h5py 3.16, HDF5 1.14). So it is never told: what can no longer be written
+is kept in memory, and the error is raised when the file is closed.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from typing import Any
 
 import h5py
 
+PAGE = 1 << 16
+
 
 class Patient(io.RawIOBase):
-    """A file that takes whatever is written, and remembers the first failure.
+    """A file that takes whatever is written and gives it back, and remembers the first failure.
 
     Parameters
     ----------
@@ -27,66 +29,91 @@ class Patient(io.RawIOBase):
     Attributes
     ----------
     failure
-        The first error, or None.
+        The first error, or None. From then on nothing is written.
     """
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("w+b", buffering=0)
+        self._at = self._size = 0
+        self._pages: dict[int, bytearray] = {}  # what the disk did not take
         self.failure: OSError | None = None
+
+    def stop_if_failed(self) -> None:
+        """Raise the first failure, instead of filling the memory with what the disk does not take."""
+        if self.failure is not None:
+            raise self.failure
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
         """Move."""
-        return self._file.seek(offset, whence)
+        self._at = offset + (0, self._at, self._size)[whence]
+        return self._at
 
     def tell(self) -> int:
         """Return the position."""
-        return self._file.tell()
+        return self._at
 
-    def readinto(self, buffer: Any, /) -> int | None:
+    def readinto(self, buffer: Any, /) -> int:
         """Read into a buffer."""
-        return self._file.readinto(buffer)
+        view = memoryview(buffer).cast("B")
+        view = view[: max(0, self._size - self._at)]
+        for page, within, part in _pieces(self._at, len(view)):
+            view[part] = self._page(page)[within]
+        self._at += len(view)
+        return len(view)
 
     def write(self, data: Any, /) -> int:
-        """Write, or pretend to."""
+        """Write, to the disk or to memory."""
         left = memoryview(data).cast("B")
-        size = len(left)
+        end = self._at + len(left)
         try:
+            self._file.seek(self._at)
             while left and self.failure is None:
                 left = left[self._file.write(left) :]
         except OSError as error:
             self.failure = error
-        return size
+        for page, within, part in _pieces(end - len(left), len(left)):
+            self._page(page)[within] = left[part]
+        written, self._at, self._size = end - self._at, end, max(self._size, end)
+        return written
 
     def truncate(self, size: int | None = None, /) -> int:
         """Set the length, or pretend to."""
+        self._size = self._at if size is None else size
         try:
-            return self._file.truncate(size)
+            if self.failure is None:
+                self._file.truncate(self._size)
         except OSError as error:
-            self.failure = self.failure or error
-            return size or 0
+            self.failure = error
+        return self._size
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
         super().close()
 
+    def _page(self, number: int) -> bytearray:
+        if number in self._pages:
+            return self._pages[number]
+        self._file.seek(number * PAGE)
+        page = bytearray(self._file.read(PAGE).ljust(PAGE, b"\0"))
+        if self.failure is not None:
+            self._pages[number] = page
+        return page
 
-class NewFile(h5py.File):
-    """An HDF5 file that is being written."""
 
-    def __init__(self, patient: Patient) -> None:
-        super().__init__(patient, "w")
-        self._patient = patient
-
-    def stop_if_failed(self) -> None:
-        """Raise the first failure. To be called before anything that was written may be read back: it may be lost."""
-        if self._patient.failure is not None:
-            raise self._patient.failure
+def _pieces(start: int, size: int) -> Iterator[tuple[int, slice, slice]]:
+    """Yield number, part and part of the whole of each page that a range of a file touches."""
+    at = start
+    while at < start + size:
+        number, first = divmod(at, PAGE)
+        n = min(PAGE - first, start + size - at)
+        yield number, slice(first, first + n), slice(at - start, at - start + n)
+        at += n
 
 
 @contextmanager
-def new_h5(path: Path) -> Iterator[NewFile]:
-    """Give an HDF5 file to write.
+def new_h5(path: Path) -> Iterator[tuple[h5py.File, Patient]]:
+    """Give an HDF5 file to write, and what stands between it and the disk.
 
     Raises
     ------
@@ -96,14 +123,8 @@ def new_h5(path: Path) -> Iterator[NewFile]:
     """
     patient = Patient(path)
     try:
-        with NewFile(patient) as file:
-            yield file
-    except Exception as error:
-        # what was read back from a file that could not be written is anything: the failure is the reason
-        if patient.failure is None or error is patient.failure:
-            raise
-        raise patient.failure from error
+        with h5py.File(patient, "w") as file:
+            yield file, patient
+        patient.stop_if_failed()
     finally:
         patient.close()
-    if patient.failure is not None:
-        raise patient.failure

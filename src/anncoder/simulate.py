@@ -126,10 +126,10 @@ def simulate_to_file(
     Zappia, Phipson, Oshlack 2017, doi 10.1186/s13059-017-1305-0.
     """
     genes = _draw_genes(parameters)
-    with atomic_path(path) as temporary, new_h5(temporary) as file:
+    with atomic_path(path) as temporary, new_h5(temporary) as (file, disk):
         _create(file, parameters, genes, keep_means=keep_means)
         for block in _blocks(parameters, genes):
-            file.stop_if_failed()
+            disk.stop_if_failed()
             _append(file, block)
             if progress is not None:
                 progress(block.counts.shape[0])

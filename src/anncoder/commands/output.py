@@ -117,7 +117,7 @@ def write_output(adata: anndata.AnnData, output: Path, *, wrote: tuple[str, ...]
         The AnnData holds something of the user's that cannot be written.
     """
     with atomic_path(output) as temporary:
-        with new_h5(temporary) as file:
+        with new_h5(temporary) as (file, _):
             # not `write_h5ad`: it turns the user's columns of text into categories
             _write_slots(file, {"/": adata})
         _verify(adata, temporary, wrote)

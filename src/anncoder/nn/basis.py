@@ -54,10 +54,12 @@ class LatentBasis(nn.Module):
         metric
             (k, k) symmetric, positive semi-definite.
         """
+        if not bool(torch.isfinite(metric).all()):
+            return  # weights that ran away have no geometry: the network's own axes stay
         origin = latent.double().mean(dim=0)
-        # a direction that the decoder ignores has no length; a trace of the identity keeps the root invertible
-        ridge = 1e-9 * metric.double().diagonal().mean().clamp(min=1e-12)
-        root = torch.linalg.cholesky(metric.double() + ridge * torch.eye(len(metric), dtype=torch.float64))
+        # the eigenvalues of float32 noise may be below zero: a direction that the decoder ignores has no length
+        lengths, directions = torch.linalg.eigh(metric.double())
+        root = directions * lengths.clamp(min=0).sqrt()
         _, _, principal = torch.linalg.svd((latent.double() - origin) @ root, full_matrices=True)
         axes = root @ principal.T
         largest = axes.gather(
