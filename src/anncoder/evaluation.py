@@ -68,7 +68,7 @@ class Evaluation:
     labels: str | None
 
     def __str__(self) -> str:
-        return self.table.to_string(float_format=lambda v: f"{v:.4g}", na_rep="-")
+        return str(self.table.to_string(float_format=lambda v: f"{v:.4g}", na_rep="-"))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values with stable names, as ``metrics.json`` has them."""
