@@ -15,7 +15,7 @@ from anncoder.progress import announce
 
 LABELS = "bulk_labels"
 GENES = ("CD3D", "CD3E")  # two parts of one receptor: T cells have both, whatever was counted
-# 700 cells are three minibatches of the default 256, and ten cell types need no more units
+# 700 cells are five minibatches of the default 128, and ten cell types need no more units
 SETTINGS = ("n_latent=10", "batch_size=64", "learning_rate=0.003")
 
 
