@@ -20,11 +20,12 @@ ALLOWED = {
     "types": set(),
     "config": {"errors"},
     "device": {"errors"},
-    "likelihoods": {"likelihoods", "types"},
-    "nn": {"nn", "types", "config"},
+    "kernels": {"kernels"},
+    "likelihoods": {"likelihoods", "kernels", "types"},
+    "nn": {"nn", "kernels", "likelihoods", "types", "config"},
     "models": {"models", "nn", "likelihoods", "types", "config", "errors"},
     "training": {"types", "config", "errors"},
-    "data": {"data", "types", "config", "errors"},
+    "data": {"data", "kernels", "types", "config", "errors"},
     "progress": {"training"},
 }
 # packages that must not be seen in a room
@@ -32,6 +33,7 @@ FORBIDDEN = {
     "models": {"anndata", "scanpy", "pandas", "h5py"},
     "nn": {"anndata", "scanpy", "pandas", "h5py"},
     "likelihoods": {"anndata", "scanpy", "pandas", "h5py", "scipy"},
+    "kernels": {"anndata", "scanpy", "pandas", "h5py", "scipy"},
     "training": {"anndata", "scanpy", "pandas", "h5py", "scipy"},
     "cli": {"anndata", "torch", "scanpy", "numpy", "pandas", "pydantic"},
 }

@@ -322,7 +322,7 @@ class Autoencoder:
         device = next(network.parameters()).device
         loader = MemoryLoader(matrix, sizes / self.library_size_, np.arange(matrix.shape[0]), batch_size=BLOCK)
         network.eval()
-        with torch.inference_mode():
+        with threads_set(None), torch.inference_mode():
             for batch in loader.epoch(0):
                 yield compute(batch.to(device)).cpu().numpy()
 

@@ -63,14 +63,10 @@ class MemoryLoader:
 
 def take_rows(matrix: csr_matrix, rows: Rows) -> CSR:
     """Return some rows of a scipy CSR matrix as tensors, in the order given."""
-    starts = matrix.indptr[rows].astype(np.int64)
-    lengths = matrix.indptr[rows + 1] - starts
-    indptr = np.concatenate([[0], np.cumsum(lengths)])
-    # position in the matrix of each entry of the minibatch: start of its row, plus its rank in the row
-    at = np.arange(indptr[-1]) + np.repeat(starts - indptr[:-1], lengths)
-    return CSR(
-        torch.from_numpy(indptr),
-        torch.from_numpy(matrix.indices[at].astype(np.int64)),
-        torch.from_numpy(matrix.data[at]),
-        matrix.shape[1],
-    )
+    from anncoder.kernels import sparse
+
+    indptr = np.zeros(len(rows) + 1, dtype=np.int64)
+    np.cumsum(matrix.indptr[rows + 1] - matrix.indptr[rows], out=indptr[1:])
+    indices, values = np.empty(indptr[-1], np.int64), np.empty(indptr[-1], matrix.dtype)
+    sparse.take_rows(matrix.indptr, matrix.indices, matrix.data, rows, indptr, indices, values)
+    return CSR(torch.from_numpy(indptr), torch.from_numpy(indices), torch.from_numpy(values), matrix.shape[1])

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from anncoder.kernels import fused
+from anncoder.likelihoods.limits import LOG_THETA_RANGE
+from anncoder.likelihoods.one_pass import Array, Pass, arrays, in_one_pass, plain
 from anncoder.types import CSR
 
 LOG_2_PI = math.log(2 * math.pi)
@@ -25,8 +29,25 @@ def squared_error(x: CSR, mean: Tensor) -> Tensor:
     mean
         (b, g) reconstruction on the same scale.
     """
+    if fused(mean):
+        return in_one_pass(_squared_in_one_pass(x, mean), mean)
     stored = mean.reshape(-1)[x.flat()]
     return mean.square().sum(dim=1) + x.with_values(x.values * (x.values - 2 * stored)).row_sums()
+
+
+def _squared_in_one_pass(x: CSR, mean: Tensor) -> Pass:
+    from anncoder.kernels.poisson import squared
+
+    n, g = mean.shape
+    values, data = plain(mean), arrays(x, None)[1:]
+
+    def run(weight: Array | None) -> tuple[Array, tuple[Array, ...]]:
+        weights = np.empty(n, np.float32) if weight is None else weight
+        error, by_mean = np.empty(n), np.empty((n * (weight is not None), g), np.float32)
+        squared(values, weights, *data, error, by_mean)
+        return error, () if weight is None else (by_mean,)
+
+    return run
 
 
 def absolute_error(x: CSR, mean: Tensor) -> Tensor:
@@ -45,8 +66,9 @@ def gaussian_nll(x: CSR, mean: Tensor, log_sigma: Tensor) -> Tensor:
     mean
         (b, g) expected value on the same scale.
     log_sigma
-        Logarithm of the standard deviation: (g,), (b, 1) or (b, g).
+        Logarithm of the standard deviation: (g,), (b, 1) or (b, g); limited to ``LOG_THETA_RANGE`` here.
     """
+    log_sigma = log_sigma.clamp(*LOG_THETA_RANGE)
     precision = torch.exp(-2 * log_sigma).expand_as(mean)
     flat = x.flat()
     stored_mean, stored_precision = mean.reshape(-1)[flat], precision.reshape(-1)[flat]

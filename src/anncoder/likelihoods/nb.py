@@ -14,11 +14,15 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from anncoder.kernels import fused
 from anncoder.likelihoods.entries import at_entries, put_entries, weighted_to_shape
+from anncoder.likelihoods.limits import LIMITS, LOG_MEAN_RANGE, LOG_THETA_RANGE
+from anncoder.likelihoods.one_pass import Array, Pass, arrays, in_one_pass, plain
 from anncoder.types import CSR
 
 
@@ -60,20 +64,74 @@ def nb_positive(x: Tensor, log_mu: Tensor, log_theta: Tensor) -> NBTerms:
     )
 
 
-def nb_nll(counts: CSR, log_mu: Tensor, log_theta: Tensor) -> Tensor:
+def nb_nll(counts: CSR, log_mean: Tensor, log_theta: Tensor, size_factor: Tensor | None = None) -> Tensor:
     """Return the negative binomial negative log-likelihood of each cell, (b,).
 
     Parameters
     ----------
     counts
         (b, g) raw counts.
-    log_mu
-        (b, g) logarithm of the expected count, size factor included.
+    log_mean
+        (b, g) logarithm of the expected count at size factor 1; limited to ``LOG_MEAN_RANGE`` here.
     log_theta
-        Logarithm of the inverse dispersion: (g,) one a gene, (b, 1) one a cell, or (b, g).
+        Logarithm of the inverse dispersion: (g,) one a gene, (b, 1) one a cell, or (b, g); limited to
+        ``LOG_THETA_RANGE`` here.
+    size_factor
+        (b,) factor of the mean; None for 1.
     """
-    nll: Tensor = _NegativeBinomial.apply(log_mu, log_theta, counts)  # type: ignore[no-untyped-call]
+    if fused(log_mean, log_theta):
+        return in_one_pass(_one_pass(counts, log_mean, log_theta, size_factor), log_mean, log_theta)
+    log_mu = at_size(log_mean, size_factor)
+    nll: Tensor = _NegativeBinomial.apply(log_mu, log_theta.clamp(*LOG_THETA_RANGE), counts)  # type: ignore[no-untyped-call]
     return nll
+
+
+def at_size(log_mean: Tensor, size_factor: Tensor | None) -> Tensor:
+    """Return the log mean, limited, at the size factor of each cell, (b, g)."""
+    log_mu = log_mean.clamp(*LOG_MEAN_RANGE)
+    return log_mu if size_factor is None else log_mu + size_factor.log().unsqueeze(1)
+
+
+def theta_rows(log_theta: Tensor, n: int, g: int) -> tuple[Array, tuple[int, int]]:
+    """Return log theta as a kernel takes it, and the shape of the gradient that the kernel writes.
+
+    One value a gene is (1, g), and its gradient one partial sum a chunk of rows.
+    """
+    from anncoder.kernels.nb import CHUNK
+
+    if log_theta.dim() == 1:
+        return plain(log_theta)[None, :], (-(-n // CHUNK), g)
+    if log_theta.shape not in ((n, 1), (n, g)):
+        log_theta = log_theta.expand(n, g)
+    return plain(log_theta), (n, log_theta.shape[1])
+
+
+def to_shape(by_theta: Array, log_theta: Tensor) -> Array:
+    """Return the gradient of a kernel in the shape of log theta, and none beyond its limits."""
+    if log_theta.dim() == 1:
+        low, high = LIMITS[2:]
+        value = plain(log_theta)
+        total: Array = by_theta.sum(axis=0) * ((value >= low) & (value <= high))
+        return total
+    return by_theta if by_theta.shape == log_theta.shape else by_theta.sum(axis=0, keepdims=True)
+
+
+def _one_pass(counts: CSR, log_mean: Tensor, log_theta: Tensor, size_factor: Tensor | None) -> Pass:
+    from anncoder.kernels.nb import nb
+
+    n, g = log_mean.shape
+    logits, data = plain(log_mean), arrays(counts, size_factor)
+    rows, shape = theta_rows(log_theta, n, g)
+
+    def run(weight: Array | None) -> tuple[Array, tuple[Array, ...]]:
+        wanted = weight is not None
+        weights = np.empty(n, np.float32) if weight is None else weight
+        nll, by_mean = np.empty(n), np.empty((n * wanted, g), np.float32)
+        by_theta = np.empty((shape[0] * wanted, shape[1]), np.float32)
+        nb(logits, rows, data[0], weights, *data[1:], LIMITS, nll, by_mean, by_theta)
+        return nll, (by_mean, to_shape(by_theta, log_theta)) if wanted else ()
+
+    return run
 
 
 class _NegativeBinomial(torch.autograd.Function):

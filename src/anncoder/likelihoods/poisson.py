@@ -4,25 +4,49 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from anncoder.kernels import fused
 from anncoder.likelihoods.entries import at_entries, put_entries
+from anncoder.likelihoods.limits import LIMITS
+from anncoder.likelihoods.nb import at_size
+from anncoder.likelihoods.one_pass import Array, Pass, arrays, in_one_pass, plain
 from anncoder.types import CSR
 
 
-def poisson_nll(counts: CSR, log_mu: Tensor) -> Tensor:
+def poisson_nll(counts: CSR, log_mean: Tensor, size_factor: Tensor | None = None) -> Tensor:
     """Return the Poisson negative log-likelihood of each cell, (b,).
 
     Parameters
     ----------
     counts
         (b, g) raw counts.
-    log_mu
-        (b, g) logarithm of the expected count, size factor included.
+    log_mean
+        (b, g) logarithm of the expected count at size factor 1; limited to ``LOG_MEAN_RANGE`` here.
+    size_factor
+        (b,) factor of the mean; None for 1.
     """
-    nll: Tensor = _Poisson.apply(log_mu, counts)  # type: ignore[no-untyped-call]
+    if fused(log_mean):
+        return in_one_pass(_one_pass(counts, log_mean, size_factor), log_mean)
+    nll: Tensor = _Poisson.apply(at_size(log_mean, size_factor), counts)  # type: ignore[no-untyped-call]
     return nll
+
+
+def _one_pass(counts: CSR, log_mean: Tensor, size_factor: Tensor | None) -> Pass:
+    from anncoder.kernels.poisson import poisson
+
+    n, g = log_mean.shape
+    logits, data = plain(log_mean), arrays(counts, size_factor)
+
+    def run(weight: Array | None) -> tuple[Array, tuple[Array, ...]]:
+        weights = np.empty(n, np.float32) if weight is None else weight
+        nll, by_mean = np.empty(n), np.empty((n * (weight is not None), g), np.float32)
+        poisson(logits, data[0], weights, *data[1:], LIMITS, nll, by_mean)
+        return nll, () if weight is None else (by_mean,)
+
+    return run
 
 
 class _Poisson(torch.autograd.Function):

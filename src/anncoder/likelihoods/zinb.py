@@ -12,30 +12,62 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from anncoder.kernels import fused
 from anncoder.likelihoods.entries import at_entries, put_entries, weighted_to_shape
-from anncoder.likelihoods.nb import nb_positive, nb_zero, softplus
+from anncoder.likelihoods.limits import LIMITS, LOG_THETA_RANGE
+from anncoder.likelihoods.nb import at_size, nb_positive, nb_zero, softplus, theta_rows, to_shape
+from anncoder.likelihoods.one_pass import Array, Pass, arrays, in_one_pass, plain
 from anncoder.types import CSR
 
 
-def zinb_nll(counts: CSR, log_mu: Tensor, log_theta: Tensor, pi_logits: Tensor) -> Tensor:
+def zinb_nll(
+    counts: CSR, log_mean: Tensor, log_theta: Tensor, pi_logits: Tensor, size_factor: Tensor | None = None
+) -> Tensor:
     """Return the zero-inflated negative binomial negative log-likelihood of each cell, (b,).
 
     Parameters
     ----------
     counts
         (b, g) raw counts.
-    log_mu
-        (b, g) logarithm of the expected count before zero inflation, size factor included.
+    log_mean
+        (b, g) logarithm of the expected count before zero inflation at size factor 1; limited to ``LOG_MEAN_RANGE``.
     log_theta
-        Logarithm of the inverse dispersion: (g,) one a gene, (b, 1) one a cell, or (b, g).
+        Logarithm of the inverse dispersion: (g,) one a gene, (b, 1) one a cell, or (b, g); limited to
+        ``LOG_THETA_RANGE``.
     pi_logits
         Logit of the dropout probability: (b, g), (g,) or (b, 1).
+    size_factor
+        (b,) factor of the mean; None for 1.
     """
-    nll: Tensor = _ZeroInflated.apply(log_mu, log_theta, pi_logits, counts)  # type: ignore[no-untyped-call]
+    if fused(log_mean, log_theta, pi_logits):
+        dense_logits = pi_logits.expand_as(log_mean)
+        run = _one_pass(counts, log_mean, log_theta, dense_logits, size_factor)
+        return in_one_pass(run, log_mean, log_theta, dense_logits)
+    log_mu = at_size(log_mean, size_factor)
+    nll: Tensor = _ZeroInflated.apply(log_mu, log_theta.clamp(*LOG_THETA_RANGE), pi_logits, counts)  # type: ignore[no-untyped-call]
     return nll
+
+
+def _one_pass(counts: CSR, log_mean: Tensor, log_theta: Tensor, pi_logits: Tensor, size_factor: Tensor | None) -> Pass:
+    from anncoder.kernels.zinb import zinb
+
+    n, g = log_mean.shape
+    logits, dropout, data = plain(log_mean), plain(pi_logits), arrays(counts, size_factor)
+    rows, shape = theta_rows(log_theta, n, g)
+
+    def run(weight: Array | None) -> tuple[Array, tuple[Array, ...]]:
+        wanted = weight is not None
+        weights = np.empty(n, np.float32) if weight is None else weight
+        nll, by_theta = np.empty(n), np.empty((shape[0] * wanted, shape[1]), np.float32)
+        by_mean, by_pi = np.empty((n * wanted, g), np.float32), np.empty((n * wanted, g), np.float32)
+        zinb(logits, rows, dropout, data[0], weights, *data[1:], LIMITS, nll, by_mean, by_theta, by_pi)
+        return nll, (by_mean, to_shape(by_theta, log_theta), by_pi) if wanted else ()
+
+    return run
 
 
 class _ZeroInflated(torch.autograd.Function):

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from anncoder.config import DispersionName, LikelihoodName, NetworkConfig, Weight
 from anncoder.errors import ConfigError
 from anncoder.likelihoods import gaussian_nll, nb_nll, poisson_nll, zinb_nll
+from anncoder.likelihoods.limits import LOG_MEAN_RANGE, LOG_THETA_RANGE
 from anncoder.nn.basis import LatentBasis, pulled_back
-from anncoder.nn.heads import LOG_MEAN_RANGE, LOG_THETA_RANGE, CountHeads, CountParameters
+from anncoder.nn.heads import CountHeads, CountParameters
 from anncoder.nn.inputs import LogNormalize, Standardize
 from anncoder.nn.layers import Decoder, Encoder
 from anncoder.nn.penalties import WeightPenalty
@@ -84,22 +85,21 @@ class CountNetwork(nn.Module):
         """Give the latent its natural axes, after training."""
         if self.config.natural_axes:
             latent = self.raw_latent(batch)
-            metric = pulled_back(lambda z: self.heads(self.decoder(z)).log_mean, latent, self._information)
+            metric = pulled_back(lambda z: self.heads.limited(self.decoder(z)).log_mean, latent, self._information)
             self.basis.set_from(latent, metric)
 
     def forward(self, batch: Batch) -> Loss:
         """Return the negative log-likelihood, a mean over cells and genes, and the penalties."""
-        log_mean, log_theta, pi_logits = self.parameters_of(batch)
-        log_mu = log_mean + batch.size_factor.log().unsqueeze(1)
+        log_mean, log_theta, pi_logits = self.heads(self.decoder(self.raw_latent(batch)))
         if self.config.likelihood == "gaussian":
             assert log_theta is not None
             nll = gaussian_nll(self.inputs(batch), log_mean, log_theta)
         elif log_theta is None:
-            nll = poisson_nll(batch.counts, log_mu)
+            nll = poisson_nll(batch.counts, log_mean, batch.size_factor)
         elif pi_logits is None:
-            nll = nb_nll(batch.counts, log_mu, log_theta)
+            nll = nb_nll(batch.counts, log_mean, log_theta, batch.size_factor)
         else:
-            nll = zinb_nll(batch.counts, log_mu, log_theta, pi_logits)
+            nll = zinb_nll(batch.counts, log_mean, log_theta, pi_logits, batch.size_factor)
         terms = {"nll": nll.mean() / batch.counts.n_vars, **self.penalty(self.parameters())}
         if self.config.ridge_pi and pi_logits is not None:
             terms["ridge_pi"] = self.config.ridge_pi * pi_logits.sigmoid().square().mean()
@@ -117,7 +117,7 @@ class CountNetwork(nn.Module):
 
     def parameters_of(self, batch: Batch) -> CountParameters:
         """Return the parameters of the distribution of each entry, at size factor 1."""
-        parameters: CountParameters = self.heads(self.decoder(self.raw_latent(batch)))
+        parameters: CountParameters = self.heads.limited(self.decoder(self.raw_latent(batch)))
         return parameters
 
     def denoise(self, batch: Batch) -> Tensor:
@@ -129,7 +129,7 @@ class CountNetwork(nn.Module):
 
     def _information(self, latent: Tensor) -> Tensor:
         # Fisher information of log mu, (b, g): mu / (1 + mu / theta), and mu for Poisson; of the mean for a Gaussian
-        parameters: CountParameters = self.heads(self.decoder(latent))
+        parameters: CountParameters = self.heads.limited(self.decoder(latent))
         log_mean, log_theta, _ = parameters
         if self.config.likelihood == "gaussian":
             assert log_theta is not None

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from anncoder.config import DispersionName, LikelihoodName
+from anncoder.likelihoods.limits import LOG_MEAN_RANGE, LOG_THETA_RANGE
 from anncoder.nn.layers import linear
 from anncoder.types import Noise
-
-# beyond these no count can tell the difference; inside them float32 neither overflows nor loses the gradient
-LOG_MEAN_RANGE = (math.log(1e-8), math.log(1e6))
-LOG_THETA_RANGE = (math.log(1e-4), math.log(1e6))
 
 
 class CountParameters(NamedTuple):
@@ -61,11 +57,13 @@ class CountHeads(nn.Module):
             self.pi = linear(n_in, n_vars, noise)
 
     def forward(self, hidden: Tensor) -> CountParameters:
-        """Return the parameters for (b, n_in) hidden values."""
-        mean = self.mean(hidden)
+        """Return the parameters for (b, n_in) hidden values, not yet limited: the likelihoods do that."""
+        log_theta = self.gene_log_theta if self.theta is None else self.theta(hidden)
+        return CountParameters(self.mean(hidden), log_theta, None if self.pi is None else self.pi(hidden))
+
+    def limited(self, hidden: Tensor) -> CountParameters:
+        """Return the parameters as the likelihoods read them."""
+        mean, log_theta, pi_logits = self(hidden)
         if self.likelihood != "gaussian":
             mean = mean.clamp(*LOG_MEAN_RANGE)
-        log_theta = self.gene_log_theta if self.theta is None else self.theta(hidden)
-        if log_theta is not None:
-            log_theta = log_theta.clamp(*LOG_THETA_RANGE)
-        return CountParameters(mean, log_theta, None if self.pi is None else self.pi(hidden))
+        return CountParameters(mean, None if log_theta is None else log_theta.clamp(*LOG_THETA_RANGE), pi_logits)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from anncoder.kernels import fused
 from anncoder.types import CSR, Batch, Summary
 
 
@@ -24,6 +25,14 @@ class LogNormalize(nn.Module):
         counts = batch.counts
         if self.transform == "none":
             return counts
+        if fused(counts.values, batch.size_factor):
+            from anncoder.kernels import sparse
+
+            values = torch.empty_like(counts.values)
+            sparse.log_normalize(
+                counts.indptr.numpy(), counts.values.numpy(), batch.size_factor.numpy(), values.numpy()
+            )
+            return counts.with_values(values)
         per_entry = batch.size_factor[counts.rows()]
         return counts.with_values(torch.log1p(counts.values / per_entry))
 

@@ -13,6 +13,7 @@ import torch
 from scipy.sparse import csc_array
 from torch import Tensor, nn
 
+from anncoder.kernels import fused
 from anncoder.types import CSR, Noise
 
 
@@ -77,9 +78,16 @@ class _SparseMatmul(torch.autograd.Function):
 
 
 def _transposed_matmul(x: CSR, dense: Tensor) -> Tensor:
-    # x.T @ dense: the CSR arrays of x are the CSC arrays of its transpose, so nothing is sorted or copied
+    if fused(x.values, dense):
+        from anncoder.kernels import sparse
+
+        out = torch.empty(x.n_vars, dense.shape[1])
+        arrays = (x.indptr.numpy(), x.indices.numpy(), x.values.contiguous().numpy())
+        sparse.transposed_matmul(*arrays, dense.contiguous().numpy(), out.numpy())
+        return out
     if dense.device.type != "cpu":
         return x.to_dense().T @ dense
+    # the CSR arrays of x are the CSC arrays of its transpose, so nothing is sorted or copied
     transposed = csc_array(
         (x.values.to(dense.dtype).numpy(), x.indices.numpy(), x.indptr.numpy()), shape=(x.n_vars, x.n_rows)
     )

@@ -1,0 +1,241 @@
+"""Negative binomial: loss and gradients of a minibatch in one pass over the rows.
+
+Formulae in :mod:`anncoder.likelihoods.nb`. Every entry is first taken for a zero, in float32, in loops that become
+vector instructions; the stored values then replace theirs, in float64. Rows go in chunks of fixed size, so that sums
+over cells have one order, whatever the number of threads.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit, prange
+
+from anncoder.kernels.vector_math import (
+    EXACT,
+    Scalar,
+    Vector,
+    add_row,
+    digamma,
+    exp_minus,
+    exp_minus_64,
+    log1p_rest,
+    log1p_unit_64,
+    log_64,
+    row_sum,
+)
+
+F = np.float32
+CHUNK = 16  # rows
+LARGE = 32  # up to here lgamma(x + theta) - lgamma(theta) is a product of x factors
+LOG_FACTORIAL = np.array([math.lgamma(k + 1) for k in range(LARGE + 1)])
+
+
+@njit(parallel=True, cache=True, fastmath=EXACT, error_model="numpy")
+def nb(
+    logits: Vector,
+    log_theta: Vector,
+    offset: Vector,
+    weight: Vector,
+    indptr: Vector,
+    indices: Vector,
+    values: Vector,
+    limits: Vector,
+    nll: Vector,
+    by_mean: Vector,
+    by_theta: Vector,
+) -> None:
+    """Write the negative log-likelihood of each cell and the gradients of its weighted sum.
+
+    Parameters
+    ----------
+    logits
+        (b, g) float32 log mean at size factor 1, before it is limited.
+    log_theta
+        (1, g), (b, 1) or (b, g) float32, before it is limited.
+    offset, weight
+        (b,) float32 log size factor; weight of each cell in the gradients.
+    indptr, indices, values
+        The counts, CSR.
+    limits
+        (4,) float32: least and largest log mean, least and largest log theta.
+    nll
+        (b,) float64, written.
+    by_mean
+        (b, g) float32 gradient for ``logits``, written; (0, g) if none is wanted.
+    by_theta
+        Gradient for ``log_theta``, written: (n_chunks, g) one partial sum a chunk of rows for (1, g), else its shape.
+    """
+    n, g = logits.shape
+    chunks = (n + CHUNK - 1) // CHUNK
+    for chunk in prange(chunks):
+        lt, theta = np.empty(g, F), np.empty(g, F)
+        loss, mean_row, theta_row = np.empty(g, F), np.empty(g, F), np.empty(g, F)
+        stored = np.empty((7, g))
+        per_gene = log_theta.shape[0] == 1 and by_theta.shape[0] > 0
+        if per_gene:
+            by_theta[chunk, :] = 0
+        for i in range(chunk * CHUNK, min(n, (chunk + 1) * CHUNK)):
+            if i == chunk * CHUNK or log_theta.shape[0] > 1:
+                theta_of(log_theta[i if log_theta.shape[0] > 1 else 0], limits, lt, theta)
+            gradient = by_mean[i] if by_mean.shape[0] else mean_row
+            nb_zeros(logits[i], lt, theta, offset[i], weight[i], limits, loss, gradient, theta_row)
+            a, b = indptr[i], indptr[i + 1]
+            nb_stored(logits[i], lt, offset[i], limits, indices[a:b], values[a:b], stored)
+            nll[i] = put_stored(indices[a:b], stored, weight[i], logits[i], limits, loss, gradient, theta_row)
+            keep_theta(by_theta, theta_row, i, chunk, per_gene, log_theta, limits)
+
+
+@njit(inline="always", fastmath=EXACT, error_model="numpy")
+def limited(x: Scalar, low: Scalar, high: Scalar) -> Scalar:
+    """Return x within limits; a NaN stays one."""
+    x = low if x < low else x
+    return high if x > high else x
+
+
+@njit(fastmath=EXACT, error_model="numpy")
+def theta_of(row: Vector, limits: Vector, lt: Vector, theta: Vector) -> None:
+    """Fill rows with the limited log theta and with theta; ``row`` has one value a gene, or one."""
+    step = 0 if row.shape[0] == 1 else 1
+    low, high = limits[2], limits[3]
+    if step == 0:
+        lt[:] = limited(row[0], low, high)
+        theta[:] = exp_minus(-lt[0], F(0))
+        return
+    for j in range(lt.shape[0]):
+        v = limited(row[j], low, high)
+        lt[j] = v
+        theta[j] = exp_minus(-v, F(0))
+
+
+@njit(fastmath=EXACT, error_model="numpy")
+def nb_zeros(
+    logits: Vector,
+    lt: Vector,
+    theta: Vector,
+    offset: Scalar,
+    weight: Scalar,
+    limits: Vector,
+    loss: Vector,
+    by_mean: Vector,
+    by_theta: Vector,
+) -> None:
+    """Write loss and weighted gradients of a row of zeros."""
+    low, high = limits[0], limits[1]
+    for j in range(logits.shape[0]):
+        v = logits[j]
+        m = limited(v, low, high)
+        # u = m + offset - log theta, and what rounding took from it: at |u| = 30 that is 1e-6, and exp keeps it
+        a = m + offset
+        back = a - m
+        error = (m - (a - back)) + (offset - back)
+        u = a - lt[j]
+        back = u - a
+        error += (a - (u - back)) - (lt[j] + back)
+        below = u < F(0)
+        t = exp_minus(abs(u), error if below else -error)
+        r = F(1) / (F(1) + t)
+        p = log1p_rest(t)
+        sigmoid = t * r if below else r
+        softplus = (F(0) if below else u) + (t - t * t * p)
+        difference = t * t * (r - p) if below else softplus - sigmoid
+        loss[j] = theta[j] * softplus
+        by_mean[j] = theta[j] * sigmoid * (weight if m == v else F(0))
+        by_theta[j] = theta[j] * difference * weight
+
+
+@njit(fastmath=EXACT, error_model="numpy")
+def nb_stored(
+    logits: Vector, lt: Vector, offset: Scalar, limits: Vector, indices: Vector, values: Vector, out: Vector
+) -> None:
+    """Write, for the stored counts of a row, loss and gradients into ``out[0], out[1], out[2]``, in float64.
+
+    ``out`` is (7, >= nnz). An offset of the loss that no parameter changes, log x!, is included.
+    """
+    u, theta, x, factors, slopes = out[0], out[1], out[2], out[3], out[4]
+    log_x, by_x = out[5], out[6]
+    n, low, high = indices.shape[0], limits[0], limits[1]
+    for k in range(n):
+        j = indices[k]
+        theta[k] = np.float64(lt[j])
+        u[k] = np.float64(limited(logits[j], low, high)) + np.float64(offset) - np.float64(lt[j])
+        x[k] = values[k]
+    for k in range(n):
+        theta[k] = exp_minus_64(-theta[k])
+    for k in range(n):
+        _coefficient(x[k], theta[k], k, factors, slopes, log_x, by_x)
+    for k in range(n):
+        c, th, at = x[k], theta[k], u[k]
+        t = exp_minus_64(abs(at))
+        log1p, r = log1p_unit_64(t), 1 / (1 + t)
+        below = at < 0
+        sigmoid, rest = (t * r, r) if below else (r, t * r)
+        up, down = (0.0, -at) if below else (at, 0.0)
+        softplus = up + log1p
+        coefficient = log_64(factors[k]) + log_x[k]
+        by_coefficient = slopes[k] / factors[k] + by_x[k]
+        u[k] = th * softplus + c * (down + log1p) - coefficient
+        theta[k] = th * sigmoid - c * rest
+        x[k] = th * (softplus - sigmoid) + c * rest - th * by_coefficient
+
+
+@njit(inline="always", fastmath=EXACT, error_model="numpy")
+def _coefficient(
+    x: Scalar, theta: Scalar, k: int, factors: Vector, slopes: Vector, log_x: Vector, by_x: Vector
+) -> None:
+    # lgamma(x + theta) - lgamma(theta) - lgamma(x + 1) as log(factor) + log_x, and its derivative as slope / factor
+    # + by_x: for a small whole x the factor is theta (theta + 1) ... (theta + x - 1), and needs one logarithm
+    factor, slope = 1.0, 0.0
+    whole = int(x)
+    if whole == x and whole <= LARGE:
+        for step in range(whole):
+            slope = slope * (theta + step) + factor
+            factor *= theta + step
+        log_x[k] = -LOG_FACTORIAL[whole]
+        by_x[k] = 0.0
+    else:
+        log_x[k] = math.lgamma(x + theta) - math.lgamma(theta) - math.lgamma(x + 1)
+        by_x[k] = digamma(x + theta) - digamma(theta)
+    factors[k], slopes[k] = factor, slope
+
+
+@njit(fastmath=EXACT, error_model="numpy")
+def put_stored(
+    indices: Vector,
+    stored: Vector,
+    weight: Scalar,
+    logits: Vector,
+    limits: Vector,
+    loss: Vector,
+    by_mean: Vector,
+    by_theta: Vector,
+) -> Scalar:
+    """Replace the stored entries of a row of zeros; return the loss of the row."""
+    total = 0.0
+    for k in range(indices.shape[0]):
+        j = indices[k]
+        total += stored[0, k]
+        loss[j] = F(0)
+        free = limits[0] <= logits[j] <= limits[1]
+        by_mean[j] = stored[1, k] * weight if free else 0.0
+        by_theta[j] = stored[2, k] * weight
+    return total + row_sum(loss)
+
+
+@njit(fastmath=EXACT, error_model="numpy")
+def keep_theta(
+    by_theta: Vector, row: Vector, i: int, chunk: int, per_gene: bool, log_theta: Vector, limits: Vector
+) -> None:
+    """Put a row of the gradient for log theta where its shape wants it; none beyond the limits."""
+    if by_theta.shape[0] == 0:
+        return
+    if per_gene:
+        add_row(by_theta[chunk], row)
+    elif by_theta.shape[1] == 1:
+        free = limits[2] <= log_theta[i, 0] <= limits[3]
+        by_theta[i, 0] = row_sum(row) if free else 0.0
+    else:
+        for j in range(row.shape[0]):
+            v = log_theta[i, j]
+            by_theta[i, j] = row[j] if limits[2] <= v <= limits[3] else F(0)

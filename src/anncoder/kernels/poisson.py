@@ -1,0 +1,95 @@
+"""Poisson and squared error: loss and gradient of a minibatch in one pass over the rows.
+
+The plan is that of :mod:`anncoder.kernels.nb`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit, prange
+
+from anncoder.kernels.nb import CHUNK, LARGE, LOG_FACTORIAL, limited
+from anncoder.kernels.vector_math import EXACT, Scalar, Vector, exp_minus, row_sum
+
+F = np.float32
+
+
+@njit(parallel=True, cache=True, fastmath=EXACT, error_model="numpy")
+def poisson(
+    logits: Vector,
+    offset: Vector,
+    weight: Vector,
+    indptr: Vector,
+    indices: Vector,
+    values: Vector,
+    limits: Vector,
+    nll: Vector,
+    by_mean: Vector,
+) -> None:
+    """Write the Poisson negative log-likelihood of each cell and the gradient of its weighted sum.
+
+    Parameters are those of :func:`anncoder.kernels.nb.nb`.
+    """
+    n, g = logits.shape
+    for chunk in prange((n + CHUNK - 1) // CHUNK):
+        loss, scratch = np.empty(g, F), np.empty(g, F)
+        for i in range(chunk * CHUNK, min(n, (chunk + 1) * CHUNK)):
+            gradient = by_mean[i] if by_mean.shape[0] else scratch
+            _poisson_zeros(logits[i], offset[i], weight[i], limits, loss, gradient)
+            total = 0.0
+            for k in range(indptr[i], indptr[i + 1]):
+                j, x = indices[k], np.float64(values[k])
+                log_mu = np.float64(limited(logits[i, j], limits[0], limits[1])) + np.float64(offset[i])
+                mu, whole = math.exp(log_mu), int(x)
+                small = whole == x and whole <= LARGE
+                total += mu - x * log_mu + (LOG_FACTORIAL[whole] if small else math.lgamma(x + 1))
+                loss[j] = F(0)
+                gradient[j] = (mu - x) * weight[i] if limits[0] <= logits[i, j] <= limits[1] else 0.0
+            nll[i] = total + row_sum(loss)
+
+
+@njit(fastmath=EXACT, error_model="numpy")
+def _poisson_zeros(
+    logits: Vector, offset: Scalar, weight: Scalar, limits: Vector, loss: Vector, by_mean: Vector
+) -> None:
+    low, high = limits[0], limits[1]
+    for j in range(logits.shape[0]):
+        v = logits[j]
+        m = limited(v, low, high)
+        a = m + offset
+        back = a - m
+        mu = exp_minus(-a, (m - (a - back)) + (offset - back))
+        loss[j] = mu
+        by_mean[j] = mu * (weight if m == v else F(0))
+
+
+@njit(parallel=True, cache=True, fastmath=EXACT, error_model="numpy")
+def squared(
+    mean: Vector, weight: Vector, indptr: Vector, indices: Vector, values: Vector, error: Vector, by_mean: Vector
+) -> None:
+    """Write the squared error of each cell, (b,) float64, and the gradient of its weighted sum for a (b, g) mean."""
+    n, g = mean.shape
+    for chunk in prange((n + CHUNK - 1) // CHUNK):
+        loss, scratch = np.empty(g, F), np.empty(g, F)
+        for i in range(chunk * CHUNK, min(n, (chunk + 1) * CHUNK)):
+            gradient = by_mean[i] if by_mean.shape[0] else scratch
+            _squares(mean[i], weight[i], loss, gradient)
+            total = 0.0
+            for k in range(indptr[i], indptr[i + 1]):
+                j = indices[k]
+                difference = np.float64(mean[i, j]) - np.float64(values[k])
+                total += difference * difference
+                loss[j] = F(0)
+                gradient[j] = 2 * difference * weight[i]
+            error[i] = total + row_sum(loss)
+
+
+@njit(fastmath=EXACT, error_model="numpy")
+def _squares(mean: Vector, weight: Scalar, loss: Vector, by_mean: Vector) -> None:
+    twice = F(2) * weight
+    for j in range(mean.shape[0]):
+        m = mean[j]
+        loss[j] = m * m
+        by_mean[j] = m * twice

@@ -1,0 +1,132 @@
+"""Zero-inflated negative binomial: loss and gradients of a minibatch in one pass over the rows.
+
+Formulae in :mod:`anncoder.likelihoods.zinb`; the plan is that of :mod:`anncoder.kernels.nb`. With E = 1 - NB(0) and
+pi = sigmoid(l), an observed zero costs ``-log1p(-(1 - pi) E)``, which keeps its digits where it is small, and
+``softplus(l) - logaddexp(l, log NB(0))`` where it is large.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit, prange
+
+from anncoder.kernels.nb import CHUNK, keep_theta, nb_stored, nb_zeros, theta_of
+from anncoder.kernels.vector_math import (
+    EXACT,
+    Scalar,
+    Vector,
+    exp_minus,
+    log1p_minus_half,
+    log1p_unit,
+    minus_expm1_minus,
+    row_sum,
+)
+
+F = np.float32
+
+
+@njit(parallel=True, cache=True, fastmath=EXACT, error_model="numpy")
+def zinb(
+    logits: Vector,
+    log_theta: Vector,
+    pi_logits: Vector,
+    offset: Vector,
+    weight: Vector,
+    indptr: Vector,
+    indices: Vector,
+    values: Vector,
+    limits: Vector,
+    nll: Vector,
+    by_mean: Vector,
+    by_theta: Vector,
+    by_pi: Vector,
+) -> None:
+    """Write the negative log-likelihood of each cell and the gradients of its weighted sum.
+
+    Parameters are those of :func:`anncoder.kernels.nb.nb`, and ``pi_logits``, (b, g) float32 logit of the dropout
+    probability, with its gradient ``by_pi``, (b, g), or (0, g) if none is wanted.
+    """
+    n, g = logits.shape
+    for chunk in prange((n + CHUNK - 1) // CHUNK):
+        lt, theta = np.empty(g, F), np.empty(g, F)
+        loss, mean_row, theta_row, pi_row = np.empty(g, F), np.empty(g, F), np.empty(g, F), np.empty(g, F)
+        stored = np.empty((7, g))
+        per_gene = log_theta.shape[0] == 1 and by_theta.shape[0] > 0
+        if per_gene:
+            by_theta[chunk, :] = 0
+        for i in range(chunk * CHUNK, min(n, (chunk + 1) * CHUNK)):
+            if i == chunk * CHUNK or log_theta.shape[0] > 1:
+                theta_of(log_theta[i if log_theta.shape[0] > 1 else 0], limits, lt, theta)
+            mean_gradient = by_mean[i] if by_mean.shape[0] else mean_row
+            pi_gradient = by_pi[i] if by_pi.shape[0] else pi_row
+            nb_zeros(logits[i], lt, theta, offset[i], weight[i], limits, loss, mean_gradient, theta_row)
+            inflate(pi_logits[i], weight[i], loss, mean_gradient, theta_row, pi_gradient)
+            a, b = indptr[i], indptr[i + 1]
+            nb_stored(logits[i], lt, offset[i], limits, indices[a:b], values[a:b], stored)
+            nll[i] = _put_stored(
+                indices[a:b],
+                values[a:b],
+                stored,
+                weight[i],
+                logits[i],
+                pi_logits[i],
+                limits,
+                loss,
+                mean_gradient,
+                theta_row,
+                pi_gradient,
+            )
+            keep_theta(by_theta, theta_row, i, chunk, per_gene, log_theta, limits)
+
+
+@njit(fastmath=EXACT, error_model="numpy")
+def inflate(pi_logits: Vector, weight: Scalar, loss: Vector, by_mean: Vector, by_theta: Vector, by_pi: Vector) -> None:
+    """Turn loss and gradients of a row of NB zeros into those of zero-inflated ones, in place."""
+    for j in range(pi_logits.shape[0]):
+        nb0, logit = loss[j], pi_logits[j]  # nb0 = -log NB(0) >= 0
+        t = exp_minus(abs(logit), F(0))
+        r = F(1) / (F(1) + t)
+        up = logit > F(0)
+        rest = t * r if up else r  # 1 - pi
+        gap = -nb0 - logit
+        t_gap = exp_minus(abs(gap), F(0))
+        r = F(1) / (F(1) + t_gap)
+        from_nb, from_pi = (r, t_gap * r) if gap > F(0) else (t_gap * r, r)
+        lost = minus_expm1_minus(nb0)
+        q = rest * lost
+        large = (logit if up else F(0)) + log1p_unit(t) - (max(logit, -nb0) + log1p_unit(t_gap))
+        loss[j] = -log1p_minus_half(min(q, F(0.5))) if q < F(0.5) else large
+        by_mean[j] *= from_nb
+        by_theta[j] *= from_nb
+        by_pi[j] = -from_pi * rest * lost * weight
+
+
+@njit(fastmath=EXACT, error_model="numpy")
+def _put_stored(
+    indices: Vector,
+    values: Vector,
+    stored: Vector,
+    weight: Scalar,
+    logits: Vector,
+    pi_logits: Vector,
+    limits: Vector,
+    loss: Vector,
+    by_mean: Vector,
+    by_theta: Vector,
+    by_pi: Vector,
+) -> Scalar:
+    total = 0.0
+    for k in range(indices.shape[0]):
+        if values[k] == 0:  # a stored zero keeps the form of a zero
+            continue
+        j = indices[k]
+        logit = np.float64(pi_logits[j])
+        t = np.exp(-abs(logit))
+        pi = (1 if logit > 0 else t) / (1 + t)
+        total += stored[0, k] + max(logit, 0.0) + np.log1p(t)
+        loss[j] = F(0)
+        free = limits[0] <= logits[j] <= limits[1]
+        by_mean[j] = stored[1, k] * weight if free else 0.0
+        by_theta[j] = stored[2, k] * weight
+        by_pi[j] = pi * weight
+    return total + row_sum(loss)

@@ -1,0 +1,79 @@
+"""Between autograd and a kernel that writes loss and gradients in the same pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from anncoder.types import CSR
+
+Array = np.ndarray[Any, Any]
+# takes the weight of each cell, (b,), or None where no gradient is wanted; returns the loss of each cell, and the
+# gradients of the weighted sum for each parameter
+Pass = Callable[[Array | None], tuple[Array, tuple[Array, ...]]]
+
+
+def in_one_pass(run: Pass, *parameters: Tensor) -> Tensor:
+    """Return the loss of each cell, (b,), as ``run`` computes it; differentiable once.
+
+    Gradients are written with the weight that a mean over cells and genes has, so that in training nothing is left to
+    do when they are asked for; another common weight multiplies them, and different ones run the pass again.
+
+    Parameters
+    ----------
+    run
+        The kernel, with its data.
+    parameters
+        What is differentiated; the first is (b, g).
+    """
+    if torch.is_grad_enabled() and any(p.requires_grad for p in parameters):
+        loss: Tensor = _OnePass.apply(run, *parameters)  # type: ignore[no-untyped-call]
+        return loss
+    return _tensor(run(None)[0], parameters[0])
+
+
+class _OnePass(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, run: Pass, *parameters: Tensor) -> Tensor:
+        n, g = parameters[0].shape
+        ctx.run, ctx.weight = run, 1 / max(n * g, 1)
+        loss, ctx.gradients = run(np.full(n, ctx.weight, dtype=np.float32))
+        return _tensor(loss, parameters[0])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        per_cell = upstream[0]
+        factor = float(per_cell[0]) / ctx.weight if per_cell.numel() else 1.0
+        gradients = tuple(torch.from_numpy(a) for a in ctx.gradients)
+        if not bool((per_cell == per_cell[:1]).all()):
+            gradients = tuple(torch.from_numpy(a) for a in ctx.run(per_cell.contiguous().numpy())[1])
+        elif abs(factor - 1) > 1e-6:  # nearer than that is the rounding of the weight itself
+            gradients = tuple(a * factor for a in gradients)
+        return (None, *gradients)
+
+
+def arrays(counts: CSR, size_factor: Tensor | None) -> tuple[Array, Array, Array, Array]:
+    """Return what every kernel takes of the data: log size factor, (b,), and the CSR arrays."""
+    offset = counts.values.new_zeros(counts.n_rows) if size_factor is None else size_factor.log()
+    return (
+        offset.float().numpy(),
+        counts.indptr.numpy(),
+        counts.indices.numpy(),
+        counts.values.float().contiguous().numpy(),
+    )
+
+
+def plain(parameter: Tensor) -> Array:
+    """Return a parameter as a contiguous array, outside autograd."""
+    array: Array = parameter.detach().contiguous().numpy()
+    return array
+
+
+def _tensor(loss: Array, like: Tensor) -> Tensor:
+    return torch.from_numpy(loss).to(like.dtype)

@@ -1,0 +1,251 @@
+"""The compiled kernels against the eager torch forms and the float64 textbook forms."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.sparse import random as random_sparse
+from torch import Tensor
+
+from anncoder import kernels
+from anncoder.data.memory import take_rows
+from anncoder.kernels.vector_math import digamma, exp_minus, exp_minus_64, log1p_unit, log1p_unit_64, log_64
+from anncoder.likelihoods import nb_nll, poisson_nll, squared_error, zinb_nll
+from anncoder.likelihoods.reference import nb_reference, poisson_reference, zinb_reference
+from anncoder.nn.inputs import LogNormalize
+from anncoder.nn.sparse import sparse_matmul
+from anncoder.types import CSR, Batch
+
+THETA = {"gene": (37,), "shared": (40, 1), "gene-cell": (40, 37)}
+
+
+@contextmanager
+def eager() -> Iterator[None]:
+    before = kernels.use("torch")
+    try:
+        yield
+    finally:
+        kernels.use(before)
+
+
+def csr(dense: Tensor) -> CSR:
+    rows, columns = torch.nonzero(dense, as_tuple=True)
+    indptr = torch.cat([torch.zeros(1, dtype=torch.int64), torch.bincount(rows, minlength=len(dense)).cumsum(0)])
+    return CSR(indptr, columns, dense[rows, columns], dense.shape[1])
+
+
+def problem(theta: str) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return counts, log mean, log theta, dropout logits and size factors, float32; 40 rows are 2.5 chunks."""
+    generator = torch.Generator().manual_seed(0)
+    log_mean, logits = 2 * torch.randn(40, 37, generator=generator), 3 * torch.randn(40, 37, generator=generator)
+    x = torch.poisson(log_mean.exp().clamp(max=300), generator=generator) * (torch.rand(40, 37) < 0.4)
+    x[3] = 0
+    return x, log_mean, 2 * torch.randn(THETA[theta], generator=generator), logits, torch.rand(40) + 0.5
+
+
+def losses(x: Tensor, theta: str) -> list[tuple[Callable[..., Tensor], Callable[..., Tensor]]]:
+    """Return each likelihood beside its textbook form."""
+    counts = csr(x)
+    dense = x.double()
+    return [
+        (
+            lambda m, t, _, s: nb_nll(counts, m, t, s),
+            lambda m, t, _, s: nb_reference(dense, m.exp() * s[:, None], t.exp()),
+        ),
+        (
+            lambda m, t, p, s: zinb_nll(counts, m, t, p, s),
+            lambda m, t, p, s: zinb_reference(dense, m.exp() * s[:, None], t.exp(), p.sigmoid()),
+        ),
+        (
+            lambda m, _, __, s: poisson_nll(counts, m, s),
+            lambda m, _, __, s: poisson_reference(dense, m.exp() * s[:, None]),
+        ),
+        (lambda m, _, __, ___: squared_error(counts, m), lambda m, _, __, ___: (m - dense).square()),
+    ]
+
+
+def value_and_gradients(form: Callable[..., Tensor], parameters: list[Tensor], weight: Tensor) -> list[Tensor]:
+    leaves = [p.clone().requires_grad_() for p in parameters[:3]]
+    value = form(*leaves, parameters[3])
+    gradients = torch.autograd.grad((value * weight).sum(), leaves, allow_unused=True)
+    return [value.detach(), *(g for g in gradients if g is not None)]
+
+
+@pytest.mark.parametrize("theta", THETA)
+@pytest.mark.parametrize("weights", ["mean", "another", "unequal"])
+def test_kernels_are_the_textbook_forms_with_their_gradients(theta: str, weights: str) -> None:
+    x, *parameters = problem(theta)
+    weight = {
+        "mean": torch.full((40,), 1 / (40 * 37)),
+        "another": torch.full((40,), 0.3),
+        "unequal": torch.linspace(0.1, 2, 40),
+    }[weights]
+    for fast, textbook in losses(x, theta):
+        got = value_and_gradients(fast, parameters, weight)
+        wanted = value_and_gradients(
+            lambda *p, form=textbook: form(*p).sum(1), [p.double() for p in parameters], weight.double()
+        )
+        assert len(got) == len(wanted) > 1
+        torch.testing.assert_close(got[0].double(), wanted[0], rtol=1e-6, atol=0)
+        for a, b in zip(got[1:], wanted[1:], strict=True):
+            torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-6 * float(b.abs().max()))
+
+
+@pytest.mark.parametrize("theta", THETA)
+def test_the_eager_forms_say_the_same(theta: str) -> None:
+    x, *parameters = problem(theta)
+    for fast, _ in losses(x, theta):
+        got = value_and_gradients(fast, parameters, torch.ones(40))
+        with eager():
+            wanted = value_and_gradients(fast, parameters, torch.ones(40))
+        for a, b in zip(got, wanted, strict=True):
+            torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-6 * float(b.abs().max()))
+
+
+@given(
+    counts=st.lists(st.integers(0, 40) | st.integers(0, 1_000_000), min_size=1, max_size=6),
+    log_mu=st.floats(np.log(1e-8), np.log(1e6)),
+    log_theta=st.floats(np.log(1e-4), np.log(1e6)),
+    logit=st.floats(-30, 30),
+)
+@settings(max_examples=300, deadline=None, derandomize=True)
+def test_float32_accuracy_over_the_whole_range(
+    counts: list[int], log_mu: float, log_theta: float, logit: float
+) -> None:
+    """Loss to 1e-6 and gradients to 1e-5 of the eager forms in float64, themselves tested against scipy."""
+    x = torch.tensor([counts], dtype=torch.float32)
+    p32 = [torch.full((1, len(counts)), v, dtype=torch.float32) for v in (log_mu, log_theta, logit)]
+    p64 = [p.double() for p in p32]
+    one = torch.ones(1)
+    forms = [
+        lambda c, m, t, _: nb_nll(c, m, t),
+        lambda c, m, t, p: zinb_nll(c, m, t, p),
+        lambda c, m, _, __: poisson_nll(c, m),
+    ]
+    for form in forms:
+        got = value_and_gradients(lambda m, t, p, _, f=form: f(csr(x), m, t, p), [*p32, one], one)
+        wanted = value_and_gradients(lambda m, t, p, _, f=form: f(csr(x.double()), m, t, p), [*p64, one], one.double())
+        assert all(bool(torch.isfinite(g).all()) for g in got)
+        # a float32 zero of a huge theta is a part of its size: the loss is a sum of parts of both signs
+        torch.testing.assert_close(got[0].double(), wanted[0], rtol=1e-6, atol=1e-9)
+        for a, b in zip(got[1:], wanted[1:], strict=True):
+            torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-5 * max(1e-6, float(b.abs().max())))
+
+
+def test_values_that_are_not_whole_and_large_counts_take_the_general_form() -> None:
+    x = torch.tensor([[0.5, 33.0, 0.0, 2.25, 100_000.0]])
+    log_mean, log_theta = torch.tensor([[0.1, 3.0, -1.0, 0.5, 11.0]]), torch.tensor([0.3, -2.0, 0.0, 4.0, 1.0])
+    wanted = nb_reference(x.double(), log_mean.double().exp(), log_theta.double().exp()).sum(1)
+    torch.testing.assert_close(nb_nll(csr(x), log_mean, log_theta).double(), wanted, rtol=1e-6, atol=0)
+
+
+def test_beyond_the_limits_the_gradient_is_zero() -> None:
+    x = torch.tensor([[0.0, 2.0, 0.0, 1.0]])
+    log_mean = torch.tensor([[-30.0, 40.0, 0.0, -25.0]], requires_grad=True)
+    log_theta = torch.tensor([0.0, 0.0, 50.0, -40.0], requires_grad=True)
+    nb_nll(csr(x), log_mean, log_theta).sum().backward()
+    assert (log_mean.grad[0] != 0).tolist() == [False, False, True, False]
+    assert (log_theta.grad != 0).tolist() == [True, True, False, False]
+
+
+def test_a_parameter_that_is_not_a_number_is_not_hidden() -> None:
+    x, log_mean, log_theta, logits, sizes = problem("gene")
+    log_mean[2, 5] = float("nan")
+    for form in (nb_nll(csr(x), log_mean, log_theta, sizes), zinb_nll(csr(x), log_mean, log_theta, logits, sizes)):
+        assert torch.isnan(form).nonzero().ravel().tolist() == [2]
+
+
+def test_without_gradients_the_loss_is_the_same() -> None:
+    x, *parameters = problem("gene-cell")
+    for fast, _ in losses(x, "gene-cell"):
+        leaves = [p.clone().requires_grad_() for p in parameters[:3]]
+        with torch.no_grad():
+            alone = fast(*leaves, parameters[3])
+        assert torch.equal(alone, fast(*leaves, parameters[3]))
+
+
+def test_elementary_functions() -> None:
+    a = np.concatenate([[0.0], np.geomspace(1e-8, 80, 400)])
+    t = np.linspace(0, 1, 401)
+    single = [np.float32(v) for v in a]
+    np.testing.assert_allclose(
+        [exp_minus(v, np.float32(0)) for v in single], np.exp(-np.array(single, float)), rtol=3e-7
+    )
+    np.testing.assert_allclose([exp_minus_64(v) for v in a], np.exp(-a), rtol=1e-14)
+    np.testing.assert_allclose([log1p_unit(np.float32(v)) for v in t], np.log1p(np.float32(t).astype(float)), rtol=2e-7)
+    np.testing.assert_allclose([log1p_unit_64(v) for v in t], np.log1p(t), rtol=1e-14)
+    wide = np.geomspace(1e-300, 1e300, 400)
+    np.testing.assert_allclose([log_64(v) for v in wide], np.log(wide), rtol=1e-14)
+    from scipy.special import digamma as scipy_digamma
+
+    z = np.geomspace(1e-4, 1e7, 100)
+    np.testing.assert_allclose([digamma(v) for v in z], scipy_digamma(z), rtol=1e-12)
+
+
+def test_sparse_products_and_rows_are_those_of_scipy() -> None:
+    matrix = random_sparse(50, 23, 0.2, format="csr", dtype=np.float32, random_state=0)
+    matrix.data = np.ceil(9 * matrix.data)
+    rows = np.array([49, 3, 3, 0])
+    taken = take_rows(matrix, rows)
+    np.testing.assert_array_equal(taken.to_dense(), matrix[rows].toarray())
+    x = take_rows(matrix, np.arange(50))
+    weight = torch.randn(23, 11, requires_grad=True)
+    upstream = torch.randn(50, 11)
+    (gradient,) = torch.autograd.grad((sparse_matmul(x, weight) * upstream).sum(), weight)
+    np.testing.assert_allclose(gradient, matrix.T @ upstream.numpy(), rtol=1e-5, atol=1e-5)
+    sizes = torch.rand(50) + 0.5
+    log = LogNormalize("log1p")(Batch(x, sizes, torch.arange(50)))
+    np.testing.assert_allclose(log.to_dense(), np.log1p(matrix.toarray() / sizes.numpy()[:, None]), rtol=3e-7)
+
+
+def test_bits_do_not_depend_on_threads() -> None:
+    import numba
+
+    x, *parameters = problem("gene")
+    results = []
+    for threads in (1, numba.config.NUMBA_NUM_THREADS):
+        before = numba.get_num_threads()
+        numba.set_num_threads(threads)
+        try:
+            results.append([value_and_gradients(f, parameters, torch.ones(40)) for f, _ in losses(x, "gene")])
+        finally:
+            numba.set_num_threads(before)
+    for one, many in zip(*results, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, many, strict=True))
+
+
+def test_the_environment_switches_the_kernels_off() -> None:
+    code = "import torch; from anncoder import kernels; print(kernels.fused(torch.ones(1)))"
+    for value, expected in (("torch", "False"), ("numba", "True")):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=os.environ | {"ANNCODER_KERNELS": value},
+        )
+        assert done.stdout.strip() == expected
+
+
+def test_training_takes_the_same_road_with_and_without_kernels(counts) -> None:  # type: ignore[no-untyped-def]
+    """Five epochs, same seed and order: the loss curves agree to 1e-4."""
+    from anncoder import CountAutoencoder
+
+    curves = []
+    for backend in ("numba", "torch"):
+        before = kernels.use(backend)
+        try:
+            model = CountAutoencoder(n_latent=4).fit(counts, max_epochs=5, progress=False)
+        finally:
+            kernels.use(before)
+        curves.append(model.history_[["train_loss", "valid_loss"]].to_numpy())
+    np.testing.assert_allclose(*curves, rtol=1e-4)
