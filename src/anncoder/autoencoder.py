@@ -90,7 +90,7 @@ class Autoencoder:
         early_stopping: bool = True,
         patience: int = 15,
         min_delta: float = 1e-4,
-        reduce_lr_patience: int = 5,
+        reduce_lr_patience: int | None = None,
         reduce_lr_factor: float = 0.3,
         clip_norm: float = 10.0,
         seed: int = 0,
@@ -117,7 +117,8 @@ class Autoencoder:
             Stop after ``patience`` epochs in which the validation loss did not fall by the share ``min_delta``. The
             best weights are kept in any case.
         reduce_lr_patience, reduce_lr_factor
-            Multiply the step size by the factor after so many epochs without improvement; 0 for never.
+            Multiply the step size by the factor after so many epochs without improvement; 0 for never, None for what
+            suits the model.
         clip_norm
             Largest norm of the gradient.
         seed

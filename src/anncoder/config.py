@@ -65,10 +65,12 @@ LinearDecoder = Annotated[bool, Field(description="decode without hidden layers"
 class NetworkConfig(Settings):
     """Hyper-parameters that every autoencoder has."""
 
-    suited_learning_rate: ClassVar[float] = 2e-3  # where ``learning_rate`` is left to the model
+    # what a fit takes where it is left to the model
+    suited_learning_rate: ClassVar[float] = 2e-3
+    suited_reduce_lr_patience: ClassVar[int] = 5
 
     n_latent: LatentUnits = 16
-    n_hidden: HiddenWidths = (128,)
+    n_hidden: HiddenWidths = (256,)
     activation: Activation = "relu"
     norm: Norm = "batch"
     linear_decoder: LinearDecoder = False
@@ -107,8 +109,13 @@ class TrainingConfig(Settings):
     patience: Annotated[int, Field(ge=1, description="epochs without improvement before stopping")] = 15
     min_delta: Annotated[Weight, Field(description="relative fall of the loss that counts as improvement")] = 1e-4
     reduce_lr_patience: Annotated[
-        int, Field(ge=0, description="epochs without improvement before the step size falls; 0 for never")
-    ] = 5
+        int | None,
+        Field(
+            ge=0,
+            description="epochs without improvement before the step size falls; 0 for never, "
+            "null for what suits the model",
+        ),
+    ] = None
     reduce_lr_factor: Annotated[float, Field(gt=0, lt=1, description="by how much it falls")] = 0.3
     clip_norm: Annotated[float, Field(gt=0, description="largest norm of the gradient")] = 10.0
     seed: Annotated[int, Field(ge=0, description="start of every random stream")] = 0
@@ -116,9 +123,12 @@ class TrainingConfig(Settings):
     threads: Annotated[int | None, Field(ge=1, description="CPU threads; null for torch's choice")] = None
 
     def suited_to(self, model: NetworkConfig) -> Self:
-        """Return the settings with a learning rate: the one given, or the one that suits the model."""
-        rate = model.suited_learning_rate if self.learning_rate is None else self.learning_rate
-        return self.model_copy(update={"learning_rate": rate})
+        """Return the settings with what is left open filled in by what suits the model."""
+        suited = {
+            "learning_rate": model.suited_learning_rate,
+            "reduce_lr_patience": model.suited_reduce_lr_patience,
+        }
+        return self.model_copy(update={name: value for name, value in suited.items() if getattr(self, name) is None})
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

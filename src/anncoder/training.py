@@ -72,7 +72,7 @@ class Watch:
     def reduces_rate(self) -> bool:
         """Tell whether the learning rate should fall now; starts the next wait if so."""
         patience = self.config.reduce_lr_patience
-        if patience == 0 or self._waited_at_rate < patience:
+        if not patience or self._waited_at_rate < patience:
             return False
         self._waited_at_rate = 0
         return True

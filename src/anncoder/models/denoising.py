@@ -17,7 +17,6 @@ from torch.nn.functional import softplus
 from anncoder.config import (
     Activation,
     CorruptionName,
-    HiddenWidths,
     LatentUnits,
     LinearDecoder,
     NetworkConfig,
@@ -37,9 +36,9 @@ class DenoisingConfig(NetworkConfig):
     """Hyper-parameters of :class:`anncoder.DenoisingAutoencoder`."""
 
     suited_learning_rate = 1e-3  # the mask predictor's weights are many, and overfit at more
+    suited_reduce_lr_patience = 0  # small steps go on fitting the mask predictor, at the cost of the latent
 
     n_latent: LatentUnits = 32
-    n_hidden: HiddenWidths = (256,)
     activation: Activation = "mish"
     norm: Norm = "layer"
     linear_decoder: LinearDecoder = True
