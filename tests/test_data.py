@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from anncoder.data.adata import obs_column, read_matrix
 from anncoder.data.genes import align, naming
-from anncoder.data.memory import MemoryLoader, take_rows
+from anncoder.data.memory import MemoryLoader, Stored
 from anncoder.data.order import minibatches, n_minibatches, shuffled, split_rows
 from anncoder.data.summary import library_sizes, summarize
 from anncoder.errors import ConfigError, InputError
@@ -83,7 +83,7 @@ def test_minibatches_hold_the_rows_they_name(seed: int, n: int, g: int) -> None:
 def test_rows_can_repeat_and_be_empty() -> None:
     matrix = sp.csr_matrix(np.array([[0, 1], [0, 0], [2, 3]], dtype=np.float32))
     rows = np.array([2, 1, 2, 0])
-    np.testing.assert_array_equal(take_rows(matrix, rows).to_dense(), matrix[rows].toarray())
+    np.testing.assert_array_equal(Stored.of(matrix).take(rows).to_dense(), matrix[rows].toarray())
 
 
 class TestReading:
@@ -170,7 +170,12 @@ def test_the_summary_is_that_of_dense_arrays(transform: str) -> None:
     dense[:, 2] = 0
     rows = np.arange(5, 45)
     sizes = library_sizes(sp.csr_matrix(dense))
-    summary = summarize(sp.csr_matrix(dense), rows, float(np.median(sizes)), transform=transform)
+    summary = summarize(
+        [(sp.csr_matrix(dense[part]), sizes[part] / np.median(sizes)) for part in np.array_split(rows, 2)],
+        dense.shape[1],
+        float(np.median(sizes)),
+        transform=transform,
+    )
     values = dense / (sizes / np.median(sizes))[:, None] if transform == "log1p" else dense
     x = np.log1p(values) if transform == "log1p" else values
     np.testing.assert_allclose(summary.gene_mean, values[rows].mean(0), rtol=1e-5)

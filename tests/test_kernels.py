@@ -17,7 +17,9 @@ from scipy.sparse import random as random_sparse
 from torch import Tensor
 
 from anncoder import kernels
-from anncoder.data.memory import take_rows
+from anncoder.data.memory import Stored
+from anncoder.device import threads_set
+from anncoder.kernels import sparse, threads
 from anncoder.kernels.vector_math import digamma, exp_minus, exp_minus_64, log1p_unit, log1p_unit_64, log_64
 from anncoder.likelihoods import nb_nll, poisson_nll, squared_error, zinb_nll
 from anncoder.likelihoods.reference import nb_reference, poisson_reference, zinb_reference
@@ -195,9 +197,9 @@ def test_sparse_products_and_rows_are_those_of_scipy() -> None:
     matrix = random_sparse(50, 23, 0.2, format="csr", dtype=np.float32, random_state=0)
     matrix.data = np.ceil(9 * matrix.data)
     rows = np.array([49, 3, 3, 0])
-    taken = take_rows(matrix, rows)
+    taken = Stored.of(matrix).take(rows)
     np.testing.assert_array_equal(taken.to_dense(), matrix[rows].toarray())
-    x = take_rows(matrix, np.arange(50))
+    x = Stored.of(matrix).take(np.arange(50))
     weight = torch.randn(23, 11, requires_grad=True)
     upstream = torch.randn(50, 11)
     (gradient,) = torch.autograd.grad((sparse_matmul(x, weight) * upstream).sum(), weight)
@@ -208,19 +210,42 @@ def test_sparse_products_and_rows_are_those_of_scipy() -> None:
 
 
 def test_bits_do_not_depend_on_threads() -> None:
-    import numba
-
     x, *parameters = problem("gene")
     results = []
-    for threads in (1, numba.config.NUMBA_NUM_THREADS):
-        before = numba.get_num_threads()
-        numba.set_num_threads(threads)
-        try:
+    for n_threads in (1, 2, 5):
+        with threads_set(n_threads):
             results.append([value_and_gradients(f, parameters, torch.ones(40)) for f, _ in losses(x, "gene")])
-        finally:
-            numba.set_num_threads(before)
-    for one, many in zip(*results, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(one, many, strict=True))
+    for other in results[1:]:
+        for one, many in zip(results[0], other, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one, many, strict=True))
+
+
+def test_without_openmp_threads_of_our_own_do_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, *parameters = problem("gene")
+    wanted = [value_and_gradients(f, parameters, torch.ones(40)) for f, _ in losses(x, "gene")]
+    monkeypatch.setattr(threads, "_torch_openmp", lambda: None)
+    with threads_set(3):
+        got = [value_and_gradients(f, parameters, torch.ones(40)) for f, _ in losses(x, "gene")]
+    for one, other in zip(wanted, got, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_kernels_start_no_second_pool_of_threads() -> None:
+    """Two OpenMP runtimes that wait for work by spinning take the cores from each other."""
+    code = (
+        "import torch; torch.ones(9, 9) @ torch.ones(9, 9); from anncoder.likelihoods import poisson_nll; "
+        "from anncoder.types import CSR; i = torch.zeros(2, dtype=torch.int64); "
+        "poisson_nll(CSR(i, i[:0], torch.zeros(0), 3), torch.zeros(1, 3)); "
+        "print(sum('gomp' in l and 'r-xp' in l for l in open('/proc/self/maps')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) <= 1
+
+
+def test_a_kernel_refuses_arrays_of_another_type() -> None:
+    x = np.zeros(3)
+    with pytest.raises(TypeError, match="log_normalize: expected contiguous int64"):
+        sparse.log_normalize(1, x, x, x, x)
 
 
 def test_the_environment_switches_the_kernels_off() -> None:

@@ -46,7 +46,8 @@ def build(name: str, options: dict[str, Any], counts: Any) -> tuple[Any, Batch]:
     matrix = counts.X
     sizes = library_sizes(matrix)
     network: Any = MODELS[name].network(config, matrix.shape[1], Noise(0))
-    network.start_from(summarize(matrix, np.arange(len(sizes)), float(np.median(sizes)), transform="log1p"))
+    median = float(np.median(sizes))
+    network.start_from(summarize([(matrix, sizes / median)], matrix.shape[1], median, transform="log1p"))
     loader = MemoryLoader(matrix, sizes / np.median(sizes), np.arange(len(sizes)), batch_size=40)
     return network, next(loader.epoch(0))
 

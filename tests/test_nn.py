@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from anncoder.config import NetworkConfig
-from anncoder.data.memory import take_rows
+from anncoder.data.memory import Stored
 from anncoder.nn.basis import LatentBasis, pulled_back
 from anncoder.nn.corruption import corrupt, roll_rows, select, swap, thin
 from anncoder.nn.inputs import LogNormalize
@@ -27,13 +27,13 @@ def sparse_counts(draw: st.DrawFn) -> CSR:
     n, g = draw(st.integers(1, 9)), draw(st.integers(1, 7))
     cells = draw(st.lists(st.integers(0, 3), min_size=n * g, max_size=n * g))
     dense = np.array(cells, dtype=np.float32).reshape(n, g)
-    return take_rows(sp.csr_matrix(dense), np.arange(n))
+    return Stored.of(sp.csr_matrix(dense)).take(np.arange(n))
 
 
 def random_counts(n: int = 40, g: int = 30, seed: int = 0, density: float = 0.2) -> CSR:
     generator = np.random.default_rng(seed)
     dense = generator.poisson(3, (n, g)) * (generator.random((n, g)) < density)
-    return take_rows(sp.csr_matrix(dense.astype(np.float32)), np.arange(n))
+    return Stored.of(sp.csr_matrix(dense.astype(np.float32))).take(np.arange(n))
 
 
 @given(sparse_counts(), st.integers(1, 4))

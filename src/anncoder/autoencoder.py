@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, TypeAlias
+from typing import Any, ClassVar, Literal, Self
 
 import anndata
 import numpy as np
@@ -19,23 +19,19 @@ from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 
 from anncoder import checkpoint
-from anncoder.checks import check, raise_first, refuse_empty
 from anncoder.config import NetworkConfig, TrainingConfig
-from anncoder.data.adata import open_data, place, read_matrix
-from anncoder.data.genes import align, columns_of
-from anncoder.data.memory import MemoryLoader
-from anncoder.data.summary import library_sizes
+from anncoder.data.genes import columns_of
 from anncoder.device import choose_device, memory_errors, refuse_size, threads_set
-from anncoder.errors import ConfigError, DivergenceError, InputError, some
+from anncoder.errors import ConfigError, DivergenceError
 from anncoder.models import MODELS
-from anncoder.preparation import Prepared, prepare, sample, split_cells
+from anncoder.preparation import Prepared, prepare, split_cells
 from anncoder.progress import TrainingReport, announce
+from anncoder.sources import Data, Genes, MemorySource, Source, open_for_model, open_source
 from anncoder.training import History, train
 from anncoder.types import Batch, Noise
 
 logger = logging.getLogger("anncoder")
 
-Data: TypeAlias = "anndata.AnnData | str | Path"
 Scale = Literal["counts", "normalized"]
 Array = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -103,7 +99,8 @@ class Autoencoder:
         Parameters
         ----------
         data
-            AnnData, or the path of an ``.h5ad`` file or ``.zarr`` folder: raw counts, (n_obs, n_vars).
+            Raw counts, (n_obs, n_vars): AnnData, or, read from disk in blocks, the path of an ``.h5ad`` file or
+            ``.zarr`` folder, several in a list or glob, or a backed AnnData.
         layer
             Where the counts are; None for ``X``.
         max_epochs, batch_size, learning_rate, weight_decay
@@ -148,16 +145,14 @@ class Autoencoder:
         """
         settings = {k: v for k, v in locals().items() if k in TrainingConfig.model_fields}
         training = TrainingConfig(**settings).suited_to(self.config)
-        adata = open_data(data)
-        matrix = self._counts(adata, layer, to_fit=True)
-        self.refuse_width(matrix.shape[1])
-        split = split_cells(adata, training)
+        source = open_source(data, layer, counts=self.reads_counts)
+        self.refuse_width(len(source.var_names))
+        split = split_cells(source.n_obs, source.codes, training)
         self.layer_, self.training_ = layer, training
-        self.var_names_ = pd.Index(adata.var_names.astype(str))
-        self.valid_obs_ = pd.Index(adata.obs_names[split.valid].astype(str))
+        self.var_names_, self.valid_obs_ = source.var_names, source.names(split.valid)
         with threads_set(training.threads), memory_errors("fit"):
             on = choose_device(training.device)
-            data_of = prepare(matrix, split, self.config, training)
+            data_of = prepare(source, split, self.config, training)
             network = self._start(data_of, training.seed)
             if progress is not False:
                 announce(f"training on {on} ({torch.get_num_threads()} threads): {data_of.size}")
@@ -166,7 +161,7 @@ class Autoencoder:
                     history = train(network, data_of.train, data_of.valid, training, on, report)
             except DivergenceError as error:
                 self._keep(error.history, data_of, on)
-                raise error.named(adata.obs_names, adata.var_names) from error
+                raise error.named(list(source.names(np.array(error.rows, dtype=np.int64))), source.var_names) from error
             self._keep(history, data_of, on)
         return self
 
@@ -187,7 +182,8 @@ class Autoencoder:
         InputError
             Too many genes are missing, or the values are not what the model was fitted on.
         """
-        return np.concatenate(list(self._blocks(data, layer, allow_missing, self._network().encode)))
+        source = self._source(data, layer, allow_missing)
+        return np.concatenate(list(self._blocks(source, self._network().encode)))
 
     def denoise(
         self,
@@ -225,9 +221,9 @@ class Autoencoder:
             mean: Tensor = network.denoise(batch)[:, columns]
             return mean * batch.size_factor.unsqueeze(1) if scale == "counts" else mean
 
-        adata = open_data(data)
-        refuse_size(adata.n_obs * len(self.var_names_[columns]) * 4)
-        return np.concatenate(list(self._blocks(adata, layer, allow_missing, expected)))
+        source = self._source(data, layer, allow_missing)
+        refuse_size(source.n_obs * len(self.var_names_[columns]) * 4)
+        return np.concatenate(list(self._blocks(source, expected)))
 
     def save(self, folder: str | Path) -> None:
         """Write the fitted model to a folder; :func:`anncoder.load` reads it back to the same bits.
@@ -260,20 +256,9 @@ class Autoencoder:
 
         Raises as :meth:`embed` does.
         """
-        self._network()
-        alignment = align(list(self.var_names_), list(adata.var_names.astype(str)), allow_missing=allow_missing)
-        if layer is None and self.layer_ is not None and self.layer_ not in adata.layers:
-            raise InputError(
-                f"the model was fitted on {place(self.layer_)}, which these data do not have",
-                code="missing-layer",
-                where="layers: " + (some(map(repr, filter(None, adata.layers))) or "none"),
-                remedy="say where the counts are: layer=NAME (--layer NAME), 'X' for X",
-            )
-        layer = self.layer_ if layer is None else layer
-        matrix = alignment.apply(self._counts(adata, None if layer == "X" else layer))
-        if self.reads_counts:
-            refuse_empty(library_sizes(matrix), adata, place(layer))
-        return matrix
+        source = self._source(adata, layer, allow_missing)
+        assert isinstance(source, MemorySource)
+        return source.matrix
 
     @property
     def reads_counts(self) -> bool:
@@ -294,7 +279,7 @@ class Autoencoder:
             if history.stopped == "interrupted":
                 raise KeyboardInterrupt("interrupted before the first epoch was over: there is no model")
             return
-        self._network().finish(sample(data.train, self.training_.seed).to(device))
+        self._network().finish(data.sample.to(device))
         if history.stopped == "interrupted":
             logger.warning("interrupted: the model has the best weights until then (epoch %d)", history.best_epoch + 1)
 
@@ -308,24 +293,21 @@ class Autoencoder:
             )
         return self.network_
 
-    def _counts(self, adata: anndata.AnnData, layer: str | None, *, to_fit: bool = False) -> csr_matrix:
-        problems = check(adata, layer=layer, counts=self.reads_counts).problems
-        # one cell is too few to learn from, not to embed
-        raise_first(p for p in problems if to_fit or adata.n_obs == 0 or p.code != "too-few-cells")
-        return read_matrix(adata, layer)
-
-    def _blocks(
-        self, data: Data, layer: str | None, allow_missing: float, compute: Callable[[Batch], Tensor]
-    ) -> Iterator[Array]:
-        network, adata = self._network(), open_data(data)
-        matrix = self.aligned_matrix(adata, layer, allow_missing)
-        sizes = library_sizes(matrix) if self.reads_counts else np.ones(matrix.shape[0])
+    def _blocks(self, source: Source, compute: Callable[[Batch], Tensor]) -> Iterator[Array]:
+        network = self._network()
         device = next(network.parameters()).device
-        loader = MemoryLoader(matrix, sizes / self.library_size_, np.arange(matrix.shape[0]), batch_size=BLOCK)
+        factors = (source.sizes / (self.library_size_ if self.reads_counts else 1)).astype(np.float32)
+        loader = source.loader(factors, np.ones(source.n_obs, dtype=bool), batch_size=BLOCK)
         network.eval()
         with threads_set(None), torch.inference_mode():
             for batch in loader.epoch(0):
                 yield compute(batch.to(device)).cpu().numpy()
+
+    def _source(self, data: Data, layer: str | None, allow_missing: float) -> Source:
+        self._network()
+        where = self.layer_ if layer is None else layer
+        genes = Genes(self.var_names_, allow_missing)
+        return open_for_model(data, where, genes, counts=self.reads_counts, layer_is_of_fit=layer is None)
 
     def refuse_width(self, n_vars: int) -> None:
         """Raise a ConfigError unless the latent is narrower than the data."""

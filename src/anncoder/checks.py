@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -176,12 +176,15 @@ def check_matrix(
     return judged.problems, judged.traits.kind
 
 
-def refuse_empty(sizes: Any, adata: AnnData, where: str) -> None:
-    """Raise an InputError if cells have no count in any of the model's genes; ``sizes`` are their totals, (n_obs,)."""
+def refuse_empty(sizes: Any, names: Callable[[Any], pd.Index], where: str) -> None:
+    """Raise an InputError if cells have no count in any of the model's genes.
+
+    ``sizes`` are their totals, (n_obs,), and ``names`` gives the names of some of them.
+    """
     empty = np.flatnonzero(sizes == 0)
     if len(empty):
         raise InputError(
-            f"{len(empty):,} cells have no count in any of the model's genes: {some(adata.obs_names[empty])}",
+            f"{len(empty):,} cells have no count in any of the model's genes: {some(names(empty))}",
             code="empty-cells",
             where=where,
             remedy="remove them: sc.pp.filter_cells(adata, min_counts=1), or --drop-empty-cells",

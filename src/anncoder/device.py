@@ -38,21 +38,15 @@ def choose_device(name: str) -> torch.device:
 
 @contextmanager
 def threads_set(threads: int | None) -> Iterator[None]:
-    """Set the CPU threads of torch and of the kernels for the time of a block; None takes torch's number for both.
-
-    numba's first parallel call sets torch's number to that of the cores; here it is what was asked for.
-    """
-    import numba
-
-    before, kernels_before = torch.get_num_threads(), numba.get_num_threads()
-    wanted = before if threads is None else threads
-    numba.set_num_threads(min(wanted, numba.config.NUMBA_NUM_THREADS))
-    torch.set_num_threads(wanted)
+    """Set torch's CPU threads, which are the kernels' too, for the time of a block; None leaves them as they are."""
+    before = torch.get_num_threads()
+    if threads is not None:
+        torch.set_num_threads(threads)
     try:
         yield
     finally:
-        numba.set_num_threads(kernels_before)
-        torch.set_num_threads(before)
+        if threads is not None:
+            torch.set_num_threads(before)
 
 
 def available_memory() -> int | None:

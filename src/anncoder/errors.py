@@ -87,8 +87,8 @@ class DivergenceError(AnncoderError):
         self.history: Any = None  # what training did until then, set by the loop
 
     def named(self, obs_names: Sequence[str], var_names: Sequence[str]) -> DivergenceError:
-        """Return the error with the names of the cells and genes in place of their positions."""
-        cells = some([obs_names[row] for row in self.rows]) if self.rows else "no single cell"
+        """Return the error with names in place of positions: those of the cells ``rows``, and those of all genes."""
+        cells = some(obs_names) if self.rows else "no single cell"
         genes = some([var_names[column] for column in self.columns]) if self.columns else "no single gene"
         named = DivergenceError(
             self.what,

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from anncoder import checkpoint
-from anncoder.autoencoder import Array, Autoencoder, Data
+from anncoder.autoencoder import Array, Autoencoder
 from anncoder.config import (
     ActivationName,
     CorruptionName,
@@ -22,10 +22,12 @@ from anncoder.config import (
     unknown_key,
 )
 from anncoder.errors import ConfigError
+from anncoder.likelihoods.limits import LOG_THETA_RANGE
 from anncoder.models import MODELS
 from anncoder.models.count import CountConfig
 from anncoder.models.denoising import DenoisingConfig
 from anncoder.models.undercomplete import UndercompleteConfig
+from anncoder.sources import Data
 from anncoder.types import Batch, Noise
 
 
@@ -209,7 +211,7 @@ class CountAutoencoder(Autoencoder):
         if self.config.likelihood == "poisson":
             raise ConfigError("a Poisson model has no dispersion", code="no-dispersion", remedy="use likelihood='nb'")
         if self.config.dispersion == "gene":
-            gene_theta: Array = network.heads.gene_log_theta.detach().exp().cpu().numpy()
+            gene_theta: Array = network.heads.gene_log_theta.detach().clamp(*LOG_THETA_RANGE).exp().cpu().numpy()
             return gene_theta
         if data is None:
             raise ConfigError(
@@ -222,7 +224,7 @@ class CountAutoencoder(Autoencoder):
             log_theta: torch.Tensor = network.parameters_of(batch).log_theta
             return log_theta.exp()
 
-        return np.concatenate(list(self._blocks(data, layer, allow_missing, theta)))
+        return np.concatenate(list(self._blocks(self._source(data, layer, allow_missing), theta)))
 
     def dropout_probability(self, data: Data, *, layer: str | None = None, allow_missing: float = 0.0) -> Array:
         """Return the probability that an entry is zero for technical reasons, (n_obs, n_vars); ``"zinb"`` only.
@@ -244,7 +246,7 @@ class CountAutoencoder(Autoencoder):
             logits: torch.Tensor = network.parameters_of(batch).pi_logits
             return logits.sigmoid()
 
-        return np.concatenate(list(self._blocks(data, layer, allow_missing, pi)))
+        return np.concatenate(list(self._blocks(self._source(data, layer, allow_missing), pi)))
 
 
 ESTIMATORS: dict[str, type[Any]] = {

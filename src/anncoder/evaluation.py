@@ -20,6 +20,7 @@ scored, PCA and the gene means have seen them, and ``n_scored`` is ``n_obs``. Cl
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import anndata
@@ -28,7 +29,7 @@ import pandas as pd
 from scipy.sparse import csr_matrix
 from scipy.special import gammaln
 
-from anncoder.autoencoder import Array, Autoencoder, Data
+from anncoder.autoencoder import Array, Autoencoder
 from anncoder.baselines import GeneMean, Method, Principal, Trained, input_of
 from anncoder.config import unknown_key
 from anncoder.data.adata import open_data
@@ -82,7 +83,7 @@ class Evaluation:
 
 def evaluate(
     model: Autoencoder,
-    data: Data,
+    data: anndata.AnnData | str | Path,
     *,
     labels: str | None = None,
     layer: str | None = None,

@@ -2,45 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import anndata
 import numpy as np
-import torch
-from scipy.sparse import csr_matrix
 
 from anncoder.config import NetworkConfig, TrainingConfig
-from anncoder.data.adata import obs_column
-from anncoder.data.memory import MemoryLoader, take_rows
 from anncoder.data.order import Split, split_rows
-from anncoder.data.summary import library_sizes, summarize
-from anncoder.types import Batch, Summary
+from anncoder.data.summary import summarize
+from anncoder.sources import Source
+from anncoder.types import Batch, Loader, Summary
 
 SAMPLE = 8192  # cells from which the natural axes of the latent are found
 VALID_BATCH = 1024
+SUMMARY_BLOCK = 65_536  # cells at a time: the copies of a block's stored values are all the memory this needs
 
 
 class Prepared(NamedTuple):
     """What training needs of the data."""
 
-    train: MemoryLoader  # cells to fit on, shuffled anew in every epoch
-    valid: MemoryLoader | None  # cells held out
+    train: Loader  # cells to fit on, shuffled anew in every epoch
+    valid: Loader | None  # cells held out
     summary: Summary
+    sample: Batch  # some of the cells to fit on, at random: enough for averages
 
     @property
     def size(self) -> str:
         """The numbers of cells and genes, for people."""
         n_valid = 0 if self.valid is None else self.valid.n_obs
-        return f"{self.train.n_obs:,} cells x {self.train.matrix.shape[1]:,} genes, {n_valid:,} cells held out"
+        return f"{self.train.n_obs:,} cells x {self.sample.counts.n_vars:,} genes, {n_valid:,} cells held out"
 
 
-def prepare(matrix: csr_matrix, split: Split, config: NetworkConfig, training: TrainingConfig) -> Prepared:
-    """Return loaders and summary of a matrix.
+def prepare(source: Source, split: Split, config: NetworkConfig, training: TrainingConfig) -> Prepared:
+    """Return loaders and summary of the data.
 
     Parameters
     ----------
-    matrix
-        (n_obs, n_vars) checked counts, or expression with ``transform="none"``.
+    source
+        Checked counts, or expression with ``transform="none"``.
     split
         Rows to fit on and rows held out.
     config
@@ -48,16 +47,29 @@ def prepare(matrix: csr_matrix, split: Split, config: NetworkConfig, training: T
     training
         For ``batch_size`` and ``seed``.
     """
-    sizes = library_sizes(matrix) if config.transform == "log1p" else np.ones(matrix.shape[0])
-    library_size = float(np.median(sizes[split.train]))
-    factors = sizes / library_size
-    train = MemoryLoader(matrix, factors, split.train, batch_size=training.batch_size, seed=training.seed)
-    valid = MemoryLoader(matrix, factors, split.valid, batch_size=VALID_BATCH) if len(split.valid) else None
-    return Prepared(train, valid, summarize(matrix, split.train, library_size, transform=config.transform))
+    library_size = float(np.median(source.sizes[split.train]))
+    factors = (source.sizes / library_size).astype(np.float32)
+    fitted, held_out = _mask(split.train, source.n_obs), _mask(split.valid, source.n_obs)
+    train = source.loader(factors, fitted, batch_size=training.batch_size, seed=training.seed)
+    valid = source.loader(factors, held_out, batch_size=VALID_BATCH) if len(split.valid) else None
+    exact = source.sizes / library_size
+    blocks = ((matrix, exact[rows]) for matrix, rows in source.blocks(fitted, SUMMARY_BLOCK))
+    summary = summarize(blocks, len(source.var_names), library_size, transform=config.transform)
+    some = source.loader(factors, fitted, batch_size=min(SAMPLE, max(len(split.train), 2)), seed=training.seed)
+    return Prepared(train, valid, summary, next(iter(some.epoch(0))))
 
 
-def split_cells(adata: anndata.AnnData, training: TrainingConfig) -> Split:
+def split_cells(n_obs: int, codes: Callable[..., Any], training: TrainingConfig) -> Split:
     """Return the cells to fit on and those held out.
+
+    Parameters
+    ----------
+    n_obs
+        Number of cells.
+    codes
+        Gives a column of obs, by its name, as integer codes.
+    training
+        For the shares, the columns and the seed.
 
     Raises
     ------
@@ -66,20 +78,17 @@ def split_cells(adata: anndata.AnnData, training: TrainingConfig) -> Split:
     InputError
         The groups cannot be split.
     """
-
-    def codes(key: str | None, what: str) -> Any:
-        return None if key is None else obs_column(adata, key, what=what)
-
+    stratify, groups = training.valid_stratify, training.valid_groups
     return split_rows(
-        adata.n_obs,
+        n_obs,
         training.valid_fraction,
         training.seed,
-        stratify=codes(training.valid_stratify, "valid_stratify"),
-        groups=codes(training.valid_groups, "valid_groups"),
+        stratify=None if stratify is None else codes(stratify, what="valid_stratify"),
+        groups=None if groups is None else codes(groups, what="valid_groups"),
     )
 
 
-def sample(loader: MemoryLoader, seed: int) -> Batch:
-    """Return some of a loader's cells, at random: enough for averages."""
-    rows = np.random.default_rng([seed, 4]).permutation(loader.rows)[:SAMPLE]
-    return Batch(take_rows(loader.matrix, rows), torch.from_numpy(loader.size_factor[rows]), torch.from_numpy(rows))
+def _mask(rows: Any, n_obs: int) -> Any:
+    mask = np.zeros(n_obs, dtype=bool)
+    mask[rows] = True
+    return mask

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +39,7 @@ from anncoder.commands.run import (
     write_text,
 )
 from anncoder.config import TrainingConfig, parse_assignments, read_yaml, split_settings, unknown_key
+from anncoder.data.adata import obs_column
 from anncoder.device import choose_device, refuse_size
 from anncoder.errors import ConfigError, DivergenceError, InputError
 from anncoder.estimators import ESTIMATORS
@@ -149,7 +151,7 @@ def _checked_input(request: TrainRequest, plan: Plan) -> anndata.AnnData:
         if problem.severity == "warning":
             logger.warning("warning: %s [%s]", problem.what, problem.code)
     plan.model.refuse_width(adata.n_vars)
-    split_cells(adata, plan.training)
+    split_cells(adata.n_obs, partial(obs_column, adata), plan.training)
     if request.labels is not None and request.labels not in adata.obs:
         raise unknown_key(request.labels, [str(c) for c in adata.obs.columns], where="--labels (a column of obs)")
     if request.denoise:

@@ -7,9 +7,11 @@ from typing import Any
 
 import anndata
 import numpy as np
+import pandas as pd
 from scipy.sparse import csr_matrix, issparse
 
-from anncoder.errors import FileError, InputError
+from anncoder.config import unknown_key
+from anncoder.errors import ConfigError, FileError, InputError
 
 
 def open_data(data: anndata.AnnData | str | Path) -> anndata.AnnData:
@@ -32,12 +34,12 @@ def open_data(data: anndata.AnnData | str | Path) -> anndata.AnnData:
     if not path.exists():
         raise FileError(f"no such file: {str(path)!r}", code="no-file", where=str(path), remedy="check the path")
     if not path.is_dir():
-        _refuse_foreign_file(path)
+        refuse_foreign_file(path)
     try:
         return anndata.read_zarr(path) if path.is_dir() else anndata.read_h5ad(path)
     except Exception as error:
         raise FileError(
-            f"cannot read {str(path)!r} as AnnData: {_first_line(error)}",
+            f"cannot read {str(path)!r} as AnnData: {first_line(error)}",
             code="unreadable",
             where=str(path),
             remedy="the file is damaged, incomplete or of another kind; copy or download it again",
@@ -76,14 +78,14 @@ def obs_column(adata: anndata.AnnData, key: str, *, what: str) -> np.ndarray[Any
     ConfigError
         There is no such column, or it has missing values.
     """
-    import pandas as pd
-
-    from anncoder.config import unknown_key
-    from anncoder.errors import ConfigError
-
     if key not in adata.obs:
         raise unknown_key(key, [str(c) for c in adata.obs.columns], where=f"{what} (a column of obs)")
-    codes = np.asarray(pd.factorize(adata.obs[key], sort=True)[0])
+    return codes_of(adata.obs[key], key, what=what)
+
+
+def codes_of(column: Any, key: str, *, what: str) -> np.ndarray[Any, Any]:
+    """Return a column as integer codes, in the order of its sorted values; see :func:`obs_column`."""
+    codes = np.asarray(pd.factorize(column, sort=True)[0])
     missing = int((codes < 0).sum())
     if missing:
         raise ConfigError(
@@ -108,7 +110,8 @@ def _slot(adata: anndata.AnnData, layer: str | None) -> Any:
     return matrix if issparse(matrix) else np.asarray(matrix)
 
 
-def _refuse_foreign_file(path: Path) -> None:
+def refuse_foreign_file(path: Path) -> None:
+    """Raise a FileError if a file is not HDF5."""
     import h5py
 
     try:
@@ -131,6 +134,7 @@ def _refuse_foreign_file(path: Path) -> None:
         )
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text, or its kind."""
     lines = str(error).splitlines()
     return lines[0][:200] if lines else type(error).__name__

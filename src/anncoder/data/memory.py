@@ -3,14 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from scipy.sparse import csr_matrix
 
 from anncoder.data.order import Rows, minibatches, n_minibatches, shuffled
+from anncoder.kernels import sparse
 from anncoder.types import CSR, Batch
+
+
+class Stored(NamedTuple):
+    """The arrays of a CSR matrix, in the types that the kernel reads: gene numbers are small, row pointers are not."""
+
+    indptr: np.ndarray[Any, np.dtype[np.int64]]
+    indices: np.ndarray[Any, np.dtype[np.int32]]
+    values: np.ndarray[Any, np.dtype[np.float32]]
+    n_vars: int
+
+    @classmethod
+    def of(cls, matrix: csr_matrix) -> Stored:
+        """Take the arrays of a scipy matrix, copied only where their type is another."""
+        return cls(
+            np.ascontiguousarray(matrix.indptr, dtype=np.int64),
+            np.ascontiguousarray(matrix.indices, dtype=np.int32),
+            np.ascontiguousarray(matrix.data, dtype=np.float32),
+            matrix.shape[1],
+        )
+
+    def take(self, rows: Rows) -> CSR:
+        """Return some rows as tensors, in the order given."""
+        rows = np.ascontiguousarray(rows, dtype=np.int64)
+        indptr = np.zeros(len(rows) + 1, dtype=np.int64)
+        np.cumsum(self.indptr[rows + 1] - self.indptr[rows], out=indptr[1:])
+        indices, values = np.empty(indptr[-1], np.int64), np.empty(indptr[-1], np.float32)
+        sparse.take_rows(sparse.pieces(len(rows), sparse.ROWS), *self[:3], rows, indptr, indices, values)
+        return CSR(torch.from_numpy(indptr), torch.from_numpy(indices), torch.from_numpy(values), self.n_vars)
 
 
 class MemoryLoader:
@@ -39,7 +68,7 @@ class MemoryLoader:
         batch_size: int,
         seed: int | None = None,
     ) -> None:
-        self.matrix = matrix
+        self.stored = Stored.of(matrix)
         self.size_factor = size_factor.astype(np.float32)
         self.rows = rows
         self.batch_size = batch_size
@@ -55,18 +84,7 @@ class MemoryLoader:
         rows = self.rows if self.seed is None else shuffled(self.rows, self.seed, number)
         for chosen in minibatches(rows, self.batch_size):
             yield Batch(
-                take_rows(self.matrix, chosen),
+                self.stored.take(chosen),
                 torch.from_numpy(self.size_factor[chosen]),
                 torch.from_numpy(chosen),
             )
-
-
-def take_rows(matrix: csr_matrix, rows: Rows) -> CSR:
-    """Return some rows of a scipy CSR matrix as tensors, in the order given."""
-    from anncoder.kernels import sparse
-
-    indptr = np.zeros(len(rows) + 1, dtype=np.int64)
-    np.cumsum(matrix.indptr[rows + 1] - matrix.indptr[rows], out=indptr[1:])
-    indices, values = np.empty(indptr[-1], np.int64), np.empty(indptr[-1], matrix.dtype)
-    sparse.take_rows(matrix.indptr, matrix.indices, matrix.data, rows, indptr, indices, values)
-    return CSR(torch.from_numpy(indptr), torch.from_numpy(indices), torch.from_numpy(values), matrix.shape[1])

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.sparse import csr_matrix
 
-from anncoder.data.order import Rows
 from anncoder.types import Summary
 
-BLOCK = 65_536  # rows at a time: the copies of a block's stored values are all the memory this needs
+Array = np.ndarray[Any, Any]
 
 
 def library_sizes(matrix: csr_matrix) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -19,31 +19,32 @@ def library_sizes(matrix: csr_matrix) -> np.ndarray[Any, np.dtype[np.float64]]:
     return np.asarray(matrix.sum(axis=1, dtype=np.float64)).ravel()
 
 
-def summarize(matrix: csr_matrix, rows: Rows, library_size: float, *, transform: str) -> Summary:
+def summarize(
+    blocks: Iterable[tuple[csr_matrix, Array]], n_vars: int, library_size: float, *, transform: str
+) -> Summary:
     """Return means and variances of the genes over some cells.
 
     Parameters
     ----------
-    matrix
-        (n, g) counts (or expression, with ``transform="none"``).
-    rows
-        The cells to look at.
+    blocks
+        (n, g) counts (or expression, with ``transform="none"``) of some cells, and their size factors, (n,).
+    n_vars
+        Number of genes, g.
     library_size
         Median library size; a cell's size factor is its own over this.
     transform
         ``log1p`` or ``none``, as in the model.
     """
-    n_vars = matrix.shape[1]
-    sums = np.zeros((4, n_vars))
-    for start in range(0, len(rows), BLOCK):
-        block = matrix[rows[start : start + BLOCK]]
+    sums, n_cells = np.zeros((4, n_vars)), 0
+    for block, size_factor in blocks:
         values = block.data.astype(np.float64)
         if transform == "log1p":
-            values /= np.repeat(np.maximum(library_sizes(block) / library_size, 1e-12), np.diff(block.indptr))
+            values /= np.repeat(np.maximum(size_factor, 1e-12), np.diff(block.indptr))
         x = np.log1p(values) if transform == "log1p" else values
         for total, weights in zip(sums, (values, values**2, x, x**2), strict=True):
             total += np.bincount(block.indices, weights=weights, minlength=n_vars)
-    mean, square, x_mean, x_square = sums / len(rows)
+        n_cells += block.shape[0]
+    mean, square, x_mean, x_square = sums / n_cells
     x_std = np.sqrt(np.maximum(x_square - x_mean**2, 0))
     return Summary(
         library_size,

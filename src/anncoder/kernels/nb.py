@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
+from anncoder.kernels.threads import arguments, f32, f32_line, f64_line, i64_line, kernel, take_ticket
 from anncoder.kernels.vector_math import (
     EXACT,
     Scalar,
@@ -32,24 +33,12 @@ LARGE = 32  # up to here lgamma(x + theta) - lgamma(theta) is a product of x fac
 LOG_FACTORIAL = np.array([math.lgamma(k + 1) for k in range(LARGE + 1)])
 
 
-@njit(parallel=True, cache=True, fastmath=EXACT, error_model="numpy")
-def nb(
-    logits: Vector,
-    log_theta: Vector,
-    offset: Vector,
-    weight: Vector,
-    indptr: Vector,
-    indices: Vector,
-    values: Vector,
-    limits: Vector,
-    nll: Vector,
-    by_mean: Vector,
-    by_theta: Vector,
-) -> None:
-    """Write the negative log-likelihood of each cell and the gradients of its weighted sum.
+@kernel("f4", "f4", "f4", "f4", "i8", "i8", "f4", "f4", "f8", "f4", "f4")
+def nb(address: Scalar) -> None:
+    """Write the negative log-likelihood of each cell and the gradients of its weighted sum; a ticket a chunk of rows.
 
-    Parameters
-    ----------
+    Arrays, in order:
+
     logits
         (b, g) float32 log mean at size factor 1, before it is limited.
     log_theta
@@ -57,7 +46,7 @@ def nb(
     offset, weight
         (b,) float32 log size factor; weight of each cell in the gradients.
     indptr, indices, values
-        The counts, CSR.
+        The counts, CSR: int64, int64, float32.
     limits
         (4,) float32: least and largest log mean, least and largest log theta.
     nll
@@ -65,26 +54,34 @@ def nb(
     by_mean
         (b, g) float32 gradient for ``logits``, written; (0, g) if none is wanted.
     by_theta
-        Gradient for ``log_theta``, written: (n_chunks, g) one partial sum a chunk of rows for (1, g), else its shape.
+        float32 gradient for ``log_theta``, written: (n_chunks, g) one partial sum a chunk of rows for (1, g), else its
+        shape; or (0, g).
     """
+    table = arguments(address)
+    logits, log_theta, offset, weight = f32(table, 0), f32(table, 1), f32_line(table, 2), f32_line(table, 3)
+    indptr, indices, values = i64_line(table, 4), i64_line(table, 5), f32_line(table, 6)
+    limits, nll, by_mean, by_theta = f32_line(table, 7), f64_line(table, 8), f32(table, 9), f32(table, 10)
     n, g = logits.shape
-    chunks = (n + CHUNK - 1) // CHUNK
-    for chunk in prange(chunks):
-        lt, theta = np.empty(g, F), np.empty(g, F)
-        loss, mean_row, theta_row = np.empty(g, F), np.empty(g, F), np.empty(g, F)
-        stored = np.empty((7, g))
-        per_gene = log_theta.shape[0] == 1 and by_theta.shape[0] > 0
+    lt, theta = np.empty(g, F), np.empty(g, F)
+    loss, mean_row, theta_row = np.empty(g, F), np.empty(g, F), np.empty(g, F)
+    stored = np.empty((7, g))
+    per_gene = log_theta.shape[0] == 1 and by_theta.shape[0] > 0
+    if log_theta.shape[0] == 1:
+        theta_of(log_theta[0], limits, lt, theta)
+    chunk = take_ticket(table)
+    while chunk >= 0:
         if per_gene:
             by_theta[chunk, :] = 0
         for i in range(chunk * CHUNK, min(n, (chunk + 1) * CHUNK)):
-            if i == chunk * CHUNK or log_theta.shape[0] > 1:
-                theta_of(log_theta[i if log_theta.shape[0] > 1 else 0], limits, lt, theta)
+            if log_theta.shape[0] > 1:
+                theta_of(log_theta[i], limits, lt, theta)
             gradient = by_mean[i] if by_mean.shape[0] else mean_row
             nb_zeros(logits[i], lt, theta, offset[i], weight[i], limits, loss, gradient, theta_row)
             a, b = indptr[i], indptr[i + 1]
             nb_stored(logits[i], lt, offset[i], limits, indices[a:b], values[a:b], stored)
             nll[i] = put_stored(indices[a:b], stored, weight[i], logits[i], limits, loss, gradient, theta_row)
             keep_theta(by_theta, theta_row, i, chunk, per_gene, log_theta, limits)
+        chunk = take_ticket(table)
 
 
 @njit(inline="always", fastmath=EXACT, error_model="numpy")

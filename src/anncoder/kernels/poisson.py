@@ -8,33 +8,30 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from anncoder.kernels.nb import CHUNK, LARGE, LOG_FACTORIAL, limited
+from anncoder.kernels.threads import arguments, f32, f32_line, f64_line, i64_line, kernel, take_ticket
 from anncoder.kernels.vector_math import EXACT, Scalar, Vector, exp_minus, row_sum
 
 F = np.float32
 
 
-@njit(parallel=True, cache=True, fastmath=EXACT, error_model="numpy")
-def poisson(
-    logits: Vector,
-    offset: Vector,
-    weight: Vector,
-    indptr: Vector,
-    indices: Vector,
-    values: Vector,
-    limits: Vector,
-    nll: Vector,
-    by_mean: Vector,
-) -> None:
+@kernel("f4", "f4", "f4", "i8", "i8", "f4", "f4", "f8", "f4")
+def poisson(address: Scalar) -> None:
     """Write the Poisson negative log-likelihood of each cell and the gradient of its weighted sum.
 
-    Parameters are those of :func:`anncoder.kernels.nb.nb`.
+    Arrays, in order: logits, offset, weight, indptr, indices, values, limits, nll, by_mean, as those of
+    :func:`anncoder.kernels.nb.nb`; a ticket a chunk of rows.
     """
+    table = arguments(address)
+    logits, offset, weight = f32(table, 0), f32_line(table, 1), f32_line(table, 2)
+    indptr, indices, values = i64_line(table, 3), i64_line(table, 4), f32_line(table, 5)
+    limits, nll, by_mean = f32_line(table, 6), f64_line(table, 7), f32(table, 8)
     n, g = logits.shape
-    for chunk in prange((n + CHUNK - 1) // CHUNK):
-        loss, scratch = np.empty(g, F), np.empty(g, F)
+    loss, scratch = np.empty(g, F), np.empty(g, F)
+    chunk = take_ticket(table)
+    while chunk >= 0:
         for i in range(chunk * CHUNK, min(n, (chunk + 1) * CHUNK)):
             gradient = by_mean[i] if by_mean.shape[0] else scratch
             _poisson_zeros(logits[i], offset[i], weight[i], limits, loss, gradient)
@@ -48,6 +45,7 @@ def poisson(
                 loss[j] = F(0)
                 gradient[j] = (mu - x) * weight[i] if limits[0] <= logits[i, j] <= limits[1] else 0.0
             nll[i] = total + row_sum(loss)
+        chunk = take_ticket(table)
 
 
 @njit(fastmath=EXACT, error_model="numpy")
@@ -65,14 +63,21 @@ def _poisson_zeros(
         by_mean[j] = mu * (weight if m == v else F(0))
 
 
-@njit(parallel=True, cache=True, fastmath=EXACT, error_model="numpy")
-def squared(
-    mean: Vector, weight: Vector, indptr: Vector, indices: Vector, values: Vector, error: Vector, by_mean: Vector
-) -> None:
-    """Write the squared error of each cell, (b,) float64, and the gradient of its weighted sum for a (b, g) mean."""
+@kernel("f4", "f4", "i8", "i8", "f4", "f8", "f4")
+def squared(address: Scalar) -> None:
+    """Write the squared error of each cell and the gradient of its weighted sum.
+
+    Arrays, in order: mean, (b, g); weight, (b,); indptr, indices, values of the target; error, (b,) float64, written;
+    by_mean, (b, g) or (0, g), written. A ticket a chunk of rows.
+    """
+    table = arguments(address)
+    mean, weight = f32(table, 0), f32_line(table, 1)
+    indptr, indices, values = i64_line(table, 2), i64_line(table, 3), f32_line(table, 4)
+    error, by_mean = f64_line(table, 5), f32(table, 6)
     n, g = mean.shape
-    for chunk in prange((n + CHUNK - 1) // CHUNK):
-        loss, scratch = np.empty(g, F), np.empty(g, F)
+    loss, scratch = np.empty(g, F), np.empty(g, F)
+    chunk = take_ticket(table)
+    while chunk >= 0:
         for i in range(chunk * CHUNK, min(n, (chunk + 1) * CHUNK)):
             gradient = by_mean[i] if by_mean.shape[0] else scratch
             _squares(mean[i], weight[i], loss, gradient)
@@ -84,6 +89,7 @@ def squared(
                 loss[j] = F(0)
                 gradient[j] = 2 * difference * weight[i]
             error[i] = total + row_sum(loss)
+        chunk = take_ticket(table)
 
 
 @njit(fastmath=EXACT, error_model="numpy")

@@ -8,9 +8,10 @@ pi = sigmoid(l), an observed zero costs ``-log1p(-(1 - pi) E)``, which keeps its
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from anncoder.kernels.nb import CHUNK, keep_theta, nb_stored, nb_zeros, theta_of
+from anncoder.kernels.threads import arguments, f32, f32_line, f64_line, i64_line, kernel, take_ticket
 from anncoder.kernels.vector_math import (
     EXACT,
     Scalar,
@@ -25,38 +26,34 @@ from anncoder.kernels.vector_math import (
 F = np.float32
 
 
-@njit(parallel=True, cache=True, fastmath=EXACT, error_model="numpy")
-def zinb(
-    logits: Vector,
-    log_theta: Vector,
-    pi_logits: Vector,
-    offset: Vector,
-    weight: Vector,
-    indptr: Vector,
-    indices: Vector,
-    values: Vector,
-    limits: Vector,
-    nll: Vector,
-    by_mean: Vector,
-    by_theta: Vector,
-    by_pi: Vector,
-) -> None:
-    """Write the negative log-likelihood of each cell and the gradients of its weighted sum.
+@kernel("f4", "f4", "f4", "f4", "f4", "i8", "i8", "f4", "f4", "f8", "f4", "f4", "f4")
+def zinb(address: Scalar) -> None:
+    """Write the negative log-likelihood of each cell and the gradients of its weighted sum; a ticket a chunk of rows.
 
-    Parameters are those of :func:`anncoder.kernels.nb.nb`, and ``pi_logits``, (b, g) float32 logit of the dropout
-    probability, with its gradient ``by_pi``, (b, g), or (0, g) if none is wanted.
+    Arrays, in order: logits, log_theta, pi_logits, offset, weight, indptr, indices, values, limits, nll, by_mean,
+    by_theta, by_pi. They are those of :func:`anncoder.kernels.nb.nb`, and ``pi_logits``, (b, g) float32 logit of the
+    dropout probability, with its gradient ``by_pi``, (b, g), or (0, g) if none is wanted.
     """
+    table = arguments(address)
+    logits, log_theta, pi_logits = f32(table, 0), f32(table, 1), f32(table, 2)
+    offset, weight = f32_line(table, 3), f32_line(table, 4)
+    indptr, indices, values = i64_line(table, 5), i64_line(table, 6), f32_line(table, 7)
+    limits, nll, by_mean, by_theta = f32_line(table, 8), f64_line(table, 9), f32(table, 10), f32(table, 11)
+    by_pi = f32(table, 12)
     n, g = logits.shape
-    for chunk in prange((n + CHUNK - 1) // CHUNK):
-        lt, theta = np.empty(g, F), np.empty(g, F)
-        loss, mean_row, theta_row, pi_row = np.empty(g, F), np.empty(g, F), np.empty(g, F), np.empty(g, F)
-        stored = np.empty((7, g))
-        per_gene = log_theta.shape[0] == 1 and by_theta.shape[0] > 0
+    lt, theta = np.empty(g, F), np.empty(g, F)
+    loss, mean_row, theta_row, pi_row = np.empty(g, F), np.empty(g, F), np.empty(g, F), np.empty(g, F)
+    stored = np.empty((7, g))
+    per_gene = log_theta.shape[0] == 1 and by_theta.shape[0] > 0
+    if log_theta.shape[0] == 1:
+        theta_of(log_theta[0], limits, lt, theta)
+    chunk = take_ticket(table)
+    while chunk >= 0:
         if per_gene:
             by_theta[chunk, :] = 0
         for i in range(chunk * CHUNK, min(n, (chunk + 1) * CHUNK)):
-            if i == chunk * CHUNK or log_theta.shape[0] > 1:
-                theta_of(log_theta[i if log_theta.shape[0] > 1 else 0], limits, lt, theta)
+            if log_theta.shape[0] > 1:
+                theta_of(log_theta[i], limits, lt, theta)
             mean_gradient = by_mean[i] if by_mean.shape[0] else mean_row
             pi_gradient = by_pi[i] if by_pi.shape[0] else pi_row
             nb_zeros(logits[i], lt, theta, offset[i], weight[i], limits, loss, mean_gradient, theta_row)
@@ -77,6 +74,7 @@ def zinb(
                 pi_gradient,
             )
             keep_theta(by_theta, theta_row, i, chunk, per_gene, log_theta, limits)
+        chunk = take_ticket(table)
 
 
 @njit(fastmath=EXACT, error_model="numpy")

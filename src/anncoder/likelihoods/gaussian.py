@@ -36,6 +36,7 @@ def squared_error(x: CSR, mean: Tensor) -> Tensor:
 
 
 def _squared_in_one_pass(x: CSR, mean: Tensor) -> Pass:
+    from anncoder.kernels.nb import CHUNK
     from anncoder.kernels.poisson import squared
 
     n, g = mean.shape
@@ -44,7 +45,7 @@ def _squared_in_one_pass(x: CSR, mean: Tensor) -> Pass:
     def run(weight: Array | None) -> tuple[Array, tuple[Array, ...]]:
         weights = np.empty(n, np.float32) if weight is None else weight
         error, by_mean = np.empty(n), np.empty((n * (weight is not None), g), np.float32)
-        squared(values, weights, *data, error, by_mean)
+        squared(-(-n // CHUNK), values, weights, *data, error, by_mean)
         return error, () if weight is None else (by_mean,)
 
     return run

@@ -117,7 +117,7 @@ def to_shape(by_theta: Array, log_theta: Tensor) -> Array:
 
 
 def _one_pass(counts: CSR, log_mean: Tensor, log_theta: Tensor, size_factor: Tensor | None) -> Pass:
-    from anncoder.kernels.nb import nb
+    from anncoder.kernels.nb import CHUNK, nb
 
     n, g = log_mean.shape
     logits, data = plain(log_mean), arrays(counts, size_factor)
@@ -128,7 +128,7 @@ def _one_pass(counts: CSR, log_mean: Tensor, log_theta: Tensor, size_factor: Ten
         weights = np.empty(n, np.float32) if weight is None else weight
         nll, by_mean = np.empty(n), np.empty((n * wanted, g), np.float32)
         by_theta = np.empty((shape[0] * wanted, shape[1]), np.float32)
-        nb(logits, rows, data[0], weights, *data[1:], LIMITS, nll, by_mean, by_theta)
+        nb(-(-n // CHUNK), logits, rows, data[0], weights, *data[1:], LIMITS, nll, by_mean, by_theta)
         return nll, (by_mean, to_shape(by_theta, log_theta)) if wanted else ()
 
     return run

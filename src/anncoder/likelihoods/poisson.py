@@ -35,6 +35,7 @@ def poisson_nll(counts: CSR, log_mean: Tensor, size_factor: Tensor | None = None
 
 
 def _one_pass(counts: CSR, log_mean: Tensor, size_factor: Tensor | None) -> Pass:
+    from anncoder.kernels.nb import CHUNK
     from anncoder.kernels.poisson import poisson
 
     n, g = log_mean.shape
@@ -43,7 +44,7 @@ def _one_pass(counts: CSR, log_mean: Tensor, size_factor: Tensor | None) -> Pass
     def run(weight: Array | None) -> tuple[Array, tuple[Array, ...]]:
         weights = np.empty(n, np.float32) if weight is None else weight
         nll, by_mean = np.empty(n), np.empty((n * (weight is not None), g), np.float32)
-        poisson(logits, data[0], weights, *data[1:], LIMITS, nll, by_mean)
+        poisson(-(-n // CHUNK), logits, data[0], weights, *data[1:], LIMITS, nll, by_mean)
         return nll, () if weight is None else (by_mean,)
 
     return run

@@ -53,6 +53,7 @@ def zinb_nll(
 
 
 def _one_pass(counts: CSR, log_mean: Tensor, log_theta: Tensor, pi_logits: Tensor, size_factor: Tensor | None) -> Pass:
+    from anncoder.kernels.nb import CHUNK
     from anncoder.kernels.zinb import zinb
 
     n, g = log_mean.shape
@@ -64,7 +65,7 @@ def _one_pass(counts: CSR, log_mean: Tensor, log_theta: Tensor, pi_logits: Tenso
         weights = np.empty(n, np.float32) if weight is None else weight
         nll, by_theta = np.empty(n), np.empty((shape[0] * wanted, shape[1]), np.float32)
         by_mean, by_pi = np.empty((n * wanted, g), np.float32), np.empty((n * wanted, g), np.float32)
-        zinb(logits, rows, dropout, data[0], weights, *data[1:], LIMITS, nll, by_mean, by_theta, by_pi)
+        zinb(-(-n // CHUNK), logits, rows, dropout, data[0], weights, *data[1:], LIMITS, nll, by_mean, by_theta, by_pi)
         return nll, (by_mean, to_shape(by_theta, log_theta), by_pi) if wanted else ()
 
     return run

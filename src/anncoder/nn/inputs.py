@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from anncoder.kernels import fused
+from anncoder.kernels import fused, sparse
 from anncoder.types import CSR, Batch, Summary
 
 
@@ -26,12 +26,9 @@ class LogNormalize(nn.Module):
         if self.transform == "none":
             return counts
         if fused(counts.values, batch.size_factor):
-            from anncoder.kernels import sparse
-
             values = torch.empty_like(counts.values)
-            sparse.log_normalize(
-                counts.indptr.numpy(), counts.values.numpy(), batch.size_factor.numpy(), values.numpy()
-            )
+            arrays = (counts.indptr, counts.values.contiguous(), batch.size_factor.contiguous(), values)
+            sparse.log_normalize(sparse.pieces(counts.n_rows, sparse.ROWS), *(a.numpy() for a in arrays))
             return counts.with_values(values)
         per_entry = batch.size_factor[counts.rows()]
         return counts.with_values(torch.log1p(counts.values / per_entry))

@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from scipy.sparse import csc_array
 from torch import Tensor, nn
 
-from anncoder.kernels import fused
+from anncoder.kernels import fused, sparse
 from anncoder.types import CSR, Noise
 
 
@@ -79,11 +80,12 @@ class _SparseMatmul(torch.autograd.Function):
 
 def _transposed_matmul(x: CSR, dense: Tensor) -> Tensor:
     if fused(x.values, dense):
-        from anncoder.kernels import sparse
-
+        starts = np.zeros(x.n_vars + 2, dtype=np.int64)
+        rows, values = np.empty(x.indices.numel(), dtype=np.int64), np.empty(x.indices.numel(), dtype=np.float32)
+        sparse.by_columns(x.indptr.numpy(), x.indices.numpy(), x.values.numpy(), starts, rows, values)
         out = torch.empty(x.n_vars, dense.shape[1])
-        arrays = (x.indptr.numpy(), x.indices.numpy(), x.values.contiguous().numpy())
-        sparse.transposed_matmul(*arrays, dense.contiguous().numpy(), out.numpy())
+        tickets = sparse.pieces(x.n_vars, sparse.GENES)
+        sparse.columns_matmul(tickets, starts[:-1], rows, values, dense.contiguous().numpy(), out.numpy())
         return out
     if dense.device.type != "cpu":
         return x.to_dense().T @ dense

@@ -1,0 +1,264 @@
+"""Data on disk: every row once, whatever the files; the same results as from memory; damage is named."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anndata
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from scipy import sparse as sp
+
+from anncoder import CountAutoencoder, UndercompleteAutoencoder
+from anncoder.data.disk import DiskLoader
+from anncoder.data.prefetch import prefetched
+from anncoder.data.shards import Shards, open_shards
+from anncoder.errors import ConfigError, FileError, InputError
+
+QUICK: dict[str, Any] = {"max_epochs": 2, "progress": False, "batch_size": 32}
+
+
+def make(n: int, g: int = 7, seed: int = 0, *, first: int = 0) -> anndata.AnnData:
+    generator = np.random.default_rng(seed)
+    x = generator.poisson(0.7, (n, g)).astype(np.float32)
+    x[:, 0] = np.arange(first, first + n) + 1  # the first gene says which cell it is
+    obs = pd.DataFrame({"batch": generator.choice(["a", "b"], n)}, index=[f"c{first + i}" for i in range(n)])
+    return anndata.AnnData(sp.csr_matrix(x), obs=obs, var=pd.DataFrame(index=[f"g{j}" for j in range(g)]))
+
+
+def write(adata: anndata.AnnData, path: Path) -> Path:
+    if path.suffix == ".zarr":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # anndata's and zarr's own, on what comes in their next versions
+            adata.write_zarr(path)
+    else:
+        adata.write_h5ad(path)
+    return path
+
+
+def open_all(*paths: Path) -> Shards:
+    shards = open_shards([str(p) for p in paths], None)
+    assert shards is not None
+    return Shards(shards)
+
+
+def loader(shards: Shards, chosen: np.ndarray[Any, Any] | None = None, **options: Any) -> DiskLoader:
+    chosen = np.ones(shards.n_obs, dtype=bool) if chosen is None else chosen
+    return DiskLoader(shards, np.ones(shards.n_obs, dtype=np.float32), chosen, **options)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three files of 50, 1 and 29 cells; the second has its genes in another order, the third is zarr."""
+    folder = tmp_path_factory.mktemp("files")
+    middle = make(1, seed=1, first=50)
+    return [
+        write(make(50), folder / "a.h5ad"),
+        write(middle[:, ::-1].copy(), folder / "b.h5ad"),
+        write(make(29, seed=2, first=51), folder / "c.zarr"),
+    ]
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    batch_size=st.integers(2, 90),
+    block=st.integers(1, 40),
+    pool=st.integers(1, 90),
+    seed=st.none() | st.integers(0, 5),
+    share=st.floats(0.05, 1),
+)
+def test_every_row_once_an_epoch(
+    files: list[Path], batch_size: int, block: int, pool: int, seed: int | None, share: float
+) -> None:
+    shards = open_all(*files)
+    chosen = np.random.default_rng(0).random(80) < share
+    chosen[:2] = True
+    minibatches = loader(shards, chosen, batch_size=batch_size, block=block, pool=pool, seed=seed)
+    batches = list(minibatches.epoch(3))
+    rows = torch.cat([b.rows for b in batches]).numpy()
+    np.testing.assert_array_equal(np.sort(rows), np.flatnonzero(chosen))
+    assert len(batches) == len(minibatches)
+    assert all(len(b.rows) >= 2 for b in batches)
+    assert all(len(b.rows) == batch_size for b in batches[:-1])
+    for batch in batches:  # each cell came with its own counts, genes in the first file's order
+        np.testing.assert_array_equal(batch.counts.to_dense()[:, 0], batch.rows + 1)
+    if seed is None:
+        np.testing.assert_array_equal(rows, np.flatnonzero(chosen))
+
+
+def test_the_order_is_a_function_of_seed_and_epoch(files: list[Path]) -> None:
+    def order(seed: int, epoch: int) -> list[int]:
+        minibatches = loader(open_all(*files), batch_size=8, seed=seed)
+        return torch.cat([b.rows for b in minibatches.epoch(epoch)]).tolist()
+
+    assert order(0, 1) == order(0, 1)
+    assert order(0, 1) != order(0, 2)
+    assert order(0, 1) != order(1, 1)
+
+
+def test_minibatches_of_a_sorted_file_are_mixed(tmp_path: Path) -> None:
+    """Entropy of the labels in a minibatch, against a full shuffle, on a file sorted by label."""
+    n, n_labels = 40_000, 20
+    labels = np.sort(np.random.default_rng(0).integers(0, n_labels, n))
+    path = write(anndata.AnnData(sp.csr_matrix(np.ones((n, 1), dtype=np.float32))), tmp_path / "sorted.h5ad")
+
+    def entropy(batches: Iterator[np.ndarray[Any, Any]]) -> float:
+        shares = [np.bincount(labels[rows], minlength=n_labels) / len(rows) for rows in batches]
+        return float(np.mean([-(p[p > 0] * np.log(p[p > 0])).sum() for p in shares]))
+
+    ours = entropy(b.rows.numpy() for b in loader(open_all(path), batch_size=128, seed=0).epoch(0))
+    full = np.random.default_rng(1).permutation(n)
+    assert ours >= 0.99 * entropy(full[i : i + 128] for i in range(0, n, 128))
+
+
+@pytest.mark.parametrize("kind", ["csr.h5ad", "dense.h5ad", "csr.zarr", "dense.zarr", "int.h5ad", "gzip.h5ad"])
+def test_every_way_of_storing_gives_the_same_rows(kind: str, tmp_path: Path) -> None:
+    adata = make(40)
+    path = tmp_path / kind
+    stored = adata.copy()
+    if kind.startswith("dense"):
+        stored.X = np.asarray(stored.X.todense())
+    if kind.startswith("int"):
+        stored.X = stored.X.astype(np.int32)
+    if kind.startswith("gzip"):
+        stored.write_h5ad(path, compression="gzip")
+    else:
+        write(stored, path)
+    rows = open_all(path).read([(3, 7), (20, 40)])
+    assert rows.dtype == np.float32
+    np.testing.assert_array_equal(rows.toarray(), adata.X[np.r_[3:7, 20:40]].toarray())
+
+
+class TestModels:
+    def test_from_disk_and_from_memory_the_fit_starts_alike(self, counts: anndata.AnnData, tmp_path: Path) -> None:
+        path = write(counts, tmp_path / "counts.h5ad")
+        memory = CountAutoencoder(n_latent=4).fit(counts, **QUICK)
+        disk = CountAutoencoder(n_latent=4).fit(path, **QUICK)
+        assert list(disk.valid_obs_) == list(memory.valid_obs_)
+        assert disk.library_size_ == memory.library_size_
+        # the order of the cells is another one, the losses nearly the same
+        np.testing.assert_allclose(disk.history_["valid_loss"], memory.history_["valid_loss"], rtol=0.05)
+        again = CountAutoencoder(n_latent=4).fit(path, **QUICK)
+        np.testing.assert_array_equal(again.embed(counts), disk.embed(counts))
+
+    def test_results_are_the_same_wherever_the_cells_are(self, counts: anndata.AnnData, tmp_path: Path) -> None:
+        model = UndercompleteAutoencoder(n_latent=4).fit(counts, **QUICK)
+        whole = write(counts, tmp_path / "whole.h5ad")
+        half = counts.n_obs // 2
+        write(counts[:half].copy(), tmp_path / "part1.h5ad")
+        write(counts[half:, ::-1].copy(), tmp_path / "part2.h5ad")
+        write(counts, tmp_path / "whole.zarr")
+        backed = anndata.read_h5ad(whole, backed="r")
+        places = [str(whole), tmp_path / "whole.zarr", str(tmp_path / "part*.h5ad"), backed]
+        places.append([tmp_path / "part1.h5ad", tmp_path / "part2.h5ad"])
+        for place in places:
+            np.testing.assert_allclose(model.embed(place), model.embed(counts), atol=1e-5)
+            np.testing.assert_allclose(model.denoise(place), model.denoise(counts), rtol=1e-4, atol=1e-5)
+        backed.file.close()
+
+    def test_layers_and_split_columns_are_read_from_disk(self, tmp_path: Path) -> None:
+        adata = make(60)
+        adata.layers["counts"], adata.X = adata.X.copy(), adata.X.log1p()
+        path = write(adata, tmp_path / "it.h5ad")
+        model = UndercompleteAutoencoder(n_latent=2).fit(path, layer="counts", valid_groups="batch", **QUICK)
+        assert adata.obs.loc[model.valid_obs_, "batch"].nunique() == 1
+        assert model.embed(path).shape == (60, 2)
+        with pytest.raises(ConfigError, match="bach"):
+            UndercompleteAutoencoder(n_latent=2).fit(path, layer="counts", valid_groups="bach", **QUICK)
+
+
+class TestDamage:
+    def test_a_file_with_other_genes(self, files: list[Path], tmp_path: Path) -> None:
+        other = make(5)
+        other.var_names = [f"h{j}" for j in range(7)]
+        path = write(other, tmp_path / "other.h5ad")
+        with pytest.raises(InputError) as error:
+            open_all(files[0], path)
+        assert error.value.code == "missing-genes"
+        more = write(make(5, g=9), tmp_path / "more.h5ad")
+        with pytest.raises(InputError, match=r"more\.h5ad.*g7, g8") as error:
+            open_all(files[0], more)
+        assert error.value.code == "other-genes"
+
+    def test_a_truncated_file(self, files: list[Path], tmp_path: Path) -> None:
+        cut = tmp_path / "cut.h5ad"
+        cut.write_bytes(files[0].read_bytes()[:-2000])
+        with pytest.raises(FileError, match=r"cut\.h5ad"):
+            UndercompleteAutoencoder(n_latent=2).fit([files[0], cut], **QUICK)
+
+    def test_a_gene_number_that_does_not_exist(self, tmp_path: Path) -> None:
+        path = write(make(30), tmp_path / "bad.h5ad")
+        with h5py.File(path, "r+") as file:
+            file["X/indices"][5] = 1000
+        with pytest.raises(FileError, match="gene index outside") as error:
+            UndercompleteAutoencoder(n_latent=2).fit(path, **QUICK)
+        assert error.value.code == "unreadable"
+
+    def test_a_file_that_changes_while_it_is_read(self, tmp_path: Path) -> None:
+        path = write(make(100), tmp_path / "it.h5ad")
+        shards = open_all(path)
+        minibatches = loader(shards, batch_size=10, seed=0)
+        assert len(list(minibatches.epoch(0))) == 10
+        path.touch()
+        with pytest.raises(FileError) as error:
+            next(iter(minibatches.epoch(1)))
+        assert error.value.code == "file-changed"
+
+    def test_values_that_are_no_counts_are_named_with_their_cell(self, tmp_path: Path) -> None:
+        adata = make(30)
+        adata.X[17, 0] = -1
+        good, bad = write(make(20, first=30), tmp_path / "good.h5ad"), write(adata, tmp_path / "bad.h5ad")
+        with pytest.raises(InputError, match="c17") as error:
+            UndercompleteAutoencoder(n_latent=2).fit([good, bad], **QUICK)
+        assert error.value.code == "negative"
+
+    @pytest.mark.parametrize(
+        ("name", "code"), [("nothing.h5ad", "no-file"), ("*.nothing", "no-file"), ("text.h5ad", "not-hdf5")]
+    )
+    def test_what_is_not_there(self, name: str, code: str, tmp_path: Path) -> None:
+        (tmp_path / "text.h5ad").write_text("no")
+        with pytest.raises(FileError) as error:
+            UndercompleteAutoencoder(n_latent=2).fit(str(tmp_path / name), **QUICK)
+        assert error.value.code == code
+
+    def test_a_matrix_stored_by_genes(self, tmp_path: Path) -> None:
+        adata = make(30)
+        adata.X = adata.X.tocsc()
+        path = write(adata, tmp_path / "csc.h5ad")
+        with pytest.raises(InputError, match="tocsr") as error:
+            UndercompleteAutoencoder(n_latent=2).fit(path, **QUICK)
+        assert error.value.code == "not-by-cells"
+
+
+class TestReadingAhead:
+    def test_items_and_errors_come_through(self) -> None:
+        def items() -> Iterator[int]:
+            yield from range(5)
+            raise ValueError("from the thread")
+
+        seen = []
+        with pytest.raises(ValueError, match="from the thread"):
+            seen.extend(iter_all(prefetched(items()), seen))
+        assert seen == list(range(5))
+
+    def test_the_thread_ends_when_nobody_reads_on(self) -> None:
+        before = threading.active_count()
+        ahead = prefetched(iter(range(1000)))
+        next(ahead)
+        ahead.close()  # type: ignore[attr-defined]
+        assert threading.active_count() == before
+
+
+def iter_all(items: Iterator[int], into: list[int]) -> Iterator[int]:
+    for item in items:
+        into.append(item)
+    yield from ()
