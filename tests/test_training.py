@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from anncoder import CountAutoencoder, DenoisingAutoencoder, UndercompleteAutoencoder
 from anncoder.config import TrainingConfig
 from anncoder.errors import DivergenceError
-from anncoder.training import History, Watch, train
+from anncoder.training import History, Watch, step, train
 from anncoder.types import CSR, Batch, Loss
 
 CPU = torch.device("cpu")
@@ -197,3 +197,35 @@ def test_losses_are_means_over_cells_not_over_minibatches(counts) -> None:  # ty
     model = {"n_latent": 3, "n_hidden": (8,), "norm": "none"}
     whole, parts = (CountAutoencoder(**model).fit(counts, batch_size=b, **settings) for b in (1000, 37))
     assert whole.history_["train_loss"][0] == pytest.approx(parts.history_["train_loss"][0], rel=1e-5)
+
+
+@pytest.mark.parametrize("clip_norm", [0.5, 1e3])
+def test_a_step_clips_the_gradient_as_torch_does(clip_norm: float) -> None:
+    torch.manual_seed(0)
+    ours, theirs = nn.Linear(5, 3), nn.Linear(5, 3)
+    theirs.load_state_dict(ours.state_dict())
+    fused = torch.optim.Adam(ours.parameters(), lr=0.1, fused=True)
+    plain = torch.optim.Adam(theirs.parameters(), lr=0.1)
+    for _ in range(4):
+        x = 10 * torch.randn(8, 5)
+        for network, optimizer in ((ours, fused), (theirs, plain)):
+            optimizer.zero_grad()
+            loss = network(x).square().mean()
+            loss.backward()
+            if network is ours:
+                assert bool(step(fused, loss.detach(), clip_norm))
+            else:
+                nn.utils.clip_grad_norm_(theirs.parameters(), clip_norm)
+                plain.step()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_step_that_is_not_finite_changes_nothing() -> None:
+    network = nn.Linear(5, 3)
+    before = [p.detach().clone() for p in network.parameters()]
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.1, fused=True)
+    loss = (network(torch.ones(2, 5)) * float("inf")).sum()
+    loss.backward()
+    assert not bool(step(optimizer, loss.detach(), 1.0))
+    assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))

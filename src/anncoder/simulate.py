@@ -264,10 +264,10 @@ def _create(file: h5py.File, p: SplatParameters, genes: _Genes, *, keep_means: b
 
 def _create_counts(x: h5py.Group, n_vars: int) -> None:
     x.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": [0, n_vars]})
-    # shuffled bytes: small counts and rising indices compress better, and faster; gzip carries a checksum
-    packed = {"chunks": (65_536,), "compression": "gzip", "compression_opts": 1, "shuffle": True}
-    x.create_dataset("data", shape=(0,), maxshape=(None,), dtype=np.float32, **packed)
-    x.create_dataset("indices", shape=(0,), maxshape=(None,), dtype=np.int32, **packed)
+    # not compressed, as anndata writes by default: training reads small blocks at random, and of a compressed chunk
+    # nothing can be read without all of it
+    x.create_dataset("data", shape=(0,), maxshape=(None,), dtype=np.float32, chunks=(8192,))
+    x.create_dataset("indices", shape=(0,), maxshape=(None,), dtype=np.int32, chunks=(8192,))
     x.create_dataset("indptr", data=np.zeros(1, np.int64), maxshape=(None,), chunks=(4096,))
 
 

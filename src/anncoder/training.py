@@ -156,19 +156,38 @@ def fit_epoch(
     """Take one optimiser step for every minibatch of an epoch; return the mean of each term over the cells."""
     network.train()
     device = next(network.parameters()).device
-    mean = RunningMean()
+    mean, healthy = RunningMean(), None
     for number, host_batch in enumerate(loader.epoch(epoch)):
         batch = host_batch if device.type == "cpu" else host_batch.to(device)
         loss: Loss = network(batch)
         optimizer.zero_grad(set_to_none=True)
         loss.total.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
-        if not bool(torch.isfinite(loss.total.detach() + norm)):
+        finite = step(optimizer, loss.total.detach(), config.clip_norm)
+        healthy = finite if healthy is None else healthy & finite
+        # on the CPU the answer is there; a GPU would have to be waited for, and is asked once an epoch
+        if device.type == "cpu" and not bool(finite):
             raise _diverged(network, batch, loss, epoch, number)
-        optimizer.step()
         mean.add(loss, len(batch.rows))
         progress.step()
+    if healthy is not None and not bool(healthy):
+        raise _diverged(network, batch, loss, epoch, number)
     return mean.result()
+
+
+def step(optimizer: torch.optim.Optimizer, total: Tensor, clip_norm: float) -> Tensor:
+    """Clip the gradients and take a step, unless something is not finite; return whether all is, () bool."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = nn.utils.get_total_norm([p.grad for p in parameters])
+    finite = torch.isfinite(total + norm)
+    if optimizer.defaults["fused"]:
+        # the fused step divides by the one and does nothing for the other, as it reads the gradients anyway; these are
+        # the attributes by which torch's own GradScaler tells it
+        optimizer.grad_scale = (norm / clip_norm).clamp(min=1)  # type: ignore[attr-defined]
+        optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+    else:
+        nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+    optimizer.step()
+    return finite
 
 
 @torch.no_grad()

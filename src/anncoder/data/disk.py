@@ -19,20 +19,23 @@ from anncoder.data.memory import Stored
 from anncoder.data.order import Rows, n_minibatches
 from anncoder.data.prefetch import prefetched
 from anncoder.data.shards import Shards
-from anncoder.types import Batch
+from anncoder.types import CSR, Batch
 
-BLOCK = 32  # rows read at once
-POOL = 32_768  # cells shuffled at once
+BLOCK = 32  # rows read at once; where the stored chunks are compressed, as many as one holds
+POOL = 32_768  # cells shuffled at once, and
+BLOCKS = 128  # the blocks that they come from, at least; but no more than
+POOL_BYTES = 128 * 2**20
 
 Array = np.ndarray[Any, Any]
 
 
 class Pool(NamedTuple):
-    """Cells in memory, and the minibatches to cut from them."""
+    """Cells in memory, and their order."""
 
     matrix: csr_matrix  # (m, g)
     rows: Rows  # (m,) where each cell is in the data
-    batches: list[Rows]  # positions in the pool
+    order: Rows  # positions in the pool
+    last: bool  # of the epoch
 
 
 class DiskLoader:
@@ -51,7 +54,7 @@ class DiskLoader:
     seed
         Draws the order of the blocks and of the cells of a pool anew in every epoch; None keeps the order of the data.
     block, pool
-        Rows read at once, and cells shuffled at once.
+        Rows read at once, and cells shuffled at once; None for what suits the files.
     """
 
     def __init__(
@@ -62,11 +65,14 @@ class DiskLoader:
         *,
         batch_size: int,
         seed: int | None = None,
-        block: int = BLOCK,
-        pool: int = POOL,
+        block: int | None = None,
+        pool: int | None = None,
     ) -> None:
         self.shards, self.size_factor, self.chosen = shards, size_factor, chosen
         self.batch_size, self.seed = batch_size, seed
+        block = max(BLOCK, shards.chunk_rows) if block is None else block
+        if pool is None:
+            pool = min(max(POOL, BLOCKS * block), POOL_BYTES // max(shards.row_bytes, 1))
         self.pool = max(pool, 2 * batch_size)
         self.blocks = np.array(list(shards.borders(block)), dtype=np.int64).reshape(-1, 2)
         self.n_obs = int(np.count_nonzero(chosen))
@@ -86,32 +92,35 @@ class DiskLoader:
             A file is damaged, or has changed since it was opened.
         """
         self.shards.refuse_change()
+        rest: Batch | None = None  # of the pool before: a minibatch at most
         for pool in prefetched(self._pools(number)):
-            stored = Stored.of(pool.matrix)
-            for chosen in pool.batches:
-                rows = pool.rows[chosen]
-                yield Batch(
-                    stored.take(chosen),
-                    torch.from_numpy(self.size_factor[rows]),
-                    torch.from_numpy(rows),
-                )
+            stored, order = Stored.of(pool.matrix), pool.order
+            n_rest = 0 if rest is None else len(rest.rows)
+            left = n_rest + len(order)
+            # a last minibatch of one cell joins the one before it: before the end, one cell at least is kept back
+            while left > self.batch_size + pool.last or (pool.last and left):
+                size = self.batch_size if left > self.batch_size + 1 or not pool.last else left
+                own, order = order[: size - n_rest], order[size - n_rest :]
+                yield _below(rest, self._batch(stored, pool.rows, own))
+                rest, n_rest, left = None, 0, left - size
+            if len(order):
+                rest = _below(rest, self._batch(stored, pool.rows, order))
+
+    def _batch(self, stored: Stored, rows: Rows, chosen: Rows) -> Batch:
+        at = rows[chosen]
+        return Batch(stored.take(chosen), torch.from_numpy(self.size_factor[at]), torch.from_numpy(at))
 
     def _pools(self, number: int) -> Iterator[Pool]:
         groups = list(self._groups(number))
-        rest, rest_rows = None, np.empty(0, dtype=np.int64)
         for at, blocks in enumerate(groups):
             blocks = blocks[np.argsort(blocks[:, 0])]
             matrix = self.shards.read(_joined(blocks))
             rows = np.concatenate([np.arange(a, b) for a, b in blocks])
-            wanted = np.flatnonzero(self.chosen[rows]) + len(rest_rows)
-            if rest is not None:
-                matrix, rows = _stacked(rest, matrix), np.concatenate([rest_rows, rows])
-            order = np.concatenate([np.arange(len(rest_rows)), wanted])
+            order = np.flatnonzero(self.chosen[rows])
             if self.seed is not None:
                 order = np.random.default_rng([self.seed, 2, number, at]).permutation(order)
-            batches, left = self._cut(order, last=at == len(groups) - 1)
-            yield Pool(matrix, rows, batches)
-            rest, rest_rows = matrix[left], rows[left]
+            yield Pool(matrix, rows, order, last=at == len(groups) - 1)
+            del matrix  # or it would be kept while the next one is read
 
     def _groups(self, number: int) -> Iterator[Array]:
         """Yield the blocks of each pool, (n, 2): as many as hold its number of cells."""
@@ -123,17 +132,6 @@ class DiskLoader:
         for part in np.split(order, cuts):
             if len(part):
                 yield self.blocks[part]
-
-    def _cut(self, order: Rows, *, last: bool) -> tuple[list[Rows], Rows]:
-        """Cut minibatches; what is left goes to the next pool, and never is a single cell."""
-        batches, size = [], self.batch_size
-        while len(order) >= size + 2:
-            batches.append(order[:size])
-            order = order[size:]
-        if last and len(order):
-            batches.append(order)
-            order = order[:0]
-        return batches, order
 
 
 def _joined(blocks: Array) -> list[tuple[int, int]]:
@@ -147,7 +145,13 @@ def _joined(blocks: Array) -> list[tuple[int, int]]:
     return ranges
 
 
-def _stacked(top: csr_matrix, bottom: csr_matrix) -> csr_matrix:
-    indptr = np.concatenate([top.indptr, bottom.indptr[1:] + top.indptr[-1]])
-    data, indices = np.concatenate([top.data, bottom.data]), np.concatenate([top.indices, bottom.indices])
-    return csr_matrix((data, indices, indptr), shape=(len(indptr) - 1, bottom.shape[1]), copy=False)
+def _below(top: Batch | None, bottom: Batch) -> Batch:
+    if top is None:
+        return bottom
+    counts = CSR(
+        torch.cat([top.counts.indptr, bottom.counts.indptr[1:] + top.counts.indptr[-1]]),
+        torch.cat([top.counts.indices, bottom.counts.indices]),
+        torch.cat([top.counts.values, bottom.counts.values]),
+        bottom.counts.n_vars,
+    )
+    return Batch(counts, torch.cat([top.size_factor, bottom.size_factor]), torch.cat([top.rows, bottom.rows]))

@@ -51,6 +51,10 @@ class Shard:
         Shape of the matrix.
     var_names
         Names of its genes, (n_vars,).
+    n_stored
+        Number of stored values.
+    chunk_rows
+        How many rows a compressed chunk holds, which is read as a whole; 1 where nothing is compressed.
     """
 
     def __init__(self, store: Any, path: Path, layer: str | None) -> None:
@@ -72,15 +76,19 @@ class Shard:
         """
         with self.errors():
             if self._dense is not None:
-                rows = [csr_matrix(np.asarray(self._dense[a:b], dtype=np.float32)) for a, b in ranges]
-                parts = [(part.data, part.indices, np.diff(part.indptr)) for part in rows]
-            else:
-                parts = [self._entries(a, b) for a, b in ranges]
-            data, indices, lengths = (np.concatenate(kind) for kind in zip(*parts, strict=True))
+                return csr_matrix(np.concatenate([np.asarray(self._dense[a:b], np.float32) for a, b in ranges]))
+            lengths = np.concatenate([np.diff(self._indptr[a : b + 1]) for a, b in ranges])
+            indptr = np.zeros(len(lengths) + 1, dtype=np.int64)
+            np.cumsum(lengths, out=indptr[1:])
+            data, indices = np.empty(indptr[-1], np.float32), np.empty(indptr[-1], np.int32)
+            at = 0
+            for a, b in ranges:
+                p, q = int(self._indptr[a]), int(self._indptr[b])
+                data[at : at + q - p] = self._data[p:q]
+                indices[at : at + q - p] = self._indices[p:q]
+                at += q - p
         if indices.size and (int(indices.min()) < 0 or int(indices.max()) >= self.n_vars):
             raise self._damaged(f"a gene index outside 0 to {self.n_vars - 1:,}")
-        indptr = np.zeros(len(lengths) + 1, dtype=np.int64)
-        np.cumsum(lengths, out=indptr[1:])
         return csr_matrix((data, indices, indptr), shape=(len(lengths), self.n_vars), copy=False)
 
     def names(self, rows: Array) -> list[str]:
@@ -145,6 +153,7 @@ class Shard:
         if hasattr(matrix, "shape"):
             self._dense = matrix
             self.n_obs, self.n_vars = (int(n) for n in matrix.shape)
+            self.n_stored, self.chunk_rows = self.n_obs * self.n_vars, _compressed_chunk(matrix)
             return
         kind = str(matrix.attrs.get("encoding-type", matrix.attrs.get("h5sparse_format", "")))
         if not kind.startswith("csr"):
@@ -163,11 +172,8 @@ class Shard:
             raise self._damaged("its row pointers do not fit its values")
         if (np.diff(self._indptr) < 0).any():
             raise self._damaged("its row pointers fall")
-
-    def _entries(self, a: int, b: int) -> tuple[Array, Array, Array]:
-        p, q = int(self._indptr[a]), int(self._indptr[b])
-        data = np.asarray(self._data[p:q], dtype=np.float32)
-        return data, np.asarray(self._indices[p:q], dtype=np.int32), np.diff(self._indptr[a : b + 1])
+        self.n_stored = n_stored
+        self.chunk_rows = round(_compressed_chunk(self._data) * self.n_obs / max(n_stored, 1))
 
     def _damaged(self, why: str) -> FileError:
         return FileError(
@@ -196,6 +202,9 @@ class Shards:
         self.var_names = self.shards[0].var_names if var_names is None else var_names
         self.starts = np.cumsum([0, *(shard.n_obs for shard in self.shards)])
         self.n_obs = int(self.starts[-1])
+        n_stored = sum(shard.n_stored for shard in self.shards)
+        self.row_bytes = 8 * n_stored // max(self.n_obs, 1)  # a float32 value and an int32 index each
+        self.chunk_rows = max(shard.chunk_rows for shard in self.shards)
         self._alignments = [self._align(shard, var_names is None, allow_missing) for shard in self.shards]
 
     def read(self, ranges: Sequence[tuple[int, int]]) -> csr_matrix:
@@ -325,6 +334,12 @@ def _index(frame: Any) -> Any:
     index = frame[frame.attrs.get("_index", "_index")]
     values = index["values"] if hasattr(index, "keys") else index  # a nullable array is a group of values and mask
     return values.asstr() if isinstance(values, h5py.Dataset) and h5py.check_string_dtype(values.dtype) else values
+
+
+def _compressed_chunk(array: Any) -> int:
+    """Return how many items along the first axis are decompressed together; 1 if nothing is compressed."""
+    compressed = array.compression if isinstance(array, h5py.Dataset) else array.compressors
+    return int(array.chunks[0]) if compressed and array.chunks else 1
 
 
 def _below(parts: list[csr_matrix]) -> csr_matrix:
