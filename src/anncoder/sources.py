@@ -7,6 +7,7 @@ memory that does not grow with the number of cells.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -113,7 +114,8 @@ class DiskSource:
 
     def blocks(self, chosen: Array, step: int) -> Iterator[tuple[csr_matrix, Array]]:
         """Yield the chosen rows in order, read ahead by one block."""
-        return prefetched(self._read(chosen, step))
+        with closing(prefetched(self._read(chosen, step))) as blocks:
+            yield from blocks
 
     def loader(self, size_factor: Array, chosen: Array, *, batch_size: int, seed: int | None = None) -> Loader:
         """Return minibatches of the chosen rows."""

@@ -9,11 +9,11 @@ reads the next pool while this one is used.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.sparse import csr_matrix
 
 from anncoder.data.memory import Stored
 from anncoder.data.order import Rows, n_minibatches
@@ -32,7 +32,7 @@ Array = np.ndarray[Any, Any]
 class Pool(NamedTuple):
     """Cells in memory, and their order."""
 
-    matrix: csr_matrix  # (m, g)
+    stored: Stored  # (m, g)
     rows: Rows  # (m,) where each cell is in the data
     order: Rows  # positions in the pool
     last: bool  # of the epoch
@@ -93,22 +93,24 @@ class DiskLoader:
         """
         self.shards.refuse_change()
         rest: Batch | None = None  # of the pool before: a minibatch at most
-        for pool in prefetched(self._pools(number)):
-            stored, order = Stored.of(pool.matrix), pool.order
-            n_rest = 0 if rest is None else len(rest.rows)
-            left = n_rest + len(order)
-            # a last minibatch of one cell joins the one before it: before the end, one cell at least is kept back
-            while left > self.batch_size + pool.last or (pool.last and left):
-                size = self.batch_size if left > self.batch_size + 1 or not pool.last else left
-                own, order = order[: size - n_rest], order[size - n_rest :]
-                yield _below(rest, self._batch(stored, pool.rows, own))
-                rest, n_rest, left = None, 0, left - size
-            if len(order):
-                rest = _below(rest, self._batch(stored, pool.rows, order))
+        with closing(prefetched(self._pools(number))) as pools:
+            while (pool := next(pools, None)) is not None:
+                n_rest = 0 if rest is None else len(rest.rows)
+                left = n_rest + len(pool.order)
+                used = 0
+                # a last minibatch of one cell joins the one before it: before the end, one at least is kept back
+                while left > self.batch_size + pool.last or (pool.last and left):
+                    size = self.batch_size if left > self.batch_size + 1 or not pool.last else left
+                    yield _below(rest, self._batch(pool, pool.order[used : used + size - n_rest]))
+                    used, left = used + size - n_rest, left - size
+                    rest, n_rest = None, 0
+                if used < len(pool.order):
+                    rest = _below(rest, self._batch(pool, pool.order[used:]))
+                del pool  # two are in memory, not three
 
-    def _batch(self, stored: Stored, rows: Rows, chosen: Rows) -> Batch:
-        at = rows[chosen]
-        return Batch(stored.take(chosen), torch.from_numpy(self.size_factor[at]), torch.from_numpy(at))
+    def _batch(self, pool: Pool, chosen: Rows) -> Batch:
+        at = pool.rows[chosen]
+        return Batch(pool.stored.take(chosen), torch.from_numpy(self.size_factor[at]), torch.from_numpy(at))
 
     def _pools(self, number: int) -> Iterator[Pool]:
         groups = list(self._groups(number))
@@ -119,15 +121,16 @@ class DiskLoader:
             order = np.flatnonzero(self.chosen[rows])
             if self.seed is not None:
                 order = np.random.default_rng([self.seed, 2, number, at]).permutation(order)
-            yield Pool(matrix, rows, order, last=at == len(groups) - 1)
+            yield Pool(Stored.of(matrix), rows, order, last=at == len(groups) - 1)
             del matrix  # or it would be kept while the next one is read
 
     def _groups(self, number: int) -> Iterator[Array]:
-        """Yield the blocks of each pool, (n, 2): as many as hold its number of cells."""
+        """Yield the blocks of each pool, (n, 2): as many as hold its number of cells, chosen or not."""
         order = np.flatnonzero(self._n_chosen)
         if self.seed is not None:
             order = np.random.default_rng([self.seed, 1, number]).permutation(order)
-        before = np.cumsum(self._n_chosen[order]) - self._n_chosen[order]
+        sizes = np.diff(self.blocks[order], axis=1).ravel()
+        before = np.cumsum(sizes) - sizes
         cuts = np.flatnonzero(np.diff(before // self.pool)) + 1
         for part in np.split(order, cuts):
             if len(part):

@@ -2,56 +2,65 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
 
-def prefetched(items: Iterator[T], depth: int = 1) -> Iterator[T]:
-    """Yield the items of an iterator that runs in a thread of its own.
+class prefetched(Generic[T]):
+    """Iterate over the items of an iterator that runs in a thread of its own.
+
+    Two items exist at most: the one that was taken last, and the next one, made or in the making.
 
     Parameters
     ----------
     items
         Runs ahead; its exceptions come out here.
-    depth
-        How many finished items may wait; one more is in the making.
     """
-    waiting: queue.Queue[tuple[T | None, BaseException | None, bool]] = queue.Queue(maxsize=depth)
-    stopped = threading.Event()
 
-    def put(entry: tuple[T | None, BaseException | None, bool]) -> bool:
-        while not stopped.is_set():
-            try:
-                waiting.put(entry, timeout=0.1)
-            except queue.Full:
-                continue
-            return True
-        return False
+    def __init__(self, items: Iterator[T]) -> None:
+        self._items = items
+        self._next: T | None = None
+        self._error: BaseException | None = None
+        self._over = self._stopped = False
+        self._taken, self._made = threading.Semaphore(1), threading.Semaphore(0)
+        self._thread = threading.Thread(target=self._run, name="anncoder-reader", daemon=True)
+        self._thread.start()
 
-    def run() -> None:
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        if self._over:
+            raise StopIteration
+        self._made.acquire()
+        if self._error is not None:
+            self._over = True
+            raise self._error
+        if self._over:
+            raise StopIteration
+        item, self._next = self._next, None
+        self._taken.release()
+        return item  # type: ignore[return-value]
+
+    def close(self) -> None:
+        """End the thread."""
+        self._over = self._stopped = True
+        self._taken.release()
+        self._thread.join()
+
+    def _run(self) -> None:
         try:
-            for item in items:
-                if not put((item, None, False)):
+            while True:
+                self._taken.acquire()
+                if self._stopped:
                     return
-            put((None, None, True))
+                self._next = next(self._items)
+                self._made.release()
+        except StopIteration:
+            self._over = True
         except BaseException as error:  # noqa: BLE001 - it is raised again, in the thread that waits for it
-            put((None, error, True))
-
-    thread = threading.Thread(target=run, name="anncoder-reader", daemon=True)
-    thread.start()
-    try:
-        while True:
-            item, error, last = waiting.get()
-            if error is not None:
-                raise error
-            if last:
-                return
-            yield item  # type: ignore[misc]
-            del item  # or it would be kept while the next one is made
-    finally:
-        stopped.set()
-        thread.join()
+            self._error = error
+        self._made.release()

@@ -60,8 +60,9 @@ class LatentBasis(nn.Module):
         # the eigenvalues of float32 noise may be below zero: a direction that the decoder ignores has no length
         lengths, directions = torch.linalg.eigh(metric.double())
         root = directions * lengths.clamp(min=0).sqrt()
-        _, _, principal = torch.linalg.svd((latent.double() - origin) @ root, full_matrices=True)
-        axes = root @ principal.T
+        scaled = (latent.double() - origin) @ root
+        _, principal = torch.linalg.eigh(scaled.T @ scaled)
+        axes = root @ principal.flip(dims=(1,))  # the widest direction first
         largest = axes.gather(
             0, axes.abs().argmax(dim=0, keepdim=True)
         )  # signs are free: the largest weight is positive
