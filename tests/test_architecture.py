@@ -19,13 +19,14 @@ ALLOWED = {
     "errors": set(),
     "types": set(),
     "config": {"errors"},
-    "device": {"errors"},
+    "device": {"errors", "distributed"},
+    "distributed": {"errors"},
     "kernels": {"kernels"},
     "likelihoods": {"likelihoods", "kernels", "types"},
     "nn": {"nn", "kernels", "likelihoods", "types", "config"},
     "models": {"models", "nn", "likelihoods", "types", "config", "errors"},
-    "training": {"types", "config", "errors"},
-    "data": {"data", "kernels", "types", "config", "errors"},
+    "training": {"types", "config", "errors", "distributed"},
+    "data": {"data", "distributed", "kernels", "types", "config", "errors"},
     "progress": {"training"},
 }
 # packages that must not be seen in a room

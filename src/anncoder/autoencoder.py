@@ -22,6 +22,7 @@ from anncoder import checkpoint
 from anncoder.config import NetworkConfig, TrainingConfig
 from anncoder.data.genes import columns_of
 from anncoder.device import choose_device, memory_errors, refuse_size, threads_set
+from anncoder.distributed import processes
 from anncoder.errors import ConfigError, DivergenceError
 from anncoder.models import MODELS
 from anncoder.preparation import Prepared, prepare, split_cells
@@ -150,15 +151,15 @@ class Autoencoder:
         split = split_cells(source.n_obs, source.codes, training)
         self.layer_, self.training_ = layer, training
         self.var_names_, self.valid_obs_ = source.var_names, source.names(split.valid)
-        with threads_set(training.threads), memory_errors("fit"):
+        with processes() as share, threads_set(training.threads), memory_errors("fit"):
             on = choose_device(training.device)
-            data_of = prepare(source, split, self.config, training)
+            data_of = prepare(source, split, self.config, training, share)
             network = self._start(data_of, training.seed)
             if progress is not False:
                 announce(f"training on {on} ({torch.get_num_threads()} threads): {data_of.size}")
             try:
                 with TrainingReport(len(data_of.train), training.max_epochs, show=progress) as report:
-                    history = train(network, data_of.train, data_of.valid, training, on, report)
+                    history = train(network, data_of.train, data_of.valid, training, on, report, share)
             except DivergenceError as error:
                 self._keep(error.history, data_of, on)
                 raise error.named(list(source.names(np.array(error.rows, dtype=np.int64))), source.var_names) from error

@@ -241,6 +241,28 @@ def simulate(
 
 
 @app.command()
+def benchmark(
+    data: Annotated[Path | None, typer.Argument(help="Counts to measure on; simulated ones if not given.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write everything as JSON.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="losses, floor, textbook, scvi, disk, start; any number of times.")
+    ] = None,
+    cells: Annotated[int, typer.Option(min=512, help="Simulated cells.")] = 8192,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of the whole fits.")] = 10,
+    repeats: Annotated[int, typer.Option(min=1, help="How often each side is timed.")] = 5,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Measure this machine, and how much faster than others anncoder is on it."""
+    from anncoder.commands.outcome import outcome
+
+    with outcome(debug=debug):
+        from anncoder.commands.benchmark import BenchmarkRequest, run_benchmark
+
+        run_benchmark(BenchmarkRequest(data, output, tuple(only or ()), cells, epochs, repeats, threads))
+
+
+@app.command()
 def demo(
     outdir: Annotated[Path, typer.Option("--outdir", "-o", help="Folder for the results.")] = Path(),
     seed: Seed = 0,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from anncoder.distributed import own_gpu
 from anncoder.errors import ConfigError, ResourceError, out_of_memory
 
 
@@ -22,7 +23,7 @@ def choose_device(name: str) -> torch.device:
         There is no such device.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(own_gpu() if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

@@ -10,6 +10,7 @@ import numpy as np
 from anncoder.config import NetworkConfig, TrainingConfig
 from anncoder.data.order import Split, split_rows
 from anncoder.data.summary import summarize
+from anncoder.distributed import ALONE, Share
 from anncoder.sources import Source
 from anncoder.types import Batch, Loader, Summary
 
@@ -33,7 +34,9 @@ class Prepared(NamedTuple):
         return f"{self.train.n_obs:,} cells x {self.sample.counts.n_vars:,} genes, {n_valid:,} cells held out"
 
 
-def prepare(source: Source, split: Split, config: NetworkConfig, training: TrainingConfig) -> Prepared:
+def prepare(
+    source: Source, split: Split, config: NetworkConfig, training: TrainingConfig, share: Share = ALONE
+) -> Prepared:
     """Return loaders and summary of the data.
 
     Parameters
@@ -46,12 +49,14 @@ def prepare(source: Source, split: Split, config: NetworkConfig, training: Train
         For ``transform``.
     training
         For ``batch_size`` and ``seed``.
+    share
+        Which of several processes this is.
     """
     library_size = float(np.median(source.sizes[split.train]))
     factors = (source.sizes / library_size).astype(np.float32)
     fitted, held_out = _mask(split.train, source.n_obs), _mask(split.valid, source.n_obs)
-    train = source.loader(factors, fitted, batch_size=training.batch_size, seed=training.seed)
-    valid = source.loader(factors, held_out, batch_size=VALID_BATCH) if len(split.valid) else None
+    train = source.loader(factors, fitted, batch_size=training.batch_size, seed=training.seed, share=share)
+    valid = source.loader(factors, held_out, batch_size=VALID_BATCH, share=share) if len(split.valid) else None
     exact = source.sizes / library_size
     blocks = ((matrix, exact[rows]) for matrix, rows in source.blocks(fitted, SUMMARY_BLOCK))
     summary = summarize(blocks, len(source.var_names), library_size, transform=config.transform)

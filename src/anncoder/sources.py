@@ -26,6 +26,7 @@ from anncoder.data.prefetch import prefetched
 from anncoder.data.problems import Problem
 from anncoder.data.shards import Shards, open_shards
 from anncoder.data.summary import library_sizes
+from anncoder.distributed import ALONE, Share
 from anncoder.errors import InputError, some
 from anncoder.types import Loader
 
@@ -46,7 +47,9 @@ class Source(Protocol):
         """Yield the chosen rows, (n_obs,) bool, in order, at most ``step`` at a time, and where they are."""
         ...
 
-    def loader(self, size_factor: Array, chosen: Array, *, batch_size: int, seed: int | None = None) -> Loader:
+    def loader(
+        self, size_factor: Array, chosen: Array, *, batch_size: int, seed: int | None = None, share: Share = ALONE
+    ) -> Loader:
         """Return minibatches of the chosen rows, (n_obs,) bool."""
         ...
 
@@ -82,9 +85,13 @@ class MemorySource:
             whole = part[-1] - part[0] + 1 == len(part)
             yield self.matrix[part[0] : part[-1] + 1] if whole else self.matrix[part], part
 
-    def loader(self, size_factor: Array, chosen: Array, *, batch_size: int, seed: int | None = None) -> Loader:
+    def loader(
+        self, size_factor: Array, chosen: Array, *, batch_size: int, seed: int | None = None, share: Share = ALONE
+    ) -> Loader:
         """Return minibatches of the chosen rows."""
-        return MemoryLoader(self.matrix, size_factor, np.flatnonzero(chosen), batch_size=batch_size, seed=seed)
+        return MemoryLoader(
+            self.matrix, size_factor, np.flatnonzero(chosen), batch_size=batch_size, seed=seed, share=share
+        )
 
     def names(self, rows: Array) -> pd.Index:
         """Return the names of some cells."""
@@ -117,9 +124,11 @@ class DiskSource:
         with closing(prefetched(self._read(chosen, step))) as blocks:
             yield from blocks
 
-    def loader(self, size_factor: Array, chosen: Array, *, batch_size: int, seed: int | None = None) -> Loader:
+    def loader(
+        self, size_factor: Array, chosen: Array, *, batch_size: int, seed: int | None = None, share: Share = ALONE
+    ) -> Loader:
         """Return minibatches of the chosen rows."""
-        return DiskLoader(self.shards, size_factor, chosen, batch_size=batch_size, seed=seed)
+        return DiskLoader(self.shards, size_factor, chosen, batch_size=batch_size, seed=seed, share=share)
 
     def names(self, rows: Array) -> pd.Index:
         """Return the names of some cells."""

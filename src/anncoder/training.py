@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from anncoder.config import NetworkConfig, TrainingConfig
+from anncoder.distributed import ALONE, Share, average_buffers, summed, unwrapped, wrapped
 from anncoder.errors import DivergenceError
 from anncoder.types import Batch, Loader, Loss
 
@@ -89,6 +90,7 @@ def train(
     config: TrainingConfig,
     device: torch.device,
     progress: Progress,
+    share: Share = ALONE,
 ) -> History:
     """Fit a network in place and leave it with its best weights, in evaluation mode.
 
@@ -104,6 +106,8 @@ def train(
         Where to compute.
     progress
         Told of every step and epoch.
+    share
+        Which of several processes this is.
 
     Raises
     ------
@@ -111,6 +115,7 @@ def train(
         The loss or the gradient stopped being finite; the network holds the best weights until then.
     """
     network.to(device)
+    parallel = wrapped(network, share)
     optimizer = torch.optim.Adam(
         network.parameters(),
         lr=config.learning_rate or NetworkConfig.suited_learning_rate,
@@ -121,9 +126,11 @@ def train(
     try:
         for epoch in range(config.max_epochs):
             began = time.perf_counter()
-            means = {f"train_{k}": v for k, v in fit_epoch(network, loader, optimizer, config, epoch, progress).items()}
+            fitted = fit_epoch(parallel, loader, optimizer, config, epoch, progress, share)
+            average_buffers(network, share)
+            means = {f"train_{k}": v for k, v in fitted.items()}
             if valid_loader is not None:
-                means |= {f"valid_{k}": v for k, v in mean_loss(network, valid_loader, device).items()}
+                means |= {f"valid_{k}": v for k, v in mean_loss(network, valid_loader, device, share).items()}
             rate = optimizer.param_groups[0]["lr"]
             records.append({"epoch": epoch, "learning_rate": rate, "seconds": time.perf_counter() - began, **means})
             progress.epoch(records[-1])
@@ -152,6 +159,7 @@ def fit_epoch(
     config: TrainingConfig,
     epoch: int,
     progress: Progress,
+    share: Share = ALONE,
 ) -> Record:
     """Take one optimiser step for every minibatch of an epoch; return the mean of each term over the cells."""
     network.train()
@@ -171,7 +179,7 @@ def fit_epoch(
         progress.step()
     if healthy is not None and not bool(healthy):
         raise _diverged(network, batch, loss, epoch, number)
-    return mean.result()
+    return mean.result(share)
 
 
 def step(optimizer: torch.optim.Optimizer, total: Tensor, clip_norm: float) -> Tensor:
@@ -191,13 +199,13 @@ def step(optimizer: torch.optim.Optimizer, total: Tensor, clip_norm: float) -> T
 
 
 @torch.no_grad()
-def mean_loss(network: nn.Module, loader: Loader, device: torch.device) -> Record:
+def mean_loss(network: nn.Module, loader: Loader, device: torch.device, share: Share = ALONE) -> Record:
     """Return the mean over the cells of the loss and of each of its terms, in evaluation mode."""
     network.eval()
     mean = RunningMean()
     for batch in loader.epoch(0):
         mean.add(network(batch if device.type == "cpu" else batch.to(device)), len(batch.rows))
-    return mean.result()
+    return mean.result(share)
 
 
 class RunningMean:
@@ -215,12 +223,15 @@ class RunningMean:
             self.sums[name] = self.sums[name] + weighted if name in self.sums else weighted
         self.n_cells += n_cells
 
-    def result(self) -> Record:
-        """Return the means."""
-        return {name: float(total) / self.n_cells for name, total in self.sums.items()}
+    def result(self, share: Share = ALONE) -> Record:
+        """Return the means, over the cells of all processes."""
+        values = list(self.sums.values())
+        *totals, n_cells = summed(torch.stack([*values, values[0].new_tensor(self.n_cells)]), share).tolist()
+        return {name: total / n_cells for name, total in zip(self.sums, totals, strict=True)}
 
 
 def _diverged(network: nn.Module, batch: Batch, loss: Loss, epoch: int, number: int) -> DivergenceError:
+    network = unwrapped(network)
     bad_terms = [name for name, value in loss.terms.items() if not bool(torch.isfinite(value))]
     term = bad_terms[0] if bad_terms else "gradient"
     rows, columns = _suspects(network, batch)

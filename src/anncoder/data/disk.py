@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from anncoder.data.memory import Stored
 from anncoder.data.order import Rows, n_minibatches
 from anncoder.data.prefetch import prefetched
 from anncoder.data.shards import Shards
+from anncoder.distributed import ALONE, Share
 from anncoder.types import CSR, Batch
 
 BLOCK = 32  # rows read at once; where the stored chunks are compressed, as many as one holds
@@ -53,6 +55,8 @@ class DiskLoader:
         Cells in a minibatch.
     seed
         Draws the order of the blocks and of the cells of a pool anew in every epoch; None keeps the order of the data.
+    share
+        Which of several processes this is: each reads every ``size``-th block of the epoch's order.
     block, pool
         Rows read at once, and cells shuffled at once; None for what suits the files.
     """
@@ -65,11 +69,12 @@ class DiskLoader:
         *,
         batch_size: int,
         seed: int | None = None,
+        share: Share = ALONE,
         block: int | None = None,
         pool: int | None = None,
     ) -> None:
         self.shards, self.size_factor, self.chosen = shards, size_factor, chosen
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.seed, self.share = batch_size, seed, share
         block = max(BLOCK, shards.chunk_rows) if block is None else block
         if pool is None:
             pool = min(max(POOL, BLOCKS * block), POOL_BYTES // max(shards.row_bytes, 1))
@@ -81,10 +86,13 @@ class DiskLoader:
 
     def __len__(self) -> int:
         """Return the number of minibatches in an epoch."""
-        return n_minibatches(self.n_obs, self.batch_size)
+        return self._steps(0)
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """Yield every row once, in the order of this epoch.
+
+        Of several processes each takes the same number of whole minibatches; what is left over is others in every
+        epoch.
 
         Raises
         ------
@@ -92,6 +100,10 @@ class DiskLoader:
             A file is damaged, or has changed since it was opened.
         """
         self.shards.refuse_change()
+        steps = self._steps(number)
+        return islice(self._all(number), steps)
+
+    def _all(self, number: int) -> Iterator[Batch]:
         rest: Batch | None = None  # of the pool before: a minibatch at most
         with closing(prefetched(self._pools(number))) as pools:
             while (pool := next(pools, None)) is not None:
@@ -124,11 +136,20 @@ class DiskLoader:
             yield Pool(Stored.of(matrix), rows, order, last=at == len(groups) - 1)
             del matrix  # or it would be kept while the next one is read
 
+    def _steps(self, number: int) -> int:
+        rank, size = self.share
+        shares = [int(self._n_chosen[self._order(number)[r::size]].sum()) for r in range(size)]
+        if size == 1 or self.seed is None:
+            return n_minibatches(shares[rank], self.batch_size)
+        return max(min(shares) // self.batch_size, 1)
+
+    def _order(self, number: int) -> Rows:
+        order = np.flatnonzero(self._n_chosen)
+        return order if self.seed is None else np.random.default_rng([self.seed, 1, number]).permutation(order)
+
     def _groups(self, number: int) -> Iterator[Array]:
         """Yield the blocks of each pool, (n, 2): as many as hold its number of cells, chosen or not."""
-        order = np.flatnonzero(self._n_chosen)
-        if self.seed is not None:
-            order = np.random.default_rng([self.seed, 1, number]).permutation(order)
+        order = self._order(number)[self.share.rank :: self.share.size]
         sizes = np.diff(self.blocks[order], axis=1).ravel()
         before = np.cumsum(sizes) - sizes
         cuts = np.flatnonzero(np.diff(before // self.pool)) + 1

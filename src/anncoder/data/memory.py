@@ -10,6 +10,7 @@ import torch
 from scipy.sparse import csr_matrix
 
 from anncoder.data.order import Rows, minibatches, n_minibatches, shuffled
+from anncoder.distributed import ALONE, Share
 from anncoder.kernels import sparse
 from anncoder.types import CSR, Batch
 
@@ -57,6 +58,8 @@ class MemoryLoader:
         Cells in a minibatch.
     seed
         Shuffles the rows anew in every epoch; None keeps them in order.
+    share
+        Which of several processes this is: each has its part of every minibatch of ``size * batch_size``.
     """
 
     def __init__(
@@ -67,22 +70,36 @@ class MemoryLoader:
         *,
         batch_size: int,
         seed: int | None = None,
+        share: Share = ALONE,
     ) -> None:
         self.stored = Stored.of(matrix)
         self.size_factor = size_factor.astype(np.float32)
         self.rows = rows
         self.batch_size = batch_size
         self.seed = seed
+        self.share = share
         self.n_obs = len(rows)
 
     def __len__(self) -> int:
         """Return the number of minibatches in an epoch."""
-        return n_minibatches(self.n_obs, self.batch_size)
+        rank, size = self.share
+        if self.seed is None:
+            return n_minibatches(len(self.rows[rank::size]), self.batch_size)
+        return n_minibatches(self.n_obs - self.n_obs % size, size * self.batch_size, 2 * size)
 
     def epoch(self, number: int) -> Iterator[Batch]:
-        """Yield every row once, in the order of this epoch."""
-        rows = self.rows if self.seed is None else shuffled(self.rows, self.seed, number)
-        for chosen in minibatches(rows, self.batch_size):
+        """Yield every row once, in the order of this epoch.
+
+        Of several processes each gets the same number of cells in every step: a few cells, others in every epoch, may
+        be left out for that.
+        """
+        rank, size = self.share
+        if self.seed is None:
+            parts = minibatches(self.rows[rank::size], self.batch_size)
+        else:
+            rows = shuffled(self.rows, self.seed, number)[: self.n_obs - self.n_obs % size]
+            parts = (part[rank::size] for part in minibatches(rows, size * self.batch_size, 2 * size))
+        for chosen in parts:
             yield Batch(
                 self.stored.take(chosen),
                 torch.from_numpy(self.size_factor[chosen]),

@@ -67,22 +67,22 @@ def shuffled(rows: Rows, seed: int, epoch: int) -> Rows:
     return np.random.default_rng([seed, 1, epoch]).permutation(rows)
 
 
-def minibatches(rows: Rows, batch_size: int) -> Iterator[Rows]:
-    """Cut rows into minibatches; a last one of a single cell joins the one before it.
+def minibatches(rows: Rows, batch_size: int, fewest: int = 2) -> Iterator[Rows]:
+    """Cut rows into minibatches; a last one of fewer than ``fewest`` cells joins the one before it.
 
     (Batch normalisation has no meaning for one cell.)
     """
     starts = list(range(0, len(rows), batch_size))
-    if len(starts) > 1 and len(rows) - starts[-1] == 1:
+    if len(starts) > 1 and len(rows) - starts[-1] < fewest:
         starts.pop()
     for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True):
         yield rows[start:stop]
 
 
-def n_minibatches(n_rows: int, batch_size: int) -> int:
+def n_minibatches(n_rows: int, batch_size: int, fewest: int = 2) -> int:
     """Return how many minibatches :func:`minibatches` makes."""
     whole, rest = divmod(n_rows, batch_size)
-    return whole + (rest > 1 or (rest == 1 and whole == 0))
+    return whole + (rest >= fewest or (rest > 0 and whole == 0))
 
 
 def _stratified(strata: Rows, fraction: float, generator: np.random.Generator) -> Rows:

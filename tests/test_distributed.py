@@ -1,0 +1,143 @@
+"""Several processes: the loss curve of one, every row once, equal steps, and one that disappears is named."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import sparse as sp
+
+from anncoder.data.disk import DiskLoader
+from anncoder.data.memory import MemoryLoader
+from anncoder.data.shards import Shards, open_shards
+from anncoder.distributed import Share
+
+FIT = """
+import json, os, sys
+import anndata
+from anncoder import CountAutoencoder
+data, out, batch_size, epochs = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+adata = anndata.read_h5ad(data) if not data.endswith("*") else data
+model = CountAutoencoder(n_latent=4, norm="layer").fit(
+    adata, batch_size=batch_size, max_epochs=epochs, early_stopping=False, progress=False, threads=1
+)
+rank = os.environ.get("RANK", "0")
+record = {"history": model.history_.drop(columns="seconds").to_dict("list"), "latent": model.embed(adata).tolist()}
+open(f"{out}.{rank}", "w").write(json.dumps(record))
+"""
+
+
+def torchrun(tmp_path: Path, *arguments: object) -> list[str]:
+    script = tmp_path / "fit.py"
+    script.write_text(FIT)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return [*launcher, str(script), *map(str, arguments)]
+
+
+@pytest.fixture
+def written(counts: anndata.AnnData, tmp_path: Path) -> Path:
+    counts.write_h5ad(tmp_path / "counts.h5ad")
+    return tmp_path / "counts.h5ad"
+
+
+def test_two_processes_give_the_loss_curve_of_one(written: Path, tmp_path: Path) -> None:
+    """Two with batch 9 are one with batch 18: 108 cells are fitted on, so that every minibatch is whole."""
+    done = subprocess.run(
+        torchrun(tmp_path, written, tmp_path / "two", 9, 3), capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    subprocess.run([sys.executable, tmp_path / "fit.py", written, tmp_path / "one", "18", "3"], check=True, timeout=300)
+    one, first, second = (json.loads((tmp_path / name).read_text()) for name in ("one.0", "two.0", "two.1"))
+    assert first == second  # both processes have one history and one model
+    for name, values in one["history"].items():
+        np.testing.assert_allclose(first["history"][name], values, rtol=1e-4, err_msg=name)
+    np.testing.assert_allclose(np.abs(first["latent"]), np.abs(one["latent"]), rtol=0.02, atol=0.02)
+
+
+def test_a_process_that_disappears_is_named_and_nothing_hangs(written: Path, tmp_path: Path) -> None:
+    environment = os.environ | {"TORCH_CPP_LOG_LEVEL": "ERROR"}
+    with subprocess.Popen(
+        torchrun(tmp_path, written, tmp_path / "two", 9, 100_000),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    ) as run:
+        try:
+            workers: list[int] = []
+            deadline = time.monotonic() + 120
+            while len(workers) < 2 and time.monotonic() < deadline:
+                time.sleep(0.5)
+                workers = _children(run.pid)
+            time.sleep(8)  # until they train
+            os.kill(workers[1], signal.SIGKILL)
+            _, errors = run.communicate(timeout=120)
+        finally:
+            if run.poll() is None:
+                os.killpg(run.pid, signal.SIGKILL)
+    assert run.returncode != 0
+    assert "rank-lost" in errors or "SIGKILL" in errors or "Signal 9" in errors, errors[-3000:]
+
+
+def _children(pid: int) -> list[int]:
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii")
+    return [int(number) for number in text.split()]
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(n=st.integers(4, 90), batch_size=st.integers(2, 20), size=st.integers(1, 4), epoch=st.integers(0, 3))
+def test_shares_of_an_epoch_in_memory(n: int, batch_size: int, size: int, epoch: int) -> None:
+    if n < 2 * size:
+        return
+    matrix = sp.csr_matrix(np.ones((n, 1), dtype=np.float32))
+
+    def epoch_of(rank: int, seed: int | None) -> list[list[int]]:
+        loader = MemoryLoader(
+            matrix, np.ones(n), np.arange(n), batch_size=batch_size, seed=seed, share=Share(rank, size)
+        )
+        batches = [b.rows.tolist() for b in loader.epoch(epoch)]
+        assert len(batches) == len(loader)
+        return batches
+
+    shares = [epoch_of(rank, 0) for rank in range(size)]
+    assert len({tuple(map(len, share)) for share in shares}) == 1  # equal steps, equally large
+    assert all(len(batch) >= 2 for batch in shares[0])
+    rows = sorted(row for share in shares for batch in share for row in batch)
+    assert len(set(rows)) == len(rows) == n - n % size
+    held_out = sorted(row for rank in range(size) for batch in epoch_of(rank, None) for row in batch)
+    assert held_out == list(range(n))
+
+
+def test_shares_of_an_epoch_on_disk(tmp_path: Path) -> None:
+    anndata.AnnData(sp.csr_matrix(np.ones((500, 1), dtype=np.float32))).write_h5ad(tmp_path / "it.h5ad")
+    shards = open_shards(str(tmp_path / "it.h5ad"), None)
+    assert shards is not None
+    chosen = np.random.default_rng(0).random(500) < 0.9
+    options: dict[str, Any] = {"batch_size": 16, "block": 10, "pool": 60}
+    seen: set[int] = set()
+    for epoch in range(4):
+        shares = []
+        for rank in range(3):
+            loader = DiskLoader(
+                Shards(shards), np.ones(500, np.float32), chosen, seed=1, share=Share(rank, 3), **options
+            )
+            shares.append([b.rows for b in loader.epoch(epoch)])
+        assert len({len(share) for share in shares}) == 1
+        rows = torch.cat([batch for share in shares for batch in share]).tolist()
+        assert len(set(rows)) == len(rows)
+        assert len(rows) > 0.8 * chosen.sum()
+        seen |= set(rows)
+    assert seen == set(np.flatnonzero(chosen).tolist())
