@@ -224,10 +224,10 @@ class TestExitCodes:
 
         fit_epoch = training.fit_epoch
 
-        def poisoned(network: Any, loader: Any, optimizer: Any, config: Any, epoch: int, progress: Any) -> Any:
+        def poisoned(network: Any, loader: Any, optimizer: Any, config: Any, epoch: int, *rest: Any) -> Any:
             if epoch == 2:
                 optimizer.param_groups[0]["lr"] = float("nan")
-            return fit_epoch(network, loader, optimizer, config, epoch, progress)
+            return fit_epoch(network, loader, optimizer, config, epoch, *rest)
 
         monkeypatch.setattr(training, "fit_epoch", poisoned)
         words = ("--set", "max_epochs=9", "--set", "batch_size=16", "--set", "n_latent=3", "--save", tmp_path / "mine")

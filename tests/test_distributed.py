@@ -66,6 +66,16 @@ def test_two_processes_give_the_loss_curve_of_one(written: Path, tmp_path: Path)
     np.testing.assert_allclose(np.abs(first["latent"]), np.abs(one["latent"]), rtol=0.02, atol=0.02)
 
 
+def test_the_command_line_trains_in_two_processes_and_writes_once(written: Path, tmp_path: Path) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words = ["-m", "anncoder", "train", str(written), "-o", str(tmp_path / "out.h5ad"), "--set", "max_epochs=2"]
+    done = subprocess.run([*launcher, *words], capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert anndata.read_h5ad(tmp_path / "out.h5ad").obsm["X_ae"].shape == (120, 16)
+    assert done.stderr.count("next: sc.pp.neighbors") == 1
+    assert (tmp_path / "out.anncoder" / "metrics.json").exists()
+
+
 def test_a_process_that_disappears_is_named_and_nothing_hangs(written: Path, tmp_path: Path) -> None:
     environment = os.environ | {"TORCH_CPP_LOG_LEVEL": "ERROR"}
     with subprocess.Popen(

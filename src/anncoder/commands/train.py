@@ -41,6 +41,7 @@ from anncoder.commands.run import (
 from anncoder.config import TrainingConfig, parse_assignments, read_yaml, split_settings, unknown_key
 from anncoder.data.adata import obs_column
 from anncoder.device import choose_device, refuse_size
+from anncoder.distributed import processes
 from anncoder.errors import ConfigError, DivergenceError, InputError
 from anncoder.estimators import ESTIMATORS
 from anncoder.evaluation import evaluate
@@ -89,8 +90,20 @@ class Plan(NamedTuple):
 
 
 def run_train(request: TrainRequest) -> None:
-    """Check, train, embed, write, compare; the run folder has what a later reader of the result may ask for."""
+    """Check, train, embed, write, compare; the run folder has what a later reader of the result may ask for.
+
+    Of several processes (``torchrun``) all train, and the first does the rest.
+    """
     plan = make_plan(request)
+    with processes() as share:
+        if share.rank == 0:
+            _train_and_write(request, plan)
+        else:
+            adata = read_input(request.data, layer=request.layer, drop_empty_cells=request.drop_empty_cells)
+            plan.model.fit(adata, layer=request.layer, progress=False, **plan.training.model_dump())
+
+
+def _train_and_write(request: TrainRequest, plan: Plan) -> None:
     adata = _checked_input(request, plan)
     folder = new_run_folder(request.output)
     with logged(folder / LOG):
