@@ -69,7 +69,7 @@ def test_minibatches_hold_the_rows_they_name(seed: int, n: int, g: int) -> None:
     generator = np.random.default_rng(seed)
     matrix = sp.csr_matrix(generator.poisson(0.5, (n, g)).astype(np.float32))
     factor = generator.random(n).astype(np.float32)
-    loader = MemoryLoader(matrix, factor, np.arange(n), batch_size=4, seed=seed)
+    loader = MemoryLoader(Stored.of(matrix), factor, np.arange(n), batch_size=4, seed=seed)
     seen = []
     for batch in loader.epoch(0):
         rows = batch.rows.numpy()

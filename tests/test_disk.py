@@ -230,6 +230,12 @@ class TestDamage:
             UndercompleteAutoencoder(n_latent=2).fit(str(tmp_path / name), **QUICK)
         assert error.value.code == code
 
+    @pytest.mark.parametrize("data", [[], [make(3)], 7])
+    def test_what_is_no_path(self, data: Any) -> None:
+        with pytest.raises(InputError, match="expected an AnnData or a path") as error:
+            UndercompleteAutoencoder(n_latent=2).fit(data, **QUICK)
+        assert error.value.code == "not-anndata"
+
     def test_a_matrix_stored_by_genes(self, tmp_path: Path) -> None:
         adata = make(30)
         adata.X = adata.X.tocsc()

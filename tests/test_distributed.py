@@ -21,7 +21,7 @@ from scipy import sparse as sp
 
 from anncoder import CountAutoencoder
 from anncoder.data.disk import DiskLoader
-from anncoder.data.memory import MemoryLoader
+from anncoder.data.memory import MemoryLoader, Stored
 from anncoder.data.shards import Shards, open_shards
 from anncoder.distributed import Share
 
@@ -107,7 +107,7 @@ def test_shares_of_an_epoch_in_memory(n: int, batch_size: int, size: int, epoch:
 
     def epoch_of(rank: int, seed: int | None) -> list[list[int]]:
         loader = MemoryLoader(
-            matrix, np.ones(n), np.arange(n), batch_size=batch_size, seed=seed, share=Share(rank, size)
+            Stored.of(matrix), np.ones(n), np.arange(n), batch_size=batch_size, seed=seed, share=Share(rank, size)
         )
         batches = [b.rows.tolist() for b in loader.epoch(epoch)]
         assert len(batches) == len(loader)

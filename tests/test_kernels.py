@@ -166,6 +166,17 @@ def test_a_parameter_that_is_not_a_number_is_not_hidden() -> None:
         assert torch.isnan(form).nonzero().ravel().tolist() == [2]
 
 
+def test_a_graph_can_be_gone_through_again() -> None:
+    x, log_mean, log_theta, _, sizes = problem("gene")
+    leaf = log_mean.clone().requires_grad_()
+    loss = nb_nll(csr(x), leaf, log_theta, sizes).mean()
+    first = torch.autograd.grad(loss, leaf, retain_graph=True)[0].clone()
+    leaf.grad = None
+    for _ in range(3):
+        loss.backward(retain_graph=True)  # each adds to what the one before left
+    torch.testing.assert_close(leaf.grad, 3 * first)
+
+
 def test_without_gradients_the_loss_is_the_same() -> None:
     x, *parameters = problem("gene-cell")
     for fast, _ in losses(x, "gene-cell"):

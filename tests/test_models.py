@@ -11,7 +11,7 @@ import torch
 
 import anncoder
 from anncoder import CountAutoencoder, DenoisingAutoencoder, UndercompleteAutoencoder
-from anncoder.data.memory import MemoryLoader
+from anncoder.data.memory import MemoryLoader, Stored
 from anncoder.data.summary import library_sizes, summarize
 from anncoder.errors import ConfigError, InputError
 from anncoder.estimators import ESTIMATORS
@@ -48,7 +48,7 @@ def build(name: str, options: dict[str, Any], counts: Any) -> tuple[Any, Batch]:
     network: Any = MODELS[name].network(config, matrix.shape[1], Noise(0))
     median = float(np.median(sizes))
     network.start_from(summarize([(matrix, sizes / median)], matrix.shape[1], median, transform="log1p"))
-    loader = MemoryLoader(matrix, sizes / np.median(sizes), np.arange(len(sizes)), batch_size=40)
+    loader = MemoryLoader(Stored.of(matrix), sizes / np.median(sizes), np.arange(len(sizes)), batch_size=40)
     return network, next(loader.epoch(0))
 
 

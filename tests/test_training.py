@@ -163,11 +163,11 @@ class TestDivergence:
 
         from scipy.sparse import csr_matrix
 
-        from anncoder.data.memory import MemoryLoader
+        from anncoder.data.memory import MemoryLoader, Stored
 
         dense = np.ones((20, 8), dtype=np.float32)
         dense[13, 4] = 9
-        loader = MemoryLoader(csr_matrix(dense), np.ones(20), np.arange(20), batch_size=5)
+        loader = MemoryLoader(Stored.of(csr_matrix(dense)), np.ones(20), np.arange(20), batch_size=5)
         with pytest.raises(DivergenceError, match="the nll stopped being finite in epoch 1, minibatch 3") as caught:
             train(Poisoned(), loader, None, TrainingConfig(max_epochs=2), CPU, Silent())
         assert caught.value.rows == (13,)

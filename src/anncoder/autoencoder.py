@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from anncoder import checkpoint
 from anncoder.config import NetworkConfig, TrainingConfig
+from anncoder.data.adata import open_data
 from anncoder.data.genes import columns_of
 from anncoder.device import choose_device, memory_errors, refuse_size, threads_set
 from anncoder.distributed import processes
@@ -257,7 +258,7 @@ class Autoencoder:
 
         Raises as :meth:`embed` does.
         """
-        source = self._source(adata, layer, allow_missing)
+        source = self._source(open_data(adata), layer, allow_missing)
         assert isinstance(source, MemorySource)
         return source.matrix
 

@@ -52,8 +52,8 @@ def processes() -> Iterator[Share]:
 
 
 def own_gpu() -> str:
-    """Return the GPU of this process: one each on a machine."""
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    """Return the GPU of this process: one each of those that torchrun started on a machine, else torch's current."""
+    return f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
 
 
 def wrapped(network: nn.Module, share: Share) -> nn.Module:

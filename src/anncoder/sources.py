@@ -1,7 +1,7 @@
 """The cells that a model meets, in memory or on disk: checked when they are opened, and with the same members after.
 
-AnnData in memory is read from memory; a path, several, a glob, or a backed AnnData is read from disk in blocks, with
-memory that does not grow with the number of cells.
+AnnData in memory is read from memory; a path, several, a glob, or a backed AnnData is read from disk in blocks: what
+stays in memory of each cell is a few numbers, not its counts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from anncoder.checks import check, check_matrix, raise_first, refuse_empty
 from anncoder.data.adata import codes_of, obs_column, place, read_matrix
 from anncoder.data.disk import DiskLoader
 from anncoder.data.genes import align
-from anncoder.data.memory import MemoryLoader
+from anncoder.data.memory import MemoryLoader, Stored
 from anncoder.data.prefetch import prefetched
 from anncoder.data.problems import Problem
 from anncoder.data.shards import Shards, open_shards
@@ -70,11 +70,13 @@ class MemorySource:
         self.adata, self.matrix, self.where = adata, read_matrix(adata, layer), place(layer)
         self.n_obs, self.var_names = adata.n_obs, pd.Index(adata.var_names.astype(str))
         self.sizes = library_sizes(self.matrix) if counts else np.ones(self.n_obs)
+        self._stored = Stored.of(self.matrix)  # one for all loaders
 
     def with_matrix(self, matrix: csr_matrix, *, counts: bool) -> MemorySource:
         """Return the same cells with another matrix, of other genes, that needs no check."""
         other = copy(self)
         other.matrix, other.sizes = matrix, library_sizes(matrix) if counts else np.ones(self.n_obs)
+        other._stored = Stored.of(matrix)
         return other
 
     def blocks(self, chosen: Array, step: int) -> Iterator[tuple[csr_matrix, Array]]:
@@ -89,9 +91,8 @@ class MemorySource:
         self, size_factor: Array, chosen: Array, *, batch_size: int, seed: int | None = None, share: Share = ALONE
     ) -> Loader:
         """Return minibatches of the chosen rows."""
-        return MemoryLoader(
-            self.matrix, size_factor, np.flatnonzero(chosen), batch_size=batch_size, seed=seed, share=share
-        )
+        rows = np.flatnonzero(chosen)
+        return MemoryLoader(self._stored, size_factor, rows, batch_size=batch_size, seed=seed, share=share)
 
     def names(self, rows: Array) -> pd.Index:
         """Return the names of some cells."""

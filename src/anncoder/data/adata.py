@@ -24,6 +24,23 @@ def open_data(data: anndata.AnnData | str | Path) -> anndata.AnnData:
     """
     if isinstance(data, anndata.AnnData):
         return data.to_memory() if data.isbacked else data
+    path = existing(data)
+    try:
+        return anndata.read_zarr(path) if path.is_dir() else anndata.read_h5ad(path)
+    except Exception as error:
+        raise damaged(path, first_line(error)) from error
+
+
+def existing(data: Any) -> Path:
+    """Return the path of an ``.h5ad`` file or a ``.zarr`` folder.
+
+    Raises
+    ------
+    InputError
+        It is no path at all.
+    FileError
+        It does not exist, or is not HDF5.
+    """
     if not isinstance(data, str | Path):
         raise InputError(
             f"expected an AnnData or a path, got {type(data).__name__}",
@@ -34,16 +51,18 @@ def open_data(data: anndata.AnnData | str | Path) -> anndata.AnnData:
     if not path.exists():
         raise FileError(f"no such file: {str(path)!r}", code="no-file", where=str(path), remedy="check the path")
     if not path.is_dir():
-        refuse_foreign_file(path)
-    try:
-        return anndata.read_zarr(path) if path.is_dir() else anndata.read_h5ad(path)
-    except Exception as error:
-        raise FileError(
-            f"cannot read {str(path)!r} as AnnData: {first_line(error)}",
-            code="unreadable",
-            where=str(path),
-            remedy="the file is damaged, incomplete or of another kind; copy or download it again",
-        ) from error
+        _refuse_foreign_file(path)
+    return path
+
+
+def damaged(path: Path, why: str) -> FileError:
+    """Return the error for a file that cannot be read as AnnData."""
+    return FileError(
+        f"cannot read {str(path)!r} as AnnData: {why}",
+        code="unreadable",
+        where=str(path),
+        remedy="the file is damaged, incomplete or of another kind; copy or download it again",
+    )
 
 
 def read_matrix(adata: anndata.AnnData, layer: str | None) -> csr_matrix:
@@ -110,8 +129,7 @@ def _slot(adata: anndata.AnnData, layer: str | None) -> Any:
     return matrix if issparse(matrix) else np.asarray(matrix)
 
 
-def refuse_foreign_file(path: Path) -> None:
-    """Raise a FileError if a file is not HDF5."""
+def _refuse_foreign_file(path: Path) -> None:
     import h5py
 
     try:

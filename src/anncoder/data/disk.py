@@ -2,8 +2,8 @@
 
 A block of neighbouring rows is read at once; the blocks of a pool come from all over the data, and the cells of a pool
 are shuffled. With 32 rows a block and 32,768 a pool, the labels in a minibatch of a file sorted by label have 0.998 of
-the entropy that a full shuffle gives (64 and 16,384: 0.987). Memory does not grow with the number of cells. One thread
-reads the next pool while this one is used.
+the entropy that a full shuffle gives (64 and 16,384: 0.987). One thread reads the next pool while this one is used, and
+two pools are all that is in memory.
 """
 
 from __future__ import annotations

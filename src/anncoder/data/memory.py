@@ -48,8 +48,8 @@ class MemoryLoader:
 
     Parameters
     ----------
-    matrix
-        (n, g) float32 CSR with sorted, unique indices.
+    stored
+        (n, g) matrix with sorted, unique indices.
     size_factor
         (n,) library size over the median library size of the fitted data.
     rows
@@ -64,7 +64,7 @@ class MemoryLoader:
 
     def __init__(
         self,
-        matrix: csr_matrix,
+        stored: Stored,
         size_factor: np.ndarray[Any, Any],
         rows: Rows,
         *,
@@ -72,7 +72,7 @@ class MemoryLoader:
         seed: int | None = None,
         share: Share = ALONE,
     ) -> None:
-        self.stored = Stored.of(matrix)
+        self.stored = stored
         self.size_factor = size_factor.astype(np.float32)
         self.rows = rows
         self.batch_size = batch_size

@@ -19,7 +19,7 @@ import pandas as pd
 from scipy.sparse import csr_matrix
 
 from anncoder.config import unknown_key
-from anncoder.data.adata import first_line, place, refuse_foreign_file
+from anncoder.data.adata import damaged, existing, first_line, place
 from anncoder.data.genes import Alignment, align
 from anncoder.errors import FileError, InputError, some
 
@@ -64,7 +64,7 @@ class Shard:
             self._find_matrix()
             self.var_names = pd.Index(_index(store["var"])[:]).astype(str)
         if len(self.var_names) != self.n_vars:
-            raise self._damaged(f"{self.n_vars:,} columns and {len(self.var_names):,} gene names")
+            raise damaged(self.path, f"{self.n_vars:,} columns and {len(self.var_names):,} gene names")
 
     def read(self, ranges: Sequence[tuple[int, int]]) -> csr_matrix:
         """Return some ranges of rows, one after the other, as float32 CSR.
@@ -88,7 +88,7 @@ class Shard:
                 indices[at : at + q - p] = self._indices[p:q]
                 at += q - p
         if indices.size and (int(indices.min()) < 0 or int(indices.max()) >= self.n_vars):
-            raise self._damaged(f"a gene index outside 0 to {self.n_vars - 1:,}")
+            raise damaged(self.path, f"a gene index outside 0 to {self.n_vars - 1:,}")
         return csr_matrix((data, indices, indptr), shape=(len(lengths), self.n_vars), copy=False)
 
     def names(self, rows: Array) -> list[str]:
@@ -136,7 +136,7 @@ class Shard:
             yield
         except (OSError, KeyError, ValueError, RuntimeError, TypeError) as error:
             self.refuse_change()
-            raise self._damaged(first_line(error)) from error
+            raise damaged(self.path, first_line(error)) from error
 
     def _find_matrix(self) -> None:
         where = "X" if self.layer is None else f"layers/{self.layer}"
@@ -169,19 +169,11 @@ class Shard:
         self._indptr = np.asarray(matrix["indptr"][:], dtype=np.int64)
         n_stored = min(self._data.shape[0], self._indices.shape[0])
         if len(self._indptr) != self.n_obs + 1 or self._indptr[0] != 0 or self._indptr[-1] != n_stored:
-            raise self._damaged("its row pointers do not fit its values")
+            raise damaged(self.path, "its row pointers do not fit its values")
         if (np.diff(self._indptr) < 0).any():
-            raise self._damaged("its row pointers fall")
+            raise damaged(self.path, "its row pointers fall")
         self.n_stored = n_stored
         self.chunk_rows = round(_compressed_chunk(self._data) * self.n_obs / max(n_stored, 1))
-
-    def _damaged(self, why: str) -> FileError:
-        return FileError(
-            f"cannot read {str(self.path)!r} as AnnData: {why}",
-            code="unreadable",
-            where=str(self.path),
-            remedy="the file is damaged, incomplete or of another kind; copy or download it again",
-        )
 
 
 class Shards:
@@ -273,7 +265,7 @@ def open_shards(data: Any, layer: str | None) -> list[Shard] | None:
     FileError
         There is no such file, or it is not AnnData's.
     InputError
-        There is no such layer, or it is not stored by cells.
+        This is no path, there is no such layer, or it is not stored by cells.
     """
     if isinstance(data, anndata.AnnData):
         if not data.isbacked or data.is_view:
@@ -284,42 +276,26 @@ def open_shards(data: Any, layer: str | None) -> list[Shard] | None:
         shard.var_names = pd.Index(data.var_names.astype(str))  # they may have been renamed
         return [shard]
     if isinstance(data, list | tuple):
-        return [shard for item in data for shard in open_shards(Path(item), layer) or []]
-    if not isinstance(data, str | Path):
-        raise InputError(
-            f"expected an AnnData or a path, got {type(data).__name__}",
-            code="not-anndata",
-            remedy="wrap a matrix: anndata.AnnData(matrix, obs=..., var=...)",
-        )
-    if has_magic(str(data)) and not Path(data).exists():
+        return [Shard(_open(path), path, layer) for item in data or [None] for path in _paths(item)]
+    return [Shard(_open(path), path, layer) for path in _paths(data)]
+
+
+def _paths(data: Any) -> list[Path]:
+    if isinstance(data, str | Path) and has_magic(str(data)) and not Path(data).exists():
         found = sorted(glob(str(data)))  # noqa: PTH207 - pathlib's takes no absolute pattern
-        return [Shard(_open(Path(path)), Path(path), layer) for path in found or _none(data)]
-    return [Shard(_open(Path(data)), Path(data), layer)]
+        return [existing(path) for path in [*found] or [str(data)]]
+    return [existing(data)]
 
 
 def _open(path: Path) -> Any:
-    if not path.exists():
-        _none(path)
     try:
         if path.is_dir():
             import zarr
 
             return zarr.open_group(str(path), mode="r")
-        refuse_foreign_file(path)
         return h5py.File(path, "r")
-    except FileError:
-        raise
     except Exception as error:
-        raise FileError(
-            f"cannot read {str(path)!r} as AnnData: {first_line(error)}",
-            code="unreadable",
-            where=str(path),
-            remedy="the file is damaged, incomplete or of another kind; copy or download it again",
-        ) from error
-
-
-def _none(path: Any) -> Any:
-    raise FileError(f"no such file: {str(path)!r}", code="no-file", where=str(path), remedy="check the path")
+        raise damaged(path, first_line(error)) from error
 
 
 def _stamp(path: Path) -> Stamp:

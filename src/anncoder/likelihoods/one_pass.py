@@ -49,11 +49,13 @@ class _OnePass(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         per_cell = upstream[0]
-        factor = float(per_cell[0]) / ctx.weight if per_cell.numel() else 1.0
-        gradients = tuple(torch.from_numpy(a) for a in ctx.gradients)
-        if not bool((per_cell == per_cell[:1]).all()):
-            gradients = tuple(torch.from_numpy(a) for a in ctx.run(per_cell.contiguous().numpy())[1])
-        elif abs(factor - 1) > 1e-6:  # nearer than that is the rounding of the weight itself
+        written, ctx.gradients = ctx.gradients, None  # handed out once: whoever gets them may change them
+        if written is None or not bool((per_cell == per_cell[:1]).all()):
+            written, factor = ctx.run(per_cell.contiguous().numpy())[1], 1.0
+        else:
+            factor = float(per_cell[0]) / ctx.weight if per_cell.numel() else 1.0
+        gradients = tuple(torch.from_numpy(a) for a in written)
+        if abs(factor - 1) > 1e-6:  # nearer than that is the rounding of the weight itself
             gradients = tuple(a * factor for a in gradients)
         return (None, *gradients)
 
