@@ -1,4 +1,4 @@
-"""``anncoder demo``: the main job on real cells, in under a minute, with nothing to download."""
+"""``anncoder demo``: the main job on real cells, in about a minute, with nothing to download."""
 
 from __future__ import annotations
 
