@@ -51,7 +51,7 @@ def test_the_textbook_network_starts_with_our_loss(counts) -> None:  # type: ign
         x = torch.from_numpy(np.asarray(counts.X.todense(), dtype=np.float32))
         sizes = x.sum(1) / ours.library_size_
         source = ours._source(counts, None, 0.0)
-        loader = source.loader(sizes.numpy(), np.ones(len(x), dtype=bool), batch_size=1000)
+        loader = source.loader(PerCell(sizes.numpy()), np.ones(len(x), dtype=bool), batch_size=1000)
         batch = next(iter(loader.epoch(0)))
         torch.testing.assert_close(theirs(x, sizes), network(batch).total, rtol=1e-4, atol=0)
 

@@ -10,7 +10,7 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anncoder.data.adata import obs_column, read_matrix
+from anncoder.data.adata import codes_of, obs_column, read_matrix
 from anncoder.data.genes import align, naming
 from anncoder.data.memory import MemoryLoader, Stored
 from anncoder.data.order import minibatches, n_minibatches, shuffled, split_rows
@@ -42,7 +42,7 @@ def test_a_grouped_split_divides_no_group() -> None:
     assert len(valid) == 74
     with pytest.raises(InputError, match="two groups"):
         split_rows(5, 0.2, 0, groups=np.zeros(5, dtype=np.int64))
-    with pytest.raises(InputError, match="stratified and grouped"):
+    with pytest.raises(InputError, match="stratified, grouped"):
         split_rows(5, 0.2, 0, groups=np.arange(5), stratify=np.arange(5))
 
 
@@ -114,11 +114,12 @@ class TestReading:
         adata = anndata.AnnData(
             np.ones((3, 2)), obs=pd.DataFrame({"donor": ["b", "a", "b"], "gap": ["x", None, "y"]}, index=list("pqr"))
         )
-        np.testing.assert_array_equal(obs_column(adata, "donor", what="valid_groups"), [1, 0, 1])
+        donors = obs_column(adata, "donor", what="valid_groups")
+        np.testing.assert_array_equal(codes_of(donors, "donor", what="valid_groups"), [1, 0, 1])
         with pytest.raises(ConfigError, match="did you mean 'donor'"):
             obs_column(adata, "doner", what="valid_groups")
         with pytest.raises(ConfigError, match="1 missing"):
-            obs_column(adata, "gap", what="valid_groups")
+            codes_of(obs_column(adata, "gap", what="valid_groups"), "gap", what="valid_groups")
 
 
 class TestGenes:

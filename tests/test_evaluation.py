@@ -20,7 +20,7 @@ from sklearn.decomposition import PCA
 import anncoder as ac
 from anncoder import baselines, evaluation
 from anncoder.autoencoder import Autoencoder
-from anncoder.baselines import GeneMean, Principal, Trained, blocks
+from anncoder.baselines import Cells, GeneMean, Principal, Trained, blocks
 from anncoder.errors import ConfigError, InputError
 from anncoder.evaluation import HELD_OUT, cluster_scores, evaluate, heldout_nll, reconstruction_mse, thin
 
@@ -68,7 +68,8 @@ def dense(grouped: anndata.AnnData, fitted: Autoencoder) -> dict[str, Any]:
     """Return what the comparison is made of, by textbook formulae on dense float64 arrays."""
     held = grouped.obs_names.isin(fitted.valid_obs_)
     scored = grouped.X[held].toarray().astype(np.float64)
-    kept, aside = (part.toarray().astype(np.float64) for part in thin(grouped.X[held], 0))
+    rest, taken = thin(Cells(grouped.X[held]), 0)
+    kept, aside = (part.toarray().astype(np.float64) for part in (rest.matrix, taken))
     scale = fitted.library_size_
 
     def normalized(x: Any) -> Any:
@@ -141,16 +142,16 @@ class Known:
     def __init__(self, expected: Any) -> None:
         self.mean = expected
 
-    def latent(self, matrix: csr_matrix) -> None:
+    def latent(self, cells: Cells) -> None:
         return None
 
-    def expected(self, matrix: csr_matrix) -> Any:
+    def expected(self, cells: Cells) -> Any:
         yield self.mean
 
 
 def test_nothing_beats_the_truth(grouped: anndata.AnnData, fitted: Autoencoder, found: evaluation.Evaluation) -> None:
     held = grouped.obs_names.isin(fitted.valid_obs_)
-    floor, parts = GeneMean(fitted, grouped.X).mean, thin(grouped.X[held], 0)
+    floor, parts = GeneMean(fitted, Cells(grouped.X)).mean, thin(Cells(grouped.X[held]), 0)
     truth = heldout_nll(Known(grouped.layers["true_mean"][held].astype(np.float64)), *parts, floor)
     assert truth < found.table["heldout_nll"].min()
     # a method that has seen the molecules set aside does: it must not be let see them
@@ -165,7 +166,9 @@ def test_no_method_has_seen_what_it_is_scored_on(
     for name in ("Principal", "GeneMean"):
         original = getattr(evaluation, name)
         monkeypatch.setattr(
-            evaluation, name, lambda model, matrix, *rest, of=original: seen.append(matrix) or of(model, matrix, *rest)
+            evaluation,
+            name,
+            lambda model, cells, *rest, of=original: seen.append(cells.matrix) or of(model, cells, *rest),
         )
     table = evaluate(fitted, counts, labels="group").table
     pd.testing.assert_frame_equal(table, found.table)
@@ -196,18 +199,18 @@ def test_a_gene_that_only_scored_cells_have_is_no_infinity(counts: anndata.AnnDa
 
 def test_a_scale_of_its_own_does_not_help_a_method(grouped: anndata.AnnData, fitted: Autoencoder) -> None:
     class Half(Trained):
-        def expected(self, matrix: csr_matrix) -> Any:
-            for block in super().expected(matrix):
+        def expected(self, cells: Cells) -> Any:
+            for block in super().expected(cells):
                 yield block / 2
 
-    floor, parts = GeneMean(fitted, grouped.X).mean, thin(grouped.X, 0)
+    floor, parts = GeneMean(fitted, Cells(grouped.X)).mean, thin(Cells(grouped.X), 0)
     whole, half = (heldout_nll(method, *parts, floor) for method in (Trained(fitted), Half(fitted)))
     assert half == pytest.approx(whole, rel=1e-3)  # not equal: of half the mean the floor is twice the share
 
 
 def test_thinning_is_binomial_and_sums_back(grouped: anndata.AnnData) -> None:
     big = csr_matrix(np.random.default_rng(0).poisson(20, (300, 50)).astype(np.float32))
-    kept, aside = thin(big, 0)
+    (kept, _), aside = thin(Cells(big), 0)
     assert kept.shape == aside.shape == big.shape
     assert (kept + aside != big).nnz == 0
     for part in (kept, aside):
@@ -217,7 +220,7 @@ def test_thinning_is_binomial_and_sums_back(grouped: anndata.AnnData) -> None:
     assert abs(aside.sum() - n * p) < 4 * np.sqrt(n * p * (1 - p))
     counts, taken = big.toarray(), aside.toarray()
     assert np.square(taken - p * counts).sum() / (p * (1 - p) * counts.sum()) == pytest.approx(1, abs=0.05)
-    again, other = thin(big, 0)[1], thin(big, 1)[1]
+    again, other = thin(Cells(big), 0)[1], thin(Cells(big), 1)[1]
     assert (again != aside).nnz == 0
     assert (other != aside).nnz > 0
 
@@ -225,7 +228,7 @@ def test_thinning_is_binomial_and_sums_back(grouped: anndata.AnnData) -> None:
 def test_thinning_leaves_out_cells_without_a_molecule_and_leaves_its_input() -> None:
     few = csr_matrix(np.tile(np.eye(1, 4, dtype=np.float32), (200, 1)))
     before = [part.copy() for part in (few.data, few.indices, few.indptr)]
-    kept, aside = thin(few, 0)
+    (kept, _), aside = thin(Cells(few), 0)
     assert kept.shape[0] == aside.shape[0]
     assert 150 < kept.shape[0] < 200
     assert (kept.sum(axis=1) > 0).all()
@@ -378,12 +381,13 @@ def test_blocks_cover_all_cells_and_none_is_alone(n: int) -> None:
 def test_blocks_give_what_the_whole_gives(
     grouped: anndata.AnnData, fitted: Autoencoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mean = GeneMean(fitted, grouped.X)
-    methods = (Trained(fitted), Principal(fitted, grouped.X, 0), mean)
+    cells = Cells(grouped.X)
+    mean = GeneMean(fitted, cells)
+    methods = (Trained(fitted), Principal(fitted, cells, 0), mean)
 
     def scores() -> list[float]:
-        return [reconstruction_mse(m, grouped.X, fitted) for m in methods] + [
-            heldout_nll(m, *thin(grouped.X, 0), mean.mean) for m in methods
+        return [reconstruction_mse(m, cells, fitted) for m in methods] + [
+            heldout_nll(m, *thin(cells, 0), mean.mean) for m in methods
         ]
 
     whole = scores()

@@ -16,7 +16,7 @@ from anncoder.data.summary import library_sizes, summarize
 from anncoder.errors import ConfigError, InputError
 from anncoder.estimators import ESTIMATORS
 from anncoder.models import MODELS
-from anncoder.types import Batch, Noise
+from anncoder.types import Batch, Noise, Shape
 
 SMALL: dict[str, Any] = {"n_latent": 4, "n_hidden": (12, 8)}
 VARIANTS = [
@@ -45,10 +45,14 @@ def build(name: str, options: dict[str, Any], counts: Any) -> tuple[Any, Batch]:
     config = MODELS[name].config(**(SMALL | options))
     matrix = counts.X
     sizes = library_sizes(matrix)
-    network: Any = MODELS[name].network(config, matrix.shape[1], Noise(0))
+    codes = np.arange(len(sizes)) % 2 if config.batches != "unused" else None
+    network: Any = MODELS[name].network(config, Shape(matrix.shape[1], 0 if codes is None else 2), Noise(0))
     median = float(np.median(sizes))
-    network.start_from(summarize([(matrix, sizes / median)], matrix.shape[1], median, transform="log1p"))
-    loader = MemoryLoader(Stored.of(matrix), sizes / np.median(sizes), np.arange(len(sizes)), batch_size=40)
+    loader = MemoryLoader(
+        Stored.of(matrix), sizes / np.median(sizes), np.arange(len(sizes)), batch_size=40, batch_code=codes
+    )
+    summary = summarize([(matrix, sizes / median)], matrix.shape[1], median, transform=config.transform)
+    network.start_from(summary, loader)
     return network, next(loader.epoch(0))
 
 

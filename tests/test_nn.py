@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from anncoder.config import NetworkConfig
+from anncoder.config import Layers
 from anncoder.data.memory import Stored
 from anncoder.nn.basis import LatentBasis, pulled_back
 from anncoder.nn.corruption import corrupt, roll_rows, select, swap, thin
@@ -145,17 +145,17 @@ class TestCorruption:
 
 class TestLayers:
     def test_widths_are_mirrored(self) -> None:
-        config = NetworkConfig(n_latent=3, n_hidden=(20, 10), norm="none")
-        encoder, decoder = Encoder(config, 30, Noise(0)), Decoder(config, 3, Noise(0))
+        layers = Layers((20, 10), norm="none")
+        encoder, decoder = Encoder(layers, 30, 3, Noise(0)), Decoder(layers._replace(widths=(10, 20)), 3, Noise(0))
         assert [layer.out_features for layer in encoder.rest] == [10, 3]
         assert encoder.first.weight.shape == (30, 20)
         assert [m.out_features for m in decoder if isinstance(m, torch.nn.Linear)] == [10, 20]
         assert decoder.n_out == 20
 
     def test_no_hidden_layer(self) -> None:
-        config = NetworkConfig(n_latent=3, n_hidden=())
-        assert Encoder(config, 30, Noise(0))(random_counts()).shape == (40, 3)
-        assert Decoder(config, 3, Noise(0)).n_out == 3
+        layers = Layers(())
+        assert Encoder(layers, 30, 3, Noise(0))(random_counts()).shape == (40, 3)
+        assert Decoder(layers, 3, Noise(0)).n_out == 3
 
     def test_dropout_is_seeded_and_off_in_evaluation(self) -> None:
         x = torch.ones(200, 50)
@@ -179,9 +179,12 @@ class TestPenalties:
         warm_up = WarmUp(4)
         assert [warm_up().item() for _ in range(6)] == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1])
         fresh = WarmUp(4)
-        assert fresh.eval()().item() == 0
+        assert fresh().item() == 0.25
         fresh.load_state_dict(warm_up.state_dict())
         assert fresh().item() == 1
+
+    def test_the_warm_up_is_over_in_evaluation(self) -> None:
+        assert WarmUp(4).eval()().item() == 1
 
 
 class TestNaturalAxes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from anncoder import CountAutoencoder, DenoisingAutoencoder, UndercompleteAutoencoder
-from anncoder.config import TrainingConfig
+from anncoder.config import NetworkConfig, TrainingConfig
 from anncoder.errors import DivergenceError
-from anncoder.training import History, Watch, step, train
+from anncoder.training import History, Watch, optimizer_of, step, train
 from anncoder.types import CSR, Batch, Loss
 
 CPU = torch.device("cpu")
@@ -53,9 +54,13 @@ class Scripted(nn.Module):
         return Loss(total, {"part": total.detach()})
 
 
+def suited(**settings: Any) -> TrainingConfig:
+    return TrainingConfig(**settings).suited_to(NetworkConfig())
+
+
 def run(script: list[float], **settings: object) -> tuple[Scripted, History]:
     network = Scripted(script)
-    config = TrainingConfig(**{"max_epochs": len(script), "learning_rate": 0.1, **settings})  # type: ignore[arg-type]
+    config = suited(**{"max_epochs": len(script), "learning_rate": 0.1, **settings})
     return network, train(network, OneBatch(), OneBatch(), config, CPU, Silent())
 
 
@@ -64,6 +69,37 @@ def test_the_best_weights_are_restored() -> None:
     assert (history.best_epoch, history.stopped, len(history.records)) == (1, "max_epochs", 4)
     assert network.weight.item() == pytest.approx(-0.2, abs=1e-5)  # two steps of Adam, not four
     assert not network.training
+
+
+def test_the_last_weights_are_kept_where_that_is_asked_for() -> None:
+    network, history = run([5.0, 3.0, 4.0, 6.0], patience=10, keep_best=False)
+    assert history.best_epoch == 3
+    assert network.weight.item() == pytest.approx(-0.4, abs=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{"optimizer": "rmsprop"}, {"clip_value": 0.5}, {"epsilon": 0.1}])
+def test_optimizers_take_the_steps_of_the_textbook(settings: dict[str, Any]) -> None:
+    network = nn.Linear(3, 1)
+    config = suited(learning_rate=0.1, clip_norm=0, **settings)
+    optimizer = optimizer_of(network, config, CPU)
+    x = torch.tensor([[1.0, -2.0, 0.1]])
+    w, v = network.weight.detach().double().clone(), torch.zeros(1, 3, dtype=torch.float64)
+    m = v.clone()
+    for t in range(1, 4):
+        total = network(x).sum() * 2
+        optimizer.zero_grad()
+        total.backward()
+        assert bool(step(optimizer, total.detach(), config))
+        g = 2 * x.double()
+        if config.clip_value:
+            g = g.clamp(-0.5, 0.5)
+        if config.optimizer == "rmsprop":
+            v = 0.9 * v + 0.1 * g**2
+            w = w - 0.1 * g / (v.sqrt() + config.epsilon)
+        else:
+            m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+            w = w - 0.1 * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + config.epsilon)
+        torch.testing.assert_close(network.weight.detach().double(), w, rtol=1e-5, atol=1e-6)
 
 
 def test_training_stops_when_the_loss_no_longer_falls() -> None:
@@ -82,7 +118,7 @@ def test_the_learning_rate_falls_on_a_plateau() -> None:
 
 
 def test_a_negative_loss_is_watched_like_any_other() -> None:
-    watch = Watch(TrainingConfig(patience=2, min_delta=0.01))
+    watch = Watch(suited(patience=2, min_delta=0.01))
     network = Scripted([])
     for epoch, loss in enumerate([-1.0, -1.5, -1.505, -1.51]):
         watch.see(loss, epoch, network)
@@ -169,7 +205,7 @@ class TestDivergence:
         dense[13, 4] = 9
         loader = MemoryLoader(Stored.of(csr_matrix(dense)), np.ones(20), np.arange(20), batch_size=5)
         with pytest.raises(DivergenceError, match="the nll stopped being finite in epoch 1, minibatch 3") as caught:
-            train(Poisoned(), loader, None, TrainingConfig(max_epochs=2), CPU, Silent())
+            train(Poisoned(), loader, None, suited(max_epochs=2), CPU, Silent())
         assert caught.value.rows == (13,)
         assert caught.value.columns == (4,)
 
@@ -213,7 +249,7 @@ def test_a_step_clips_the_gradient_as_torch_does(clip_norm: float) -> None:
             loss = network(x).square().mean()
             loss.backward()
             if network is ours:
-                assert bool(step(fused, loss.detach(), clip_norm))
+                assert bool(step(fused, loss.detach(), suited(clip_norm=clip_norm)))
             else:
                 nn.utils.clip_grad_norm_(theirs.parameters(), clip_norm)
                 plain.step()
@@ -227,5 +263,5 @@ def test_a_step_that_is_not_finite_changes_nothing() -> None:
     optimizer = torch.optim.Adam(network.parameters(), lr=0.1, fused=True)
     loss = (network(torch.ones(2, 5)) * float("inf")).sum()
     loss.backward()
-    assert not bool(step(optimizer, loss.detach(), 1.0))
+    assert not bool(step(optimizer, loss.detach(), suited(clip_norm=1.0)))
     assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))

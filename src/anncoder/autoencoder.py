@@ -19,18 +19,19 @@ from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 
 from anncoder import checkpoint
-from anncoder.config import NetworkConfig, TrainingConfig
+from anncoder.config import NetworkConfig, OptimizerName, SplitName, TrainingConfig, given
 from anncoder.data.adata import open_data
 from anncoder.data.genes import columns_of
 from anncoder.device import choose_device, memory_errors, refuse_size, threads_set
 from anncoder.distributed import processes
 from anncoder.errors import ConfigError, DivergenceError
 from anncoder.models import MODELS
-from anncoder.preparation import Prepared, prepare, split_cells
+from anncoder.preparation import Prepared, batches_in, prepare, split_cells
 from anncoder.progress import TrainingReport, announce
-from anncoder.sources import Data, Genes, MemorySource, Source, open_for_model, open_source
+from anncoder.refusals import refuse_scale, refuse_width
+from anncoder.sources import Data, Genes, MemorySource, PerCell, Source, open_for_model, open_source
 from anncoder.training import History, train
-from anncoder.types import Batch, Noise
+from anncoder.types import Batch, Noise, Shape
 
 logger = logging.getLogger("anncoder")
 
@@ -56,6 +57,8 @@ class Autoencoder:
         Median library size of the fitted cells: the scale of ``denoise(scale="normalized")``.
     valid_obs_
         Names of the cells that were held out for validation.
+    batches_
+        Names of the experimental batches of ``batch_key``, in the order of their codes; empty without one.
     best_epoch_
         The epoch (from 0) whose weights the model has.
     stopped_
@@ -63,6 +66,8 @@ class Autoencoder:
     """
 
     name: ClassVar[str]
+    cell_results: ClassVar[tuple[str, ...]] = ()  # names of what `of_cells` gives: columns of obs
+    gene_results: ClassVar[tuple[str, ...]] = ()  # names of what `of_genes` may give: columns of var, or varm
 
     def __init__(self, config: NetworkConfig) -> None:
         self.config = config
@@ -78,19 +83,26 @@ class Autoencoder:
         data: Data,
         *,
         layer: str | None = None,
-        max_epochs: int = 400,
-        batch_size: int = 128,
+        batch_key: str | None = None,
+        max_epochs: int | None = None,
+        batch_size: int | None = None,
+        optimizer: OptimizerName | None = None,
         learning_rate: float | None = None,
-        weight_decay: float = 0.0,
-        valid_fraction: float = 0.1,
+        weight_decay: float | None = None,
+        beta1: float | None = None,
+        epsilon: float | None = None,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        valid_fraction: float | None = None,
+        valid_split: SplitName | None = None,
         valid_stratify: str | None = None,
         valid_groups: str | None = None,
-        early_stopping: bool = True,
-        patience: int = 15,
+        early_stopping: bool | None = None,
+        keep_best: bool | None = None,
+        patience: int | None = None,
         min_delta: float = 1e-4,
         reduce_lr_patience: int | None = None,
-        reduce_lr_factor: float = 0.3,
-        clip_norm: float = 10.0,
+        reduce_lr_factor: float | None = None,
         seed: int = 0,
         device: str = "auto",
         threads: int | None = None,
@@ -105,21 +117,24 @@ class Autoencoder:
             ``.zarr`` folder, several in a list or glob, or a backed AnnData.
         layer
             Where the counts are; None for ``X``.
-        max_epochs, batch_size, learning_rate, weight_decay
-            Passes over the data, cells in a minibatch, step size (None for the one that suits the model) and weight
-            decay of Adam.
-        valid_fraction
-            Share of the cells held out at random; 0 for none.
+        batch_key
+            obs column with the experimental batch, for the models that correct for it.
+        max_epochs, batch_size, optimizer, learning_rate, weight_decay, beta1, epsilon
+            Passes over the data, cells in a minibatch; ``"adam"`` or ``"rmsprop"``, its step size, decay, memory and
+            the number added to its denominator. None, here and below, for what suits the model
+            (``model.config.suited``).
+        clip_norm, clip_value
+            Largest norm and largest entry of the gradient; 0 for any.
+        valid_fraction, valid_split
+            Share of the cells held out, 0 for none; ``"random"``, or ``"tail"`` for the last ones.
         valid_stratify, valid_groups
             obs column whose proportions the split keeps, or whose groups it never divides.
         early_stopping, patience, min_delta
-            Stop after ``patience`` epochs in which the validation loss did not fall by the share ``min_delta``. The
-            best weights are kept in any case.
+            Stop after ``patience`` epochs in which the validation loss did not fall by the share ``min_delta``.
+        keep_best
+            End with the weights of the best epoch, not of the last.
         reduce_lr_patience, reduce_lr_factor
-            Multiply the step size by the factor after so many epochs without improvement; 0 for never, None for what
-            suits the model.
-        clip_norm
-            Largest norm of the gradient.
+            Multiply the step size by the factor after so many epochs without improvement; 0 for never.
         seed
             Start of every random stream. The same seed, machine and number of threads give the same arrays.
         device
@@ -148,18 +163,18 @@ class Autoencoder:
         settings = {k: v for k, v in locals().items() if k in TrainingConfig.model_fields}
         training = TrainingConfig(**settings).suited_to(self.config)
         source = open_source(data, layer, counts=self.reads_counts)
-        self.refuse_width(len(source.var_names))
-        split = split_cells(source.n_obs, source.codes, training)
+        refuse_width(self.config, len(source.var_names))
+        split = split_cells(source.n_obs, source.column, training)
         self.layer_, self.training_ = layer, training
         self.var_names_, self.valid_obs_ = source.var_names, source.names(split.valid)
         with processes() as share, threads_set(training.threads), memory_errors("fit"):
             on = choose_device(training.device)
             data_of = prepare(source, split, self.config, training, share)
-            network = self._start(data_of, training.seed)
+            network = self._start(data_of, training.seed, on)
             if progress is not False:
                 announce(f"training on {on} ({torch.get_num_threads()} threads): {data_of.size}")
             try:
-                with TrainingReport(len(data_of.train), training.max_epochs, show=progress) as report:
+                with TrainingReport(len(data_of.train), given(training.max_epochs), show=progress) as report:
                     history = train(network, data_of.train, data_of.valid, training, on, report, share)
             except DivergenceError as error:
                 self._keep(error.history, data_of, on)
@@ -216,7 +231,7 @@ class Autoencoder:
         ResourceError
             The result would not fit into memory.
         """
-        self._refuse_scale(scale)
+        refuse_scale(self.config, scale)
         network, columns = self._network(), columns_of(self.var_names_, genes)
 
         def expected(batch: Batch) -> Tensor:
@@ -243,6 +258,7 @@ class Autoencoder:
             hyperparameters=self.config.model_dump(mode="json"),
             training=self.training_.model_dump(mode="json"),
             layer=self.layer_,
+            batches=self.batches_,
             library_size=self.library_size_,
             best_epoch=self.best_epoch_,
             stopped=self.stopped_,
@@ -262,15 +278,31 @@ class Autoencoder:
         assert isinstance(source, MemorySource)
         return source.matrix
 
+    def of_cells(
+        self, data: Data, *, layer: str | None = None, allow_missing: float = 0.0
+    ) -> dict[str, np.ndarray[Any, Any]]:
+        """Return what the model says of each cell beside the latent, (n_obs,) each, by the names of ``cell_results``.
+
+        Parameters
+        ----------
+        data, layer, allow_missing
+            As in :meth:`embed`.
+        """
+        return {}
+
+    def of_genes(self) -> dict[str, Array]:
+        """Return what the model says of each gene, (n_vars,) or (n_vars, k), by the names of ``gene_results``."""
+        return {}
+
     @property
     def reads_counts(self) -> bool:
         """Whether the model wants raw counts (and not expression values as they are)."""
-        return self.config.transform == "log1p"
+        return self.config.reads_counts
 
-    def _start(self, data: Prepared, seed: int) -> Any:
-        self.library_size_ = data.summary.library_size
-        self.network_ = network = self._build(len(self.var_names_), Noise(seed))
-        network.start_from(data.summary)
+    def _start(self, data: Prepared, seed: int, device: torch.device) -> Any:
+        self.library_size_, self.batches_ = data.summary.library_size, data.batches
+        self.network_ = network = self._build(Noise(seed))
+        network.to(device).start_from(data.summary, data.in_order)
         return network
 
     def _keep(self, history: History, data: Prepared, device: torch.device) -> None:
@@ -285,8 +317,9 @@ class Autoencoder:
         if history.stopped == "interrupted":
             logger.warning("interrupted: the model has the best weights until then (epoch %d)", history.best_epoch + 1)
 
-    def _build(self, n_vars: int, noise: Noise) -> Any:
-        return MODELS[self.name].network(self.config, n_vars, noise)
+    def _build(self, noise: Noise) -> Any:
+        shape = Shape(len(self.var_names_), len(self.batches_))
+        return MODELS[self.name].network(self.config, shape, noise)
 
     def _network(self) -> Any:
         if self.network_ is None:
@@ -299,7 +332,8 @@ class Autoencoder:
         network = self._network()
         device = next(network.parameters()).device
         factors = (source.sizes / (self.library_size_ if self.reads_counts else 1)).astype(np.float32)
-        loader = source.loader(factors, np.ones(source.n_obs, dtype=bool), batch_size=BLOCK)
+        codes, _ = batches_in(source, self.training_.batch_key if self.config.encodes_batches else None, self.batches_)
+        loader = source.loader(PerCell(factors, codes), np.ones(source.n_obs, dtype=bool), batch_size=BLOCK)
         network.eval()
         with threads_set(None), torch.inference_mode():
             for batch in loader.epoch(0):
@@ -310,23 +344,3 @@ class Autoencoder:
         where = self.layer_ if layer is None else layer
         genes = Genes(self.var_names_, allow_missing)
         return open_for_model(data, where, genes, counts=self.reads_counts, layer_is_of_fit=layer is None)
-
-    def refuse_width(self, n_vars: int) -> None:
-        """Raise a ConfigError unless the latent is narrower than the data."""
-        if self.config.n_latent >= n_vars:
-            raise ConfigError(
-                f"n_latent = {self.config.n_latent} is not below the number of genes, {n_vars}",
-                code="latent-too-wide",
-                where="n_latent",
-                remedy=f"set n_latent below {n_vars}, or fit more genes",
-            )
-
-    def _refuse_scale(self, scale: str) -> None:
-        if scale not in ("counts", "normalized") or (scale == "counts" and not self.reads_counts):
-            allowed = "'counts' or 'normalized'" if self.reads_counts else "'normalized' (transform='none')"
-            raise ConfigError(
-                f"scale = {scale!r} is not {allowed}",
-                code="bad-value",
-                where="scale",
-                remedy=f"pass scale={allowed}",
-            )

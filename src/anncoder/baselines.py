@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import anndata
 import numpy as np
@@ -17,14 +17,25 @@ from anncoder.data.summary import library_sizes
 BLOCK = 1024  # cells that are dense at a time
 
 
-class Method(Protocol):
-    """Something that gives a latent and an expectation; matrices are (n, g) CSR in the model's gene order."""
+class Cells(NamedTuple):
+    """Some cells, in the model's gene order."""
 
-    def latent(self, matrix: csr_matrix) -> Array | None:
+    matrix: csr_matrix  # (n, g)
+    batches: Any = None  # (n,) names of their experimental batches, for the models that ask for them
+
+    def take(self, rows: Any) -> Cells:
+        """Return some of the cells: a slice, a mask or positions."""
+        return Cells(self.matrix[rows], None if self.batches is None else self.batches[rows])
+
+
+class Method(Protocol):
+    """Something that gives a latent and an expectation."""
+
+    def latent(self, cells: Cells) -> Array | None:
         """Return the latent, (n, k), or None for a method that has none."""
         ...
 
-    def expected(self, matrix: csr_matrix) -> Iterator[Array]:
+    def expected(self, cells: Cells) -> Iterator[Array]:
         """Yield expected expression at the median library size, block of cells by block."""
         ...
 
@@ -35,17 +46,21 @@ class Trained:
     def __init__(self, model: Autoencoder) -> None:
         self.model = model
 
-    def latent(self, matrix: csr_matrix) -> Array | None:
+    def latent(self, cells: Cells) -> Array | None:
         """Return the model's latent, (n, k)."""
-        return self.model.embed(self._adata(matrix), layer="X")
+        return self.model.embed(self._adata(cells), layer="X")
 
-    def expected(self, matrix: csr_matrix) -> Iterator[Array]:
+    def expected(self, cells: Cells) -> Iterator[Array]:
         """Yield the model's denoised expression, block of cells by block."""
-        for rows in blocks(matrix.shape[0]):
-            yield self.model.denoise(self._adata(matrix[rows]), layer="X", scale="normalized")
+        for rows in blocks(cells.matrix.shape[0]):
+            yield self.model.denoise(self._adata(cells.take(rows)), layer="X", scale="normalized")
 
-    def _adata(self, matrix: csr_matrix) -> anndata.AnnData:
-        return anndata.AnnData(matrix, var=pd.DataFrame(index=self.model.var_names_))
+    def _adata(self, cells: Cells) -> anndata.AnnData:
+        names = pd.Index(np.arange(cells.matrix.shape[0]).astype(str))
+        obs = pd.DataFrame(
+            {} if cells.batches is None else {self.model.training_.batch_key: cells.batches}, index=names
+        )
+        return anndata.AnnData(cells.matrix, obs=obs, var=pd.DataFrame(index=self.model.var_names_))
 
 
 class Principal:
@@ -55,27 +70,29 @@ class Principal:
     ----------
     model
         For the width, the library size and the input.
-    matrix
-        (n, g) cells to fit on.
+    cells
+        Those to fit on.
     seed
         Start of the solver.
     """
 
-    def __init__(self, model: Autoencoder, matrix: csr_matrix, seed: int) -> None:
+    def __init__(self, model: Autoencoder, cells: Cells, seed: int) -> None:
         from sklearn.decomposition import PCA
 
         self.model = model
-        self.pca = PCA(model.config.n_latent, svd_solver="arpack", random_state=seed).fit(input_of(self.model, matrix))
+        self.pca = PCA(model.config.n_latent, svd_solver="arpack", random_state=seed).fit(
+            input_of(self.model, cells.matrix)
+        )
 
-    def latent(self, matrix: csr_matrix) -> Array | None:
+    def latent(self, cells: Cells) -> Array | None:
         """Return the first components, (n, k)."""
-        latent: Array = self.pca.transform(input_of(self.model, matrix)).astype(np.float32)
+        latent: Array = self.pca.transform(input_of(self.model, cells.matrix)).astype(np.float32)
         return latent
 
-    def expected(self, matrix: csr_matrix) -> Iterator[Array]:
+    def expected(self, cells: Cells) -> Iterator[Array]:
         """Yield what the first components say, back on the normalised scale, block of cells by block."""
-        for rows in blocks(matrix.shape[0]):
-            x = self.pca.inverse_transform(self.pca.transform(input_of(self.model, matrix[rows])))
+        for rows in blocks(cells.matrix.shape[0]):
+            x = self.pca.inverse_transform(self.pca.transform(input_of(self.model, cells.matrix[rows])))
             yield np.expm1(x).clip(min=0) if self.model.reads_counts else x
 
 
@@ -86,21 +103,22 @@ class GeneMean:
     ----------
     model
         For the library size and the input.
-    matrix
-        (n, g) cells to average.
+    cells
+        Those to average.
     """
 
-    def __init__(self, model: Autoencoder, matrix: csr_matrix) -> None:
+    def __init__(self, model: Autoencoder, cells: Cells) -> None:
+        matrix = cells.matrix
         normalized = _normalized(matrix, model.library_size_) if model.reads_counts else matrix
         self.mean = np.asarray(normalized.mean(axis=0)).ravel()
 
-    def latent(self, matrix: csr_matrix) -> Array | None:
+    def latent(self, cells: Cells) -> Array | None:
         """Return None: the average cell has no coordinates."""
         return None
 
-    def expected(self, matrix: csr_matrix) -> Iterator[Array]:
+    def expected(self, cells: Cells) -> Iterator[Array]:
         """Yield the mean of each gene, block of cells by block."""
-        for rows in blocks(matrix.shape[0]):
+        for rows in blocks(cells.matrix.shape[0]):
             yield np.broadcast_to(self.mean, (rows.stop - rows.start, len(self.mean)))
 
 
@@ -112,7 +130,7 @@ def blocks(n: int) -> Iterator[slice]:
 
 
 def input_of(model: Autoencoder, matrix: csr_matrix) -> csr_matrix:
-    """Return what the model's network reads: ``log1p(counts / size_factor)``, or expression as it is; (n, g) CSR."""
+    """Return log-normalised counts, or expression as it is, (n, g) CSR: what all methods are scored on."""
     return _normalized(matrix, model.library_size_).log1p() if model.reads_counts else matrix
 
 

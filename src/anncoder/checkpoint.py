@@ -39,6 +39,7 @@ class ModelRecord(Settings):
     hyperparameters: dict[str, Any]
     training: dict[str, Any]
     layer: str | None
+    batches: Annotated[list[str], Field(default_factory=list)]
     library_size: Annotated[float, Field(gt=0)]
     best_epoch: Annotated[int, Field(ge=-1)]
     stopped: Literal["early", "max_epochs", "interrupted", "diverged"]

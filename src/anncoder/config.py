@@ -9,7 +9,7 @@ import difflib
 import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 import pydantic
 import yaml
@@ -24,11 +24,16 @@ NormName = Literal["batch", "layer", "none"]
 LikelihoodName = Literal["nb", "zinb", "poisson", "gaussian"]
 DispersionName = Literal["gene", "gene-cell", "shared"]
 CorruptionName = Literal["swap", "mask", "dropout", "gaussian", "thinning", "none"]
-TransformName = Literal["log1p", "none"]
+TransformName = Literal["log1p", "normalize", "none"]
+OptimizerName = Literal["adam", "rmsprop"]
+SplitName = Literal["random", "tail"]
 
 Width = Annotated[int, Field(ge=1, le=65_536)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(ge=0, le=1e9)]
+
+
+T = TypeVar("T")
 
 
 class Settings(BaseModel):
@@ -63,22 +68,73 @@ LinearDecoder = Annotated[bool, Field(description="decode without hidden layers"
 
 
 class NetworkConfig(Settings):
-    """Hyper-parameters that every autoencoder has."""
+    """What every model has: a latent, an input, and settings of a fit that suit it.
 
-    # what a fit takes where it is left to the model
-    suited_learning_rate: ClassVar[float] = 2e-3
-    suited_reduce_lr_patience: ClassVar[int] = 5
+    A model overrides the class attributes and properties that do not hold for it.
+    """
+
+    decodes: ClassVar[bool] = True  # whether it can give expected expression
+    encodes_batches: ClassVar[bool] = False  # whether the latent of a cell depends on its experimental batch
 
     n_latent: LatentUnits = 16
+    transform: Annotated[
+        TransformName,
+        Field(
+            description="log1p: data are raw counts, log-normalised here; normalize: the same without the logarithm; "
+            "none: expression as it is"
+        ),
+    ] = "log1p"
+
+    @property
+    def reads_counts(self) -> bool:
+        """Whether the data must be raw counts (and not expression values as they are)."""
+        return self.transform != "none"
+
+    @property
+    def batches(self) -> Literal["unused", "optional", "needed"]:
+        """What becomes of ``batch_key``."""
+        return "unused"
+
+    @property
+    def suited(self) -> dict[str, Any]:
+        """Settings of a fit where they are left to the model; an override names those in which it differs."""
+        return {
+            "max_epochs": 400,
+            "batch_size": 128,
+            "optimizer": "adam",
+            "learning_rate": 2e-3,
+            "weight_decay": 0.0,
+            "beta1": 0.9,
+            "epsilon": 1e-8,
+            "clip_norm": 10.0,
+            "clip_value": 0.0,
+            "valid_fraction": 0.1,
+            "valid_split": "random",
+            "early_stopping": True,
+            "keep_best": True,
+            "patience": 15,
+            "reduce_lr_patience": 5,
+            "reduce_lr_factor": 0.3,
+        }
+
+
+class Layers(NamedTuple):
+    """Hidden layers: their widths in order, and what follows each product."""
+
+    widths: tuple[int, ...]
+    activation: ActivationName = "relu"
+    norm: NormName = "batch"
+    dropout_rate: float = 0.0
+
+
+class LayeredConfig(NetworkConfig):
+    """Hyper-parameters of the models whose layers can be chosen freely."""
+
     n_hidden: HiddenWidths = (256,)
     activation: Activation = "relu"
     norm: Norm = "batch"
     linear_decoder: LinearDecoder = False
     dropout_rate: Annotated[Probability, Field(description="share of hidden units dropped in training")] = 0.0
-    transform: Annotated[
-        TransformName,
-        Field(description="log1p: data are raw counts, log-normalised here; none: expression as it is"),
-    ] = "log1p"
     standardize: Annotated[bool, Field(description="z-score the genes of the network input")] = False
     natural_axes: Annotated[
         bool, Field(description="turn and scale the latent so that distances are of expression")
@@ -88,47 +144,84 @@ class NetworkConfig(Settings):
     warmup_steps: Annotated[int, Field(ge=0, description="steps over which penalties rise to full strength")] = 0
 
     @property
-    def decoder_hidden(self) -> tuple[int, ...]:
-        """Hidden widths of the decoder, in encoder order."""
-        return () if self.linear_decoder else self.n_hidden
+    def layers(self) -> Layers:
+        """Hidden layers of the encoder."""
+        return Layers(self.n_hidden, self.activation, self.norm, self.dropout_rate)
+
+    @property
+    def decoder_layers(self) -> Layers:
+        """Hidden layers of the decoder: the encoder's, mirrored."""
+        widths = () if self.linear_decoder else tuple(reversed(self.n_hidden))
+        return self.layers._replace(widths=widths)
 
 
 class TrainingConfig(Settings):
-    """How a network is fitted; the defaults of ``fit``."""
+    """How a network is fitted; null stands for what suits the model, :attr:`NetworkConfig.suited`."""
 
-    max_epochs: Annotated[int, Field(ge=1, description="most passes over the data")] = 400
-    batch_size: Annotated[int, Field(ge=2, description="cells in a minibatch")] = 128
-    learning_rate: Annotated[
-        float | None, Field(gt=0, description="step size of Adam; null for the one that suits the model")
+    max_epochs: Annotated[int | None, Field(ge=1, description="most passes over the data")] = None
+    batch_size: Annotated[int | None, Field(ge=2, description="cells in a minibatch")] = None
+    optimizer: Annotated[OptimizerName | None, Field(description="adam or rmsprop")] = None
+    learning_rate: Annotated[float | None, Field(gt=0, description="step size")] = None
+    weight_decay: Annotated[Weight | None, Field(description="decay of the weights")] = None
+    beta1: Annotated[Probability | None, Field(description="Adam's memory of the gradient")] = None
+    epsilon: Annotated[float | None, Field(gt=0, description="added to the optimizer's denominator")] = None
+    clip_norm: Annotated[float | None, Field(ge=0, description="largest norm of the gradient; 0 for any")] = None
+    clip_value: Annotated[float | None, Field(ge=0, description="largest entry of the gradient; 0 for any")] = None
+    valid_fraction: Annotated[float | None, Field(ge=0, le=0.9, description="share of cells held out; 0 for none")] = (
+        None
+    )
+    valid_split: Annotated[
+        SplitName | None, Field(description="hold out cells at random, or the last ones of the data (tail)")
     ] = None
-    weight_decay: Annotated[Weight, Field(description="decay of Adam")] = 0.0
-    valid_fraction: Annotated[float, Field(ge=0, le=0.9, description="share of cells held out; 0 for none")] = 0.1
     valid_stratify: Annotated[str | None, Field(description="obs column whose proportions the split keeps")] = None
     valid_groups: Annotated[str | None, Field(description="obs column whose groups the split never divides")] = None
-    early_stopping: Annotated[bool, Field(description="stop when the validation loss no longer falls")] = True
-    patience: Annotated[int, Field(ge=1, description="epochs without improvement before stopping")] = 15
+    early_stopping: Annotated[bool | None, Field(description="stop when the validation loss no longer falls")] = None
+    keep_best: Annotated[bool | None, Field(description="end with the best weights, not the last")] = None
+    patience: Annotated[int | None, Field(ge=1, description="epochs without improvement before stopping")] = None
     min_delta: Annotated[Weight, Field(description="relative fall of the loss that counts as improvement")] = 1e-4
     reduce_lr_patience: Annotated[
-        int | None,
-        Field(
-            ge=0,
-            description="epochs without improvement before the step size falls; 0 for never, "
-            "null for what suits the model",
-        ),
+        int | None, Field(ge=0, description="epochs without improvement before the step size falls; 0 for never")
     ] = None
-    reduce_lr_factor: Annotated[float, Field(gt=0, lt=1, description="by how much it falls")] = 0.3
-    clip_norm: Annotated[float, Field(gt=0, description="largest norm of the gradient")] = 10.0
+    reduce_lr_factor: Annotated[float | None, Field(gt=0, lt=1, description="by how much it falls")] = None
+    batch_key: Annotated[str | None, Field(description="obs column with the experimental batch")] = None
     seed: Annotated[int, Field(ge=0, description="start of every random stream")] = 0
     device: Annotated[str, Field(description="auto, cpu, cuda, cuda:1, mps")] = "auto"
     threads: Annotated[int | None, Field(ge=1, description="CPU threads; null for torch's choice")] = None
 
     def suited_to(self, model: NetworkConfig) -> Self:
-        """Return the settings with what is left open filled in by what suits the model."""
-        suited = {
-            "learning_rate": model.suited_learning_rate,
-            "reduce_lr_patience": model.suited_reduce_lr_patience,
-        }
-        return self.model_copy(update={name: value for name, value in suited.items() if getattr(self, name) is None})
+        """Return the settings with what is left open filled in by what suits the model.
+
+        Raises
+        ------
+        ConfigError
+            The model needs a ``batch_key``, or cannot use one.
+        """
+        if self.batch_key is None and model.batches == "needed":
+            raise ConfigError(
+                "the model needs the experimental batch of each cell",
+                code="no-batch-key",
+                where="batch_key",
+                remedy="batch_key='COLUMN' names the column of obs that has it (--set batch_key=COLUMN)",
+            )
+        if self.batch_key is not None and model.batches == "unused":
+            raise ConfigError(
+                f"batch_key = {self.batch_key!r}, but this model (as it is set) makes no use of batches",
+                code="batches-unused",
+                where="batch_key",
+                remedy="leave batch_key out, or use a model that corrects for batches; see docs/models.md",
+            )
+        return self.model_copy(update={k: v for k, v in model.suited.items() if getattr(self, k) is None})
+
+
+def arguments(local: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a constructor, whose ``locals()`` are given: the hyper-parameters by name."""
+    return {name: value for name, value in local.items() if name not in ("self", "__class__")}
+
+
+def given(value: T | None) -> T:
+    """Return a setting that is no longer open: :meth:`TrainingConfig.suited_to` has filled it in."""
+    assert value is not None
+    return value
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -30,9 +30,9 @@ from scipy.sparse import csr_matrix
 from scipy.special import gammaln
 
 from anncoder.autoencoder import Array, Autoencoder
-from anncoder.baselines import GeneMean, Method, Principal, Trained, input_of
+from anncoder.baselines import Cells, GeneMean, Method, Principal, Trained, input_of
 from anncoder.config import unknown_key
-from anncoder.data.adata import open_data
+from anncoder.data.adata import obs_column, open_data
 from anncoder.data.summary import library_sizes
 from anncoder.errors import InputError
 
@@ -136,23 +136,27 @@ def evaluate(
             where="evaluate",
             remedy="evaluate more cells",
         )
+    key = model.training_.batch_key if model.config.encodes_batches else None
+    cells = Cells(matrix, None if key is None else obs_column(adata, key, what="batch_key").to_numpy())
     truth = None if labels is None else adata.obs[labels].to_numpy(dtype=object, na_value=np.nan)
-    scored, others = _held_out(adata, model, matrix)
+    scored, others = _held_out(adata, model, cells)
     methods: dict[str, Method] = {
         "model": Trained(model),
         "pca": Principal(model, others, seed),
         "gene_mean": GeneMean(model, others),
     }
-    parts, floor = thin(scored, seed) if model.reads_counts else None, GeneMean(model, matrix).mean
+    parts, floor = thin(scored, seed) if model.reads_counts else None, GeneMean(model, cells).mean
     rows = {}
     for name, method in methods.items():
-        scores = {"heldout_nll": np.nan if parts is None else heldout_nll(method, *parts, floor)}
-        scores["reconstruction_mse"] = reconstruction_mse(method, scored, model)
-        rows[name] = scores | cluster_scores(method.latent(matrix), truth, seed)
-    return Evaluation(pd.DataFrame(rows).T, matrix.shape[0], scored.shape[0], labels)
+        decodes = name != "model" or model.config.decodes
+        nll = heldout_nll(method, *parts, floor) if decodes and parts is not None else np.nan
+        error = reconstruction_mse(method, scored, model) if decodes else np.nan
+        scores = {"heldout_nll": nll, "reconstruction_mse": error}
+        rows[name] = scores | cluster_scores(method.latent(cells), truth, seed)
+    return Evaluation(pd.DataFrame(rows).T, matrix.shape[0], scored.matrix.shape[0], labels)
 
 
-def heldout_nll(method: Method, kept: csr_matrix, aside: csr_matrix, floor: Any) -> float:
+def heldout_nll(method: Method, kept: Cells, aside: csr_matrix, floor: Any) -> float:
     """Return the Poisson negative log-likelihood of molecules set aside, in nats a cell.
 
     Parameters
@@ -160,11 +164,11 @@ def heldout_nll(method: Method, kept: csr_matrix, aside: csr_matrix, floor: Any)
     method
         What gives the expected expression.
     kept, aside
-        (n, g) counts, as :func:`thin` splits them; the method reads the first and is scored on the second.
+        Counts of n cells, as :func:`thin` splits them; the method reads the first and is scored on the second, (n, g).
     floor
         (g,) expression of which every expectation has a hundredth mixed in, above zero wherever a molecule is found.
     """
-    expected_aside = library_sizes(kept) * HELD_OUT / (1 - HELD_OUT)
+    expected_aside = library_sizes(kept.matrix) * HELD_OUT / (1 - HELD_OUT)
     total, start = 0.0, 0
     for block in method.expected(kept):
         stop = start + len(block)
@@ -174,41 +178,41 @@ def heldout_nll(method: Method, kept: csr_matrix, aside: csr_matrix, floor: Any)
         logs = found.data * np.log(rate[found.row, found.col]) - gammaln(found.data + 1)
         total += float(rate.sum(dtype=np.float64) - logs.sum(dtype=np.float64))
         start = stop
-    return total / float(kept.shape[0])
+    return total / float(kept.matrix.shape[0])
 
 
-def reconstruction_mse(method: Method, matrix: csr_matrix, model: Autoencoder) -> float:
-    """Return the mean squared error of what the model reads: log-normalised expression, or expression as it is."""
-    x = input_of(model, matrix)
+def reconstruction_mse(method: Method, cells: Cells, model: Autoencoder) -> float:
+    """Return the mean squared error of log-normalised expression, or of expression as it is."""
+    x = input_of(model, cells.matrix)
     total, start = 0.0, 0
-    for block in method.expected(matrix):
+    for block in method.expected(cells):
         stop = start + len(block)
         expected = np.log1p(block) if model.reads_counts else block
         total += float(np.square(expected - x[start:stop].toarray(), dtype=np.float64).sum())
         start = stop
-    return total / float(matrix.shape[0] * matrix.shape[1])
+    return total / float(x.shape[0] * x.shape[1])
 
 
-def thin(matrix: csr_matrix, seed: int) -> tuple[csr_matrix, csr_matrix]:
+def thin(cells: Cells, seed: int) -> tuple[Cells, csr_matrix]:
     """Split counts at random into molecules kept and molecules set aside, a tenth; cells left with none are dropped.
 
     Parameters
     ----------
-    matrix
-        (n, g) counts; left as they are.
+    cells
+        Those whose counts are split; left as they are.
     seed
         Start of the thinning.
 
     Returns
     -------
     kept, aside
-        Two CSR matrices of the same shape, that sum to the counts.
+        The same cells with the rest of their counts, and the counts set aside, (n, g): together they are the counts.
 
     References
     ----------
     Batson, Royer, Webber 2019, doi 10.1101/786269.
     """
-    generator = np.random.default_rng([seed, 2])
+    generator, matrix = np.random.default_rng([seed, 2]), cells.matrix
     aside = generator.binomial(matrix.data.astype(np.int64), HELD_OUT).astype(np.float32)
     parts = [
         # copies: zeros are removed in place, and the indices may be those of the user's own matrix
@@ -218,7 +222,7 @@ def thin(matrix: csr_matrix, seed: int) -> tuple[csr_matrix, csr_matrix]:
     alive = library_sizes(parts[0]) > 0
     for part in parts:
         part.eliminate_zeros()
-    return parts[0][alive], parts[1][alive]
+    return cells._replace(matrix=parts[0]).take(alive), parts[1][alive]
 
 
 def cluster_scores(latent: Array | None, truth: Any, seed: int) -> dict[str, float]:
@@ -278,11 +282,11 @@ def leiden(latent: Array, resolutions: tuple[float, ...], seed: int) -> list[Any
     return [cells.obs[f"leiden_{resolution}"].to_numpy() for resolution in resolutions]
 
 
-def _held_out(adata: anndata.AnnData, model: Autoencoder, matrix: csr_matrix) -> tuple[csr_matrix, csr_matrix]:
+def _held_out(adata: anndata.AnnData, model: Autoencoder, cells: Cells) -> tuple[Cells, Cells]:
     # the cells to score, and those to fit the baselines to
     unseen = adata.obs_names.astype(str).isin(model.valid_obs_)
     enough = unseen.sum() >= FEWEST and (~unseen).sum() > max(FEWEST, model.config.n_latent)
-    return (matrix[unseen], matrix[~unseen]) if enough else (matrix, matrix)
+    return (cells.take(unseen), cells.take(~unseen)) if enough else (cells, cells)
 
 
 def _agreement(labels: Any, clusters: Any) -> tuple[float, float]:

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from anncoder.config import NetworkConfig, TrainingConfig
+from anncoder.config import NetworkConfig, TrainingConfig, given
+from anncoder.data.adata import batches_of, codes_of
 from anncoder.data.order import Split, split_rows
 from anncoder.data.summary import summarize
 from anncoder.distributed import ALONE, Share
-from anncoder.sources import Source
+from anncoder.sources import PerCell, Source
 from anncoder.types import Batch, Loader, Summary
 
 SAMPLE = 8192  # cells from which the natural axes of the latent are found
@@ -26,6 +27,8 @@ class Prepared(NamedTuple):
     valid: Loader | None  # cells held out
     summary: Summary
     sample: Batch  # some of the cells to fit on, at random: enough for averages
+    in_order: Loader  # the cells to fit on, in the order of the data, for the models that look at them before training
+    batches: list[str]  # names of the experimental batches, in the order of their codes; empty where there are none
 
     @property
     def size(self) -> str:
@@ -55,24 +58,42 @@ def prepare(
     library_size = float(np.median(source.sizes[split.train]))
     factors = (source.sizes / library_size).astype(np.float32)
     fitted, held_out = _mask(split.train, source.n_obs), _mask(split.valid, source.n_obs)
-    train = source.loader(factors, fitted, batch_size=training.batch_size, seed=training.seed, share=share)
-    valid = source.loader(factors, held_out, batch_size=VALID_BATCH, share=share) if len(split.valid) else None
+    codes, batches = batches_in(source, training.batch_key)
+    cells = PerCell(factors, codes)
+    train = source.loader(cells, fitted, batch_size=given(training.batch_size), seed=training.seed, share=share)
+    valid = source.loader(cells, held_out, batch_size=VALID_BATCH, share=share) if len(split.valid) else None
     exact = source.sizes / library_size
     blocks = ((matrix, exact[rows]) for matrix, rows in source.blocks(fitted, SUMMARY_BLOCK))
     summary = summarize(blocks, len(source.var_names), library_size, transform=config.transform)
-    some = source.loader(factors, fitted, batch_size=min(SAMPLE, max(len(split.train), 2)), seed=training.seed)
-    return Prepared(train, valid, summary, next(iter(some.epoch(0))))
+    some = source.loader(cells, fitted, batch_size=min(SAMPLE, max(len(split.train), 2)), seed=training.seed)
+    in_order = source.loader(cells, fitted, batch_size=VALID_BATCH)
+    return Prepared(train, valid, summary, next(iter(some.epoch(0))), in_order, batches)
 
 
-def split_cells(n_obs: int, codes: Callable[..., Any], training: TrainingConfig) -> Split:
+def batches_in(
+    source: Source, key: str | None, known: list[str] | None = None
+) -> tuple[np.ndarray[Any, Any] | None, list[str]]:
+    """Return the experimental batch of each cell, (n_obs,) int64 codes, and the names; None and none without a key.
+
+    Raises
+    ------
+    ConfigError
+        There is no such column, or it has missing values or a single one.
+    InputError
+        A cell is of a batch that is not among the known ones.
+    """
+    return (None, []) if key is None else batches_of(source.column(key, what="batch_key"), key, known)
+
+
+def split_cells(n_obs: int, column: Callable[..., Any], training: TrainingConfig) -> Split:
     """Return the cells to fit on and those held out.
 
     Parameters
     ----------
     n_obs
         Number of cells.
-    codes
-        Gives a column of obs, by its name, as integer codes.
+    column
+        Gives a column of obs by its name.
     training
         For the shares, the columns and the seed.
 
@@ -83,13 +104,18 @@ def split_cells(n_obs: int, codes: Callable[..., Any], training: TrainingConfig)
     InputError
         The groups cannot be split.
     """
-    stratify, groups = training.valid_stratify, training.valid_groups
+
+    def codes(what: str) -> Any:
+        key = getattr(training, what)
+        return None if key is None else codes_of(column(key, what=what), key, what=what)
+
     return split_rows(
         n_obs,
-        training.valid_fraction,
+        given(training.valid_fraction),
         training.seed,
-        stratify=None if stratify is None else codes(stratify, what="valid_stratify"),
-        groups=None if groups is None else codes(groups, what="valid_groups"),
+        stratify=codes("valid_stratify"),
+        groups=codes("valid_groups"),
+        tail=training.valid_split == "tail",
     )
 
 

@@ -18,7 +18,7 @@ import pandas as pd
 from scipy.sparse import csr_matrix
 
 from anncoder.checks import check, check_matrix, raise_first, refuse_empty
-from anncoder.data.adata import codes_of, obs_column, place, read_matrix
+from anncoder.data.adata import obs_column, place, read_matrix
 from anncoder.data.disk import DiskLoader
 from anncoder.data.genes import align
 from anncoder.data.memory import MemoryLoader, Stored
@@ -35,6 +35,13 @@ Array = np.ndarray[Any, Any]
 READ = 8192  # cells at a time, from disk
 
 
+class PerCell(NamedTuple):
+    """What minibatches say of a cell beside its counts."""
+
+    size_factor: Array  # (n_obs,) float32
+    batch_code: Array | None = None  # (n_obs,) int64
+
+
 class Source(Protocol):
     """Cells of a count matrix."""
 
@@ -48,7 +55,13 @@ class Source(Protocol):
         ...
 
     def loader(
-        self, size_factor: Array, chosen: Array, *, batch_size: int, seed: int | None = None, share: Share = ALONE
+        self,
+        cells: PerCell,
+        chosen: Array,
+        *,
+        batch_size: int,
+        seed: int | None = None,
+        share: Share = ALONE,
     ) -> Loader:
         """Return minibatches of the chosen rows, (n_obs,) bool."""
         ...
@@ -57,8 +70,8 @@ class Source(Protocol):
         """Return the names of some cells; ``rows`` ascend."""
         ...
 
-    def codes(self, key: str, *, what: str) -> Array:
-        """Return a column of obs as integer codes, (n_obs,)."""
+    def column(self, key: str, *, what: str) -> Any:
+        """Return a column of obs, (n_obs,); ``what`` asks for it, for messages."""
         ...
 
 
@@ -88,18 +101,32 @@ class MemorySource:
             yield self.matrix[part[0] : part[-1] + 1] if whole else self.matrix[part], part
 
     def loader(
-        self, size_factor: Array, chosen: Array, *, batch_size: int, seed: int | None = None, share: Share = ALONE
+        self,
+        cells: PerCell,
+        chosen: Array,
+        *,
+        batch_size: int,
+        seed: int | None = None,
+        share: Share = ALONE,
     ) -> Loader:
         """Return minibatches of the chosen rows."""
         rows = np.flatnonzero(chosen)
-        return MemoryLoader(self._stored, size_factor, rows, batch_size=batch_size, seed=seed, share=share)
+        return MemoryLoader(
+            self._stored,
+            cells.size_factor,
+            rows,
+            batch_size=batch_size,
+            seed=seed,
+            batch_code=cells.batch_code,
+            share=share,
+        )
 
     def names(self, rows: Array) -> pd.Index:
         """Return the names of some cells."""
         return pd.Index(self.adata.obs_names[rows].astype(str))
 
-    def codes(self, key: str, *, what: str) -> Array:
-        """Return a column of obs as integer codes."""
+    def column(self, key: str, *, what: str) -> Any:
+        """Return a column of obs."""
         return obs_column(self.adata, key, what=what)
 
 
@@ -126,18 +153,32 @@ class DiskSource:
             yield from blocks
 
     def loader(
-        self, size_factor: Array, chosen: Array, *, batch_size: int, seed: int | None = None, share: Share = ALONE
+        self,
+        cells: PerCell,
+        chosen: Array,
+        *,
+        batch_size: int,
+        seed: int | None = None,
+        share: Share = ALONE,
     ) -> Loader:
         """Return minibatches of the chosen rows."""
-        return DiskLoader(self.shards, size_factor, chosen, batch_size=batch_size, seed=seed, share=share)
+        return DiskLoader(
+            self.shards,
+            cells.size_factor,
+            chosen,
+            batch_size=batch_size,
+            seed=seed,
+            batch_code=cells.batch_code,
+            share=share,
+        )
 
     def names(self, rows: Array) -> pd.Index:
         """Return the names of some cells."""
         return self.shards.names(rows)
 
-    def codes(self, key: str, *, what: str) -> Array:
-        """Return a column of obs as integer codes."""
-        return codes_of(self.shards.column(key, what=what), key, what=what)
+    def column(self, key: str, *, what: str) -> Any:
+        """Return a column of obs."""
+        return self.shards.column(key, what=what)
 
     def _read(self, chosen: Array, step: int) -> Iterator[tuple[csr_matrix, Array]]:
         self.shards.refuse_change()

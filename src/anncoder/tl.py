@@ -5,8 +5,6 @@ Nothing of the user's is touched: ``X``, ``raw``, layers and every slot that is 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from typing import Any
 
 import anndata
@@ -14,14 +12,15 @@ import numpy as np
 import pandas as pd
 
 from anncoder.autoencoder import Array, Autoencoder, Scale
-from anncoder.checkpoint import SCHEMA, versions
 from anncoder.config import split_settings, unknown_key
 from anncoder.data.genes import align
 from anncoder.device import refuse_size
-from anncoder.errors import ConfigError, InputError
-from anncoder.estimators import ESTIMATORS, CountAutoencoder
+from anncoder.errors import InputError
+from anncoder.estimators import ESTIMATORS
 from anncoder.models import MODELS
 from anncoder.progress import announce, logger
+from anncoder.refusals import refuse_no_decoder
+from anncoder.slots import next_step, refuse_foreign, sign
 
 
 def autoencode(
@@ -42,7 +41,7 @@ def autoencode(
     adata
         Raw counts, (n_obs, n_vars), in ``X`` or a layer.
     model
-        ``"count"``, ``"denoising"`` or ``"undercomplete"``.
+        ``"count"``, ``"denoising"``, ``"undercomplete"``, or one of the published systems: see docs/models.md.
     layer
         Where the counts are; None for ``X``.
     key_added
@@ -66,8 +65,10 @@ def autoencode(
 
     ``adata.obsm["X_{key_added}"]`` : (n_obs, n_latent) float32
         Latent of each cell.
-    ``adata.var["{key_added}_theta"]`` : (n_vars,) float32
-        Inverse dispersion of each gene, of models with ``likelihood="nb"`` or ``"zinb"`` and ``dispersion="gene"``.
+    ``adata.var["{key_added}_{name}"]``, ``adata.obs["{key_added}_{name}"]`` : (n_vars,) or (n_obs,)
+        What the model says of each gene and cell beside that, such as the inverse dispersion ``theta`` of count models
+        with ``dispersion="gene"``: :meth:`Autoencoder.of_genes`, :meth:`Autoencoder.of_cells`. Genes that the model
+        does not know have NaN; what has several columns is in ``varm``.
     ``adata.layers["{key_added}_denoised"]`` : (n_obs, n_vars) float32
         Expected counts (expression, of models with ``transform="none"``), with ``denoise=True``.
     ``adata.uns[key_added]`` : dict
@@ -94,12 +95,15 @@ def autoencode(
     if model not in ESTIMATORS:
         raise unknown_key(str(model), sorted(ESTIMATORS), where="model")
     hyper, training = split_settings(settings, MODELS[model].config)
+    unfitted: Autoencoder = ESTIMATORS[model](**hyper)
+    if denoise:
+        refuse_no_decoder(unfitted.config)
     target = _target(adata, copy=copy)
     refuse_foreign(target, key_added)
     if denoise:
         refuse_size(target.n_obs * target.n_vars * 4)
-    fitted: Autoencoder = ESTIMATORS[model](**hyper).fit(target, layer=layer, progress=progress, **training)
-    _write_latent(target, fitted, fitted.embed(target), key_added)
+    fitted = unfitted.fit(target, layer=layer, progress=progress, **training)
+    _write_latent(target, fitted, key_added)
     if denoise:
         _write_denoised(target, fitted, fitted.denoise(target, scale=_natural_scale(fitted)), key_added)
     if progress is not False:
@@ -142,8 +146,8 @@ def embed(
 
     ``adata.obsm["X_{key_added}"]`` : (n_obs, n_latent) float32
         Latent of each cell.
-    ``adata.var["{key_added}_theta"]`` : (n_vars,) float32
-        As :func:`autoencode` writes it; NaN for genes that the model does not know.
+    ``adata.var["{key_added}_{name}"]``, ``adata.obs["{key_added}_{name}"]`` : (n_vars,) or (n_obs,)
+        As :func:`autoencode` writes them.
     ``adata.uns[key_added]`` : dict
         As :func:`autoencode` writes it.
 
@@ -156,7 +160,7 @@ def embed(
     """
     target = _target(adata, copy=copy)
     refuse_foreign(target, key_added)
-    _write_latent(target, model, model.embed(target, layer=layer, allow_missing=allow_missing), key_added)
+    _write_latent(target, model, key_added, layer=layer, allow_missing=allow_missing)
     return target if copy else None
 
 
@@ -224,13 +228,10 @@ def denoise(
     return target if copy else None
 
 
-def next_step(adata: anndata.AnnData, key: str) -> str:
-    """Return the line that says what was written and how scanpy goes on."""
-    n_obs, n_latent = adata.obsm[f"X_{key}"].shape
-    return f"wrote obsm['X_{key}'] ({n_obs:,} x {n_latent}, float32); next: sc.pp.neighbors(adata, use_rep='X_{key}')"
-
-
-def _write_latent(adata: anndata.AnnData, model: Autoencoder, latent: Array, key: str) -> None:
+def _write_latent(
+    adata: anndata.AnnData, model: Autoencoder, key: str, layer: str | None = None, allow_missing: float = 0.0
+) -> None:
+    latent = model.embed(adata, layer=layer, allow_missing=allow_missing)
     if not np.isfinite(latent).all():
         raise InputError(
             f"{int((~np.isfinite(latent).all(axis=1)).sum()):,} cells have a latent that is not finite",
@@ -245,58 +246,22 @@ def _write_latent(adata: anndata.AnnData, model: Autoencoder, latent: Array, key
             dead,
             latent.shape[1],
         )
-    _sign(adata, model, key)
+    sign(adata, model, key)
     adata.obsm[f"X_{key}"] = np.ascontiguousarray(latent, dtype=np.float32)
-    if isinstance(model, CountAutoencoder) and _has_gene_theta(model):
-        theta = pd.Series(model.dispersion(), index=model.var_names_)
-        adata.var[f"{key}_theta"] = theta.reindex(adata.var_names.astype(str)).to_numpy(np.float32)
+    for name, values in model.of_cells(adata, layer=layer, allow_missing=allow_missing).items():
+        adata.obs[f"{key}_{name}"] = values
+    for name, values in model.of_genes().items():
+        of_known = pd.DataFrame(values, index=model.var_names_)
+        here = of_known.reindex(adata.var_names.astype(str)).to_numpy(np.float32)
+        if values.ndim == 1:
+            adata.var[f"{key}_{name}"] = here[:, 0]
+        else:
+            adata.varm[f"{key}_{name}"] = here
 
 
 def _write_denoised(adata: anndata.AnnData, model: Autoencoder, denoised: Array, key: str) -> None:
-    _sign(adata, model, key)
+    sign(adata, model, key)
     adata.layers[f"{key}_denoised"] = np.ascontiguousarray(denoised, dtype=np.float32)
-
-
-def _sign(adata: anndata.AnnData, model: Autoencoder, key: str) -> None:
-    # what another model wrote under this key would be taken for this one's
-    record = _record(model)
-    if key in adata.uns and _identity(adata.uns[key]) != _identity(record):
-        for slots, name in ((adata.obsm, f"X_{key}"), (adata.layers, f"{key}_denoised"), (adata.var, f"{key}_theta")):
-            if name in slots:
-                del slots[name]
-    adata.uns[key] = record
-
-
-def _record(model: Autoencoder) -> dict[str, Any]:
-    # plain values only, and no None: every version of anndata can write and read this
-    params = {
-        "model": model.name,
-        "hyperparameters": model.config.model_dump(mode="json"),
-        "training": model.training_.model_dump(mode="json"),
-        "layer": model.layer_,
-        "library_size": model.library_size_,
-        "best_epoch": model.best_epoch_,
-        "stopped": model.stopped_,
-        "versions": versions(),
-    }
-    history = model.history_.copy()
-    history.index = history.index.astype(str)
-    return {
-        "params_json": json.dumps(params),
-        "history": history,
-        "valid_obs": np.asarray(model.valid_obs_, dtype=str),
-        "schema": SCHEMA,
-        "version": versions()["anncoder"],
-    }
-
-
-def _identity(record: Mapping[str, Any]) -> dict[str, Any]:
-    # an older torch does not make it another model
-    return {name: value for name, value in json.loads(record["params_json"]).items() if name != "versions"}
-
-
-def _has_gene_theta(model: CountAutoencoder) -> bool:
-    return model.config.dispersion == "gene" and model.config.likelihood in ("nb", "zinb")
 
 
 def _natural_scale(model: Autoencoder) -> Scale:
@@ -316,22 +281,3 @@ def _target(adata: anndata.AnnData, *, copy: bool) -> anndata.AnnData:
     if adata.is_view:
         adata._init_as_actual(adata.to_memory() if adata.isbacked else adata.copy())
     return adata
-
-
-def refuse_foreign(adata: anndata.AnnData, key: str) -> None:
-    """Raise a ConfigError if slots of this key exist that we did not write: they belong to the user."""
-    if not key or "/" in key:
-        raise ConfigError(
-            f"key_added = {key!r} is no name for a slot", code="bad-key", where="key_added", remedy="a word like 'ae'"
-        )
-    ours = isinstance(adata.uns.get(key), Mapping) and "params_json" in adata.uns[key]
-    taken = [f"obsm['X_{key}']"] * (f"X_{key}" in adata.obsm) + [f"uns[{key!r}]"] * (key in adata.uns)
-    taken += [f"layers['{key}_denoised']"] * (f"{key}_denoised" in adata.layers)
-    taken += [f"var['{key}_theta']"] * (f"{key}_theta" in adata.var)
-    if taken and not ours:
-        raise ConfigError(
-            f"{', '.join(taken)} exists and was not written by anncoder",
-            code="key-taken",
-            where="key_added",
-            remedy="choose another key_added (--key)",
-        )

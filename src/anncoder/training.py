@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from anncoder.config import NetworkConfig, TrainingConfig
+from anncoder.config import TrainingConfig, given
 from anncoder.distributed import ALONE, Share, average_buffers, summed, unwrapped, wrapped
 from anncoder.errors import DivergenceError
 from anncoder.types import Batch, Loader, Loss
@@ -60,8 +60,8 @@ class Watch:
         self._waited_at_rate = 0
 
     def see(self, loss: float, epoch: int, network: nn.Module) -> None:
-        """Take note of an epoch's loss, and keep the weights if they are the best."""
-        if loss < self.best:
+        """Take note of an epoch's loss, and keep the weights if they are the best (or, without keep_best, the last)."""
+        if loss < self.best or not self.config.keep_best:
             self.best, self.best_epoch = loss, epoch
             self.weights = {name: value.detach().clone() for name, value in network.state_dict().items()}
         improved = loss < self._mark - self.config.min_delta * abs(self._mark) if epoch else True
@@ -80,7 +80,7 @@ class Watch:
 
     def gives_up(self) -> bool:
         """Tell whether to stop early."""
-        return self.config.early_stopping and self._waited >= self.config.patience
+        return bool(self.config.early_stopping) and self._waited >= given(self.config.patience)
 
 
 def train(
@@ -116,15 +116,10 @@ def train(
     """
     network.to(device)
     parallel = wrapped(network, share)
-    optimizer = torch.optim.Adam(
-        network.parameters(),
-        lr=config.learning_rate or NetworkConfig.suited_learning_rate,
-        weight_decay=config.weight_decay,
-        fused=device.type != "mps",
-    )
+    optimizer = optimizer_of(network, config, device)
     watch, records, stopped = Watch(config), [], "max_epochs"
     try:
-        for epoch in range(config.max_epochs):
+        for epoch in range(given(config.max_epochs)):
             began = time.perf_counter()
             fitted = fit_epoch(parallel, loader, optimizer, config, epoch, progress, share)
             average_buffers(network, share)
@@ -139,7 +134,7 @@ def train(
                 stopped = "early"
                 break
             if watch.reduces_rate():
-                optimizer.param_groups[0]["lr"] = rate * config.reduce_lr_factor
+                optimizer.param_groups[0]["lr"] = rate * given(config.reduce_lr_factor)
     except DivergenceError as error:
         error.history = History(records, watch.best_epoch, "diverged")
         raise
@@ -150,6 +145,18 @@ def train(
             network.load_state_dict(watch.weights)
         network.eval()
     return History(records, watch.best_epoch, stopped)
+
+
+def optimizer_of(network: nn.Module, config: TrainingConfig, device: torch.device) -> torch.optim.Optimizer:
+    """Return the optimizer of a network's trainable parameters."""
+    rate, decay, epsilon = given(config.learning_rate), given(config.weight_decay), given(config.epsilon)
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    if config.optimizer == "rmsprop":  # rho is Keras's; torch's own is 0.99
+        return torch.optim.RMSprop(parameters, lr=rate, alpha=0.9, eps=epsilon, weight_decay=decay)
+    betas = (given(config.beta1), 0.999)
+    # clipping by value has to see every entry before the step does
+    fused = device.type != "mps" and not config.clip_value
+    return torch.optim.Adam(parameters, lr=rate, betas=betas, eps=epsilon, weight_decay=decay, fused=fused)
 
 
 def fit_epoch(
@@ -170,7 +177,7 @@ def fit_epoch(
         loss: Loss = network(batch)
         optimizer.zero_grad(set_to_none=True)
         loss.total.backward()  # type: ignore[no-untyped-call]
-        finite = step(optimizer, loss.total.detach(), config.clip_norm)
+        finite = step(optimizer, loss.total.detach(), config)
         healthy = finite if healthy is None else healthy & finite
         # on the CPU the answer is there; a GPU would have to be waited for, and is asked once an epoch
         if device.type == "cpu" and not bool(finite):
@@ -182,18 +189,21 @@ def fit_epoch(
     return mean.result(share)
 
 
-def step(optimizer: torch.optim.Optimizer, total: Tensor, clip_norm: float) -> Tensor:
+def step(optimizer: torch.optim.Optimizer, total: Tensor, config: TrainingConfig) -> Tensor:
     """Clip the gradients and take a step, unless something is not finite; return whether all is, () bool."""
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     norm = nn.utils.get_total_norm([p.grad for p in parameters])
     finite = torch.isfinite(total + norm)
-    if optimizer.defaults["fused"]:
+    clip_norm = config.clip_norm or float("inf")
+    if optimizer.defaults.get("fused"):
         # the fused step divides by the one and does nothing for the other, as it reads the gradients anyway; these are
         # the attributes by which torch's own GradScaler tells it
         optimizer.grad_scale = (norm / clip_norm).clamp(min=1)  # type: ignore[attr-defined]
         optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
     else:
         nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+        if config.clip_value:
+            nn.utils.clip_grad_value_(parameters, config.clip_value)
     optimizer.step()
     return finite
 

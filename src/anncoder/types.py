@@ -78,9 +78,18 @@ class Loss(NamedTuple):
     terms: dict[str, Tensor]  # () each, detached, by name
 
 
+class Shape(NamedTuple):
+    """What of the data decides the shapes of a network."""
+
+    n_vars: int  # genes, g
+    n_batches: int = 0  # experimental batches; 0 where none are given
+
+
 class Summary(NamedTuple):
     """What one pass over the fitted cells tells a network before training; g genes, float32 tensors."""
 
+    n_obs: int  # number of fitted cells
+    smallest: float  # smallest value of the data
     library_size: float  # median library size: the scale of "normalized" expression
     gene_mean: Tensor  # (g,) mean of counts / size_factor
     gene_var: Tensor  # (g,) variance of counts / size_factor

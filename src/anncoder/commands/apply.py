@@ -13,6 +13,7 @@ from anncoder.commands.output import read_input, refuse_input_as_output, refuse_
 from anncoder.config import unknown_key
 from anncoder.estimators import load
 from anncoder.progress import announce
+from anncoder.slots import latent_slots, next_step, refuse_foreign
 
 SCALES = ("counts", "normalized")
 
@@ -33,8 +34,8 @@ def run_embed(request: ApplyRequest, *, allow_missing: float) -> None:
     """Write the input plus ``obsm["X_key"]`` to the output."""
     model, adata = _open(request)
     tl.embed(adata, model, layer=request.layer, key_added=request.key, allow_missing=allow_missing)
-    write_output(adata, request.output, wrote=(f"obsm/X_{request.key}",))
-    announce(f"{request.output}: {tl.next_step(adata, request.key)}")
+    write_output(adata, request.output, wrote=latent_slots(model, request.key))
+    announce(f"{request.output}: {next_step(adata, request.key)}")
 
 
 def run_denoise(request: ApplyRequest, *, scale: Any) -> None:
@@ -59,5 +60,5 @@ def _open(request: ApplyRequest) -> tuple[Autoencoder, anndata.AnnData]:
         drop_empty_cells=request.drop_empty_cells,
         genes=list(model.var_names_),
     )
-    tl.refuse_foreign(adata, request.key)
+    refuse_foreign(adata, request.key)
     return model, adata

@@ -39,7 +39,7 @@ from anncoder.commands.run import (
     write_text,
 )
 from anncoder.config import TrainingConfig, parse_assignments, read_yaml, split_settings, unknown_key
-from anncoder.data.adata import obs_column
+from anncoder.data.adata import batches_of, obs_column
 from anncoder.device import choose_device, refuse_size
 from anncoder.distributed import processes
 from anncoder.errors import ConfigError, DivergenceError, InputError
@@ -49,6 +49,8 @@ from anncoder.files import atomic_path
 from anncoder.models import MODELS
 from anncoder.preparation import split_cells
 from anncoder.progress import announce
+from anncoder.refusals import refuse_no_decoder, refuse_width
+from anncoder.slots import latent_slots, next_step, refuse_foreign
 
 logger = logging.getLogger("anncoder")
 
@@ -119,7 +121,7 @@ def _train_and_write(request: TrainRequest, plan: Plan) -> None:
             write_json(folder / METRICS, metrics)
             forget_previous(folder)
         write_json(folder / METRICS, {**metrics, "evaluation": _evaluate(adata, model, request)})
-        announce(f"{request.output}: {tl.next_step(adata, request.key)}")
+        announce(f"{request.output}: {next_step(adata, request.key)}")
         announce(f"model, history, metrics and log: {folder}")
 
 
@@ -163,13 +165,16 @@ def _checked_input(request: TrainRequest, plan: Plan) -> anndata.AnnData:
     for problem in report.problems:
         if problem.severity == "warning":
             logger.warning("warning: %s [%s]", problem.what, problem.code)
-    plan.model.refuse_width(adata.n_vars)
+    refuse_width(plan.model.config, adata.n_vars)
     split_cells(adata.n_obs, partial(obs_column, adata), plan.training)
     if request.labels is not None and request.labels not in adata.obs:
         raise unknown_key(request.labels, [str(c) for c in adata.obs.columns], where="--labels (a column of obs)")
+    if plan.training.batch_key is not None:
+        batches_of(obs_column(adata, plan.training.batch_key, what="batch_key"), plan.training.batch_key, None)
     if request.denoise:
+        refuse_no_decoder(plan.model.config)
         refuse_size(adata.n_obs * adata.n_vars * 4)
-    tl.refuse_foreign(adata, request.key)
+    refuse_foreign(adata, request.key)
     refuse_unwritable(adata)
     return adata
 
@@ -206,10 +211,11 @@ def _save(model: Autoencoder, folder: Path) -> None:
 
 def _write_slots(adata: anndata.AnnData, model: Autoencoder, request: TrainRequest) -> tuple[str, ...]:
     tl.embed(adata, model, key_added=request.key)
+    wrote = latent_slots(model, request.key)
     if not request.denoise:
-        return (f"obsm/X_{request.key}",)
+        return wrote
     tl.denoise(adata, model, key_added=request.key)
-    return f"obsm/X_{request.key}", f"layers/{request.key}_denoised"
+    return *wrote, f"layers/{request.key}_denoised"
 
 
 def _evaluate(adata: anndata.AnnData, model: Autoencoder, request: TrainRequest) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pandas as pd
 from scipy.sparse import csr_matrix, issparse
 
 from anncoder.config import unknown_key
-from anncoder.errors import ConfigError, FileError, InputError
+from anncoder.errors import ConfigError, FileError, InputError, some
 
 
 def open_data(data: anndata.AnnData | str | Path) -> anndata.AnnData:
@@ -89,21 +90,27 @@ def place(layer: str | None) -> str:
     return "X" if layer is None else f"layers[{layer!r}]"
 
 
-def obs_column(adata: anndata.AnnData, key: str, *, what: str) -> np.ndarray[Any, Any]:
-    """Return a column of obs as integer codes, (n_obs,).
+def obs_column(adata: anndata.AnnData, key: str, *, what: str) -> Any:
+    """Return a column of obs, (n_obs,).
 
     Raises
     ------
     ConfigError
-        There is no such column, or it has missing values.
+        There is no such column.
     """
     if key not in adata.obs:
         raise unknown_key(key, [str(c) for c in adata.obs.columns], where=f"{what} (a column of obs)")
-    return codes_of(adata.obs[key], key, what=what)
+    return adata.obs[key]
 
 
 def codes_of(column: Any, key: str, *, what: str) -> np.ndarray[Any, Any]:
-    """Return a column as integer codes, in the order of its sorted values; see :func:`obs_column`."""
+    """Return a column as integer codes, (n_obs,), in the order of its sorted values.
+
+    Raises
+    ------
+    ConfigError
+        It has missing values.
+    """
     codes = np.asarray(pd.factorize(column, sort=True)[0])
     missing = int((codes < 0).sum())
     if missing:
@@ -114,6 +121,47 @@ def codes_of(column: Any, key: str, *, what: str) -> np.ndarray[Any, Any]:
             remedy="fill them, or use another column",
         )
     return codes
+
+
+def batches_of(column: Any, key: str, known: Sequence[str] | None) -> tuple[np.ndarray[Any, Any], list[str]]:
+    """Return experimental batches as codes, (n_obs,) int64, and their names.
+
+    Parameters
+    ----------
+    column
+        (n_obs,) names of any type.
+    key
+        Name of the column, for messages.
+    known
+        The batches of a fitted model, in the order of its codes; None for those of the column.
+
+    Raises
+    ------
+    ConfigError
+        Values are missing, or there is a single batch.
+    InputError
+        A batch is not among the known ones.
+    """
+    codes_of(column, key, what="batch_key")
+    names = np.asarray(column).astype(str)
+    if known is None:
+        known = sorted(set(names.tolist()))
+        if len(known) == 1:
+            raise ConfigError(
+                f"all cells are of one batch, {known[0]!r}",
+                code="one-batch",
+                where=f"obs[{key!r}]",
+                remedy="leave batch_key out, or name a column with at least two batches",
+            )
+    codes = pd.Index(known).get_indexer(names)
+    if (codes < 0).any():
+        raise InputError(
+            f"the model does not know the batch {some(map(repr, sorted(set(names[codes < 0].tolist()))))}",
+            code="unknown-batch",
+            where=f"obs[{key!r}]",
+            remedy=f"give cells of the batches it was fitted on ({some(known)}), or fit it again with these",
+        )
+    return codes.astype(np.int64), list(known)
 
 
 def _slot(adata: anndata.AnnData, layer: str | None) -> Any:

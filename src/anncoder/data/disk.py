@@ -55,6 +55,8 @@ class DiskLoader:
         Cells in a minibatch.
     seed
         Draws the order of the blocks and of the cells of a pool anew in every epoch; None keeps the order of the data.
+    batch_code
+        (n_obs,) experimental batch of each cell, if there are any.
     share
         Which of several processes this is: each reads every ``size``-th block of the epoch's order.
     block, pool
@@ -69,12 +71,13 @@ class DiskLoader:
         *,
         batch_size: int,
         seed: int | None = None,
+        batch_code: Array | None = None,
         share: Share = ALONE,
         block: int | None = None,
         pool: int | None = None,
     ) -> None:
         self.shards, self.size_factor, self.chosen = shards, size_factor, chosen
-        self.batch_size, self.seed, self.share = batch_size, seed, share
+        self.batch_size, self.seed, self.batch_code, self.share = batch_size, seed, batch_code, share
         block = max(BLOCK, shards.chunk_rows) if block is None else block
         if pool is None:
             pool = min(max(POOL, BLOCKS * block), POOL_BYTES // max(shards.row_bytes, 1))
@@ -122,7 +125,8 @@ class DiskLoader:
 
     def _batch(self, pool: Pool, chosen: Rows) -> Batch:
         at = pool.rows[chosen]
-        return Batch(pool.stored.take(chosen), torch.from_numpy(self.size_factor[at]), torch.from_numpy(at))
+        code = None if self.batch_code is None else torch.from_numpy(self.batch_code[at])
+        return Batch(pool.stored.take(chosen), torch.from_numpy(self.size_factor[at]), torch.from_numpy(at), code)
 
     def _pools(self, number: int) -> Iterator[Pool]:
         groups = list(self._groups(number))
@@ -178,4 +182,10 @@ def _below(top: Batch | None, bottom: Batch) -> Batch:
         torch.cat([top.counts.values, bottom.counts.values]),
         bottom.counts.n_vars,
     )
-    return Batch(counts, torch.cat([top.size_factor, bottom.size_factor]), torch.cat([top.rows, bottom.rows]))
+    codes = [part.batch_code for part in (top, bottom) if part.batch_code is not None]
+    return Batch(
+        counts,
+        torch.cat([top.size_factor, bottom.size_factor]),
+        torch.cat([top.rows, bottom.rows]),
+        torch.cat(codes) if codes else None,
+    )

@@ -58,6 +58,8 @@ class MemoryLoader:
         Cells in a minibatch.
     seed
         Shuffles the rows anew in every epoch; None keeps them in order.
+    batch_code
+        (n,) experimental batch of each cell, if there are any.
     share
         Which of several processes this is: each has its part of every minibatch of ``size * batch_size``.
     """
@@ -70,10 +72,12 @@ class MemoryLoader:
         *,
         batch_size: int,
         seed: int | None = None,
+        batch_code: np.ndarray[Any, Any] | None = None,
         share: Share = ALONE,
     ) -> None:
         self.stored = stored
         self.size_factor = size_factor.astype(np.float32)
+        self.batch_code = batch_code
         self.rows = rows
         self.batch_size = batch_size
         self.seed = seed
@@ -104,4 +108,5 @@ class MemoryLoader:
                 self.stored.take(chosen),
                 torch.from_numpy(self.size_factor[chosen]),
                 torch.from_numpy(chosen),
+                None if self.batch_code is None else torch.from_numpy(self.batch_code[chosen]),
             )

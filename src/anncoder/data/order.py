@@ -20,9 +20,15 @@ class Split(NamedTuple):
 
 
 def split_rows(
-    n_obs: int, fraction: float, seed: int, *, stratify: Rows | None = None, groups: Rows | None = None
+    n_obs: int,
+    fraction: float,
+    seed: int,
+    *,
+    stratify: Rows | None = None,
+    groups: Rows | None = None,
+    tail: bool = False,
 ) -> Split:
-    """Split cells at random into training and validation.
+    """Split cells into training and validation, at random unless the tail is asked for.
 
     Parameters
     ----------
@@ -37,21 +43,27 @@ def split_rows(
     groups
         (n_obs,) codes of a column whose groups go to one side as a whole (donors, plates).
 
+    tail
+        Hold out the last cells, as Keras does: they may all be of one sample.
+
     Raises
     ------
     InputError
-        Both columns are given, or there are fewer than two groups.
+        Two of the last three are given, or there are fewer than two groups.
     """
     if fraction == 0:
         return Split(np.arange(n_obs), np.empty(0, dtype=np.int64))
     generator = np.random.default_rng([seed, 0])
-    if stratify is not None and groups is not None:
+    if (stratify is not None) + (groups is not None) + tail > 1:
         raise InputError(
-            "a split cannot be stratified and grouped at once",
+            "a split cannot be stratified, grouped or of the tail at once",
             code="bad-split",
-            where="valid_stratify, valid_groups",
-            remedy="give one of the two",
+            where="valid_stratify, valid_groups, valid_split",
+            remedy="give one of them",
         )
+    if tail:
+        n_train = max(int(n_obs * (1 - fraction)), min(2, n_obs))
+        return Split(np.arange(n_train), np.arange(n_train, n_obs))
     if groups is not None:
         held_out = _whole_groups(groups, fraction, generator)
     else:

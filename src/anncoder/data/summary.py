@@ -33,12 +33,13 @@ def summarize(
     library_size
         Median library size; a cell's size factor is its own over this.
     transform
-        ``log1p`` or ``none``, as in the model.
+        As in the model.
     """
-    sums, n_cells = np.zeros((4, n_vars)), 0
+    sums, n_cells, smallest = np.zeros((4, n_vars)), 0, 0.0
     for block, size_factor in blocks:
         values = block.data.astype(np.float64)
-        if transform == "log1p":
+        smallest = min(smallest, values.min(initial=0))
+        if transform != "none":
             values /= np.repeat(np.maximum(size_factor, 1e-12), np.diff(block.indptr))
         x = np.log1p(values) if transform == "log1p" else values
         for total, weights in zip(sums, (values, values**2, x, x**2), strict=True):
@@ -47,6 +48,8 @@ def summarize(
     mean, square, x_mean, x_square = sums / n_cells
     x_std = np.sqrt(np.maximum(x_square - x_mean**2, 0))
     return Summary(
+        n_cells,
+        float(smallest),
         library_size,
         *(
             torch.from_numpy(a.astype(np.float32))

@@ -1,12 +1,12 @@
 """One file a model: its hyper-parameters, its network and its objective.
 
-A network is built from ``(config, n_vars, noise)`` and offers
+A network is built from ``(config, shape, noise)`` and offers
 
 - ``forward(batch) -> Loss``: the objective, and the only place where it is put together;
 - ``encode(batch) -> (b, k)``: the latent, deterministic in evaluation;
 - ``denoise(batch) -> (b, g)``: expected expression at the median library size;
-- ``start_from(summary)`` and ``finish(batch)``: set what one pass over the data can set before training, and what a
-  sample of the cells can set after it.
+- ``start_from(summary, cells)`` and ``finish(batch)``: set what one pass over the data can set before training (or more
+  passes of its own, over the loader ``cells``), and what a sample of the cells can set after it.
 
 ``MODELS`` is the one table of them; a new model is a file and an entry.
 """

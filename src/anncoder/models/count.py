@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from anncoder.config import DispersionName, LikelihoodName, NetworkConfig, Weight
+from anncoder.config import DispersionName, LayeredConfig, LikelihoodName, Weight
 from anncoder.errors import ConfigError
 from anncoder.likelihoods import gaussian_nll, nb_nll, poisson_nll, zinb_nll
 from anncoder.likelihoods.limits import LOG_MEAN_RANGE, LOG_THETA_RANGE
@@ -21,13 +21,11 @@ from anncoder.nn.heads import CountHeads, CountParameters
 from anncoder.nn.inputs import LogNormalize, Standardize
 from anncoder.nn.layers import Decoder, Encoder
 from anncoder.nn.penalties import WeightPenalty
-from anncoder.types import Batch, Loss, Noise, Summary
+from anncoder.types import Batch, Loader, Loss, Noise, Shape, Summary
 
 
-class CountConfig(NetworkConfig):
+class CountConfig(LayeredConfig):
     """Hyper-parameters of :class:`anncoder.CountAutoencoder`."""
-
-    suited_learning_rate = 5e-3  # a likelihood of counts has small gradients; at 1e-3 it takes four times the epochs
 
     likelihood: Annotated[LikelihoodName, Field(description="distribution of the counts")] = "nb"
     dispersion: Annotated[
@@ -35,6 +33,11 @@ class CountConfig(NetworkConfig):
         Field(description="inverse dispersion: one a gene, one an entry, or one a cell (shared)"),
     ] = "gene"
     ridge_pi: Annotated[Weight, Field(description="penalty on the squared dropout probability (zinb)")] = 0.0
+
+    @property
+    def suited(self) -> dict[str, Any]:
+        """A likelihood of counts has small gradients: at a step of 1e-3 it takes four times the epochs."""
+        return {**super().suited, "learning_rate": 5e-3}
 
     def model_post_init(self, context: Any, /) -> None:
         """Refuse an input that the likelihood cannot have."""
@@ -50,13 +53,13 @@ class CountConfig(NetworkConfig):
 class CountNetwork(nn.Module):
     """Encoder, decoder, heads and likelihood; see :mod:`anncoder.models` for the interface."""
 
-    def __init__(self, config: CountConfig, n_vars: int, noise: Noise) -> None:
+    def __init__(self, config: CountConfig, shape: Shape, noise: Noise) -> None:
         super().__init__()
-        self.config = config
+        self.config, n_vars = config, shape.n_vars
         self.inputs = LogNormalize(config.transform)
         self.standardize = Standardize(n_vars, scaled=config.standardize)
-        self.encoder = Encoder(config, n_vars, noise)
-        self.decoder = Decoder(config, config.n_latent, noise)
+        self.encoder = Encoder(config.layers, n_vars, config.n_latent, noise)
+        self.decoder = Decoder(config.decoder_layers, config.n_latent, noise)
         self.heads = CountHeads(
             self.decoder.n_out,
             n_vars,
@@ -67,7 +70,7 @@ class CountNetwork(nn.Module):
         self.basis = LatentBasis(config.n_latent)
         self.penalty = WeightPenalty(config.l1, config.l2, config.warmup_steps)
 
-    def start_from(self, summary: Summary) -> None:
+    def start_from(self, summary: Summary, cells: Loader) -> None:
         """Start every gene at its mean and its moment estimate of the dispersion, and set the standardisation."""
         self.standardize.start_from(summary)
         gaussian = self.config.likelihood == "gaussian"
@@ -125,7 +128,7 @@ class CountNetwork(nn.Module):
         mean = self.parameters_of(batch).log_mean
         if self.config.likelihood != "gaussian":
             return mean.exp()
-        return mean if self.config.transform == "none" else mean.expm1().clamp(min=0)
+        return self.inputs.inverse(mean)
 
     def _information(self, latent: Tensor) -> Tensor:
         # Fisher information of log mu, (b, g): mu / (1 + mu / theta), and mu for Poisson; of the mean for a Gaussian

@@ -18,8 +18,8 @@ from anncoder.config import (
     Activation,
     CorruptionName,
     LatentUnits,
+    LayeredConfig,
     LinearDecoder,
-    NetworkConfig,
     Norm,
 )
 from anncoder.errors import ConfigError
@@ -29,14 +29,11 @@ from anncoder.nn.corruption import Corrupted, corrupt, select, thin
 from anncoder.nn.inputs import LogNormalize, Standardize
 from anncoder.nn.layers import Decoder, Encoder, linear
 from anncoder.nn.penalties import WeightPenalty
-from anncoder.types import CSR, Batch, Loss, Noise, Summary
+from anncoder.types import CSR, Batch, Loader, Loss, Noise, Shape, Summary
 
 
-class DenoisingConfig(NetworkConfig):
+class DenoisingConfig(LayeredConfig):
     """Hyper-parameters of :class:`anncoder.DenoisingAutoencoder`."""
-
-    suited_learning_rate = 1e-3  # the mask predictor's weights are many, and overfit at more
-    suited_reduce_lr_patience = 0  # small steps go on fitting the mask predictor, at the cost of the latent
 
     n_latent: LatentUnits = 32
     activation: Activation = "mish"
@@ -53,6 +50,11 @@ class DenoisingConfig(NetworkConfig):
     mask_loss_weight: Annotated[
         float, Field(ge=0, le=1, description="weight of that prediction; the reconstruction has 1 minus it")
     ] = 0.7
+
+    @property
+    def suited(self) -> dict[str, Any]:
+        """The mask predictor has many weights: it overfits at larger steps, and at ever smaller ones too."""
+        return {**super().suited, "learning_rate": 1e-3, "reduce_lr_patience": 0}
 
     def model_post_init(self, context: Any, /) -> None:
         """Refuse a strength or an input that the corruption cannot have."""
@@ -75,21 +77,21 @@ class DenoisingConfig(NetworkConfig):
 class DenoisingNetwork(nn.Module):
     """Encoder, decoder, corruption and their objective; see :mod:`anncoder.models` for the interface."""
 
-    def __init__(self, config: DenoisingConfig, n_vars: int, noise: Noise) -> None:
+    def __init__(self, config: DenoisingConfig, shape: Shape, noise: Noise) -> None:
         super().__init__()
-        self.config = config
+        self.config, n_vars = config, shape.n_vars
         self.noise = noise
         self.inputs = LogNormalize(config.transform)
         self.standardize = Standardize(n_vars, scaled=config.standardize)
-        self.encoder = Encoder(config, n_vars, noise)
+        self.encoder = Encoder(config.layers, n_vars, config.n_latent, noise)
         self.mask_head = linear(config.n_latent, n_vars, noise) if config.mask_predictor else None
         n_decoded = config.n_latent + (n_vars if config.mask_predictor else 0)
-        self.decoder = Decoder(config, n_decoded, noise)
+        self.decoder = Decoder(config.decoder_layers, n_decoded, noise)
         self.output = linear(self.decoder.n_out, n_vars, noise)
         self.basis = LatentBasis(config.n_latent)
         self.penalty = WeightPenalty(config.l1, config.l2, config.warmup_steps)
 
-    def start_from(self, summary: Summary) -> None:
+    def start_from(self, summary: Summary, cells: Loader) -> None:
         """Start the output at the mean expression of each gene, and set the standardisation."""
         self.standardize.start_from(summary)
         with torch.no_grad():
@@ -145,7 +147,7 @@ class DenoisingNetwork(nn.Module):
     def denoise(self, batch: Batch) -> Tensor:
         """Return the expected expression at the median library size, (b, g); of ``transform="none"`` as it is."""
         decoded, _ = self.decode(self._encode(self.inputs(batch)))
-        return decoded if self.config.transform == "none" else decoded.expm1().clamp(min=0)
+        return self.inputs.inverse(decoded)
 
     def _encode(self, x: CSR | Tensor) -> Tensor:
         latent: Tensor = self.encoder(x, self.standardize.mean, self.standardize.scale)

@@ -13,17 +13,17 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import linear as product
 
-from anncoder.config import NetworkConfig
+from anncoder.config import LayeredConfig
 from anncoder.errors import ConfigError
 from anncoder.likelihoods import absolute_error, squared_error
 from anncoder.nn.basis import LatentBasis, pulled_back, unit_information
 from anncoder.nn.inputs import LogNormalize, Standardize
 from anncoder.nn.layers import Decoder, Encoder, linear
 from anncoder.nn.penalties import WeightPenalty
-from anncoder.types import Batch, Loss, Noise, Summary
+from anncoder.types import Batch, Loader, Loss, Noise, Shape, Summary
 
 
-class UndercompleteConfig(NetworkConfig):
+class UndercompleteConfig(LayeredConfig):
     """Hyper-parameters of :class:`anncoder.UndercompleteAutoencoder`."""
 
     error: Annotated[Literal["squared", "absolute"], Field(description="reconstruction error")] = "squared"
@@ -47,21 +47,21 @@ class UndercompleteNetwork(nn.Module):
     The error is a mean over cells and genes, on the scale of the network input before standardisation.
     """
 
-    def __init__(self, config: UndercompleteConfig, n_vars: int, noise: Noise) -> None:
+    def __init__(self, config: UndercompleteConfig, shape: Shape, noise: Noise) -> None:
         super().__init__()
-        self.config = config
+        self.config, n_vars = config, shape.n_vars
         self.inputs = LogNormalize(config.transform)
         self.standardize = Standardize(n_vars, scaled=config.standardize)
-        self.encoder = Encoder(config, n_vars, noise)
+        self.encoder = Encoder(config.layers, n_vars, config.n_latent, noise)
         self.basis = LatentBasis(config.n_latent)
         self.penalty = WeightPenalty(config.l1, config.l2, config.warmup_steps)
         if config.tied:
             self.tied = TiedDecoder(self.encoder, config.n_hidden)
         else:
-            self.decoder = Decoder(config, config.n_latent, noise)
+            self.decoder = Decoder(config.decoder_layers, config.n_latent, noise)
             self.output = linear(self.decoder.n_out, n_vars, noise)
 
-    def start_from(self, summary: Summary) -> None:
+    def start_from(self, summary: Summary, cells: Loader) -> None:
         """Start the output at the mean expression of each gene, and set the standardisation."""
         self.standardize.start_from(summary)
         bias = self.tied.output_bias if self.config.tied else self.output.bias
@@ -101,7 +101,7 @@ class UndercompleteNetwork(nn.Module):
     def denoise(self, batch: Batch) -> Tensor:
         """Return the expected expression at the median library size, (b, g); of ``transform="none"`` as it is."""
         decoded = self.decode(self.raw_latent(batch))
-        return decoded if self.config.transform == "none" else decoded.expm1().clamp(min=0)
+        return self.inputs.inverse(decoded)
 
 
 class TiedDecoder(nn.Module):

@@ -10,7 +10,9 @@ from anncoder.types import CSR, Batch, Summary
 
 
 class LogNormalize(nn.Module):
-    """``log1p(counts / size_factor)`` of the stored values; with ``transform="none"``, the values as they are.
+    """``log1p(counts / size_factor)`` of the stored values.
+
+    With ``transform="normalize"`` without the logarithm, with ``"none"`` the values as they are.
 
     The size factor is the library size over the median library size of the fitted data, so this is
     ``scanpy.pp.normalize_total`` (target: the median) and ``scanpy.pp.log1p``.
@@ -25,13 +27,20 @@ class LogNormalize(nn.Module):
         counts = batch.counts
         if self.transform == "none":
             return counts
-        if fused(counts.values, batch.size_factor):
+        if self.transform == "log1p" and fused(counts.values, batch.size_factor):
             values = torch.empty_like(counts.values)
             arrays = (counts.indptr, counts.values.contiguous(), batch.size_factor.contiguous(), values)
             sparse.log_normalize(sparse.pieces(counts.n_rows, sparse.ROWS), *(a.numpy() for a in arrays))
             return counts.with_values(values)
         per_entry = batch.size_factor[counts.rows()]
-        return counts.with_values(torch.log1p(counts.values / per_entry))
+        normalized = counts.values / per_entry
+        return counts.with_values(torch.log1p(normalized) if self.transform == "log1p" else normalized)
+
+    def inverse(self, x: Tensor) -> Tensor:
+        """Return expression at the median library size for what the network says of its input, (b, g)."""
+        if self.transform == "none":
+            return x
+        return (x.expm1() if self.transform == "log1p" else x).clamp(min=0)
 
 
 class Standardize(nn.Module):

@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from anncoder.config import NetworkConfig
+from anncoder.config import Layers
 from anncoder.nn.sparse import SparseLinear, reset
 from anncoder.types import CSR, Noise
 
@@ -59,35 +59,37 @@ def linear(n_in: int, n_out: int, noise: Noise) -> nn.Linear:
     return layer
 
 
-def after(width: int, config: NetworkConfig, noise: Noise) -> nn.Sequential:
+def after(width: int, layers: Layers, noise: Noise) -> nn.Sequential:
     """Return what follows every hidden product: normalisation, activation, dropout."""
     return nn.Sequential(
-        NORMS[config.norm](width), ACTIVATIONS[config.activation](), Dropout(config.dropout_rate, noise)
+        NORMS[layers.norm](width), ACTIVATIONS[layers.activation](), Dropout(layers.dropout_rate, noise)
     )
 
 
 class Encoder(nn.Module):
-    """Expression to latent: sparse first layer, hidden layers, linear latent units.
+    """Expression to latent: sparse first layer, hidden layers, linear units at the end.
 
     Parameters
     ----------
-    config
-        For ``n_hidden``, ``n_latent``, and what follows the hidden products; the latent units have none of that.
+    layers
+        The hidden layers.
     n_vars
         Number of genes, g.
+    n_out
+        Number of units at the end, k; nothing follows their product.
     noise
         Random stream of the initial weights and of the dropout.
     """
 
-    def __init__(self, config: NetworkConfig, n_vars: int, noise: Noise) -> None:
+    def __init__(self, layers: Layers, n_vars: int, n_out: int, noise: Noise) -> None:
         super().__init__()
-        widths = [*config.n_hidden, config.n_latent]
+        widths = [*layers.widths, n_out]
         self.first = SparseLinear(n_vars, widths[0], noise)
         self.rest = nn.ModuleList(linear(a, b, noise) for a, b in pairwise(widths))
-        self.after = nn.ModuleList(after(width, config, noise) for width in config.n_hidden)
+        self.after = nn.ModuleList(after(width, layers, noise) for width in layers.widths)
 
     def forward(self, x: CSR | Tensor, mean: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
-        """Return the latent, (b, k); ``mean`` and ``scale``, (g,), centre and divide x first."""
+        """Return the units at the end, (b, k); ``mean`` and ``scale``, (g,), centre and divide x first."""
         hidden: Tensor = self.first(x, mean, scale)
         for follow, product in zip(self.after, self.rest, strict=True):
             hidden = product(follow(hidden))
@@ -99,18 +101,17 @@ class Decoder(nn.Sequential):
 
     Parameters
     ----------
-    config
-        For ``decoder_hidden``, which mirrors the encoder, and what follows the hidden products.
+    layers
+        The hidden layers.
     n_in
         Width of the input.
     noise
         Random stream of the initial weights and of the dropout.
     """
 
-    def __init__(self, config: NetworkConfig, n_in: int, noise: Noise) -> None:
-        widths = [n_in, *reversed(config.decoder_hidden)]
+    def __init__(self, layers: Layers, n_in: int, noise: Noise) -> None:
         blocks: list[nn.Module] = []
-        for a, b in pairwise(widths):
-            blocks += [linear(a, b, noise), after(b, config, noise)]
+        for a, b in pairwise([n_in, *layers.widths]):
+            blocks += [linear(a, b, noise), after(b, layers, noise)]
         super().__init__(*blocks)
-        self.n_out = widths[-1]
+        self.n_out = layers.widths[-1] if layers.widths else n_in

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 class WarmUp(nn.Module):
     """A factor that rises linearly from 0 to 1 over the first training steps.
 
-    The number of steps taken is a buffer: it is saved with the weights, so a resumed run goes on where it was.
+    The number of steps taken is a buffer: it is saved with the weights, so a resumed run goes on where it was. In
+    evaluation the factor is 1: losses of different epochs can be compared, and the first is not the best for its
+    small penalty.
 
     Parameters
     ----------
@@ -28,10 +30,9 @@ class WarmUp(nn.Module):
 
     def forward(self) -> Tensor:
         """Return the factor, (); a training step counts itself."""
-        if self.n_steps == 0:
+        if self.n_steps == 0 or not self.training:
             return torch.ones((), device=self.steps.device)
-        if self.training:
-            self.steps += 1
+        self.steps += 1
         return (self.steps / self.n_steps).clamp(max=1)
 
 

@@ -1,0 +1,64 @@
+"""The models as objects, one file each: hyper-parameters in the constructor, data in ``fit``, arrays out.
+
+``ESTIMATORS`` is the one table of them, by the names of :data:`anncoder.models.MODELS`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from anncoder import checkpoint
+from anncoder.autoencoder import Autoencoder
+from anncoder.config import TrainingConfig, unknown_key
+from anncoder.errors import ConfigError
+from anncoder.estimators.count import CountAutoencoder
+from anncoder.estimators.denoising import DenoisingAutoencoder
+from anncoder.estimators.undercomplete import UndercompleteAutoencoder
+from anncoder.models import MODELS
+from anncoder.types import Noise
+
+__all__ = ["ESTIMATORS", "CountAutoencoder", "DenoisingAutoencoder", "UndercompleteAutoencoder", "load"]
+
+ESTIMATORS: dict[str, type[Any]] = {
+    cls.name: cls for cls in (CountAutoencoder, DenoisingAutoencoder, UndercompleteAutoencoder)
+}
+
+
+def load(folder: str | Path) -> Autoencoder:
+    """Open a model that :meth:`Autoencoder.save` wrote; it embeds and denoises to the same bits.
+
+    Opening a model runs no code from it; files that were changed, cut or swapped are refused.
+
+    Raises
+    ------
+    FileError
+        The folder is no model, or is damaged, or was written by a newer version.
+    """
+    stored = checkpoint.read_stored(folder)
+    try:
+        return _restore(stored, Path(folder))
+    except ConfigError as error:
+        raise checkpoint.broken(Path(folder), error.what) from error
+
+
+def _restore(stored: checkpoint.Stored, folder: Path) -> Autoencoder:
+    config = stored.config
+    if config.model not in ESTIMATORS:
+        raise unknown_key(config.model, sorted(ESTIMATORS), where="model")
+    hyperparameters = MODELS[config.model].config(**config.hyperparameters)
+    model: Autoencoder = ESTIMATORS[config.model](**dict(hyperparameters))
+    model.var_names_, model.batches_ = pd.Index(stored.genes, dtype=object), config.batches
+    with torch.device("meta"):  # shapes only: nothing is allocated before the file is known to fit
+        network = model._build(Noise(0))
+    checkpoint.read_weights(folder, network)
+    model.network_ = network.eval()
+    model.training_ = TrainingConfig(**config.training)
+    model.layer_, model.library_size_ = config.layer, config.library_size
+    model.best_epoch_, model.stopped_ = config.best_epoch, config.stopped
+    model.history_ = pd.DataFrame(config.history)
+    model.valid_obs_ = pd.Index(config.valid_obs, dtype=object)
+    return model

@@ -1,0 +1,41 @@
+"""What a model cannot do, said before it is tried."""
+
+from __future__ import annotations
+
+from anncoder.config import NetworkConfig
+from anncoder.errors import ConfigError
+
+
+def refuse_width(config: NetworkConfig, n_vars: int) -> None:
+    """Raise a ConfigError unless the latent is narrower than the data."""
+    if config.n_latent >= n_vars:
+        raise ConfigError(
+            f"n_latent = {config.n_latent} is not below the number of genes, {n_vars}",
+            code="latent-too-wide",
+            where="n_latent",
+            remedy=f"set n_latent below {n_vars}, or fit more genes",
+        )
+
+
+def refuse_no_decoder(config: NetworkConfig) -> None:
+    """Raise a ConfigError if the model cannot give expected expression."""
+    if not config.decodes:
+        raise ConfigError(
+            "the model has no decoder: it gives a latent, not expected expression",
+            code="no-decoder",
+            where="denoise",
+            remedy="use a model that reconstructs, such as CountAutoencoder",
+        )
+
+
+def refuse_scale(config: NetworkConfig, scale: str) -> None:
+    """Raise a ConfigError unless the model can give expected expression, and on this scale."""
+    refuse_no_decoder(config)
+    if scale not in ("counts", "normalized") or (scale == "counts" and not config.reads_counts):
+        allowed = "'counts' or 'normalized'" if config.reads_counts else "'normalized' (transform='none')"
+        raise ConfigError(
+            f"scale = {scale!r} is not {allowed}",
+            code="bad-value",
+            where="scale",
+            remedy=f"pass scale={allowed}",
+        )
