@@ -142,8 +142,9 @@ def batches_of(column: Any, key: str, known: Sequence[str] | None) -> tuple[np.n
     InputError
         A batch is not among the known ones.
     """
+    column = np.asarray(column, dtype=object)
     codes_of(column, key, what="batch_key")
-    names = np.asarray(column).astype(str)
+    names = column.astype(str)
     if known is None:
         known = sorted(set(names.tolist()))
         if len(known) == 1:
