@@ -17,6 +17,7 @@ from anncoder.cli import app
 from anncoder.errors import ConfigError
 from anncoder.estimators import CountAutoencoder
 from anncoder.likelihoods.reference import nb_reference, zinb_reference
+from anncoder.sources import PerCell
 
 
 def test_the_textbook_formulae_are_the_likelihoods() -> None:
