@@ -18,9 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from anncoder.errors import ConfigError, FileError
 
 ActivationName = Literal[
-    "relu", "linear", "elu", "gelu", "leaky_relu", "mish", "selu", "sigmoid", "silu", "softplus", "tanh"
+    "relu", "linear", "elu", "gelu", "leaky_relu", "mish", "prelu", "selu", "sigmoid", "silu", "softplus", "tanh"
 ]
-NormName = Literal["batch", "layer", "none"]
+NormName = Literal["batch", "batch-shift", "layer", "none"]
 LikelihoodName = Literal["nb", "zinb", "poisson", "gaussian"]
 DispersionName = Literal["gene", "gene-cell", "shared"]
 CorruptionName = Literal["swap", "mask", "dropout", "gaussian", "thinning", "none"]

@@ -17,6 +17,7 @@ from torch import nn
 
 from anncoder.config import NetworkConfig
 from anncoder.models.count import CountConfig, CountNetwork
+from anncoder.models.dca import DCAConfig, DCANetwork
 from anncoder.models.denoising import DenoisingConfig, DenoisingNetwork
 from anncoder.models.undercomplete import UndercompleteConfig, UndercompleteNetwork
 
@@ -30,6 +31,7 @@ class Model(NamedTuple):
 
 MODELS: dict[str, Model] = {
     "count": Model(CountConfig, CountNetwork),
+    "dca": Model(DCAConfig, DCANetwork),
     "denoising": Model(DenoisingConfig, DenoisingNetwork),
     "undercomplete": Model(UndercompleteConfig, UndercompleteNetwork),
 }
