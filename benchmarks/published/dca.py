@@ -1,7 +1,7 @@
 """DCA on simulated dropout (the setting of its Figure 2), the noisy counts, the true counts and PCA beside it.
 
-What is scored: the silhouette of the true groups on two principal components, and the correlation of each gene, centred,
-with its noiseless log mean. A tenth of the molecules is set aside for the third claim.
+What is scored: the silhouette of the true groups on two principal components, and the correlation of each gene,
+centred, with its noiseless log mean. A tenth of the molecules is set aside for the third claim.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from typing import Any
 
 import anndata
 import numpy as np
+from benchmarks.data import splat
+from benchmarks.published import Claim, Row, values
 from scipy.sparse import csr_matrix
 from scipy.special import gammaln
 from sklearn.decomposition import PCA
 from sklearn.metrics import silhouette_score
 
 from anncoder import DCA
-from benchmarks.data import splat
-from benchmarks.published import Claim, Row, values
 
 Array = np.ndarray[Any, Any]
 

@@ -91,6 +91,11 @@ class NetworkConfig(Settings):
         return self.transform != "none"
 
     @property
+    def integers(self) -> bool:
+        """Whether these counts must be integers."""
+        return True
+
+    @property
     def batches(self) -> Literal["unused", "optional", "needed"]:
         """What becomes of ``batch_key``."""
         return "unused"

@@ -45,6 +45,8 @@ class DCA(Autoencoder):
         Penalty on the squared dropout probability of the ``"zinb"`` types.
     l1, l2, l1_encoder, l2_encoder
         Penalties on the weights; the latter two, if not 0, take the place of the former up to the latent.
+    check_counts
+        Refuse counts that are not integers; False for corrected or expected counts.
     faithful
         As published: the last cells are held out, not random ones, and the last weights are kept, not the best; the
         output of ``"normal"`` may be negative.
@@ -74,6 +76,7 @@ class DCA(Autoencoder):
         l2: float = 0.0,
         l1_encoder: float = 0.0,
         l2_encoder: float = 0.0,
+        check_counts: bool = True,
         faithful: bool = False,
     ) -> None:
         super().__init__(DCAConfig(**arguments(locals())))

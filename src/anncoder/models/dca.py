@@ -116,12 +116,18 @@ class DCAConfig(NetworkConfig):
     l2: Annotated[Weight, Field(description="L2 penalty on the weights")] = 0.0
     l1_encoder: Annotated[Weight, Field(description="L1 penalty of encoder and latent, if not 0, in place of l1")] = 0.0
     l2_encoder: Annotated[Weight, Field(description="L2 penalty of encoder and latent, if not 0, in place of l2")] = 0.0
+    check_counts: Annotated[bool, Field(description="refuse counts that are not integers")] = True
     faithful: Annotated[bool, Field(description="as published: last cells held out, last weights kept")] = False
 
     @property
     def parts(self) -> Parts:
         """What the type is put together from."""
         return TYPES[self.ae_type]
+
+    @property
+    def integers(self) -> bool:
+        """Whether these counts must be integers."""
+        return self.check_counts
 
     @property
     def decoder_widths(self) -> tuple[int, ...]:
@@ -179,7 +185,9 @@ class DCANetwork(nn.Module):
         start_weights(self, config.init, noise)
 
     def start_from(self, summary: Summary, cells: Loader) -> None:
-        """Set the standardisation."""
+        """Set the standardisation, and start every gene at its mean (as published: at 1)."""
+        if not self.config.faithful:
+            self.heads.start_from(summary.gene_mean)
         if self.standardize is None:
             return
         if self.config.size_factors:
@@ -284,6 +292,17 @@ class Heads(nn.Module):
         else:
             pi_logits = None if self.pi is None else self.pi(hidden)
         return CountParameters(mean.clamp(*LOG_MEAN_RANGE), self.log_theta(hidden), pi_logits)
+
+    @torch.no_grad()
+    def start_from(self, gene_mean: Tensor) -> None:
+        """Start the mean of each gene, (g,), where it will be: at 1, abundant genes take most of the training."""
+        log_mean = gene_mean.log().clamp(*LOG_MEAN_RANGE)
+        last = self.mean[-1]
+        assert isinstance(last, nn.Linear)
+        if self.parts.likelihood == "gaussian":
+            last.bias.copy_(gene_mean)
+        else:
+            last.bias.copy_(-log_mean if self.pi_of_mean is not None else log_mean)
 
     def log_theta(self, hidden: Tensor | None = None) -> Tensor | None:
         """Return the log inverse dispersion, (g,), (b, 1) or (b, g); that of genes needs no hidden values."""
