@@ -111,7 +111,8 @@ def dca(
     check_counts
         Refuse counts that are not integers.
     faithful
-        Hold out the last cells and keep the last weights, as published, not random cells and the best weights.
+        As published: every mean starts at 1, the last cells are held out, the last weights are kept. Else every mean
+        starts at its gene's, random cells are held out, and the best weights are kept.
 
     Returns
     -------

@@ -153,9 +153,7 @@ def read_table(path: Path, separator: str, *, by_cell: bool) -> anndata.AnnData:
     texts = [str(name) for name, column in frame.items() if column.dtype.kind not in "iufb"]
     if texts or not frame.shape[1]:
         raise InputError(
-            f"{len(texts):,} columns hold something else than numbers: {some(texts)}"
-            if texts
-            else "there are no values",
+            f"{len(texts):,} of {frame.shape[1]:,} columns hold something else than numbers: {some(texts)}",
             code="not-numeric",
             where=str(path),
             remedy="leave only counts, with names in the first row and column; commas in .csv, tabs in .tsv and .txt",

@@ -48,8 +48,8 @@ class DCA(Autoencoder):
     check_counts
         Refuse counts that are not integers; False for corrected or expected counts.
     faithful
-        As published: the last cells are held out, not random ones, and the last weights are kept, not the best; the
-        output of ``"normal"`` may be negative.
+        As published: every mean starts at 1, not at the mean of its gene; the last cells are held out, not random
+        ones; the last weights are kept, not the best; the output of ``"normal"`` may be negative.
     """
 
     name = "dca"

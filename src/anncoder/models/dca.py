@@ -117,7 +117,9 @@ class DCAConfig(NetworkConfig):
     l1_encoder: Annotated[Weight, Field(description="L1 penalty of encoder and latent, if not 0, in place of l1")] = 0.0
     l2_encoder: Annotated[Weight, Field(description="L2 penalty of encoder and latent, if not 0, in place of l2")] = 0.0
     check_counts: Annotated[bool, Field(description="refuse counts that are not integers")] = True
-    faithful: Annotated[bool, Field(description="as published: last cells held out, last weights kept")] = False
+    faithful: Annotated[
+        bool, Field(description="as published: means start at 1, last cells are held out, last weights kept")
+    ] = False
 
     @property
     def parts(self) -> Parts:
