@@ -29,6 +29,7 @@ from anncoder.kernels.vector_math import (
 
 F = np.float32
 CHUNK = 16  # rows
+STEPS = 16  # nearly all counts are below
 LARGE = 32  # up to here lgamma(x + theta) - lgamma(theta) is a product of x factors
 LOG_FACTORIAL = np.array([math.lgamma(k + 1) for k in range(LARGE + 1)])
 
@@ -160,8 +161,13 @@ def nb_stored(
         x[k] = values[k]
     for k in range(n):
         theta[k] = exp_minus_64(-theta[k])
+    rising_factorials(x[:n], theta, factors, slopes)
     for k in range(n):
-        _coefficient(x[k], theta[k], k, factors, slopes, log_x, by_x)
+        whole = int(x[k])
+        if whole == x[k] and whole <= STEPS:
+            log_x[k], by_x[k] = -LOG_FACTORIAL[whole], 0.0
+        else:
+            _coefficient(x[k], theta[k], k, factors, slopes, log_x, by_x)
     for k in range(n):
         c, th, at = x[k], theta[k], u[k]
         t = exp_minus_64(abs(at))
@@ -175,6 +181,23 @@ def nb_stored(
         u[k] = th * softplus + c * (down + log1p) - coefficient
         theta[k] = th * sigmoid - c * rest
         x[k] = th * (softplus - sigmoid) + c * rest - th * by_coefficient
+
+
+@njit(fastmath=EXACT, error_model="numpy")
+def rising_factorials(x: Vector, theta: Vector, factors: Vector, slopes: Vector) -> None:
+    """Write ``theta (theta + 1) ... (theta + x - 1)`` and its derivative by theta, for whole x up to ``STEPS``.
+
+    Every entry takes all the steps, and keeps those that are its own: a loop as long as the count would be guessed
+    wrong by the processor at every entry.
+    """
+    for k in range(x.shape[0]):
+        factor, slope = 1.0, 0.0
+        for step in range(STEPS):
+            own = step < x[k]
+            next_one = theta[k] + step
+            slope = slope * next_one + factor if own else slope
+            factor = factor * next_one if own else factor
+        factors[k], slopes[k] = factor, slope
 
 
 @njit(inline="always", fastmath=EXACT, error_model="numpy")

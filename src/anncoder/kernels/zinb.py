@@ -17,8 +17,10 @@ from anncoder.kernels.vector_math import (
     Scalar,
     Vector,
     exp_minus,
+    exp_minus_64,
     log1p_minus_half,
     log1p_unit,
+    log1p_unit_64,
     minus_expm1_minus,
     row_sum,
 )
@@ -113,18 +115,23 @@ def _put_stored(
     by_theta: Vector,
     by_pi: Vector,
 ) -> Scalar:
-    total = 0.0
-    for k in range(indices.shape[0]):
+    total, n = 0.0, indices.shape[0]
+    pi, softplus = stored[3], stored[4]
+    for k in range(n):
+        pi[k] = pi_logits[indices[k]]
+    for k in range(n):
+        logit = pi[k]
+        t = exp_minus_64(abs(logit))
+        pi[k] = (1.0 if logit > 0 else t) / (1 + t)
+        softplus[k] = (logit if logit > 0 else 0.0) + log1p_unit_64(t)
+    for k in range(n):
         if values[k] == 0:  # a stored zero keeps the form of a zero
             continue
         j = indices[k]
-        logit = np.float64(pi_logits[j])
-        t = np.exp(-abs(logit))
-        pi = (1 if logit > 0 else t) / (1 + t)
-        total += stored[0, k] + max(logit, 0.0) + np.log1p(t)
+        total += stored[0, k] + softplus[k]
         loss[j] = F(0)
         free = limits[0] <= logits[j] <= limits[1]
         by_mean[j] = stored[1, k] * weight if free else 0.0
         by_theta[j] = stored[2, k] * weight
-        by_pi[j] = pi * weight
+        by_pi[j] = pi[k] * weight
     return total + row_sum(loss)
