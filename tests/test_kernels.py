@@ -285,3 +285,22 @@ def test_training_takes_the_same_road_with_and_without_kernels(counts) -> None: 
             kernels.use(before)
         curves.append(model.history_[["train_loss", "valid_loss"]].to_numpy())
     np.testing.assert_allclose(*curves, rtol=1e-4)
+
+
+@pytest.mark.parametrize("zero_inflated", [False, True])
+def test_gradients_written_over_the_parameters_are_the_same(zero_inflated: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    counts = CSR(torch.tensor([0, 2, 2, 3]), torch.tensor([1, 4, 0]), torch.tensor([3.0, 1.0, 7.0]), 5)
+    hidden, weight = torch.randn(3, 4, generator=generator), torch.randn(4, 5, generator=generator)
+    log_theta, pi = torch.randn(5, generator=generator), torch.randn(4, 5, generator=generator)
+    found = []
+    for overwrite in (False, True):
+        leaves = [p.clone().requires_grad_() for p in (weight, log_theta, pi)]
+        parameters = [hidden @ leaves[0], leaves[1], *([hidden @ leaves[2]] if zero_inflated else [])]
+        nll = (zinb_nll if zero_inflated else nb_nll)(counts, *parameters, torch.ones(3), overwrite=overwrite)
+        (nll.mean() / 5).backward(retain_graph=True)
+        found.append([nll.detach(), *(p.grad for p in leaves[: 2 + zero_inflated])])
+    for plain, over in zip(*found, strict=True):
+        torch.testing.assert_close(plain, over, rtol=0, atol=0)
+    with pytest.raises(RuntimeError, match="differentiated once"):
+        nll.sum().backward()

@@ -219,25 +219,28 @@ def mean_loss(network: nn.Module, loader: Loader, device: torch.device, share: S
 
 
 class RunningMean:
-    """Mean of losses over cells, accumulated where the losses are: nothing is copied until the end."""
+    """Mean of losses over cells, accumulated where the losses are: from a GPU nothing is copied until the end."""
 
     def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
+        self.sums: dict[str, Any] = {}  # float64 numbers, or tensors on a GPU
         self.n_cells = 0
 
     def add(self, loss: Loss, n_cells: int) -> None:
         """Add the loss of a minibatch of n_cells."""
-        for name, value in {"loss": loss.total.detach(), **loss.terms}.items():
+        for name, value in loss.terms.items():
             # in float64: a million small minibatches must not drown in the sum
-            weighted = value.double() * n_cells
-            self.sums[name] = self.sums[name] + weighted if name in self.sums else weighted
+            here = value.item() if value.device.type == "cpu" else value.double()
+            self.sums[name] = self.sums.get(name, 0.0) + here * n_cells
         self.n_cells += n_cells
 
     def result(self, share: Share = ALONE) -> Record:
         """Return the means, over the cells of all processes."""
-        values = list(self.sums.values())
-        *totals, n_cells = summed(torch.stack([*values, values[0].new_tensor(self.n_cells)]), share).tolist()
-        return {name: total / n_cells for name, total in zip(self.sums, totals, strict=True)}
+        where = {v.device for v in self.sums.values() if isinstance(v, Tensor)}
+        numbers = (*self.sums.values(), self.n_cells)
+        sums = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=next(iter(where), None)) for v in numbers])
+        *totals, n_cells = summed(sums, share).tolist()
+        means = {name: total / n_cells for name, total in zip(self.sums, totals, strict=True)}
+        return {"loss": sum(means.values()), **means}
 
 
 def _diverged(network: nn.Module, batch: Batch, loss: Loss, epoch: int, number: int) -> DivergenceError:

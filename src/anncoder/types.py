@@ -77,6 +77,14 @@ class Loss(NamedTuple):
     total: Tensor  # () what is differentiated
     terms: dict[str, Tensor]  # () each, detached, by name
 
+    @classmethod
+    def of(cls, terms: dict[str, Tensor]) -> Loss:
+        """Return the sum of some terms, () each."""
+        total, *others = terms.values()
+        for term in others:
+            total = total + term
+        return cls(total, {name: term.detach() for name, term in terms.items()})
+
 
 class Shape(NamedTuple):
     """What of the data decides the shapes of a network."""

@@ -76,11 +76,12 @@ def nb(address: Scalar) -> None:
         for i in range(chunk * CHUNK, min(n, (chunk + 1) * CHUNK)):
             if log_theta.shape[0] > 1:
                 theta_of(log_theta[i], limits, lt, theta)
-            gradient = by_mean[i] if by_mean.shape[0] else mean_row
-            nb_zeros(logits[i], lt, theta, offset[i], weight[i], limits, loss, gradient, theta_row)
+            nb_zeros(logits[i], lt, theta, offset[i], weight[i], limits, loss, mean_row, theta_row)
             a, b = indptr[i], indptr[i + 1]
             nb_stored(logits[i], lt, offset[i], limits, indices[a:b], values[a:b], stored)
-            nll[i] = put_stored(indices[a:b], stored, weight[i], logits[i], limits, loss, gradient, theta_row)
+            nll[i] = put_stored(indices[a:b], stored, weight[i], logits[i], limits, loss, mean_row, theta_row)
+            if by_mean.shape[0]:
+                by_mean[i] = mean_row  # not before: it may be the memory of the logits
             keep_theta(by_theta, theta_row, i, chunk, per_gene, log_theta, limits)
         chunk = take_ticket(table)
 

@@ -56,10 +56,8 @@ def zinb(address: Scalar) -> None:
         for i in range(chunk * CHUNK, min(n, (chunk + 1) * CHUNK)):
             if log_theta.shape[0] > 1:
                 theta_of(log_theta[i], limits, lt, theta)
-            mean_gradient = by_mean[i] if by_mean.shape[0] else mean_row
-            pi_gradient = by_pi[i] if by_pi.shape[0] else pi_row
-            nb_zeros(logits[i], lt, theta, offset[i], weight[i], limits, loss, mean_gradient, theta_row)
-            inflate(pi_logits[i], weight[i], loss, mean_gradient, theta_row, pi_gradient)
+            nb_zeros(logits[i], lt, theta, offset[i], weight[i], limits, loss, mean_row, theta_row)
+            inflate(pi_logits[i], weight[i], loss, mean_row, theta_row, pi_row)
             a, b = indptr[i], indptr[i + 1]
             nb_stored(logits[i], lt, offset[i], limits, indices[a:b], values[a:b], stored)
             nll[i] = _put_stored(
@@ -71,10 +69,12 @@ def zinb(address: Scalar) -> None:
                 pi_logits[i],
                 limits,
                 loss,
-                mean_gradient,
+                mean_row,
                 theta_row,
-                pi_gradient,
+                pi_row,
             )
+            if by_mean.shape[0]:  # not before: it may be the memory of the parameters
+                by_mean[i], by_pi[i] = mean_row, pi_row
             keep_theta(by_theta, theta_row, i, chunk, per_gene, log_theta, limits)
         chunk = take_ticket(table)
 

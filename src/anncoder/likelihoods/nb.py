@@ -22,7 +22,7 @@ from torch.nn.functional import logsigmoid
 from anncoder.kernels import fused
 from anncoder.likelihoods.entries import at_entries, put_entries, weighted_to_shape
 from anncoder.likelihoods.limits import LIMITS, LOG_MEAN_RANGE, LOG_THETA_RANGE
-from anncoder.likelihoods.one_pass import Array, Pass, arrays, in_one_pass, plain
+from anncoder.likelihoods.one_pass import Array, Pass, arrays, in_one_pass, plain, room_for
 from anncoder.types import CSR
 
 
@@ -64,7 +64,14 @@ def nb_positive(x: Tensor, log_mu: Tensor, log_theta: Tensor) -> NBTerms:
     )
 
 
-def nb_nll(counts: CSR, log_mean: Tensor, log_theta: Tensor, size_factor: Tensor | None = None) -> Tensor:
+def nb_nll(
+    counts: CSR,
+    log_mean: Tensor,
+    log_theta: Tensor,
+    size_factor: Tensor | None = None,
+    *,
+    overwrite: bool = False,
+) -> Tensor:
     """Return the negative binomial negative log-likelihood of each cell, (b,).
 
     Parameters
@@ -78,9 +85,13 @@ def nb_nll(counts: CSR, log_mean: Tensor, log_theta: Tensor, size_factor: Tensor
         ``LOG_THETA_RANGE`` here.
     size_factor
         (b,) factor of the mean; None for 1.
+    overwrite
+        ``log_mean`` is not used again: its gradient may be written in its place. The loss must then be a mean over
+        cells, differentiated once.
     """
     if fused(log_mean, log_theta):
-        return in_one_pass(_one_pass(counts, log_mean, log_theta, size_factor), log_mean, log_theta)
+        run = _one_pass(counts, log_mean, log_theta, size_factor, overwrite)
+        return in_one_pass(run, log_mean, log_theta, once=overwrite)
     log_mu = at_size(log_mean, size_factor)
     nll: Tensor = _NegativeBinomial.apply(log_mu, log_theta.clamp(*LOG_THETA_RANGE), counts)  # type: ignore[no-untyped-call]
     return nll
@@ -116,7 +127,7 @@ def to_shape(by_theta: Array, log_theta: Tensor) -> Array:
     return by_theta if by_theta.shape == log_theta.shape else by_theta.sum(axis=0, keepdims=True)
 
 
-def _one_pass(counts: CSR, log_mean: Tensor, log_theta: Tensor, size_factor: Tensor | None) -> Pass:
+def _one_pass(counts: CSR, log_mean: Tensor, log_theta: Tensor, size_factor: Tensor | None, overwrite: bool) -> Pass:
     from anncoder.kernels.nb import CHUNK, nb
 
     n, g = log_mean.shape
@@ -126,7 +137,7 @@ def _one_pass(counts: CSR, log_mean: Tensor, log_theta: Tensor, size_factor: Ten
     def run(weight: Array | None) -> tuple[Array, tuple[Array, ...]]:
         wanted = weight is not None
         weights = np.empty(n, np.float32) if weight is None else weight
-        nll, by_mean = np.empty(n), np.empty((n * wanted, g), np.float32)
+        nll, by_mean = np.empty(n), room_for(logits, wanted=wanted, overwrite=overwrite)
         by_theta = np.empty((shape[0] * wanted, shape[1]), np.float32)
         nb(-(-n // CHUNK), logits, rows, data[0], weights, *data[1:], LIMITS, nll, by_mean, by_theta)
         return nll, (by_mean, to_shape(by_theta, log_theta)) if wanted else ()

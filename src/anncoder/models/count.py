@@ -100,13 +100,15 @@ class CountNetwork(nn.Module):
         elif log_theta is None:
             nll = poisson_nll(batch.counts, log_mean, batch.size_factor)
         elif pi_logits is None:
-            nll = nb_nll(batch.counts, log_mean, log_theta, batch.size_factor)
+            nll = nb_nll(batch.counts, log_mean, log_theta, batch.size_factor, overwrite=True)
         else:
-            nll = zinb_nll(batch.counts, log_mean, log_theta, pi_logits, batch.size_factor)
+            nll = zinb_nll(
+                batch.counts, log_mean, log_theta, pi_logits, batch.size_factor, overwrite=not self.config.ridge_pi
+            )
         terms = {"nll": nll.mean() / batch.counts.n_vars, **self.penalty(self.parameters())}
         if self.config.ridge_pi and pi_logits is not None:
             terms["ridge_pi"] = self.config.ridge_pi * pi_logits.sigmoid().square().mean()
-        return Loss(torch.stack(list(terms.values())).sum(), {k: v.detach() for k, v in terms.items()})
+        return Loss.of(terms)
 
     def encode(self, batch: Batch) -> Tensor:
         """Return the latent in its natural axes, (b, k)."""
