@@ -49,7 +49,8 @@ def nb(address: Scalar) -> None:
     indptr, indices, values
         The counts, CSR: int64, int64, float32.
     limits
-        (4,) float32: least and largest log mean, least and largest log theta.
+        (5,) float32: least and largest log mean, least and largest log theta; 1 where the mean is a softmax of the
+        logits over the genes, 0 where it is their exponential.
     nll
         (b,) float64, written.
     by_mean
@@ -65,7 +66,7 @@ def nb(address: Scalar) -> None:
     n, g = logits.shape
     lt, theta = np.empty(g, F), np.empty(g, F)
     loss, mean_row, theta_row = np.empty(g, F), np.empty(g, F), np.empty(g, F)
-    stored = np.empty((7, g))
+    stored, share, bounds = np.empty((7, g)), np.empty(g, F), limits.copy()
     per_gene = log_theta.shape[0] == 1 and by_theta.shape[0] > 0
     if log_theta.shape[0] == 1:
         theta_of(log_theta[0], limits, lt, theta)
@@ -76,10 +77,15 @@ def nb(address: Scalar) -> None:
         for i in range(chunk * CHUNK, min(n, (chunk + 1) * CHUNK)):
             if log_theta.shape[0] > 1:
                 theta_of(log_theta[i], limits, lt, theta)
-            nb_zeros(logits[i], lt, theta, offset[i], weight[i], limits, loss, mean_row, theta_row)
+            at = offset[i]
+            if limits[4] > F(0):
+                at = softmax_of(logits[i], at, limits, share, bounds)
+            nb_zeros(logits[i], lt, theta, at, weight[i], bounds, loss, mean_row, theta_row)
             a, b = indptr[i], indptr[i + 1]
-            nb_stored(logits[i], lt, offset[i], limits, indices[a:b], values[a:b], stored)
-            nll[i] = put_stored(indices[a:b], stored, weight[i], logits[i], limits, loss, mean_row, theta_row)
+            nb_stored(logits[i], lt, at, bounds, indices[a:b], values[a:b], stored)
+            nll[i] = put_stored(indices[a:b], stored, weight[i], logits[i], bounds, loss, mean_row, theta_row)
+            if limits[4] > F(0):
+                through_softmax(share, mean_row)
             if by_mean.shape[0]:
                 by_mean[i] = mean_row  # not before: it may be the memory of the logits
             keep_theta(by_theta, theta_row, i, chunk, per_gene, log_theta, limits)
@@ -91,6 +97,30 @@ def limited(x: Scalar, low: Scalar, high: Scalar) -> Scalar:
     """Return x within limits; a NaN stays one."""
     x = low if x < low else x
     return high if x > high else x
+
+
+@njit(fastmath=EXACT, error_model="numpy")
+def softmax_of(logits: Vector, offset: Scalar, limits: Vector, share: Vector, bounds: Vector) -> Scalar:
+    """Write the softmax of a row, and the bounds of its logits; return the offset that makes them log means."""
+    largest = logits[0]
+    for j in range(logits.shape[0]):
+        largest = max(largest, logits[j])
+    for j in range(logits.shape[0]):
+        share[j] = exp_minus(largest - logits[j], F(0))
+    total = row_sum(share)
+    for j in range(logits.shape[0]):
+        share[j] /= F(total)
+    at = F(np.float64(offset) - np.float64(largest) - np.log(total))
+    bounds[0], bounds[1] = limits[0] - at, limits[1] - at
+    return at
+
+
+@njit(fastmath=EXACT, error_model="numpy")
+def through_softmax(share: Vector, by_mean: Vector) -> None:
+    """Turn the gradient for log means into that for logits whose softmax they are, in place."""
+    total = F(row_sum(by_mean))
+    for j in range(share.shape[0]):
+        by_mean[j] -= share[j] * total
 
 
 @njit(fastmath=EXACT, error_model="numpy")

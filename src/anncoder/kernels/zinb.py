@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from anncoder.kernels.nb import CHUNK, keep_theta, nb_stored, nb_zeros, theta_of
+from anncoder.kernels.nb import CHUNK, keep_theta, nb_stored, nb_zeros, softmax_of, theta_of, through_softmax
 from anncoder.kernels.threads import arguments, f32, f32_line, f64_line, i64_line, kernel, take_ticket
 from anncoder.kernels.vector_math import (
     EXACT,
@@ -45,7 +45,7 @@ def zinb(address: Scalar) -> None:
     n, g = logits.shape
     lt, theta = np.empty(g, F), np.empty(g, F)
     loss, mean_row, theta_row, pi_row = np.empty(g, F), np.empty(g, F), np.empty(g, F), np.empty(g, F)
-    stored = np.empty((7, g))
+    stored, share, bounds = np.empty((7, g)), np.empty(g, F), limits.copy()
     per_gene = log_theta.shape[0] == 1 and by_theta.shape[0] > 0
     if log_theta.shape[0] == 1:
         theta_of(log_theta[0], limits, lt, theta)
@@ -56,10 +56,13 @@ def zinb(address: Scalar) -> None:
         for i in range(chunk * CHUNK, min(n, (chunk + 1) * CHUNK)):
             if log_theta.shape[0] > 1:
                 theta_of(log_theta[i], limits, lt, theta)
-            nb_zeros(logits[i], lt, theta, offset[i], weight[i], limits, loss, mean_row, theta_row)
+            at = offset[i]
+            if limits[4] > F(0):
+                at = softmax_of(logits[i], at, limits, share, bounds)
+            nb_zeros(logits[i], lt, theta, at, weight[i], bounds, loss, mean_row, theta_row)
             inflate(pi_logits[i], weight[i], loss, mean_row, theta_row, pi_row)
             a, b = indptr[i], indptr[i + 1]
-            nb_stored(logits[i], lt, offset[i], limits, indices[a:b], values[a:b], stored)
+            nb_stored(logits[i], lt, at, bounds, indices[a:b], values[a:b], stored)
             nll[i] = _put_stored(
                 indices[a:b],
                 values[a:b],
@@ -67,12 +70,14 @@ def zinb(address: Scalar) -> None:
                 weight[i],
                 logits[i],
                 pi_logits[i],
-                limits,
+                bounds,
                 loss,
                 mean_row,
                 theta_row,
                 pi_row,
             )
+            if limits[4] > F(0):
+                through_softmax(share, mean_row)
             if by_mean.shape[0]:  # not before: it may be the memory of the parameters
                 by_mean[i], by_pi[i] = mean_row, pi_row
             keep_theta(by_theta, theta_row, i, chunk, per_gene, log_theta, limits)

@@ -98,7 +98,7 @@ class CountNetwork(nn.Module):
             assert log_theta is not None
             nll = gaussian_nll(self.inputs(batch), log_mean, log_theta)
         elif log_theta is None:
-            nll = poisson_nll(batch.counts, log_mean, batch.size_factor)
+            nll = poisson_nll(batch.counts, log_mean, batch.size_factor, overwrite=True)
         elif pi_logits is None:
             nll = nb_nll(batch.counts, log_mean, log_theta, batch.size_factor, overwrite=True)
         else:
