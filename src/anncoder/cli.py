@@ -245,7 +245,11 @@ def benchmark(
     data: Annotated[Path | None, typer.Argument(help="Counts to measure on; simulated ones if not given.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write everything as JSON.")] = None,
     only: Annotated[
-        list[str] | None, typer.Option(help="losses, floor, textbook, scvi, disk, start; any number of times.")
+        list[str] | None,
+        typer.Option(
+            help="losses, floor, textbook, scvi, disk, start, genes, entropy, processes, memory; any number of times; "
+            "all if not given (about an hour: memory alone writes a million cells)."
+        ),
     ] = None,
     cells: Annotated[int, typer.Option(min=512, help="Simulated cells.")] = 8192,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of the whole fits.")] = 10,
