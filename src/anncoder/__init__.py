@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from anncoder.estimators import UndercompleteAutoencoder as UndercompleteAutoencoder
     from anncoder.estimators import load as load
     from anncoder.evaluation import evaluate as evaluate
+    from anncoder.trials import search as search
 
 __version__ = "0.1.0"
 
@@ -37,6 +38,7 @@ _HOMES = {
     "check": "anncoder.checks",
     "evaluate": "anncoder.evaluation",
     "load": "anncoder.estimators",
+    "search": "anncoder.trials",
 }
 _MODULES = ("datasets", "pl", "tl")
 
@@ -52,6 +54,7 @@ __all__ = [
     "evaluate",
     "load",
     "pl",
+    "search",
     "tl",
 ]
 

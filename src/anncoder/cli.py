@@ -122,6 +122,30 @@ def train(
 
 
 @app.command()
+def search(
+    data: Input,
+    output: Output,
+    model: Annotated[str, typer.Option(help="The model to search settings for.")] = "count",
+    space: Annotated[
+        Path | None, typer.Option(help="YAML: for each setting a list of values, or {low: a, high: b, log: true}.")
+    ] = None,
+    trials: Annotated[int, typer.Option(min=1, help="How many settings to try.")] = 20,
+    settings: Settings = None,
+    layer: Layer = None,
+    seed: Seed = 0,
+    labels: Annotated[str | None, typer.Option(help="obs column to compare clusters with.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Try settings at random, scored on held-out molecules, and train the best; goes on where it was stopped."""
+    from anncoder.commands.outcome import outcome
+
+    with outcome(debug=debug):
+        from anncoder.commands.search import SearchRequest, run_search
+
+        run_search(SearchRequest(data, output, model, space, trials, tuple(settings or ()), layer, seed, labels))
+
+
+@app.command()
 def embed(
     model: ModelFolder,
     data: Input,
