@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from anncoder.estimators import CountAutoencoder as CountAutoencoder
     from anncoder.estimators import DenoisingAutoencoder as DenoisingAutoencoder
     from anncoder.estimators import UndercompleteAutoencoder as UndercompleteAutoencoder
+    from anncoder.estimators import VariationalAutoencoder as VariationalAutoencoder
     from anncoder.estimators import load as load
     from anncoder.evaluation import evaluate as evaluate
 
@@ -34,6 +35,7 @@ _HOMES = {
     "DenoisingAutoencoder": "anncoder.estimators",
     "Report": "anncoder.checks",
     "UndercompleteAutoencoder": "anncoder.estimators",
+    "VariationalAutoencoder": "anncoder.estimators",
     "check": "anncoder.checks",
     "evaluate": "anncoder.evaluation",
     "load": "anncoder.estimators",
@@ -46,6 +48,7 @@ __all__ = [
     "DenoisingAutoencoder",
     "Report",
     "UndercompleteAutoencoder",
+    "VariationalAutoencoder",
     "__version__",
     "check",
     "datasets",

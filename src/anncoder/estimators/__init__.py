@@ -18,13 +18,21 @@ from anncoder.errors import ConfigError
 from anncoder.estimators.count import CountAutoencoder
 from anncoder.estimators.denoising import DenoisingAutoencoder
 from anncoder.estimators.undercomplete import UndercompleteAutoencoder
+from anncoder.estimators.variational import VariationalAutoencoder
 from anncoder.models import MODELS
 from anncoder.types import Noise
 
-__all__ = ["ESTIMATORS", "CountAutoencoder", "DenoisingAutoencoder", "UndercompleteAutoencoder", "load"]
+__all__ = [
+    "ESTIMATORS",
+    "CountAutoencoder",
+    "DenoisingAutoencoder",
+    "UndercompleteAutoencoder",
+    "VariationalAutoencoder",
+    "load",
+]
 
 ESTIMATORS: dict[str, type[Any]] = {
-    cls.name: cls for cls in (CountAutoencoder, DenoisingAutoencoder, UndercompleteAutoencoder)
+    cls.name: cls for cls in (CountAutoencoder, DenoisingAutoencoder, UndercompleteAutoencoder, VariationalAutoencoder)
 }
 
 

@@ -19,6 +19,7 @@ from anncoder.config import NetworkConfig
 from anncoder.models.count import CountConfig, CountNetwork
 from anncoder.models.denoising import DenoisingConfig, DenoisingNetwork
 from anncoder.models.undercomplete import UndercompleteConfig, UndercompleteNetwork
+from anncoder.models.variational import VariationalConfig, VariationalNetwork
 
 
 class Model(NamedTuple):
@@ -32,4 +33,5 @@ MODELS: dict[str, Model] = {
     "count": Model(CountConfig, CountNetwork),
     "denoising": Model(DenoisingConfig, DenoisingNetwork),
     "undercomplete": Model(UndercompleteConfig, UndercompleteNetwork),
+    "variational": Model(VariationalConfig, VariationalNetwork),
 }
