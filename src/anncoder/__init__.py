@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from anncoder.errors import AnncoderError as AnncoderError
     from anncoder.estimators import CountAutoencoder as CountAutoencoder
     from anncoder.estimators import DenoisingAutoencoder as DenoisingAutoencoder
+    from anncoder.estimators import ScScope as ScScope
     from anncoder.estimators import UndercompleteAutoencoder as UndercompleteAutoencoder
     from anncoder.estimators import VariationalAutoencoder as VariationalAutoencoder
     from anncoder.estimators import load as load
@@ -34,6 +35,7 @@ _HOMES = {
     "CountAutoencoder": "anncoder.estimators",
     "DenoisingAutoencoder": "anncoder.estimators",
     "Report": "anncoder.checks",
+    "ScScope": "anncoder.estimators",
     "UndercompleteAutoencoder": "anncoder.estimators",
     "VariationalAutoencoder": "anncoder.estimators",
     "check": "anncoder.checks",
@@ -47,6 +49,7 @@ __all__ = [
     "CountAutoencoder",
     "DenoisingAutoencoder",
     "Report",
+    "ScScope",
     "UndercompleteAutoencoder",
     "VariationalAutoencoder",
     "__version__",
