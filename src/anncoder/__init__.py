@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from anncoder.errors import AnncoderError as AnncoderError
     from anncoder.estimators import CountAutoencoder as CountAutoencoder
     from anncoder.estimators import DenoisingAutoencoder as DenoisingAutoencoder
+    from anncoder.estimators import ScScope as ScScope
     from anncoder.estimators import UndercompleteAutoencoder as UndercompleteAutoencoder
+    from anncoder.estimators import VariationalAutoencoder as VariationalAutoencoder
     from anncoder.estimators import load as load
     from anncoder.evaluation import evaluate as evaluate
     from anncoder.trials import search as search
@@ -34,7 +36,9 @@ _HOMES = {
     "CountAutoencoder": "anncoder.estimators",
     "DenoisingAutoencoder": "anncoder.estimators",
     "Report": "anncoder.checks",
+    "ScScope": "anncoder.estimators",
     "UndercompleteAutoencoder": "anncoder.estimators",
+    "VariationalAutoencoder": "anncoder.estimators",
     "check": "anncoder.checks",
     "evaluate": "anncoder.evaluation",
     "load": "anncoder.estimators",
@@ -47,7 +51,9 @@ __all__ = [
     "CountAutoencoder",
     "DenoisingAutoencoder",
     "Report",
+    "ScScope",
     "UndercompleteAutoencoder",
+    "VariationalAutoencoder",
     "__version__",
     "check",
     "datasets",

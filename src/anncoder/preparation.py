@@ -67,6 +67,7 @@ def prepare(
     summary = summarize(blocks, len(source.var_names), library_size, transform=config.transform)
     some = source.loader(cells, fitted, batch_size=min(SAMPLE, max(len(split.train), 2)), seed=training.seed)
     in_order = source.loader(cells, fitted, batch_size=VALID_BATCH)
+    summary = summary._replace(n_steps=len(train))
     return Prepared(train, valid, summary, next(iter(some.epoch(0))), in_order, batches)
 
 

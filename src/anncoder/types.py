@@ -103,6 +103,7 @@ class Summary(NamedTuple):
     gene_var: Tensor  # (g,) variance of counts / size_factor
     x_mean: Tensor  # (g,) mean of the network input
     x_std: Tensor  # (g,) standard deviation of the network input, 1 where it is 0
+    n_steps: int = 0  # minibatches in an epoch: what a warm-up over epochs counts in
 
 
 class Loader(Protocol):

@@ -17,14 +17,31 @@ from anncoder.config import TrainingConfig, unknown_key
 from anncoder.errors import ConfigError
 from anncoder.estimators.count import CountAutoencoder
 from anncoder.estimators.denoising import DenoisingAutoencoder
+from anncoder.estimators.scscope import ScScope
 from anncoder.estimators.undercomplete import UndercompleteAutoencoder
+from anncoder.estimators.variational import VariationalAutoencoder
 from anncoder.models import MODELS
 from anncoder.types import Noise
 
-__all__ = ["ESTIMATORS", "CountAutoencoder", "DenoisingAutoencoder", "UndercompleteAutoencoder", "load"]
+__all__ = [
+    "ESTIMATORS",
+    "CountAutoencoder",
+    "DenoisingAutoencoder",
+    "ScScope",
+    "UndercompleteAutoencoder",
+    "VariationalAutoencoder",
+    "load",
+]
 
 ESTIMATORS: dict[str, type[Any]] = {
-    cls.name: cls for cls in (CountAutoencoder, DenoisingAutoencoder, UndercompleteAutoencoder)
+    cls.name: cls
+    for cls in (
+        CountAutoencoder,
+        DenoisingAutoencoder,
+        ScScope,
+        UndercompleteAutoencoder,
+        VariationalAutoencoder,
+    )
 }
 
 

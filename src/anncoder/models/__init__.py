@@ -18,7 +18,9 @@ from torch import nn
 from anncoder.config import NetworkConfig
 from anncoder.models.count import CountConfig, CountNetwork
 from anncoder.models.denoising import DenoisingConfig, DenoisingNetwork
+from anncoder.models.scscope import ScScopeConfig, ScScopeNetwork
 from anncoder.models.undercomplete import UndercompleteConfig, UndercompleteNetwork
+from anncoder.models.variational import VariationalConfig, VariationalNetwork
 
 
 class Model(NamedTuple):
@@ -31,5 +33,7 @@ class Model(NamedTuple):
 MODELS: dict[str, Model] = {
     "count": Model(CountConfig, CountNetwork),
     "denoising": Model(DenoisingConfig, DenoisingNetwork),
+    "scscope": Model(ScScopeConfig, ScScopeNetwork),
     "undercomplete": Model(UndercompleteConfig, UndercompleteNetwork),
+    "variational": Model(VariationalConfig, VariationalNetwork),
 }

@@ -74,7 +74,7 @@ class CountNetwork(nn.Module):
         """Start every gene at its mean and its moment estimate of the dispersion, and set the standardisation."""
         self.standardize.start_from(summary)
         gaussian = self.config.likelihood == "gaussian"
-        log_theta = summary.x_std.log() if gaussian else _moment_log_theta(summary)
+        log_theta = summary.x_std.log() if gaussian else moment_log_theta(summary)
         with torch.no_grad():
             bias = summary.x_mean if gaussian else summary.gene_mean.log().clamp(*LOG_MEAN_RANGE)
             self.heads.mean.bias.copy_(bias)
@@ -142,8 +142,11 @@ class CountNetwork(nn.Module):
         return log_mean.exp() if log_theta is None else log_mean.exp() / (1 + (log_mean - log_theta).exp())
 
 
-def _moment_log_theta(summary: Summary) -> Tensor:
-    # Var = m + m^2 / theta, in normalised counts; genes with no more than Poisson variance start at theta = 100
+def moment_log_theta(summary: Summary) -> Tensor:
+    """Return the moment estimate of log theta, (g,), from ``Var = m + m^2 / theta`` in normalised counts.
+
+    Genes with no more than Poisson variance have theta = 100.
+    """
     excess = (summary.gene_var - summary.gene_mean).clamp(min=1e-8)
     theta = summary.gene_mean.square() / excess
     return theta.clamp(1e-2, 1e2).log()
