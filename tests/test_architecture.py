@@ -37,6 +37,7 @@ FORBIDDEN = {
     "kernels": {"anndata", "scanpy", "pandas", "h5py", "scipy"},
     "training": {"anndata", "scanpy", "pandas", "h5py", "scipy"},
     "cli": {"anndata", "torch", "scanpy", "numpy", "pandas", "pydantic"},
+    "cli_dca": {"anndata", "torch", "scanpy", "numpy", "pandas", "pydantic"},
 }
 
 

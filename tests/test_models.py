@@ -16,6 +16,7 @@ from anncoder.data.summary import library_sizes, summarize
 from anncoder.errors import ConfigError, InputError
 from anncoder.estimators import ESTIMATORS
 from anncoder.models import MODELS
+from anncoder.models.dca import TYPES
 from anncoder.types import Batch, Noise, Shape
 
 SMALL: dict[str, Any] = {"n_latent": 4, "n_hidden": (12, 8)}
@@ -27,6 +28,10 @@ VARIANTS = [
     ("count", {"likelihood": "poisson", "linear_decoder": True, "norm": "layer"}),
     ("count", {"likelihood": "gaussian", "dispersion": "gene-cell"}),
     ("count", {"likelihood": "gaussian", "dispersion": "gene", "norm": "none"}),
+    ("dca", {}),
+    *(("dca", {"ae_type": ae_type}) for ae_type in TYPES),
+    ("dca", {"ae_type": "zinb-fork", "n_hidden_decoder": (8, 6), "l1": 1e-3, "l2_encoder": 1e-3, "ridge_pi": 0.1}),
+    ("dca", {"input_dropout": 0.2, "dropout_rate": 0.2, "norm": "none", "activation": "prelu"}),
     ("denoising", {}),
     ("denoising", {"mask_predictor": False, "linear_decoder": False}),
     ("denoising", {"corruption": "mask"}),

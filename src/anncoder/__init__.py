@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from anncoder.checks import Report as Report
     from anncoder.checks import check as check
     from anncoder.errors import AnncoderError as AnncoderError
+    from anncoder.estimators import DCA as DCA
     from anncoder.estimators import CountAutoencoder as CountAutoencoder
     from anncoder.estimators import DenoisingAutoencoder as DenoisingAutoencoder
     from anncoder.estimators import ScScope as ScScope
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "DCA": "anncoder.estimators",
     "AnncoderError": "anncoder.errors",
     "CountAutoencoder": "anncoder.estimators",
     "DenoisingAutoencoder": "anncoder.estimators",
@@ -47,6 +49,7 @@ _HOMES = {
 _MODULES = ("datasets", "pl", "tl")
 
 __all__ = [
+    "DCA",
     "AnncoderError",
     "CountAutoencoder",
     "DenoisingAutoencoder",

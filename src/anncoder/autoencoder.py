@@ -162,7 +162,7 @@ class Autoencoder:
         """
         settings = {k: v for k, v in locals().items() if k in TrainingConfig.model_fields}
         training = TrainingConfig(**settings).suited_to(self.config)
-        source = open_source(data, layer, counts=self.reads_counts)
+        source = open_source(data, layer, counts=self.reads_counts, integers=self.config.integers)
         refuse_width(self.config, len(source.var_names))
         split = split_cells(source.n_obs, source.column, training)
         self.layer_, self.training_ = layer, training
@@ -342,5 +342,5 @@ class Autoencoder:
     def _source(self, data: Data, layer: str | None, allow_missing: float) -> Source:
         self._network()
         where = self.layer_ if layer is None else layer
-        genes = Genes(self.var_names_, allow_missing)
-        return open_for_model(data, where, genes, counts=self.reads_counts, layer_is_of_fit=layer is None)
+        genes, of_fit, integers = Genes(self.var_names_, allow_missing), layer is None, self.config.integers
+        return open_for_model(data, where, genes, counts=self.reads_counts, layer_is_of_fit=of_fit, integers=integers)

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from anncoder.cli_dca import dca
+
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -29,6 +31,8 @@ Seed = Annotated[int, typer.Option(min=0, help="Start of every random stream.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="key=value, any number of times; keys: anncoder config.")
 ]
+
+app.command()(dca)
 
 
 def main() -> None:

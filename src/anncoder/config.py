@@ -18,9 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from anncoder.errors import ConfigError, FileError
 
 ActivationName = Literal[
-    "relu", "linear", "elu", "gelu", "leaky_relu", "mish", "selu", "sigmoid", "silu", "softplus", "tanh"
+    "relu", "linear", "elu", "gelu", "leaky_relu", "mish", "prelu", "selu", "sigmoid", "silu", "softplus", "tanh"
 ]
-NormName = Literal["batch", "layer", "none"]
+NormName = Literal["batch", "batch-shift", "layer", "none"]
 LikelihoodName = Literal["nb", "zinb", "poisson", "gaussian"]
 DispersionName = Literal["gene", "gene-cell", "shared"]
 CorruptionName = Literal["swap", "mask", "dropout", "gaussian", "thinning", "none"]
@@ -89,6 +89,11 @@ class NetworkConfig(Settings):
     def reads_counts(self) -> bool:
         """Whether the data must be raw counts (and not expression values as they are)."""
         return self.transform != "none"
+
+    @property
+    def integers(self) -> bool:
+        """Whether these counts must be integers."""
+        return True
 
     @property
     def batches(self) -> Literal["unused", "optional", "needed"]:

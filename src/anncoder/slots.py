@@ -11,7 +11,7 @@ import numpy as np
 
 from anncoder.autoencoder import Autoencoder
 from anncoder.checkpoint import SCHEMA, versions
-from anncoder.errors import ConfigError
+from anncoder.errors import ConfigError, InputError
 from anncoder.estimators import ESTIMATORS
 
 
@@ -91,3 +91,26 @@ def refuse_foreign(adata: anndata.AnnData, key: str) -> None:
             where="key_added",
             remedy="choose another key_added (--key)",
         )
+
+
+def target_of(adata: anndata.AnnData, *, copy: bool) -> anndata.AnnData:
+    """Return the AnnData to write into: a copy, or the one given.
+
+    As scanpy does: results on a view turn it into an object of its own; the parent is not touched.
+
+    Raises
+    ------
+    InputError
+        It is no AnnData.
+    """
+    if not isinstance(adata, anndata.AnnData):
+        raise InputError(
+            f"expected an AnnData, got {type(adata).__name__}",
+            code="not-anndata",
+            remedy="read it first: sc.read_h5ad(path)",
+        )
+    if copy:
+        return adata.to_memory(copy=True) if adata.isbacked else adata.copy()
+    if adata.is_view:
+        adata._init_as_actual(adata.to_memory() if adata.isbacked else adata.copy())
+    return adata

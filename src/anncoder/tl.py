@@ -14,13 +14,14 @@ import pandas as pd
 from anncoder.autoencoder import Array, Autoencoder, Scale
 from anncoder.config import split_settings, unknown_key
 from anncoder.data.genes import align
+from anncoder.dca import dca as dca
 from anncoder.device import refuse_size
 from anncoder.errors import InputError
 from anncoder.estimators import ESTIMATORS
 from anncoder.models import MODELS
 from anncoder.progress import announce, logger
 from anncoder.refusals import refuse_no_decoder
-from anncoder.slots import next_step, refuse_foreign, sign
+from anncoder.slots import next_step, refuse_foreign, sign, target_of
 
 
 def autoencode(
@@ -98,7 +99,7 @@ def autoencode(
     unfitted: Autoencoder = ESTIMATORS[model](**hyper)
     if denoise:
         refuse_no_decoder(unfitted.config)
-    target = _target(adata, copy=copy)
+    target = target_of(adata, copy=copy)
     refuse_foreign(target, key_added)
     if denoise:
         refuse_size(target.n_obs * target.n_vars * 4)
@@ -158,7 +159,7 @@ def embed(
     InputError
         Too many genes are missing, or the values are not what the model was fitted on.
     """
-    target = _target(adata, copy=copy)
+    target = target_of(adata, copy=copy)
     refuse_foreign(target, key_added)
     _write_latent(target, model, key_added, layer=layer, allow_missing=allow_missing)
     return target if copy else None
@@ -212,7 +213,7 @@ def denoise(
     ResourceError
         The dense layer would not fit into memory.
     """
-    target = _target(adata, copy=copy)
+    target = target_of(adata, copy=copy)
     refuse_foreign(target, key_added)
     alignment = align(list(model.var_names_), list(target.var_names.astype(str)))
     if alignment.n_extra:
@@ -266,18 +267,3 @@ def _write_denoised(adata: anndata.AnnData, model: Autoencoder, denoised: Array,
 
 def _natural_scale(model: Autoencoder) -> Scale:
     return "counts" if model.reads_counts else "normalized"
-
-
-def _target(adata: anndata.AnnData, *, copy: bool) -> anndata.AnnData:
-    # as scanpy does: results on a view turn it into an object of its own; the parent is not touched
-    if not isinstance(adata, anndata.AnnData):
-        raise InputError(
-            f"expected an AnnData, got {type(adata).__name__}",
-            code="not-anndata",
-            remedy="read it first: sc.read_h5ad(path)",
-        )
-    if copy:
-        return adata.to_memory(copy=True) if adata.isbacked else adata.copy()
-    if adata.is_view:
-        adata._init_as_actual(adata.to_memory() if adata.isbacked else adata.copy())
-    return adata

@@ -160,7 +160,7 @@ def _checked_input(request: TrainRequest, plan: Plan) -> anndata.AnnData:
     _refuse_save(request)
     choose_device(plan.training.device)
     adata = read_input(request.data, layer=request.layer, drop_empty_cells=request.drop_empty_cells)
-    report = check(adata, layer=request.layer, counts=plan.model.reads_counts)
+    report = check(adata, layer=request.layer, counts=plan.model.reads_counts, integers=plan.model.config.integers)
     report.raise_if_bad()
     for problem in report.problems:
         if problem.severity == "warning":

@@ -16,6 +16,7 @@ from anncoder.autoencoder import Autoencoder
 from anncoder.config import TrainingConfig, unknown_key
 from anncoder.errors import ConfigError
 from anncoder.estimators.count import CountAutoencoder
+from anncoder.estimators.dca import DCA
 from anncoder.estimators.denoising import DenoisingAutoencoder
 from anncoder.estimators.scscope import ScScope
 from anncoder.estimators.undercomplete import UndercompleteAutoencoder
@@ -24,6 +25,7 @@ from anncoder.models import MODELS
 from anncoder.types import Noise
 
 __all__ = [
+    "DCA",
     "ESTIMATORS",
     "CountAutoencoder",
     "DenoisingAutoencoder",
@@ -35,13 +37,7 @@ __all__ = [
 
 ESTIMATORS: dict[str, type[Any]] = {
     cls.name: cls
-    for cls in (
-        CountAutoencoder,
-        DenoisingAutoencoder,
-        ScScope,
-        UndercompleteAutoencoder,
-        VariationalAutoencoder,
-    )
+    for cls in (CountAutoencoder, DCA, DenoisingAutoencoder, ScScope, UndercompleteAutoencoder, VariationalAutoencoder)
 }
 
 

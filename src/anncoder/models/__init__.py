@@ -17,6 +17,7 @@ from torch import nn
 
 from anncoder.config import NetworkConfig
 from anncoder.models.count import CountConfig, CountNetwork
+from anncoder.models.dca import DCAConfig, DCANetwork
 from anncoder.models.denoising import DenoisingConfig, DenoisingNetwork
 from anncoder.models.scscope import ScScopeConfig, ScScopeNetwork
 from anncoder.models.undercomplete import UndercompleteConfig, UndercompleteNetwork
@@ -32,6 +33,7 @@ class Model(NamedTuple):
 
 MODELS: dict[str, Model] = {
     "count": Model(CountConfig, CountNetwork),
+    "dca": Model(DCAConfig, DCANetwork),
     "denoising": Model(DenoisingConfig, DenoisingNetwork),
     "scscope": Model(ScScopeConfig, ScScopeNetwork),
     "undercomplete": Model(UndercompleteConfig, UndercompleteNetwork),
