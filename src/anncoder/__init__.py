@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from anncoder.checks import Report as Report
     from anncoder.checks import check as check
     from anncoder.errors import AnncoderError as AnncoderError
+    from anncoder.estimators import SCVIS as SCVIS
     from anncoder.estimators import CountAutoencoder as CountAutoencoder
     from anncoder.estimators import DenoisingAutoencoder as DenoisingAutoencoder
     from anncoder.estimators import UndercompleteAutoencoder as UndercompleteAutoencoder
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "SCVIS": "anncoder.estimators",
     "AnncoderError": "anncoder.errors",
     "CountAutoencoder": "anncoder.estimators",
     "DenoisingAutoencoder": "anncoder.estimators",
@@ -41,6 +43,7 @@ _HOMES = {
 _MODULES = ("datasets", "pl", "tl")
 
 __all__ = [
+    "SCVIS",
     "AnncoderError",
     "CountAutoencoder",
     "DenoisingAutoencoder",

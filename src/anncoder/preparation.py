@@ -12,6 +12,7 @@ from anncoder.data.adata import batches_of, codes_of
 from anncoder.data.order import Split, split_rows
 from anncoder.data.summary import summarize
 from anncoder.distributed import ALONE, Share
+from anncoder.refusals import refuse_few_cells
 from anncoder.sources import PerCell, Source
 from anncoder.types import Batch, Loader, Summary
 
@@ -54,7 +55,13 @@ def prepare(
         For ``batch_size`` and ``seed``.
     share
         Which of several processes this is.
+
+    Raises
+    ------
+    ConfigError
+        The minibatches are smaller than the model needs.
     """
+    refuse_few_cells(config, given(training.batch_size), len(split.train))
     library_size = float(np.median(source.sizes[split.train]))
     factors = (source.sizes / library_size).astype(np.float32)
     fitted, held_out = _mask(split.train, source.n_obs), _mask(split.valid, source.n_obs)
@@ -68,6 +75,14 @@ def prepare(
     some = source.loader(cells, fitted, batch_size=min(SAMPLE, max(len(split.train), 2)), seed=training.seed)
     in_order = source.loader(cells, fitted, batch_size=VALID_BATCH)
     return Prepared(train, valid, summary, next(iter(some.epoch(0))), in_order, batches)
+
+
+def limited(training: TrainingConfig, n_minibatches: int) -> TrainingConfig:
+    """Return the settings with so few epochs, of so many minibatches, that the last one reaches ``max_steps``."""
+    if training.max_steps is None:
+        return training
+    enough = -(-training.max_steps // n_minibatches)
+    return training.model_copy(update={"max_epochs": min(given(training.max_epochs), enough)})
 
 
 def batches_in(
