@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from anncoder.estimators import SCVIS as SCVIS
     from anncoder.estimators import CountAutoencoder as CountAutoencoder
     from anncoder.estimators import DenoisingAutoencoder as DenoisingAutoencoder
+    from anncoder.estimators import NetSNE as NetSNE
     from anncoder.estimators import UndercompleteAutoencoder as UndercompleteAutoencoder
     from anncoder.estimators import load as load
     from anncoder.evaluation import evaluate as evaluate
@@ -34,6 +35,7 @@ _HOMES = {
     "AnncoderError": "anncoder.errors",
     "CountAutoencoder": "anncoder.estimators",
     "DenoisingAutoencoder": "anncoder.estimators",
+    "NetSNE": "anncoder.estimators",
     "Report": "anncoder.checks",
     "UndercompleteAutoencoder": "anncoder.estimators",
     "check": "anncoder.checks",
@@ -47,6 +49,7 @@ __all__ = [
     "AnncoderError",
     "CountAutoencoder",
     "DenoisingAutoencoder",
+    "NetSNE",
     "Report",
     "UndercompleteAutoencoder",
     "__version__",

@@ -96,6 +96,11 @@ class NetworkConfig(Settings):
         return "unused"
 
     @property
+    def fits_slot(self) -> str | None:
+        """The slot of obsm whose coordinates the latent is fitted to, where a model can be told so."""
+        return None
+
+    @property
     def fewest_cells(self) -> int:
         """The fewest cells that a minibatch may be asked to have."""
         return 2
@@ -165,9 +170,7 @@ class TrainingConfig(Settings):
     """How a network is fitted; null stands for what suits the model, :attr:`NetworkConfig.suited`."""
 
     max_epochs: Annotated[int | None, Field(ge=1, description="most passes over the data")] = None
-    max_steps: Annotated[
-        int | None, Field(ge=1, description="most minibatches, in whole epochs; null for any number")
-    ] = None
+    max_steps: Annotated[int | None, Field(ge=1, description="most minibatches, in whole epochs")] = None
     batch_size: Annotated[int | None, Field(ge=2, description="cells in a minibatch")] = None
     optimizer: Annotated[OptimizerName | None, Field(description="adam or rmsprop")] = None
     learning_rate: Annotated[float | None, Field(gt=0, description="step size")] = None

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from anncoder.config import NetworkConfig, TrainingConfig, given
 from anncoder.data.adata import batches_of, codes_of
@@ -59,7 +60,7 @@ def prepare(
     Raises
     ------
     ConfigError
-        The minibatches are smaller than the model needs.
+        The minibatches are smaller than the model needs, or there is no slot that it is to be fitted to.
     """
     refuse_few_cells(config, given(training.batch_size), len(split.train))
     library_size = float(np.median(source.sizes[split.train]))
@@ -72,6 +73,8 @@ def prepare(
     exact = source.sizes / library_size
     blocks = ((matrix, exact[rows]) for matrix, rows in source.blocks(fitted, SUMMARY_BLOCK))
     summary = summarize(blocks, len(source.var_names), library_size, transform=config.transform)
+    if config.fits_slot is not None:
+        summary = summary._replace(target=torch.from_numpy(source.coordinates(config.fits_slot)))
     some = source.loader(cells, fitted, batch_size=min(SAMPLE, max(len(split.train), 2)), seed=training.seed)
     in_order = source.loader(cells, fitted, batch_size=VALID_BATCH)
     return Prepared(train, valid, summary, next(iter(some.epoch(0))), in_order, batches)

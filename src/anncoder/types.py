@@ -95,6 +95,7 @@ class Summary(NamedTuple):
     gene_var: Tensor  # (g,) variance of counts / size_factor
     x_mean: Tensor  # (g,) mean of the network input
     x_std: Tensor  # (g,) standard deviation of the network input, 1 where it is 0
+    target: Tensor | None = None  # (n, d) what the model is told to give each cell of the data, by ``Batch.rows``
 
 
 class Loader(Protocol):

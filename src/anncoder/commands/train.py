@@ -39,7 +39,7 @@ from anncoder.commands.run import (
     write_text,
 )
 from anncoder.config import TrainingConfig, given, parse_assignments, read_yaml, split_settings, unknown_key
-from anncoder.data.adata import batches_of, obs_column
+from anncoder.data.adata import batches_of, coordinates_of, obs_column
 from anncoder.device import choose_device, refuse_size
 from anncoder.distributed import processes
 from anncoder.errors import ConfigError, DivergenceError, InputError
@@ -172,6 +172,8 @@ def _checked_input(request: TrainRequest, plan: Plan) -> anndata.AnnData:
         raise unknown_key(request.labels, [str(c) for c in adata.obs.columns], where="--labels (a column of obs)")
     if plan.training.batch_key is not None:
         batches_of(obs_column(adata, plan.training.batch_key, what="batch_key"), plan.training.batch_key, None)
+    if plan.model.config.fits_slot is not None:
+        coordinates_of(adata.obsm, plan.model.config.fits_slot)
     if request.denoise:
         refuse_no_decoder(plan.model.config)
         refuse_size(adata.n_obs * adata.n_vars * 4)

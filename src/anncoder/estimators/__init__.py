@@ -17,15 +17,24 @@ from anncoder.config import TrainingConfig, unknown_key
 from anncoder.errors import ConfigError
 from anncoder.estimators.count import CountAutoencoder
 from anncoder.estimators.denoising import DenoisingAutoencoder
+from anncoder.estimators.netsne import NetSNE
 from anncoder.estimators.scvis import SCVIS
 from anncoder.estimators.undercomplete import UndercompleteAutoencoder
 from anncoder.models import MODELS
 from anncoder.types import Noise
 
-__all__ = ["ESTIMATORS", "SCVIS", "CountAutoencoder", "DenoisingAutoencoder", "UndercompleteAutoencoder", "load"]
+__all__ = [
+    "ESTIMATORS",
+    "SCVIS",
+    "CountAutoencoder",
+    "DenoisingAutoencoder",
+    "NetSNE",
+    "UndercompleteAutoencoder",
+    "load",
+]
 
 ESTIMATORS: dict[str, type[Any]] = {
-    cls.name: cls for cls in (CountAutoencoder, DenoisingAutoencoder, SCVIS, UndercompleteAutoencoder)
+    cls.name: cls for cls in (CountAutoencoder, DenoisingAutoencoder, NetSNE, SCVIS, UndercompleteAutoencoder)
 }
 
 

@@ -18,6 +18,7 @@ from torch import nn
 from anncoder.config import NetworkConfig
 from anncoder.models.count import CountConfig, CountNetwork
 from anncoder.models.denoising import DenoisingConfig, DenoisingNetwork
+from anncoder.models.netsne import NetsneConfig, NetsneNetwork
 from anncoder.models.scvis import ScvisConfig, ScvisNetwork
 from anncoder.models.undercomplete import UndercompleteConfig, UndercompleteNetwork
 
@@ -32,6 +33,7 @@ class Model(NamedTuple):
 MODELS: dict[str, Model] = {
     "count": Model(CountConfig, CountNetwork),
     "denoising": Model(DenoisingConfig, DenoisingNetwork),
+    "netsne": Model(NetsneConfig, NetsneNetwork),
     "scvis": Model(ScvisConfig, ScvisNetwork),
     "undercomplete": Model(UndercompleteConfig, UndercompleteNetwork),
 }

@@ -279,8 +279,8 @@ def kl_from_standard(posterior: Posterior) -> Tensor:
 def tsne_term(latent: Tensor, p: Tensor, dof: int) -> Tensor:
     """Return the cross-entropy of neighbours in the latent under those of the input, (): the paper's t-SNE term.
 
-    ``mean_i [log sum_(j != i) q_ij - sum_j p_ij log q_ij]``, ``q_ij = (1 + d_ij^2 / dof)^(-(dof + 1) / 2)``, where 0.1 / b
-    is first added to every p_ij, and rows are brought to 1 again.
+    ``mean_i [log sum_(j != i) q_ij - sum_j p_ij log q_ij]``, ``q_ij = (1 + d_ij^2 / dof)^(-(dof + 1) / 2)``, where
+    0.1 / b first is added to every p_ij, and rows are brought to 1 again.
 
     Parameters
     ----------
