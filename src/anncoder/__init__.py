@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from anncoder.checks import check as check
     from anncoder.errors import AnncoderError as AnncoderError
     from anncoder.estimators import DCA as DCA
+    from anncoder.estimators import SCVIS as SCVIS
     from anncoder.estimators import CountAutoencoder as CountAutoencoder
     from anncoder.estimators import DenoisingAutoencoder as DenoisingAutoencoder
+    from anncoder.estimators import NetSNE as NetSNE
     from anncoder.estimators import ScScope as ScScope
     from anncoder.estimators import UndercompleteAutoencoder as UndercompleteAutoencoder
     from anncoder.estimators import VariationalAutoencoder as VariationalAutoencoder
@@ -34,9 +36,11 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "DCA": "anncoder.estimators",
+    "SCVIS": "anncoder.estimators",
     "AnncoderError": "anncoder.errors",
     "CountAutoencoder": "anncoder.estimators",
     "DenoisingAutoencoder": "anncoder.estimators",
+    "NetSNE": "anncoder.estimators",
     "Report": "anncoder.checks",
     "ScScope": "anncoder.estimators",
     "UndercompleteAutoencoder": "anncoder.estimators",
@@ -50,9 +54,11 @@ _MODULES = ("datasets", "pl", "tl")
 
 __all__ = [
     "DCA",
+    "SCVIS",
     "AnncoderError",
     "CountAutoencoder",
     "DenoisingAutoencoder",
+    "NetSNE",
     "Report",
     "ScScope",
     "UndercompleteAutoencoder",

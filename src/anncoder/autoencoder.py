@@ -26,7 +26,7 @@ from anncoder.device import choose_device, memory_errors, refuse_size, threads_s
 from anncoder.distributed import processes
 from anncoder.errors import ConfigError, DivergenceError
 from anncoder.models import MODELS
-from anncoder.preparation import Prepared, batches_in, prepare, split_cells
+from anncoder.preparation import Prepared, batches_in, limited, prepare, split_cells
 from anncoder.progress import TrainingReport, announce
 from anncoder.refusals import refuse_scale, refuse_width
 from anncoder.sources import Data, Genes, MemorySource, PerCell, Source, open_for_model, open_source
@@ -85,6 +85,7 @@ class Autoencoder:
         layer: str | None = None,
         batch_key: str | None = None,
         max_epochs: int | None = None,
+        max_steps: int | None = None,
         batch_size: int | None = None,
         optimizer: OptimizerName | None = None,
         learning_rate: float | None = None,
@@ -119,10 +120,10 @@ class Autoencoder:
             Where the counts are; None for ``X``.
         batch_key
             obs column with the experimental batch, for the models that correct for it.
-        max_epochs, batch_size, optimizer, learning_rate, weight_decay, beta1, epsilon
-            Passes over the data, cells in a minibatch; ``"adam"`` or ``"rmsprop"``, its step size, decay, memory and
-            the number added to its denominator. None, here and below, for what suits the model
-            (``model.config.suited``).
+        max_epochs, max_steps, batch_size, optimizer, learning_rate, weight_decay, beta1, epsilon
+            Most passes over the data, and most minibatches in whole passes (None for any number where the passes are
+            given); cells in a minibatch; ``"adam"`` or ``"rmsprop"``, its step size, decay, memory and the number added
+            to its denominator. None, here and below, for what suits the model (``model.config.suited``).
         clip_norm, clip_value
             Largest norm and largest entry of the gradient; 0 for any.
         valid_fraction, valid_split
@@ -170,6 +171,7 @@ class Autoencoder:
         with processes() as share, threads_set(training.threads), memory_errors("fit"):
             on = choose_device(training.device)
             data_of = prepare(source, split, self.config, training, share)
+            training = limited(training, len(data_of.train))
             network = self._start(data_of, training.seed, on)
             if progress is not False:
                 announce(f"training on {on} ({torch.get_num_threads()} threads): {data_of.size}")

@@ -101,10 +101,21 @@ class NetworkConfig(Settings):
         return "unused"
 
     @property
+    def fits_slot(self) -> str | None:
+        """The slot of obsm whose coordinates the latent is fitted to, where a model can be told so."""
+        return None
+
+    @property
+    def fewest_cells(self) -> int:
+        """The fewest cells that a minibatch may be asked to have."""
+        return 2
+
+    @property
     def suited(self) -> dict[str, Any]:
         """Settings of a fit where they are left to the model; an override names those in which it differs."""
         return {
             "max_epochs": 400,
+            "max_steps": None,
             "batch_size": 128,
             "optimizer": "adam",
             "learning_rate": 2e-3,
@@ -164,6 +175,7 @@ class TrainingConfig(Settings):
     """How a network is fitted; null stands for what suits the model, :attr:`NetworkConfig.suited`."""
 
     max_epochs: Annotated[int | None, Field(ge=1, description="most passes over the data")] = None
+    max_steps: Annotated[int | None, Field(ge=1, description="most minibatches, in whole epochs")] = None
     batch_size: Annotated[int | None, Field(ge=2, description="cells in a minibatch")] = None
     optimizer: Annotated[OptimizerName | None, Field(description="adam or rmsprop")] = None
     learning_rate: Annotated[float | None, Field(gt=0, description="step size")] = None
@@ -215,7 +227,8 @@ class TrainingConfig(Settings):
                 where="batch_key",
                 remedy="leave batch_key out, or use a model that corrects for batches; see docs/models.md",
             )
-        return self.model_copy(update={k: v for k, v in model.suited.items() if getattr(self, k) is None})
+        suited = model.suited if self.max_epochs is None else {**model.suited, "max_steps": None}
+        return self.model_copy(update={k: v for k, v in suited.items() if getattr(self, k) is None})
 
 
 def arguments(local: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,19 @@ def refuse_width(config: NetworkConfig, n_vars: int) -> None:
         )
 
 
+def refuse_few_cells(config: NetworkConfig, batch_size: int, n_fitted: int) -> None:
+    """Raise a ConfigError unless the minibatches can be as large as the model needs."""
+    fewest = config.fewest_cells
+    if min(batch_size, n_fitted) < fewest:
+        why = f"batch_size = {batch_size}" if batch_size < fewest else f"there are {n_fitted:,} cells to fit on"
+        raise ConfigError(
+            f"the model, as it is set, needs minibatches of {fewest:,} cells or more, and {why}",
+            code="few-cells",
+            where="batch_size" if batch_size < fewest else "n_obs",
+            remedy="raise batch_size, fit more cells, or lower perplexity",
+        )
+
+
 def refuse_no_decoder(config: NetworkConfig) -> None:
     """Raise a ConfigError if the model cannot give expected expression."""
     if not config.decodes:

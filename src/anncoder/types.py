@@ -104,6 +104,7 @@ class Summary(NamedTuple):
     x_mean: Tensor  # (g,) mean of the network input
     x_std: Tensor  # (g,) standard deviation of the network input, 1 where it is 0
     n_steps: int = 0  # minibatches in an epoch: what a warm-up over epochs counts in
+    target: Tensor | None = None  # (n, d) what the model is told to give each cell of the data, by ``Batch.rows``
 
 
 class Loader(Protocol):

@@ -38,8 +38,8 @@ from anncoder.commands.run import (
     write_json,
     write_text,
 )
-from anncoder.config import TrainingConfig, parse_assignments, read_yaml, split_settings, unknown_key
-from anncoder.data.adata import batches_of, obs_column
+from anncoder.config import TrainingConfig, given, parse_assignments, read_yaml, split_settings, unknown_key
+from anncoder.data.adata import batches_of, coordinates_of, obs_column
 from anncoder.device import choose_device, refuse_size
 from anncoder.distributed import processes
 from anncoder.errors import ConfigError, DivergenceError, InputError
@@ -49,7 +49,7 @@ from anncoder.files import atomic_path
 from anncoder.models import MODELS
 from anncoder.preparation import split_cells
 from anncoder.progress import announce
-from anncoder.refusals import refuse_no_decoder, refuse_width
+from anncoder.refusals import refuse_few_cells, refuse_no_decoder, refuse_width
 from anncoder.slots import latent_slots, next_step, refuse_foreign
 
 logger = logging.getLogger("anncoder")
@@ -166,11 +166,14 @@ def _checked_input(request: TrainRequest, plan: Plan) -> anndata.AnnData:
         if problem.severity == "warning":
             logger.warning("warning: %s [%s]", problem.what, problem.code)
     refuse_width(plan.model.config, adata.n_vars)
-    split_cells(adata.n_obs, partial(obs_column, adata), plan.training)
+    split = split_cells(adata.n_obs, partial(obs_column, adata), plan.training)
+    refuse_few_cells(plan.model.config, given(plan.training.batch_size), len(split.train))
     if request.labels is not None and request.labels not in adata.obs:
         raise unknown_key(request.labels, [str(c) for c in adata.obs.columns], where="--labels (a column of obs)")
     if plan.training.batch_key is not None:
         batches_of(obs_column(adata, plan.training.batch_key, what="batch_key"), plan.training.batch_key, None)
+    if plan.model.config.fits_slot is not None:
+        coordinates_of(adata.obsm, plan.model.config.fits_slot)
     if request.denoise:
         refuse_no_decoder(plan.model.config)
         refuse_size(adata.n_obs * adata.n_vars * 4)

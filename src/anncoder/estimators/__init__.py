@@ -18,7 +18,9 @@ from anncoder.errors import ConfigError
 from anncoder.estimators.count import CountAutoencoder
 from anncoder.estimators.dca import DCA
 from anncoder.estimators.denoising import DenoisingAutoencoder
+from anncoder.estimators.netsne import NetSNE
 from anncoder.estimators.scscope import ScScope
+from anncoder.estimators.scvis import SCVIS
 from anncoder.estimators.undercomplete import UndercompleteAutoencoder
 from anncoder.estimators.variational import VariationalAutoencoder
 from anncoder.models import MODELS
@@ -27,8 +29,10 @@ from anncoder.types import Noise
 __all__ = [
     "DCA",
     "ESTIMATORS",
+    "SCVIS",
     "CountAutoencoder",
     "DenoisingAutoencoder",
+    "NetSNE",
     "ScScope",
     "UndercompleteAutoencoder",
     "VariationalAutoencoder",
@@ -37,7 +41,16 @@ __all__ = [
 
 ESTIMATORS: dict[str, type[Any]] = {
     cls.name: cls
-    for cls in (CountAutoencoder, DCA, DenoisingAutoencoder, ScScope, UndercompleteAutoencoder, VariationalAutoencoder)
+    for cls in (
+        CountAutoencoder,
+        DCA,
+        DenoisingAutoencoder,
+        NetSNE,
+        SCVIS,
+        ScScope,
+        UndercompleteAutoencoder,
+        VariationalAutoencoder,
+    )
 }
 
 

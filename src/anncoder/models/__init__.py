@@ -19,7 +19,9 @@ from anncoder.config import NetworkConfig
 from anncoder.models.count import CountConfig, CountNetwork
 from anncoder.models.dca import DCAConfig, DCANetwork
 from anncoder.models.denoising import DenoisingConfig, DenoisingNetwork
+from anncoder.models.netsne import NetsneConfig, NetsneNetwork
 from anncoder.models.scscope import ScScopeConfig, ScScopeNetwork
+from anncoder.models.scvis import ScvisConfig, ScvisNetwork
 from anncoder.models.undercomplete import UndercompleteConfig, UndercompleteNetwork
 from anncoder.models.variational import VariationalConfig, VariationalNetwork
 
@@ -36,6 +38,8 @@ MODELS: dict[str, Model] = {
     "dca": Model(DCAConfig, DCANetwork),
     "denoising": Model(DenoisingConfig, DenoisingNetwork),
     "scscope": Model(ScScopeConfig, ScScopeNetwork),
+    "netsne": Model(NetsneConfig, NetsneNetwork),
+    "scvis": Model(ScvisConfig, ScvisNetwork),
     "undercomplete": Model(UndercompleteConfig, UndercompleteNetwork),
     "variational": Model(VariationalConfig, VariationalNetwork),
 }

@@ -74,10 +74,11 @@ class _SparseMatmul(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
-        return _transposed_matmul(ctx.x, upstream[0]), None
+        return transposed_matmul(ctx.x, upstream[0]), None
 
 
-def _transposed_matmul(x: CSR, dense: Tensor) -> Tensor:
+def transposed_matmul(x: CSR, dense: Tensor) -> Tensor:
+    """Return ``x' @ dense``, (g, h), for a (b, g) x and a dense (b, h)."""
     if fused(x.values, dense):
         out = torch.empty(x.n_vars, dense.shape[1])
         arrays = (x.indptr, x.indices, x.values.contiguous(), dense.contiguous(), out)
