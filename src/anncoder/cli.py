@@ -25,6 +25,15 @@ Key = Annotated[str, typer.Option(help="Name of the results: obsm['X_KEY'], uns[
 InPlace = Annotated[bool, typer.Option("--in-place", help="Let the output replace the input.")]
 DropEmpty = Annotated[bool, typer.Option("--drop-empty-cells", help="Leave out cells without any count.")]
 AllowMissing = Annotated[float, typer.Option(help="Share of the model's genes that may be missing.")]
+Resume = Annotated[
+    bool | None,
+    typer.Option(
+        "--resume/--no-resume",
+        help="Go on with the unfinished run of this output and refuse another one, or start anew; by default go on "
+        "if settings and data are the same.",
+        show_default=False,
+    ),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and errors.")]
 Seed = Annotated[int, typer.Option(min=0, help="Start of every random stream.")]
@@ -92,6 +101,7 @@ def train(
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     in_place: InPlace = False,
     drop_empty_cells: DropEmpty = False,
+    resume: Resume = None,
     progress: Annotated[bool | None, typer.Option(help="A bar, or none; by default where there is a terminal.")] = None,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -119,6 +129,7 @@ def train(
                 evaluation=evaluation,
                 in_place=in_place,
                 drop_empty_cells=drop_empty_cells,
+                resume=resume,
                 progress=False if quiet else progress,
                 quiet=quiet,
             )

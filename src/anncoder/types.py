@@ -141,3 +141,13 @@ class Noise:
         if device not in self._streams:
             self._streams[device] = torch.Generator(device).manual_seed(self.seed)
         return self._streams[device]
+
+    def state(self) -> dict[str, Tensor]:
+        """Return where the stream on each kind of device stands, (k,) uint8, for :meth:`restore`."""
+        return {device.type: generator.get_state() for device, generator in self._streams.items()}
+
+    def restore(self, states: dict[str, Tensor], device: torch.device) -> None:
+        """Let the streams of the CPU and of ``device`` go on from where they stood."""
+        for here in {torch.device("cpu"), device}:
+            if here.type in states:
+                self.on(here).set_state(states[here.type])

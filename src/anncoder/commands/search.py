@@ -11,8 +11,8 @@ import typer
 
 from anncoder.commands.output import read_input, refuse_output
 from anncoder.commands.train import TrainRequest, run_train
-from anncoder.config import parse_assignments, read_yaml
 from anncoder.errors import ConfigError
+from anncoder.settings import parse_assignments, read_yaml
 from anncoder.trials import Trial, search
 
 
