@@ -87,6 +87,29 @@ def average_buffers(network: nn.Module, share: Share) -> None:
             buffer /= share.size
 
 
+def sent(content: bytes, share: Share, device: torch.device) -> bytes:
+    """Return what the first process has."""
+    if share.size == 1:
+        return content
+    length = torch.tensor([len(content)], device=device)
+    distributed.broadcast(length, 0)
+    values = torch.empty(int(length), dtype=torch.uint8)
+    if share.rank == 0:
+        values = torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else values
+    values = values.to(device)
+    distributed.broadcast(values, 0)
+    return values.cpu().numpy().tobytes()
+
+
+def gathered(value: Tensor, share: Share, device: torch.device) -> list[Tensor]:
+    """Return what each process has, on the CPU; all have the same shape and dtype."""
+    if share.size == 1:
+        return [value.cpu()]
+    parts = [torch.empty_like(value, device=device) for _ in range(share.size)]
+    distributed.all_gather(parts, value.to(device))
+    return [part.cpu() for part in parts]
+
+
 @contextmanager
 def _gone() -> Iterator[None]:
     try:

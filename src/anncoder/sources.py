@@ -18,7 +18,7 @@ import pandas as pd
 from scipy.sparse import csr_matrix
 
 from anncoder.checks import check, check_matrix, raise_first, refuse_empty
-from anncoder.data.adata import obs_column, place, read_matrix
+from anncoder.data.adata import coordinates_of, obs_column, place, read_matrix
 from anncoder.data.disk import DiskLoader
 from anncoder.data.genes import align
 from anncoder.data.memory import MemoryLoader, Stored
@@ -72,6 +72,10 @@ class Source(Protocol):
 
     def column(self, key: str, *, what: str) -> Any:
         """Return a column of obs, (n_obs,); ``what`` asks for it, for messages."""
+        ...
+
+    def coordinates(self, key: str) -> Array:
+        """Return coordinates of the cells from obsm, (n_obs, d) float32."""
         ...
 
 
@@ -132,6 +136,10 @@ class MemorySource:
         """Return a column of obs."""
         return obs_column(self.adata, key, what=what)
 
+    def coordinates(self, key: str) -> Array:
+        """Return coordinates of the cells from obsm."""
+        return coordinates_of(self.adata.obsm, key)
+
 
 class DiskSource:
     """Cells of files, checked in one pass; see :class:`Source`."""
@@ -187,6 +195,10 @@ class DiskSource:
     def column(self, key: str, *, what: str) -> Any:
         """Return a column of obs."""
         return self.shards.column(key, what=what)
+
+    def coordinates(self, key: str) -> Array:
+        """Return coordinates of the cells from obsm."""
+        return self.shards.coordinates(key)
 
     def _read(self, chosen: Array, step: int) -> Iterator[tuple[csr_matrix, Array]]:
         self.shards.refuse_change()

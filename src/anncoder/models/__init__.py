@@ -19,7 +19,11 @@ from anncoder.config import NetworkConfig
 from anncoder.models.count import CountConfig, CountNetwork
 from anncoder.models.dca import DCAConfig, DCANetwork
 from anncoder.models.denoising import DenoisingConfig, DenoisingNetwork
+from anncoder.models.netsne import NetsneConfig, NetsneNetwork
+from anncoder.models.scscope import ScScopeConfig, ScScopeNetwork
+from anncoder.models.scvis import ScvisConfig, ScvisNetwork
 from anncoder.models.undercomplete import UndercompleteConfig, UndercompleteNetwork
+from anncoder.models.variational import VariationalConfig, VariationalNetwork
 
 
 class Model(NamedTuple):
@@ -33,5 +37,9 @@ MODELS: dict[str, Model] = {
     "count": Model(CountConfig, CountNetwork),
     "dca": Model(DCAConfig, DCANetwork),
     "denoising": Model(DenoisingConfig, DenoisingNetwork),
+    "scscope": Model(ScScopeConfig, ScScopeNetwork),
+    "netsne": Model(NetsneConfig, NetsneNetwork),
+    "scvis": Model(ScvisConfig, ScvisNetwork),
     "undercomplete": Model(UndercompleteConfig, UndercompleteNetwork),
+    "variational": Model(VariationalConfig, VariationalNetwork),
 }
