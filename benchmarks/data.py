@@ -54,3 +54,23 @@ def simplex(seed: int, n_obs: int, distance: float = 6.0) -> tuple[Array, Array]
     r = np.random.default_rng(seed)
     label = r.integers(0, 10, n_obs)
     return distance * np.eye(50)[label] + r.standard_normal((n_obs, 50)), label
+
+
+class Blobs(NamedTuple):
+    """Gaussian groups of cells in two batches."""
+
+    x: Array  # (n, 50) float32
+    group: Array  # (n,) of six
+    batch: Array  # (n,) 0 or 1
+
+
+def blobs(seed: int, n_obs: int = 3000, shift: float = 5.0) -> Blobs:
+    """Simulate six Gaussian groups in 50 dimensions, in two batches of which one is shifted in ten of them.
+
+    Centres have standard deviation 5 in each dimension, the cells around them 1 (20 % noise).
+    """
+    r = np.random.default_rng(seed)
+    centres, group, batch = r.normal(0, 5, (6, 50)), r.integers(0, 6, n_obs), r.integers(0, 2, n_obs)
+    x = centres[group] + r.normal(0, 1, (n_obs, 50))
+    x[:, r.choice(50, 10, replace=False)] += shift * batch[:, None]
+    return Blobs(x.astype(np.float32), group, batch)

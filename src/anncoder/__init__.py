@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from anncoder.checks import Report as Report
     from anncoder.checks import check as check
     from anncoder.errors import AnncoderError as AnncoderError
+    from anncoder.estimators import SAUCIE as SAUCIE
     from anncoder.estimators import CountAutoencoder as CountAutoencoder
     from anncoder.estimators import DenoisingAutoencoder as DenoisingAutoencoder
     from anncoder.estimators import UndercompleteAutoencoder as UndercompleteAutoencoder
@@ -33,6 +34,7 @@ _HOMES = {
     "CountAutoencoder": "anncoder.estimators",
     "DenoisingAutoencoder": "anncoder.estimators",
     "Report": "anncoder.checks",
+    "SAUCIE": "anncoder.estimators",
     "UndercompleteAutoencoder": "anncoder.estimators",
     "check": "anncoder.checks",
     "evaluate": "anncoder.evaluation",
@@ -41,6 +43,7 @@ _HOMES = {
 _MODULES = ("datasets", "pl", "tl")
 
 __all__ = [
+    "SAUCIE",
     "AnncoderError",
     "CountAutoencoder",
     "DenoisingAutoencoder",

@@ -318,7 +318,7 @@ class Autoencoder:
             logger.warning("interrupted: the model has the best weights until then (epoch %d)", history.best_epoch + 1)
 
     def _build(self, noise: Noise) -> Any:
-        shape = Shape(len(self.var_names_), len(self.batches_))
+        shape = Shape(len(self.var_names_), len(self.batches_), tuple(self.batches_))
         return MODELS[self.name].network(self.config, shape, noise)
 
     def _network(self) -> Any:

@@ -17,14 +17,15 @@ from anncoder.config import TrainingConfig, unknown_key
 from anncoder.errors import ConfigError
 from anncoder.estimators.count import CountAutoencoder
 from anncoder.estimators.denoising import DenoisingAutoencoder
+from anncoder.estimators.saucie import SAUCIE
 from anncoder.estimators.undercomplete import UndercompleteAutoencoder
 from anncoder.models import MODELS
 from anncoder.types import Noise
 
-__all__ = ["ESTIMATORS", "CountAutoencoder", "DenoisingAutoencoder", "UndercompleteAutoencoder", "load"]
+__all__ = ["ESTIMATORS", "SAUCIE", "CountAutoencoder", "DenoisingAutoencoder", "UndercompleteAutoencoder", "load"]
 
 ESTIMATORS: dict[str, type[Any]] = {
-    cls.name: cls for cls in (CountAutoencoder, DenoisingAutoencoder, UndercompleteAutoencoder)
+    cls.name: cls for cls in (CountAutoencoder, DenoisingAutoencoder, SAUCIE, UndercompleteAutoencoder)
 }
 
 

@@ -18,6 +18,7 @@ from torch import nn
 from anncoder.config import NetworkConfig
 from anncoder.models.count import CountConfig, CountNetwork
 from anncoder.models.denoising import DenoisingConfig, DenoisingNetwork
+from anncoder.models.saucie import SAUCIEConfig, SAUCIENetwork
 from anncoder.models.undercomplete import UndercompleteConfig, UndercompleteNetwork
 
 
@@ -31,5 +32,6 @@ class Model(NamedTuple):
 MODELS: dict[str, Model] = {
     "count": Model(CountConfig, CountNetwork),
     "denoising": Model(DenoisingConfig, DenoisingNetwork),
+    "saucie": Model(SAUCIEConfig, SAUCIENetwork),
     "undercomplete": Model(UndercompleteConfig, UndercompleteNetwork),
 }
