@@ -18,6 +18,7 @@ def test_there_is_one_for_every_model() -> None:
         "count",
         "dca",
         "denoising",
+        "saucie",
         "undercomplete",
     }
 

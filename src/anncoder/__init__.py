@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from anncoder.checks import check as check
     from anncoder.errors import AnncoderError as AnncoderError
     from anncoder.estimators import DCA as DCA
+    from anncoder.estimators import SAUCIE as SAUCIE
     from anncoder.estimators import SCVIS as SCVIS
     from anncoder.estimators import CountAutoencoder as CountAutoencoder
     from anncoder.estimators import DenoisingAutoencoder as DenoisingAutoencoder
@@ -36,6 +37,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "DCA": "anncoder.estimators",
+    "SAUCIE": "anncoder.estimators",
     "SCVIS": "anncoder.estimators",
     "AnncoderError": "anncoder.errors",
     "CountAutoencoder": "anncoder.estimators",
@@ -54,6 +56,7 @@ _MODULES = ("datasets", "pl", "tl")
 
 __all__ = [
     "DCA",
+    "SAUCIE",
     "SCVIS",
     "AnncoderError",
     "CountAutoencoder",

@@ -325,7 +325,7 @@ class Autoencoder:
             keeper.forget()
 
     def _build(self, noise: Noise) -> Any:
-        shape = Shape(len(self.var_names_), len(self.batches_))
+        shape = Shape(len(self.var_names_), len(self.batches_), tuple(self.batches_))
         return MODELS[self.name].network(self.config, shape, noise)
 
     def _network(self) -> Any:

@@ -21,12 +21,13 @@ def next_step(adata: anndata.AnnData, key: str) -> str:
     return f"wrote obsm['X_{key}'] ({n_obs:,} x {n_latent}, float32); next: sc.pp.neighbors(adata, use_rep='X_{key}')"
 
 
-def latent_slots(model: Autoencoder, key: str) -> tuple[str, ...]:
+def latent_slots(adata: anndata.AnnData, model: Autoencoder, key: str) -> tuple[str, ...]:
     """Return the slots that a latent and what belongs to it are written to, as paths in a file.
 
-    Results of genes may be in ``var`` or ``varm``, or not be there: see :meth:`Autoencoder.of_genes`.
+    A model that gives a result of cells with some settings only may not have written it. Results of genes may be in
+    ``var`` or ``varm``, or not be there: see :meth:`Autoencoder.of_genes`.
     """
-    return (f"obsm/X_{key}", *(f"obs/{key}_{name}" for name in model.cell_results))
+    return (f"obsm/X_{key}", *(f"obs/{key}_{name}" for name in model.cell_results if f"{key}_{name}" in adata.obs))
 
 
 def sign(adata: anndata.AnnData, model: Autoencoder, key: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import anndata
 import numpy as np
 import pandas as pd
+from natsort import natsorted
 
 from anncoder.autoencoder import Array, Autoencoder, Scale
 from anncoder.config import split_settings, unknown_key
@@ -250,7 +251,7 @@ def _write_latent(
     sign(adata, model, key)
     adata.obsm[f"X_{key}"] = np.ascontiguousarray(latent, dtype=np.float32)
     for name, values in model.of_cells(adata, layer=layer, allow_missing=allow_missing).items():
-        adata.obs[f"{key}_{name}"] = values
+        adata.obs[f"{key}_{name}"] = _column(values)
     for name, values in model.of_genes().items():
         of_known = pd.DataFrame(values, index=model.var_names_)
         here = of_known.reindex(adata.var_names.astype(str)).to_numpy(np.float32)
@@ -258,6 +259,11 @@ def _write_latent(
             adata.var[f"{key}_{name}"] = here[:, 0]
         else:
             adata.varm[f"{key}_{name}"] = here
+
+
+def _column(values: np.ndarray[Any, Any]) -> Any:
+    # scanpy wants groups of cells as categories, "10" behind "9"
+    return pd.Categorical(values, categories=natsorted(set(values))) if values.dtype == object else values
 
 
 def _write_denoised(adata: anndata.AnnData, model: Autoencoder, denoised: Array, key: str) -> None:

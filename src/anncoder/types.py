@@ -91,6 +91,7 @@ class Shape(NamedTuple):
 
     n_vars: int  # genes, g
     n_batches: int = 0  # experimental batches; 0 where none are given
+    batch_names: tuple[str, ...] = ()  # their names, in the order of their codes
 
 
 class Summary(NamedTuple):

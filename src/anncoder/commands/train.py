@@ -237,7 +237,7 @@ def _save(model: Autoencoder, folder: Path) -> None:
 
 def _write_slots(adata: anndata.AnnData, model: Autoencoder, request: TrainRequest) -> tuple[str, ...]:
     tl.embed(adata, model, key_added=request.key)
-    wrote = latent_slots(model, request.key)
+    wrote = latent_slots(adata, model, request.key)
     if not request.denoise:
         return wrote
     tl.denoise(adata, model, key_added=request.key)

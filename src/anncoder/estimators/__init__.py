@@ -19,6 +19,7 @@ from anncoder.estimators.count import CountAutoencoder
 from anncoder.estimators.dca import DCA
 from anncoder.estimators.denoising import DenoisingAutoencoder
 from anncoder.estimators.netsne import NetSNE
+from anncoder.estimators.saucie import SAUCIE
 from anncoder.estimators.scscope import ScScope
 from anncoder.estimators.scvis import SCVIS
 from anncoder.estimators.undercomplete import UndercompleteAutoencoder
@@ -29,6 +30,7 @@ from anncoder.types import Noise
 __all__ = [
     "DCA",
     "ESTIMATORS",
+    "SAUCIE",
     "SCVIS",
     "CountAutoencoder",
     "DenoisingAutoencoder",
@@ -46,6 +48,7 @@ ESTIMATORS: dict[str, type[Any]] = {
         DCA,
         DenoisingAutoencoder,
         NetSNE,
+        SAUCIE,
         SCVIS,
         ScScope,
         UndercompleteAutoencoder,

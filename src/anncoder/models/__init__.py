@@ -20,6 +20,7 @@ from anncoder.models.count import CountConfig, CountNetwork
 from anncoder.models.dca import DCAConfig, DCANetwork
 from anncoder.models.denoising import DenoisingConfig, DenoisingNetwork
 from anncoder.models.netsne import NetsneConfig, NetsneNetwork
+from anncoder.models.saucie import SAUCIEConfig, SAUCIENetwork
 from anncoder.models.scscope import ScScopeConfig, ScScopeNetwork
 from anncoder.models.scvis import ScvisConfig, ScvisNetwork
 from anncoder.models.undercomplete import UndercompleteConfig, UndercompleteNetwork
@@ -40,6 +41,7 @@ MODELS: dict[str, Model] = {
     "scscope": Model(ScScopeConfig, ScScopeNetwork),
     "netsne": Model(NetsneConfig, NetsneNetwork),
     "scvis": Model(ScvisConfig, ScvisNetwork),
+    "saucie": Model(SAUCIEConfig, SAUCIENetwork),
     "undercomplete": Model(UndercompleteConfig, UndercompleteNetwork),
     "variational": Model(VariationalConfig, VariationalNetwork),
 }
