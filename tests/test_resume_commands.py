@@ -263,9 +263,9 @@ def test_two_machines_of_which_one_loses_its_process(
     meeting = ["--rdzv-backend", "c10d", "--rdzv-id", "run", "--rdzv-endpoint", "10.231.7.1:29517"]
     together = ["--nnodes", "2", "--max-restarts", "1", *meeting]
     runs = []
-    for node in two_nodes:
-        address = node[-1].split("=")[1]
-        command = [*node, *TORCHRUN, "1", *together, "--local-addr", address, *train_command(tmp_path)]
+    for number, node in enumerate(two_nodes):
+        own = ["--local-addr", node[-1].split("=")[1], "--rdzv-conf", f"is_host={number == 0}"]
+        command = [*node, *TORCHRUN, "1", *together, *own, *train_command(tmp_path)]
         runs.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=quiet(), start_new_session=True))
     try:
         wait_for(tmp_path / "out.anncoder" / "run.log", "epoch 5/", runs[0])
