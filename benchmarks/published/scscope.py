@@ -1,4 +1,4 @@
-"""scScope on simulated cells with dropout: is what it fills in right, does a second round help, do batches mix?
+"""Run scScope on simulated cells with dropout: is what it fills in right, does a second round help, do batches mix?.
 
 Deng et al. 2019, doi 10.1038/s41592-019-0353-7. The analogue of the paper's first simulation (2,000 cells, 500 genes, 5
 groups, Splatter's dropout of midpoint 4), library-size normalised, no logarithm. Error: absolute, relative to the sum

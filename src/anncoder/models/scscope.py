@@ -122,10 +122,10 @@ class ScScopeNetwork(nn.Module):
             sums[0].index_put_(at, x.values.double(), accumulate=True)
             sums[1].index_put_(at, (x.values != 0).double(), accumulate=True)
         means = torch.where(sums[1] > 0, sums[0] / sums[1].clamp(min=1), torch.nan)
-        mean = means.nanmean(dim=0).nan_to_num(1)  # 1 for a gene without any count
+        mean = means.nanmean(dim=0).nan_to_num(0)  # a gene without any count stays at 0
         self.gene_scale.copy_(mean)
         if self.of_batch is not None:
-            self.of_batch.copy_(((means - mean) / mean).nan_to_num(0))
+            self.of_batch.copy_((means / mean - 1).nan_to_num(0))
         self.output.weight.mul_(0.01)
         self.output.bias.fill_(1)
 
