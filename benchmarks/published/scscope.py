@@ -1,4 +1,4 @@
-"""Run scScope on simulated cells with dropout: is what it fills in right, does a second round help, do batches mix?.
+"""scScope on simulated cells with dropout: what it fills in, what a second round adds, and whether batches mix.
 
 Deng et al. 2019, doi 10.1038/s41592-019-0353-7. The analogue of the paper's first simulation (2,000 cells, 500 genes, 5
 groups, Splatter's dropout of midpoint 4), library-size normalised, no logarithm. Error: absolute, relative to the sum
