@@ -25,7 +25,7 @@ from anncoder.data.genes import align
 from anncoder.data.memory import MemoryLoader, Stored
 from anncoder.data.prefetch import prefetched
 from anncoder.data.problems import Problem
-from anncoder.data.shard import Shard, stacked
+from anncoder.data.shard import READ, Shard, stacked
 from anncoder.data.shards import Shards, open_shards
 from anncoder.data.summary import library_sizes
 from anncoder.distributed import ALONE, Share
@@ -34,7 +34,6 @@ from anncoder.types import Loader
 
 Data: TypeAlias = "anndata.AnnData | str | Path | list[str | Path] | Reader"
 Array = np.ndarray[Any, Any]
-READ = 8192  # cells at a time, from disk
 FEW = 16  # where fewer than one in so many is wanted, cells are read one by one
 
 
@@ -144,7 +143,10 @@ class DiskSource:
 
     in_order = True
 
-    def __init__(self, shards: Shards, *, counts: bool, sizes: Array | None = None) -> None:
+    def __init__(
+        self, shards: Shards, *, counts: bool, sizes: Array | None = None, warnings: tuple[Problem, ...] = ()
+    ) -> None:
+        self.warnings = warnings  # what is wrong with the files, but not so that it must not be used
         self.shards, self.n_obs, self.var_names, self._counts = shards, shards.n_obs, shards.var_names, counts
         names = [shard.path.name for shard in shards.shards]
         self.where = f"{', '.join(names[:3])}{', ...' * (len(names) > 3)}: {place(shards.shards[0].layer)}"
@@ -252,8 +254,8 @@ def open_source(data: Data, layer: str | None, *, counts: bool, to_fit: bool = T
     if shards is None:
         assert isinstance(data, anndata.AnnData)
         return MemorySource(data, layer, counts=counts, to_fit=to_fit)
-    _refuse_bad(shards, counts=counts, to_fit=to_fit)
-    return DiskSource(Shards(shards), counts=counts)
+    warnings = _refuse_bad(shards, counts=counts, to_fit=to_fit)
+    return DiskSource(Shards(shards), counts=counts, warnings=warnings)
 
 
 def open_for_model(data: Data, layer: str | None, genes: Genes, *, counts: bool, layer_is_of_fit: bool) -> Source:
@@ -278,7 +280,7 @@ def open_for_model(data: Data, layer: str | None, genes: Genes, *, counts: bool,
         Too many genes are missing, a cell has no count in any of them, or the matrix is not what the model needs.
     """
     source: Source
-    shards = None if isinstance(data, Reader) else open_shards(data, None if layer == "X" else layer)
+    shards = None if isinstance(data, Reader) else open_files(data, layer, layer_is_of_fit=layer_is_of_fit)
     if isinstance(data, Reader):
         source = data.opened(genes, counts=counts, to_fit=False)
     elif shards is not None:
@@ -289,28 +291,47 @@ def open_for_model(data: Data, layer: str | None, genes: Genes, *, counts: bool,
         assert isinstance(data, anndata.AnnData)
         alignment = align(list(genes.names), list(data.var_names.astype(str)), allow_missing=genes.allow_missing)
         if layer_is_of_fit and layer is not None and layer not in data.layers:
-            raise InputError(
-                f"the model was fitted on {place(layer)}, which these data do not have",
-                code="missing-layer",
-                where="layers: " + (some(map(repr, filter(None, data.layers))) or "none"),
-                remedy="say where the counts are: layer=NAME (--layer NAME), 'X' for X",
-            )
+            raise _not_as_in_fit(layer, "layers: " + (some(map(repr, filter(None, data.layers))) or "none"))
         whole = MemorySource(data, None if layer == "X" else layer, counts=counts, to_fit=False)
         source = whole.with_matrix(alignment.apply(whole.matrix), counts=counts)
     refuse_empty(source.sizes, source.names, source.where)
     return source
 
 
+def open_files(data: Any, layer: str | None, *, layer_is_of_fit: bool) -> list[Shard] | None:
+    """Open what is on disk for a fitted model, as :func:`anncoder.data.shards.open_shards` does.
+
+    ``layer`` and ``layer_is_of_fit`` are those of :func:`open_for_model`.
+    """
+    try:
+        return open_shards(data, None if layer == "X" else layer)
+    except InputError as error:
+        if error.code != "missing-layer" or not layer_is_of_fit or layer is None:
+            raise
+        raise _not_as_in_fit(layer, error.where) from error
+
+
+def _not_as_in_fit(layer: str, where: str) -> InputError:
+    return InputError(
+        f"the model was fitted on {place(layer)}, which these data do not have",
+        code="missing-layer",
+        where=where,
+        remedy="say where the counts are: layer=NAME (--layer NAME), 'X' for X",
+    )
+
+
 def _that_matter(problems: Iterable[Problem], n_obs: int, to_fit: bool) -> Iterator[Problem]:
     return (p for p in problems if to_fit or n_obs == 0 or p.code != "too-few-cells")
 
 
-def _refuse_bad(shards: list[Shard], *, counts: bool, to_fit: bool) -> None:
-    n_obs = sum(shard.n_obs for shard in shards)
+def _refuse_bad(shards: list[Shard], *, counts: bool, to_fit: bool) -> tuple[Problem, ...]:
+    n_obs, warnings = sum(shard.n_obs for shard in shards), []
     for shard in shards:
         # one file of several may have a single cell
-        found = _that_matter(problems_of(shard, counts=counts), n_obs, to_fit and n_obs < 2)
-        raise_first(p._replace(where=f"{shard.path.name}: {p.where}") for p in found)
+        matter = _that_matter(problems_of(shard, counts=counts), n_obs, to_fit and n_obs < 2)
+        found = [problem._replace(where=f"{shard.path.name}: {problem.where}") for problem in matter]
+        raise_first(found)
+        warnings += [problem for problem in found if problem.severity == "warning"]
     if n_obs < (2 if to_fit else 1):
         raise InputError(
             f"a model needs at least 2 cells, this has {n_obs}",
@@ -318,6 +339,7 @@ def _refuse_bad(shards: list[Shard], *, counts: bool, to_fit: bool) -> None:
             where=", ".join(shard.path.name for shard in shards[:3]),
             remedy="check the filters that ran before",
         )
+    return tuple(warnings)
 
 
 def _rows_of(matrix: csr_matrix, chosen: Array, step: int) -> Iterator[tuple[csr_matrix, Array]]:

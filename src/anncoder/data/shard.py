@@ -22,10 +22,12 @@ from anncoder.data.adata import damaged, first_line, place
 from anncoder.data.held import OnDisk
 from anncoder.data.kind import traits
 from anncoder.data.problems import quoted, use
+from anncoder.data.scan import structure, unreadable
 from anncoder.errors import FileError, InputError
 
 Array = np.ndarray[Any, Any]
 NAMES = 65_536  # read at once
+READ = 8192  # cells at a time
 TRANSPOSED = 2**24  # stored values of a matrix by genes that are put in order in memory at most: 128 MiB
 
 
@@ -253,6 +255,37 @@ class Shard:
             arrays = (np.asarray(self.matrix.values[:], np.float32), self.matrix.indices[:], self.matrix.indptr)
             self._by_cell = csc_matrix(arrays, shape=self.matrix.shape).tocsr()
         return self._by_cell
+
+
+def drop_empty_cells(shard: Shard, genes: Sequence[str] | None = None) -> int:
+    """Leave out the cells without any count, unless that are all of them.
+
+    Parameters
+    ----------
+    shard
+        The cells.
+    genes
+        The genes that matter; None for all.
+
+    Returns
+    -------
+    int
+        How many were left out.
+    """
+    with shard.errors():
+        if unreadable(shard.matrix) or structure(shard.matrix).fault:
+            return 0  # the check that follows says what is wrong
+    matters = np.ones(shard.n_vars, dtype=bool) if genes is None else shard.var_names.isin(genes)
+    filled = np.zeros(shard.n_obs, dtype=bool)
+    for start in range(0, shard.n_obs, READ):
+        block = shard.read([(start, min(start + READ, shard.n_obs))])
+        owner = np.repeat(np.arange(block.shape[0]), np.diff(block.indptr))
+        filled[start + owner[(block.data != 0) & matters[block.indices]]] = True
+    n_empty = shard.n_obs - int(np.count_nonzero(filled))
+    if n_empty in (0, shard.n_obs):
+        return 0
+    shard.keep(np.flatnonzero(filled))
+    return n_empty
 
 
 def slot_name(layer: str | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from glob import glob, has_magic
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import anndata
 import h5py
@@ -19,6 +19,7 @@ from anncoder.data.shard import Shard, stacked
 from anncoder.errors import FileError, InputError, some
 
 Array = np.ndarray[Any, Any]
+Paths: TypeAlias = str | Path | Sequence[str | Path]
 
 
 class Shards:
@@ -128,7 +129,7 @@ def open_shards(data: Any, layer: str | None) -> list[Shard] | None:
     return [Shard(_open(path), path, layer) for path in paths_of(data)]
 
 
-def paths_of(data: Any) -> list[Path]:
+def paths_of(data: Paths) -> list[Path]:
     """Return the files that a path, a glob, or several of them mean.
 
     Raises
@@ -139,7 +140,8 @@ def paths_of(data: Any) -> list[Path]:
         This is no path.
     """
     if isinstance(data, list | tuple):
-        return [path for item in data or [None] for path in paths_of(item)]
+        items: Any = data or [None]
+        return [path for item in items for path in paths_of(item)]
     if isinstance(data, str | Path) and has_magic(str(data)) and not Path(data).exists():
         found = sorted(glob(str(data)))  # noqa: PTH207 - pathlib's takes no absolute pattern
         return [existing(path) for path in [*found] or [str(data)]]
