@@ -94,6 +94,11 @@ class NetworkConfig(Settings):
         return True
 
     @property
+    def width(self) -> int:
+        """Number of columns that the latent of a cell has."""
+        return self.n_latent
+
+    @property
     def batches(self) -> Literal["unused", "optional", "needed"]:
         """What becomes of ``batch_key``."""
         return "unused"

@@ -108,7 +108,7 @@ class DiskLoader:
 
     def _all(self, number: int) -> Iterator[Batch]:
         rest: Batch | None = None  # of the pool before: a minibatch at most
-        with closing(prefetched(self._pools(number))) as pools:
+        with closing(prefetched(self._pools(number), self.shards.shards[0].path.name)) as pools:
             while (pool := next(pools, None)) is not None:
                 n_rest = 0 if rest is None else len(rest.rows)
                 left = n_rest + len(pool.order)
