@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from anncoder.estimators import UndercompleteAutoencoder as UndercompleteAutoencoder
     from anncoder.estimators import load as load
     from anncoder.evaluation import evaluate as evaluate
+    from anncoder.iterable import IterableSource as IterableSource
 
 __version__ = "0.1.0"
 
@@ -32,6 +33,7 @@ _HOMES = {
     "AnncoderError": "anncoder.errors",
     "CountAutoencoder": "anncoder.estimators",
     "DenoisingAutoencoder": "anncoder.estimators",
+    "IterableSource": "anncoder.iterable",
     "Report": "anncoder.checks",
     "UndercompleteAutoencoder": "anncoder.estimators",
     "check": "anncoder.checks",
@@ -44,6 +46,7 @@ __all__ = [
     "AnncoderError",
     "CountAutoencoder",
     "DenoisingAutoencoder",
+    "IterableSource",
     "Report",
     "UndercompleteAutoencoder",
     "__version__",
