@@ -183,9 +183,16 @@ def test_annbatch_itself(counts: anndata.AnnData, tmp_path: Any) -> None:
     counts.write_zarr(tmp_path / "in.zarr")
     group = zarr.open_group(str(tmp_path / "in.zarr"), mode="r")
     loader = annbatch.Loader(
-        batch_size=32, chunk_size=16, preload_nchunks=4, shuffle=True, return_index=True, to_torch=False
+        batch_size=32,
+        chunk_size=16,
+        preload_nchunks=4,
+        shuffle=True,
+        rng=np.random.default_rng(0),
+        return_index=True,
+        preload_to_gpu=False,
+        to_torch=False,
     )
-    loader.add_dataset(anndata.io.sparse_dataset(group["X"]))
+    loader.add_adata(anndata.AnnData(X=anndata.io.sparse_dataset(group["X"]), obs=counts.obs))
     source = IterableSource(
         lambda: ((sp.csr_matrix(block["X"]), block["index"]) for block in loader), counts.var_names, counts.n_obs
     )
