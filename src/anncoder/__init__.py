@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from anncoder.estimators import VariationalAutoencoder as VariationalAutoencoder
     from anncoder.estimators import load as load
     from anncoder.evaluation import evaluate as evaluate
+    from anncoder.iterable import IterableSource as IterableSource
     from anncoder.trials import search as search
 
 __version__ = "0.1.0"
@@ -42,6 +43,7 @@ _HOMES = {
     "AnncoderError": "anncoder.errors",
     "CountAutoencoder": "anncoder.estimators",
     "DenoisingAutoencoder": "anncoder.estimators",
+    "IterableSource": "anncoder.iterable",
     "NetSNE": "anncoder.estimators",
     "Report": "anncoder.checks",
     "ScScope": "anncoder.estimators",
@@ -61,6 +63,7 @@ __all__ = [
     "AnncoderError",
     "CountAutoencoder",
     "DenoisingAutoencoder",
+    "IterableSource",
     "NetSNE",
     "Report",
     "ScScope",
