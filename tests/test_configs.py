@@ -15,6 +15,7 @@ CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"
 
 def test_there_is_one_for_every_model() -> None:
     assert {make_plan(TrainRequest(Path(), Path(), config=path)).model.name for path in CONFIGS} == {
+        "autoimpute",
         "count",
         "denoising",
         "saucie",

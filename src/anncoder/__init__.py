@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from anncoder.checks import check as check
     from anncoder.errors import AnncoderError as AnncoderError
     from anncoder.estimators import SAUCIE as SAUCIE
+    from anncoder.estimators import AutoImpute as AutoImpute
     from anncoder.estimators import CountAutoencoder as CountAutoencoder
     from anncoder.estimators import DenoisingAutoencoder as DenoisingAutoencoder
     from anncoder.estimators import UndercompleteAutoencoder as UndercompleteAutoencoder
@@ -31,6 +32,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AnncoderError": "anncoder.errors",
+    "AutoImpute": "anncoder.estimators",
     "CountAutoencoder": "anncoder.estimators",
     "DenoisingAutoencoder": "anncoder.estimators",
     "Report": "anncoder.checks",
@@ -45,6 +47,7 @@ _MODULES = ("datasets", "pl", "tl")
 __all__ = [
     "SAUCIE",
     "AnncoderError",
+    "AutoImpute",
     "CountAutoencoder",
     "DenoisingAutoencoder",
     "Report",

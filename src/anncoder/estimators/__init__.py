@@ -15,6 +15,7 @@ from anncoder import checkpoint
 from anncoder.autoencoder import Autoencoder
 from anncoder.config import TrainingConfig, unknown_key
 from anncoder.errors import ConfigError
+from anncoder.estimators.autoimpute import AutoImpute
 from anncoder.estimators.count import CountAutoencoder
 from anncoder.estimators.denoising import DenoisingAutoencoder
 from anncoder.estimators.saucie import SAUCIE
@@ -22,10 +23,18 @@ from anncoder.estimators.undercomplete import UndercompleteAutoencoder
 from anncoder.models import MODELS
 from anncoder.types import Noise
 
-__all__ = ["ESTIMATORS", "SAUCIE", "CountAutoencoder", "DenoisingAutoencoder", "UndercompleteAutoencoder", "load"]
+__all__ = [
+    "ESTIMATORS",
+    "SAUCIE",
+    "AutoImpute",
+    "CountAutoencoder",
+    "DenoisingAutoencoder",
+    "UndercompleteAutoencoder",
+    "load",
+]
 
 ESTIMATORS: dict[str, type[Any]] = {
-    cls.name: cls for cls in (CountAutoencoder, DenoisingAutoencoder, SAUCIE, UndercompleteAutoencoder)
+    cls.name: cls for cls in (AutoImpute, CountAutoencoder, DenoisingAutoencoder, SAUCIE, UndercompleteAutoencoder)
 }
 
 

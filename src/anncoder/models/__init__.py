@@ -16,6 +16,7 @@ from typing import NamedTuple
 from torch import nn
 
 from anncoder.config import NetworkConfig
+from anncoder.models.autoimpute import AutoImputeConfig, AutoImputeNetwork
 from anncoder.models.count import CountConfig, CountNetwork
 from anncoder.models.denoising import DenoisingConfig, DenoisingNetwork
 from anncoder.models.saucie import SAUCIEConfig, SAUCIENetwork
@@ -30,6 +31,7 @@ class Model(NamedTuple):
 
 
 MODELS: dict[str, Model] = {
+    "autoimpute": Model(AutoImputeConfig, AutoImputeNetwork),
     "count": Model(CountConfig, CountNetwork),
     "denoising": Model(DenoisingConfig, DenoisingNetwork),
     "saucie": Model(SAUCIEConfig, SAUCIENetwork),
