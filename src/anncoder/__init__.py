@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from anncoder.estimators import DCA as DCA
     from anncoder.estimators import SAUCIE as SAUCIE
     from anncoder.estimators import SCVIS as SCVIS
+    from anncoder.estimators import AutoImpute as AutoImpute
     from anncoder.estimators import CountAutoencoder as CountAutoencoder
     from anncoder.estimators import DenoisingAutoencoder as DenoisingAutoencoder
     from anncoder.estimators import NetSNE as NetSNE
@@ -41,6 +42,7 @@ _HOMES = {
     "SAUCIE": "anncoder.estimators",
     "SCVIS": "anncoder.estimators",
     "AnncoderError": "anncoder.errors",
+    "AutoImpute": "anncoder.estimators",
     "CountAutoencoder": "anncoder.estimators",
     "DenoisingAutoencoder": "anncoder.estimators",
     "IterableSource": "anncoder.iterable",
@@ -61,6 +63,7 @@ __all__ = [
     "SAUCIE",
     "SCVIS",
     "AnncoderError",
+    "AutoImpute",
     "CountAutoencoder",
     "DenoisingAutoencoder",
     "IterableSource",

@@ -72,6 +72,7 @@ class NetworkConfig(Settings):
     """
 
     decodes: ClassVar[bool] = True  # whether it can give expected expression
+    compresses: ClassVar[bool] = True  # whether the latent must be narrower than the data
     encodes_batches: ClassVar[bool] = False  # whether the latent of a cell depends on its experimental batch
 
     n_latent: LatentUnits = 16
