@@ -1,6 +1,7 @@
 """scanpy's manners: results are written into the AnnData, under names of their own.
 
-Nothing of the user's is touched: ``X``, ``raw``, layers and every slot that is not ours stay what they are.
+Nothing of the user's is touched: ``X``, ``raw``, layers and every slot that is not ours stay what they are. Only
+:func:`dca`, which stands in for a function of scanpy's, puts its result where that one did: into ``X``.
 """
 
 from __future__ import annotations
