@@ -1,7 +1,8 @@
 """scanpy's manners: results are written into the AnnData, under names of their own.
 
-Nothing of the user's is touched: ``X``, ``raw``, layers and every slot that is not ours stay what they are. In place of
-an AnnData each function takes files, of any size, and writes copies of them that have the results.
+Nothing of the user's is touched: ``X``, ``raw``, layers and every slot that is not ours stay what they are. Only
+:func:`dca`, which stands in for a function of scanpy's, puts its result where that one did: into ``X``. In place of an
+AnnData the other functions take files, of any size, and write copies of them that have the results.
 """
 
 from __future__ import annotations

@@ -14,8 +14,9 @@ from scipy.sparse import csr_matrix
 
 from anncoder.autoencoder import Array
 from anncoder.checkpoint import refuse_target
+from anncoder.checks import check
 from anncoder.commands.outcome import signals
-from anncoder.commands.output import read_input, write_output
+from anncoder.commands.output import read_input, refuse_unwritable, write_output
 from anncoder.config import unknown_key
 from anncoder.data.adata import read_matrix
 from anncoder.data.scan import scan, structure, unreadable
@@ -53,6 +54,8 @@ def run_dca(request: DCARequest) -> None:
     model, training = request.words.model(), request.words.training()
     _refuse_outdir(request)
     adata = _with_counts(_read(request))
+    check(adata, integers=request.words.check_counts).raise_if_bad()
+    refuse_unwritable(adata)
     genes = _columns(adata, request.denoisesubset)
     refuse_size(3 * adata.n_obs * adata.n_vars * 4)
     split = _split(adata.n_obs, request)

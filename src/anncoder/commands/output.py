@@ -27,6 +27,13 @@ def read_input(data: Path) -> anndata.AnnData:
         return open_data(data)
 
 
+def refuse_unwritable(adata: anndata.AnnData) -> None:
+    """Raise an InputError if something in obs, var or uns can be read but not written: now, not after the training."""
+    with h5py.File("never-on-disk", "w", driver="core", backing_store=False) as file:
+        # a thousand rows tell what a column is
+        _write_slots(file, {"obs": adata.obs.iloc[:1000], "var": adata.var.iloc[:1000], "uns": dict(adata.uns)})
+
+
 def write_output(adata: anndata.AnnData, output: Path, *, wrote: tuple[str, ...]) -> None:
     """Write an AnnData under a temporary name, read back what is new, and only then give it its name.
 
