@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from anncoder.kernels import fused
+from anncoder.kernels import fused, on_gpu
 from anncoder.likelihoods.entries import at_entries, put_entries, weighted_to_shape
+from anncoder.likelihoods.gpu_pass import Of, in_gpu_pass
 from anncoder.likelihoods.limits import LIMITS, LOG_MEAN_RANGE, LOG_THETA_RANGE
 from anncoder.likelihoods.one_pass import Array, Pass, arrays, in_one_pass, plain
 from anncoder.types import CSR
@@ -64,7 +65,14 @@ def nb_positive(x: Tensor, log_mu: Tensor, log_theta: Tensor) -> NBTerms:
     )
 
 
-def nb_nll(counts: CSR, log_mean: Tensor, log_theta: Tensor, size_factor: Tensor | None = None) -> Tensor:
+def nb_nll(
+    counts: CSR,
+    log_mean: Tensor,
+    log_theta: Tensor,
+    size_factor: Tensor | None = None,
+    *,
+    overwrite_log_mean: bool = False,
+) -> Tensor:
     """Return the negative binomial negative log-likelihood of each cell, (b,).
 
     Parameters
@@ -78,9 +86,13 @@ def nb_nll(counts: CSR, log_mean: Tensor, log_theta: Tensor, size_factor: Tensor
         ``LOG_THETA_RANGE`` here.
     size_factor
         (b,) factor of the mean; None for 1.
+    overwrite_log_mean
+        ``log_mean`` is not read again, and all cells will be weighed alike: on a GPU its memory may take its gradient.
     """
     if fused(log_mean, log_theta):
         return in_one_pass(_one_pass(counts, log_mean, log_theta, size_factor), log_mean, log_theta)
+    if on_gpu(log_mean, log_theta):
+        return in_gpu_pass(Of("nb", counts, size_factor), log_mean, log_theta, overwrite=overwrite_log_mean)
     log_mu = at_size(log_mean, size_factor)
     nll: Tensor = _NegativeBinomial.apply(log_mu, log_theta.clamp(*LOG_THETA_RANGE), counts)  # type: ignore[no-untyped-call]
     return nll

@@ -8,15 +8,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anncoder.kernels import fused
+from anncoder.kernels import fused, on_gpu
 from anncoder.likelihoods.entries import at_entries, put_entries
+from anncoder.likelihoods.gpu_pass import Of, in_gpu_pass
 from anncoder.likelihoods.limits import LIMITS
 from anncoder.likelihoods.nb import at_size
 from anncoder.likelihoods.one_pass import Array, Pass, arrays, in_one_pass, plain
 from anncoder.types import CSR
 
 
-def poisson_nll(counts: CSR, log_mean: Tensor, size_factor: Tensor | None = None) -> Tensor:
+def poisson_nll(
+    counts: CSR, log_mean: Tensor, size_factor: Tensor | None = None, *, overwrite_log_mean: bool = False
+) -> Tensor:
     """Return the Poisson negative log-likelihood of each cell, (b,).
 
     Parameters
@@ -27,9 +30,13 @@ def poisson_nll(counts: CSR, log_mean: Tensor, size_factor: Tensor | None = None
         (b, g) logarithm of the expected count at size factor 1; limited to ``LOG_MEAN_RANGE`` here.
     size_factor
         (b,) factor of the mean; None for 1.
+    overwrite_log_mean
+        ``log_mean`` is not read again, and all cells will be weighed alike: on a GPU its memory may take its gradient.
     """
     if fused(log_mean):
         return in_one_pass(_one_pass(counts, log_mean, size_factor), log_mean)
+    if on_gpu(log_mean):
+        return in_gpu_pass(Of("poisson", counts, size_factor), log_mean, overwrite=overwrite_log_mean)
     nll: Tensor = _Poisson.apply(at_size(log_mean, size_factor), counts)  # type: ignore[no-untyped-call]
     return nll
 

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anncoder.kernels import fused
+from anncoder.kernels import fused, on_gpu
 from anncoder.likelihoods.entries import at_entries, put_entries, weighted_to_shape
+from anncoder.likelihoods.gpu_pass import Of, in_gpu_pass
 from anncoder.likelihoods.limits import LIMITS, LOG_THETA_RANGE
 from anncoder.likelihoods.nb import at_size, nb_positive, nb_zero, softplus, theta_rows, to_shape
 from anncoder.likelihoods.one_pass import Array, Pass, arrays, in_one_pass, plain
@@ -25,7 +26,13 @@ from anncoder.types import CSR
 
 
 def zinb_nll(
-    counts: CSR, log_mean: Tensor, log_theta: Tensor, pi_logits: Tensor, size_factor: Tensor | None = None
+    counts: CSR,
+    log_mean: Tensor,
+    log_theta: Tensor,
+    pi_logits: Tensor,
+    size_factor: Tensor | None = None,
+    *,
+    overwrite_log_mean: bool = False,
 ) -> Tensor:
     """Return the zero-inflated negative binomial negative log-likelihood of each cell, (b,).
 
@@ -42,11 +49,16 @@ def zinb_nll(
         Logit of the dropout probability: (b, g), (g,) or (b, 1).
     size_factor
         (b,) factor of the mean; None for 1.
+    overwrite_log_mean
+        ``log_mean`` is not read again, and all cells will be weighed alike: on a GPU its memory may take its gradient.
     """
     if fused(log_mean, log_theta, pi_logits):
         dense_logits = pi_logits.expand_as(log_mean)
         run = _one_pass(counts, log_mean, log_theta, dense_logits, size_factor)
         return in_one_pass(run, log_mean, log_theta, dense_logits)
+    if on_gpu(log_mean, log_theta, pi_logits):
+        of = Of("zinb", counts, size_factor)
+        return in_gpu_pass(of, log_mean, log_theta, pi_logits.expand_as(log_mean), overwrite=overwrite_log_mean)
     log_mu = at_size(log_mean, size_factor)
     nll: Tensor = _ZeroInflated.apply(log_mu, log_theta.clamp(*LOG_THETA_RANGE), pi_logits, counts)  # type: ignore[no-untyped-call]
     return nll
