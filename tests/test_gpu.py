@@ -201,15 +201,16 @@ def test_the_gradient_can_take_the_memory_of_the_log_mean(device: torch.device) 
         results = []
         for overwrite in (False, True):
             leaves = [p.clone().requires_grad_() for p in (log_mean, log_theta, logits)]
-            decoded = leaves[0] + 0.0  # not a leaf: what a layer gives
-            parameters = {"nb": leaves[1:2], "zinb": leaves[1:], "poisson": []}[kind]
+            decoded, dropout = leaves[0] + 0.0, leaves[2] + 0.0  # no leaves: what layers give
+            parameters = {"nb": leaves[1:2], "zinb": [leaves[1], dropout], "poisson": []}[kind]
             nll = {"nb": nb_nll, "zinb": zinb_nll, "poisson": poisson_nll}[kind]
-            loss = nll(csr(x), decoded, *parameters, sizes, overwrite_log_mean=overwrite)
+            loss = nll(csr(x), decoded, *parameters, sizes, overwrite=overwrite)
             assert torch.equal(decoded, log_mean) != overwrite
+            assert torch.equal(dropout, logits) != (overwrite and kind == "zinb")
             (0.7 * loss.mean()).backward(retain_graph=True)
             results.append([loss.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)])
             if overwrite:
-                with pytest.raises(RuntimeError, match="already handed out"):
+                with pytest.raises(RuntimeError, match="differentiated once"):
                     loss.sum().backward()
         for plain, in_place in zip(*results, strict=True):
             torch.testing.assert_close(in_place, plain, rtol=2e-6, atol=0)
@@ -220,16 +221,31 @@ def test_an_overwritten_log_mean_gives_no_wrong_gradient(device: torch.device) -
     leaves = [log_mean.requires_grad_(), log_theta.requires_grad_()]
     weights = torch.linspace(0.1, 2, 10, device=device)
     wanted = torch.autograd.grad((nb_nll(csr(x), *leaves, sizes) * weights).sum(), leaves)
-    loss = nb_nll(csr(x), leaves[0] + 0.0, leaves[1], sizes, overwrite_log_mean=True)
+    loss = nb_nll(csr(x), leaves[0] + 0.0, leaves[1], sizes, overwrite=True)
     got = torch.autograd.grad((loss * weights).sum(), leaves)
     torch.testing.assert_close(got[0], wanted[0], rtol=2e-6, atol=0)
     assert bool(got[1].isnan().all())  # what each cell added to the sum over the cells is not known any more
     decoded = leaves[0] + 0.0
     reader = decoded.square()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        (nb_nll(csr(x), decoded, leaves[1], sizes, overwrite_log_mean=True).sum() + reader.sum()).backward()
-    nb_nll(csr(x), *leaves, sizes, overwrite_log_mean=True)  # the user's own tensor is never overwritten
+        (nb_nll(csr(x), decoded, leaves[1], sizes, overwrite=True).sum() + reader.sum()).backward()
+    nb_nll(csr(x), *leaves, sizes, overwrite=True)  # the user's own tensor is never overwritten
     assert torch.equal(leaves[0], problem("gene", device)[1])
+
+
+@pytest.mark.parametrize("kind", ["nb", "poisson"])
+def test_a_softmax_mean_is_the_eager_one(kind: str, device: torch.device) -> None:
+    x, log_mean, log_theta, _, _ = problem("gene", device)
+    library = x.sum(1) + 1
+    results = []
+    for backend in ("torch", "triton" if INTERPRETED else "numba"):
+        kernels.use(backend)
+        leaf = log_mean.clone().requires_grad_()
+        parameters = (leaf, log_theta) if kind == "nb" else (leaf,)
+        loss = (nb_nll if kind == "nb" else poisson_nll)(csr(x), *parameters, library, mean="softmax", overwrite=True)
+        results.append([loss.detach(), *torch.autograd.grad(loss.mean(), leaf)])
+    for eager, fused in zip(*results, strict=True):
+        torch.testing.assert_close(fused, eager, rtol=1e-5, atol=1e-6 * float(eager.abs().max()))
 
 
 def test_without_gradients_and_again_the_bits_are_the_same(device: torch.device) -> None:

@@ -6,7 +6,6 @@ This is the edge: AnnData comes in here and numpy arrays go out; what happens be
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -24,16 +23,15 @@ from anncoder.data.adata import open_data
 from anncoder.data.genes import columns_of
 from anncoder.device import choose_device, memory_errors, refuse_size, threads_set
 from anncoder.distributed import processes
-from anncoder.errors import ConfigError, DivergenceError
+from anncoder.errors import DivergenceError
 from anncoder.models import MODELS
-from anncoder.preparation import Prepared, batches_in, prepare, split_cells
-from anncoder.progress import TrainingReport, announce
-from anncoder.refusals import refuse_scale, refuse_width
+from anncoder.preparation import Prepared, batches_in, limited, prepare, split_cells
+from anncoder.progress import TrainingReport, announce, warn_interrupted
+from anncoder.refusals import refuse_scale, refuse_unfitted, refuse_width
+from anncoder.resume import Checkpoint, Checkpoints, going_on, keeper_of, run_of
 from anncoder.sources import Data, Genes, MemorySource, PerCell, Source, open_for_model, open_source
 from anncoder.training import History, train
 from anncoder.types import Batch, Noise, Shape
-
-logger = logging.getLogger("anncoder")
 
 Scale = Literal["counts", "normalized"]
 Array = np.ndarray[Any, np.dtype[np.float32]]
@@ -85,6 +83,7 @@ class Autoencoder:
         layer: str | None = None,
         batch_key: str | None = None,
         max_epochs: int | None = None,
+        max_steps: int | None = None,
         batch_size: int | None = None,
         optimizer: OptimizerName | None = None,
         learning_rate: float | None = None,
@@ -107,6 +106,7 @@ class Autoencoder:
         device: str = "auto",
         threads: int | None = None,
         progress: bool | None = None,
+        checkpoint: str | Path | Checkpoint | None = None,
     ) -> Self:
         """Fit the model; the data are read, never written.
 
@@ -119,10 +119,10 @@ class Autoencoder:
             Where the counts are; None for ``X``.
         batch_key
             obs column with the experimental batch, for the models that correct for it.
-        max_epochs, batch_size, optimizer, learning_rate, weight_decay, beta1, epsilon
-            Passes over the data, cells in a minibatch; ``"adam"`` or ``"rmsprop"``, its step size, decay, memory and
-            the number added to its denominator. None, here and below, for what suits the model
-            (``model.config.suited``).
+        max_epochs, max_steps, batch_size, optimizer, learning_rate, weight_decay, beta1, epsilon
+            Most passes over the data, and most minibatches in whole passes (None for any number where the passes are
+            given); cells in a minibatch; ``"adam"`` or ``"rmsprop"``, its step size, decay, memory and the number added
+            to its denominator. None, here and below, for what suits the model (``model.config.suited``).
         clip_norm, clip_value
             Largest norm and largest entry of the gradient; 0 for any.
         valid_fraction, valid_split
@@ -143,6 +143,9 @@ class Autoencoder:
             CPU threads for the time of the fit; None for torch's choice.
         progress
             True for a progress bar, False for silence, None for a bar where there is a terminal or notebook.
+        checkpoint
+            Folder that keeps the state of an unfinished fit: the same call goes on from there after a kill, to the
+            same bits. Removed when the fit is over.
 
         Returns
         -------
@@ -152,7 +155,7 @@ class Autoencoder:
         Raises
         ------
         ConfigError
-            A value is out of range, or a column of obs does not exist.
+            A value is out of range, a column of obs does not exist, or the checkpoint is of another run.
         FileError
             The file cannot be read.
         InputError
@@ -162,24 +165,28 @@ class Autoencoder:
         """
         settings = {k: v for k, v in locals().items() if k in TrainingConfig.model_fields}
         training = TrainingConfig(**settings).suited_to(self.config)
-        source = open_source(data, layer, counts=self.reads_counts)
+        source = open_source(data, layer, counts=self.reads_counts, integers=self.config.integers)
         refuse_width(self.config, len(source.var_names))
         split = split_cells(source.n_obs, source.column, training)
         self.layer_, self.training_ = layer, training
         self.var_names_, self.valid_obs_ = source.var_names, source.names(split.valid)
         with processes() as share, threads_set(training.threads), memory_errors("fit"):
-            on = choose_device(training.device)
+            on, noise = choose_device(training.device), Noise(training.seed)
+            run = run_of(self.name, self.config, training, source, split)
+            keeper = keeper_of(checkpoint, run, noise, share, on)
             data_of = prepare(source, split, self.config, training, share)
-            network = self._start(data_of, training.seed, on)
+            training = limited(training, len(data_of.train))
+            network = self._start(data_of, noise, on)
             if progress is not False:
-                announce(f"training on {on} ({torch.get_num_threads()} threads): {data_of.size}")
+                n_threads = torch.get_num_threads()
+                announce(f"training on {on} ({n_threads} threads): {data_of.size}{going_on(keeper)}")
             try:
                 with TrainingReport(len(data_of.train), given(training.max_epochs), show=progress) as report:
-                    history = train(network, data_of.train, data_of.valid, training, on, report, share)
+                    history = train(network, data_of.train, data_of.valid, training, on, report, share, keeper)
             except DivergenceError as error:
-                self._keep(error.history, data_of, on)
+                self._keep(error.history, data_of, on, keeper)
                 raise error.named(list(source.names(np.array(error.rows, dtype=np.int64))), source.var_names) from error
-            self._keep(history, data_of, on)
+            self._keep(history, data_of, on, keeper)
         return self
 
     def embed(self, data: Data, *, layer: str | None = None, allow_missing: float = 0.0) -> Array:
@@ -299,33 +306,30 @@ class Autoencoder:
         """Whether the model wants raw counts (and not expression values as they are)."""
         return self.config.reads_counts
 
-    def _start(self, data: Prepared, seed: int, device: torch.device) -> Any:
+    def _start(self, data: Prepared, noise: Noise, device: torch.device) -> Any:
         self.library_size_, self.batches_ = data.summary.library_size, data.batches
-        self.network_ = network = self._build(Noise(seed))
+        self.network_ = network = self._build(noise)
         network.to(device).start_from(data.summary, data.in_order)
         return network
 
-    def _keep(self, history: History, data: Prepared, device: torch.device) -> None:
+    def _keep(self, history: History, data: Prepared, device: torch.device, keeper: Checkpoints | None) -> None:
         self.history_ = pd.DataFrame(history.records)
         self.best_epoch_, self.stopped_ = history.best_epoch, history.stopped
-        if not history.records:  # stopped in the first epoch: there are no good weights
+        if history.records:
+            self._network().finish(data.sample.to(device))
+        else:  # stopped in the first epoch: there are no good weights
             self.network_ = None
-            if history.stopped == "interrupted":
-                raise KeyboardInterrupt("interrupted before the first epoch was over: there is no model")
-            return
-        self._network().finish(data.sample.to(device))
         if history.stopped == "interrupted":
-            logger.warning("interrupted: the model has the best weights until then (epoch %d)", history.best_epoch + 1)
+            warn_interrupted(history)
+        elif keeper is not None:
+            keeper.forget()
 
     def _build(self, noise: Noise) -> Any:
-        shape = Shape(len(self.var_names_), len(self.batches_))
+        shape = Shape(len(self.var_names_), len(self.batches_), tuple(self.batches_))
         return MODELS[self.name].network(self.config, shape, noise)
 
     def _network(self) -> Any:
-        if self.network_ is None:
-            raise ConfigError(
-                "the model is not fitted", code="not-fitted", remedy="fit(adata), or anncoder.load(folder)"
-            )
+        refuse_unfitted(self.network_)
         return self.network_
 
     def _blocks(self, source: Source, compute: Callable[[Batch], Tensor]) -> Iterator[Array]:
@@ -342,5 +346,5 @@ class Autoencoder:
     def _source(self, data: Data, layer: str | None, allow_missing: float) -> Source:
         self._network()
         where = self.layer_ if layer is None else layer
-        genes = Genes(self.var_names_, allow_missing)
-        return open_for_model(data, where, genes, counts=self.reads_counts, layer_is_of_fit=layer is None)
+        genes, of_fit, integers = Genes(self.var_names_, allow_missing), layer is None, self.config.integers
+        return open_for_model(data, where, genes, counts=self.reads_counts, layer_is_of_fit=of_fit, integers=integers)

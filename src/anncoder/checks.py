@@ -109,7 +109,7 @@ class Report:
         return "\n".join([head, "", *_table_lines(self.table), *map(_paragraph, self.problems)])
 
 
-def check(adata: AnnData, *, layer: str | None = None, counts: bool = True) -> Report:
+def check(adata: AnnData, *, layer: str | None = None, counts: bool = True, integers: bool = True) -> Report:
     """Read a whole matrix of an AnnData and report everything that is wrong with it.
 
     The matrix that will be used is read completely; what the other slots are is told from at most 2,000
@@ -123,6 +123,8 @@ def check(adata: AnnData, *, layer: str | None = None, counts: bool = True) -> R
         The layer that will be used; None is ``X``.
     counts
         The matrix must hold raw counts, as the count models need. If False, it may hold any finite values.
+    integers
+        Counts must be integers; corrected and expected counts are not.
 
     Raises
     ------
@@ -138,7 +140,7 @@ def check(adata: AnnData, *, layer: str | None = None, counts: bool = True) -> R
     matrix = adata.X if layer is None else adata.layers.get(layer)
     if matrix is None:
         raise _missing(adata, layer, others)
-    place = Place(where, adata.obs_names, adata.var_names, counts, _holders(others))
+    place = Place(where, adata.obs_names, adata.var_names, counts, _holders(others), integers)
     judged = judge(matrix, place, logged="log1p" in adata.uns)
     return Report(
         n_obs=adata.n_obs,
@@ -158,6 +160,7 @@ def check_matrix(
     var_names: Iterable[object],
     where: str = "X",
     counts: bool = True,
+    integers: bool = True,
 ) -> tuple[tuple[Problem, ...], str]:
     """Read a whole matrix; return its problems, errors first, and what kind it is.
 
@@ -171,8 +174,10 @@ def check_matrix(
         How messages call the matrix.
     counts
         It must hold raw counts; if False, any finite values.
+    integers
+        Counts must be integers.
     """
-    judged = judge(matrix, Place(where, pd.Index(obs_names), pd.Index(var_names), counts))
+    judged = judge(matrix, Place(where, pd.Index(obs_names), pd.Index(var_names), counts, integers=integers))
     return judged.problems, judged.traits.kind
 
 

@@ -8,19 +8,17 @@ from __future__ import annotations
 import difflib
 import reprlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 import pydantic
-import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from anncoder.errors import ConfigError, FileError
+from anncoder.errors import ConfigError
 
 ActivationName = Literal[
-    "relu", "linear", "elu", "gelu", "leaky_relu", "mish", "selu", "sigmoid", "silu", "softplus", "tanh"
+    "relu", "linear", "elu", "gelu", "leaky_relu", "mish", "prelu", "selu", "sigmoid", "silu", "softplus", "tanh"
 ]
-NormName = Literal["batch", "layer", "none"]
+NormName = Literal["batch", "batch-shift", "layer", "none"]
 LikelihoodName = Literal["nb", "zinb", "poisson", "gaussian"]
 DispersionName = Literal["gene", "gene-cell", "shared"]
 CorruptionName = Literal["swap", "mask", "dropout", "gaussian", "thinning", "none"]
@@ -91,15 +89,31 @@ class NetworkConfig(Settings):
         return self.transform != "none"
 
     @property
+    def integers(self) -> bool:
+        """Whether these counts must be integers."""
+        return True
+
+    @property
     def batches(self) -> Literal["unused", "optional", "needed"]:
         """What becomes of ``batch_key``."""
         return "unused"
+
+    @property
+    def fits_slot(self) -> str | None:
+        """The slot of obsm whose coordinates the latent is fitted to, where a model can be told so."""
+        return None
+
+    @property
+    def fewest_cells(self) -> int:
+        """The fewest cells that a minibatch may be asked to have."""
+        return 2
 
     @property
     def suited(self) -> dict[str, Any]:
         """Settings of a fit where they are left to the model; an override names those in which it differs."""
         return {
             "max_epochs": 400,
+            "max_steps": None,
             "batch_size": 128,
             "optimizer": "adam",
             "learning_rate": 2e-3,
@@ -159,6 +173,7 @@ class TrainingConfig(Settings):
     """How a network is fitted; null stands for what suits the model, :attr:`NetworkConfig.suited`."""
 
     max_epochs: Annotated[int | None, Field(ge=1, description="most passes over the data")] = None
+    max_steps: Annotated[int | None, Field(ge=1, description="most minibatches, in whole epochs")] = None
     batch_size: Annotated[int | None, Field(ge=2, description="cells in a minibatch")] = None
     optimizer: Annotated[OptimizerName | None, Field(description="adam or rmsprop")] = None
     learning_rate: Annotated[float | None, Field(gt=0, description="step size")] = None
@@ -210,7 +225,8 @@ class TrainingConfig(Settings):
                 where="batch_key",
                 remedy="leave batch_key out, or use a model that corrects for batches; see docs/models.md",
             )
-        return self.model_copy(update={k: v for k, v in model.suited.items() if getattr(self, k) is None})
+        suited = model.suited if self.max_epochs is None else {**model.suited, "max_steps": None}
+        return self.model_copy(update={k: v for k, v in suited.items() if getattr(self, k) is None})
 
 
 def arguments(local: dict[str, Any]) -> dict[str, Any]:
@@ -222,58 +238,6 @@ def given(value: T | None) -> T:
     """Return a setting that is no longer open: :meth:`TrainingConfig.suited_to` has filled it in."""
     assert value is not None
     return value
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Return the mapping in a YAML file; only plain values, no Python objects.
-
-    Raises
-    ------
-    FileError
-        The file cannot be read.
-    ConfigError
-        It is not YAML, or not a mapping.
-    """
-    try:
-        values = yaml.safe_load(Path(path).read_bytes())
-    except OSError as error:
-        raise FileError(
-            f"cannot read the configuration {str(path)!r}: {error.strerror}",
-            code="no-config",
-            where=str(path),
-            remedy="check the path",
-        ) from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(
-            f"not valid YAML: {' '.join(str(error).split())[:200]}",
-            code="bad-yaml",
-            where=str(path),
-            remedy="write 'key: value' lines; see: anncoder config --model count",
-        ) from None
-    if not isinstance(values, dict):
-        raise ConfigError(
-            "a configuration must be a list of 'key: value' lines",
-            code="bad-yaml",
-            where=str(path),
-            remedy="see: anncoder config --model count",
-        )
-    return values
-
-
-def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
-    """Return the mapping of ``key=value`` words; values are read as YAML, so ``n_hidden=[64,32]`` is a list."""
-    values = {}
-    for word in assignments:
-        key, equals, text = word.partition("=")
-        if not equals or not key:
-            raise ConfigError(
-                f"{word!r} is not of the form key=value",
-                code="bad-assignment",
-                where="--set",
-                remedy="--set n_latent=32",
-            )
-        values[key.strip()] = _yaml_value(text)
-    return values
 
 
 def split_settings(
@@ -308,19 +272,6 @@ def unknown_key(key: str, known: Sequence[str], *, where: str) -> ConfigError:
     near = difflib.get_close_matches(key, known, n=1)
     remedy = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
     return ConfigError(f"unknown key {key!r}", code="unknown-key", where=where, remedy=remedy)
-
-
-def _yaml_value(text: str) -> Any:
-    try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        return text
-    if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text: it wants a dot before the exponent
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
 
 
 def _config_error(error: pydantic.ValidationError, known: Sequence[str], where: str) -> ConfigError:

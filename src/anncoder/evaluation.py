@@ -136,8 +136,7 @@ def evaluate(
             where="evaluate",
             remedy="evaluate more cells",
         )
-    key = model.training_.batch_key if model.config.encodes_batches else None
-    cells = Cells(matrix, None if key is None else obs_column(adata, key, what="batch_key").to_numpy())
+    cells = Cells(matrix, _batches_of(model, adata))
     truth = None if labels is None else adata.obs[labels].to_numpy(dtype=object, na_value=np.nan)
     scored, others = _held_out(adata, model, cells)
     methods: dict[str, Method] = {
@@ -179,6 +178,20 @@ def heldout_nll(method: Method, kept: Cells, aside: csr_matrix, floor: Any) -> f
         total += float(rate.sum(dtype=np.float64) - logs.sum(dtype=np.float64))
         start = stop
     return total / float(kept.matrix.shape[0])
+
+
+def heldout_score(model: Autoencoder, data: anndata.AnnData, *, layer: str | None = None, seed: int = 0) -> float:
+    """Return the held-out molecules' negative log-likelihood alone, nats a cell, of the cells that the fit held out.
+
+    Parameters
+    ----------
+    model, data, layer, seed
+        As in :func:`evaluate`.
+    """
+    matrix = model.aligned_matrix(data, layer)
+    cells = Cells(matrix, _batches_of(model, data))
+    scored, _ = _held_out(data, model, cells)
+    return heldout_nll(Trained(model), *thin(scored, seed), GeneMean(model, cells).mean)
 
 
 def reconstruction_mse(method: Method, cells: Cells, model: Autoencoder) -> float:
@@ -280,6 +293,11 @@ def leiden(latent: Array, resolutions: tuple[float, ...], seed: int) -> list[Any
             random_state=seed,
         )
     return [cells.obs[f"leiden_{resolution}"].to_numpy() for resolution in resolutions]
+
+
+def _batches_of(model: Autoencoder, adata: anndata.AnnData) -> Any:
+    key = model.training_.batch_key if model.config.encodes_batches else None
+    return None if key is None else obs_column(adata, key, what="batch_key").to_numpy()
 
 
 def _held_out(adata: anndata.AnnData, model: Autoencoder, cells: Cells) -> tuple[Cells, Cells]:

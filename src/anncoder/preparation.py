@@ -6,12 +6,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from anncoder.config import NetworkConfig, TrainingConfig, given
 from anncoder.data.adata import batches_of, codes_of
 from anncoder.data.order import Split, split_rows
 from anncoder.data.summary import summarize
 from anncoder.distributed import ALONE, Share
+from anncoder.refusals import refuse_few_cells
 from anncoder.sources import PerCell, Source
 from anncoder.types import Batch, Loader, Summary
 
@@ -54,7 +56,13 @@ def prepare(
         For ``batch_size`` and ``seed``.
     share
         Which of several processes this is.
+
+    Raises
+    ------
+    ConfigError
+        The minibatches are smaller than the model needs, or there is no slot that it is to be fitted to.
     """
+    refuse_few_cells(config, given(training.batch_size), len(split.train))
     library_size = float(np.median(source.sizes[split.train]))
     factors = (source.sizes / library_size).astype(np.float32)
     fitted, held_out = _mask(split.train, source.n_obs), _mask(split.valid, source.n_obs)
@@ -65,9 +73,20 @@ def prepare(
     exact = source.sizes / library_size
     blocks = ((matrix, exact[rows]) for matrix, rows in source.blocks(fitted, SUMMARY_BLOCK))
     summary = summarize(blocks, len(source.var_names), library_size, transform=config.transform)
+    if config.fits_slot is not None:
+        summary = summary._replace(target=torch.from_numpy(source.coordinates(config.fits_slot)))
     some = source.loader(cells, fitted, batch_size=min(SAMPLE, max(len(split.train), 2)), seed=training.seed)
     in_order = source.loader(cells, fitted, batch_size=VALID_BATCH)
+    summary = summary._replace(n_steps=len(train))
     return Prepared(train, valid, summary, next(iter(some.epoch(0))), in_order, batches)
+
+
+def limited(training: TrainingConfig, n_minibatches: int) -> TrainingConfig:
+    """Return the settings with so few epochs, of so many minibatches, that the last one reaches ``max_steps``."""
+    if training.max_steps is None:
+        return training
+    enough = -(-training.max_steps // n_minibatches)
+    return training.model_copy(update={"max_epochs": min(given(training.max_epochs), enough)})
 
 
 def batches_in(

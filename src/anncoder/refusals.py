@@ -6,6 +6,12 @@ from anncoder.config import NetworkConfig
 from anncoder.errors import ConfigError
 
 
+def refuse_unfitted(network: object | None) -> None:
+    """Raise a ConfigError unless there is a fitted network."""
+    if network is None:
+        raise ConfigError("the model is not fitted", code="not-fitted", remedy="fit(adata), or anncoder.load(folder)")
+
+
 def refuse_width(config: NetworkConfig, n_vars: int) -> None:
     """Raise a ConfigError unless the latent is narrower than the data."""
     if config.n_latent >= n_vars:
@@ -14,6 +20,19 @@ def refuse_width(config: NetworkConfig, n_vars: int) -> None:
             code="latent-too-wide",
             where="n_latent",
             remedy=f"set n_latent below {n_vars}, or fit more genes",
+        )
+
+
+def refuse_few_cells(config: NetworkConfig, batch_size: int, n_fitted: int) -> None:
+    """Raise a ConfigError unless the minibatches can be as large as the model needs."""
+    fewest = config.fewest_cells
+    if min(batch_size, n_fitted) < fewest:
+        why = f"batch_size = {batch_size}" if batch_size < fewest else f"there are {n_fitted:,} cells to fit on"
+        raise ConfigError(
+            f"the model, as it is set, needs minibatches of {fewest:,} cells or more, and {why}",
+            code="few-cells",
+            where="batch_size" if batch_size < fewest else "n_obs",
+            remedy="raise batch_size, fit more cells, or lower perplexity",
         )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from anncoder.autoencoder import Autoencoder
 from anncoder.checkpoint import SCHEMA, versions
-from anncoder.errors import ConfigError
+from anncoder.errors import ConfigError, InputError
 from anncoder.estimators import ESTIMATORS
 
 
@@ -21,12 +21,13 @@ def next_step(adata: anndata.AnnData, key: str) -> str:
     return f"wrote obsm['X_{key}'] ({n_obs:,} x {n_latent}, float32); next: sc.pp.neighbors(adata, use_rep='X_{key}')"
 
 
-def latent_slots(model: Autoencoder, key: str) -> tuple[str, ...]:
+def latent_slots(adata: anndata.AnnData, model: Autoencoder, key: str) -> tuple[str, ...]:
     """Return the slots that a latent and what belongs to it are written to, as paths in a file.
 
-    Results of genes may be in ``var`` or ``varm``, or not be there: see :meth:`Autoencoder.of_genes`.
+    A model that gives a result of cells with some settings only may not have written it. Results of genes may be in
+    ``var`` or ``varm``, or not be there: see :meth:`Autoencoder.of_genes`.
     """
-    return (f"obsm/X_{key}", *(f"obs/{key}_{name}" for name in model.cell_results))
+    return (f"obsm/X_{key}", *(f"obs/{key}_{name}" for name in model.cell_results if f"{key}_{name}" in adata.obs))
 
 
 def sign(adata: anndata.AnnData, model: Autoencoder, key: str) -> None:
@@ -91,3 +92,26 @@ def refuse_foreign(adata: anndata.AnnData, key: str) -> None:
             where="key_added",
             remedy="choose another key_added (--key)",
         )
+
+
+def target_of(adata: anndata.AnnData, *, copy: bool) -> anndata.AnnData:
+    """Return the AnnData to write into: a copy, or the one given.
+
+    As scanpy does: results on a view turn it into an object of its own; the parent is not touched.
+
+    Raises
+    ------
+    InputError
+        It is no AnnData.
+    """
+    if not isinstance(adata, anndata.AnnData):
+        raise InputError(
+            f"expected an AnnData, got {type(adata).__name__}",
+            code="not-anndata",
+            remedy="read it first: sc.read_h5ad(path)",
+        )
+    if copy:
+        return adata.to_memory(copy=True) if adata.isbacked else adata.copy()
+    if adata.is_view:
+        adata._init_as_actual(adata.to_memory() if adata.isbacked else adata.copy())
+    return adata

@@ -18,7 +18,7 @@ import pandas as pd
 from scipy.sparse import csr_matrix
 
 from anncoder.checks import check, check_matrix, raise_first, refuse_empty
-from anncoder.data.adata import obs_column, place, read_matrix
+from anncoder.data.adata import coordinates_of, obs_column, place, read_matrix
 from anncoder.data.disk import DiskLoader
 from anncoder.data.genes import align
 from anncoder.data.memory import MemoryLoader, Stored
@@ -74,12 +74,19 @@ class Source(Protocol):
         """Return a column of obs, (n_obs,); ``what`` asks for it, for messages."""
         ...
 
+    def coordinates(self, key: str) -> Array:
+        """Return coordinates of the cells from obsm, (n_obs, d) float32."""
+        ...
+
 
 class MemorySource:
     """Cells of an AnnData in memory; see :class:`Source`."""
 
-    def __init__(self, adata: anndata.AnnData, layer: str | None, *, counts: bool, to_fit: bool) -> None:
-        raise_first(_that_matter(check(adata, layer=layer, counts=counts).problems, adata.n_obs, to_fit))
+    def __init__(
+        self, adata: anndata.AnnData, layer: str | None, *, counts: bool, to_fit: bool, integers: bool = True
+    ) -> None:
+        report = check(adata, layer=layer, counts=counts, integers=integers)
+        raise_first(_that_matter(report.problems, adata.n_obs, to_fit))
         self.adata, self.matrix, self.where = adata, read_matrix(adata, layer), place(layer)
         self.n_obs, self.var_names = adata.n_obs, pd.Index(adata.var_names.astype(str))
         self.sizes = library_sizes(self.matrix) if counts else np.ones(self.n_obs)
@@ -129,11 +136,15 @@ class MemorySource:
         """Return a column of obs."""
         return obs_column(self.adata, key, what=what)
 
+    def coordinates(self, key: str) -> Array:
+        """Return coordinates of the cells from obsm."""
+        return coordinates_of(self.adata.obsm, key)
+
 
 class DiskSource:
     """Cells of files, checked in one pass; see :class:`Source`."""
 
-    def __init__(self, shards: Shards, *, counts: bool, to_fit: bool) -> None:
+    def __init__(self, shards: Shards, *, counts: bool, to_fit: bool, integers: bool = True) -> None:
         self.shards, self.n_obs, self.var_names = shards, shards.n_obs, shards.var_names
         names = [shard.path.name for shard in shards.shards]
         self.where = f"{', '.join(names[:3])}{', ...' * (len(names) > 3)}: {place(shards.shards[0].layer)}"
@@ -141,7 +152,12 @@ class DiskSource:
         _refuse_too_few(self.n_obs, self.where, to_fit=to_fit)
         for matrix, rows in self.blocks(np.ones(self.n_obs, dtype=bool), READ):
             found, _ = check_matrix(
-                matrix, obs_names=shards.names(rows), var_names=self.var_names, where=self.where, counts=counts
+                matrix,
+                obs_names=shards.names(rows),
+                var_names=self.var_names,
+                where=self.where,
+                counts=counts,
+                integers=integers,
             )
             raise_first(p for p in found if p.code != "too-few-cells")
             if counts:
@@ -180,6 +196,10 @@ class DiskSource:
         """Return a column of obs."""
         return self.shards.column(key, what=what)
 
+    def coordinates(self, key: str) -> Array:
+        """Return coordinates of the cells from obsm."""
+        return self.shards.coordinates(key)
+
     def _read(self, chosen: Array, step: int) -> Iterator[tuple[csr_matrix, Array]]:
         self.shards.refuse_change()
         for first, last in self.shards.borders(step):
@@ -189,7 +209,7 @@ class DiskSource:
                 yield matrix if len(rows) == last - first else matrix[rows], rows + first
 
 
-def open_source(data: Data, layer: str | None, *, counts: bool, to_fit: bool = True) -> Source:
+def open_source(data: Data, layer: str | None, *, counts: bool, to_fit: bool = True, integers: bool = True) -> Source:
     """Open and check what a model is to be fitted on.
 
     Parameters
@@ -202,6 +222,8 @@ def open_source(data: Data, layer: str | None, *, counts: bool, to_fit: bool = T
         Whether it must hold raw counts.
     to_fit
         One cell is too few to learn from, not to embed.
+    integers
+        Whether counts must be integers.
 
     Raises
     ------
@@ -213,8 +235,8 @@ def open_source(data: Data, layer: str | None, *, counts: bool, to_fit: bool = T
     shards = open_shards(data, layer)
     if shards is None:
         assert isinstance(data, anndata.AnnData)
-        return MemorySource(data, layer, counts=counts, to_fit=to_fit)
-    return DiskSource(Shards(shards), counts=counts, to_fit=to_fit)
+        return MemorySource(data, layer, counts=counts, to_fit=to_fit, integers=integers)
+    return DiskSource(Shards(shards), counts=counts, to_fit=to_fit, integers=integers)
 
 
 class Genes(NamedTuple):
@@ -224,12 +246,14 @@ class Genes(NamedTuple):
     allow_missing: float  # share that new data may lack; taken as zero
 
 
-def open_for_model(data: Data, layer: str | None, genes: Genes, *, counts: bool, layer_is_of_fit: bool) -> Source:
+def open_for_model(
+    data: Data, layer: str | None, genes: Genes, *, counts: bool, layer_is_of_fit: bool, integers: bool = True
+) -> Source:
     """Open and check cells for a fitted model, in its gene order.
 
     Parameters
     ----------
-    data, counts
+    data, counts, integers
         As in :func:`open_source`.
     layer
         Where the matrix is; None and ``"X"`` for ``X``.
@@ -248,7 +272,7 @@ def open_for_model(data: Data, layer: str | None, genes: Genes, *, counts: bool,
     shards = open_shards(data, None if layer == "X" else layer)
     source: MemorySource | DiskSource
     if shards is not None:
-        source = DiskSource(Shards(shards, *genes), counts=counts, to_fit=False)
+        source = DiskSource(Shards(shards, *genes), counts=counts, to_fit=False, integers=integers)
     else:
         assert isinstance(data, anndata.AnnData)
         alignment = align(list(genes.names), list(data.var_names.astype(str)), allow_missing=genes.allow_missing)
@@ -259,7 +283,8 @@ def open_for_model(data: Data, layer: str | None, genes: Genes, *, counts: bool,
                 where="layers: " + (some(map(repr, filter(None, data.layers))) or "none"),
                 remedy="say where the counts are: layer=NAME (--layer NAME), 'X' for X",
             )
-        whole = MemorySource(data, None if layer == "X" else layer, counts=counts, to_fit=False)
+        where = None if layer == "X" else layer
+        whole = MemorySource(data, where, counts=counts, to_fit=False, integers=integers)
         source = whole.with_matrix(alignment.apply(whole.matrix), counts=counts)
     refuse_empty(source.sizes, source.names, source.where)
     return source

@@ -10,17 +10,19 @@ from typing import Any
 import anndata
 import numpy as np
 import pandas as pd
+from natsort import natsorted
 
 from anncoder.autoencoder import Array, Autoencoder, Scale
 from anncoder.config import split_settings, unknown_key
 from anncoder.data.genes import align
+from anncoder.dca import dca as dca
 from anncoder.device import refuse_size
 from anncoder.errors import InputError
 from anncoder.estimators import ESTIMATORS
 from anncoder.models import MODELS
 from anncoder.progress import announce, logger
 from anncoder.refusals import refuse_no_decoder
-from anncoder.slots import next_step, refuse_foreign, sign
+from anncoder.slots import next_step, refuse_foreign, sign, target_of
 
 
 def autoencode(
@@ -98,7 +100,7 @@ def autoencode(
     unfitted: Autoencoder = ESTIMATORS[model](**hyper)
     if denoise:
         refuse_no_decoder(unfitted.config)
-    target = _target(adata, copy=copy)
+    target = target_of(adata, copy=copy)
     refuse_foreign(target, key_added)
     if denoise:
         refuse_size(target.n_obs * target.n_vars * 4)
@@ -158,7 +160,7 @@ def embed(
     InputError
         Too many genes are missing, or the values are not what the model was fitted on.
     """
-    target = _target(adata, copy=copy)
+    target = target_of(adata, copy=copy)
     refuse_foreign(target, key_added)
     _write_latent(target, model, key_added, layer=layer, allow_missing=allow_missing)
     return target if copy else None
@@ -212,7 +214,7 @@ def denoise(
     ResourceError
         The dense layer would not fit into memory.
     """
-    target = _target(adata, copy=copy)
+    target = target_of(adata, copy=copy)
     refuse_foreign(target, key_added)
     alignment = align(list(model.var_names_), list(target.var_names.astype(str)))
     if alignment.n_extra:
@@ -249,7 +251,7 @@ def _write_latent(
     sign(adata, model, key)
     adata.obsm[f"X_{key}"] = np.ascontiguousarray(latent, dtype=np.float32)
     for name, values in model.of_cells(adata, layer=layer, allow_missing=allow_missing).items():
-        adata.obs[f"{key}_{name}"] = values
+        adata.obs[f"{key}_{name}"] = _column(values)
     for name, values in model.of_genes().items():
         of_known = pd.DataFrame(values, index=model.var_names_)
         here = of_known.reindex(adata.var_names.astype(str)).to_numpy(np.float32)
@@ -259,6 +261,11 @@ def _write_latent(
             adata.varm[f"{key}_{name}"] = here
 
 
+def _column(values: np.ndarray[Any, Any]) -> Any:
+    # scanpy wants groups of cells as categories, "10" behind "9"
+    return pd.Categorical(values, categories=natsorted(set(values))) if values.dtype == object else values
+
+
 def _write_denoised(adata: anndata.AnnData, model: Autoencoder, denoised: Array, key: str) -> None:
     sign(adata, model, key)
     adata.layers[f"{key}_denoised"] = np.ascontiguousarray(denoised, dtype=np.float32)
@@ -266,18 +273,3 @@ def _write_denoised(adata: anndata.AnnData, model: Autoencoder, denoised: Array,
 
 def _natural_scale(model: Autoencoder) -> Scale:
     return "counts" if model.reads_counts else "normalized"
-
-
-def _target(adata: anndata.AnnData, *, copy: bool) -> anndata.AnnData:
-    # as scanpy does: results on a view turn it into an object of its own; the parent is not touched
-    if not isinstance(adata, anndata.AnnData):
-        raise InputError(
-            f"expected an AnnData, got {type(adata).__name__}",
-            code="not-anndata",
-            remedy="read it first: sc.read_h5ad(path)",
-        )
-    if copy:
-        return adata.to_memory(copy=True) if adata.isbacked else adata.copy()
-    if adata.is_view:
-        adata._init_as_actual(adata.to_memory() if adata.isbacked else adata.copy())
-    return adata

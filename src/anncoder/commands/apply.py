@@ -34,7 +34,7 @@ def run_embed(request: ApplyRequest, *, allow_missing: float) -> None:
     """Write the input plus ``obsm["X_key"]`` to the output."""
     model, adata = _open(request)
     tl.embed(adata, model, layer=request.layer, key_added=request.key, allow_missing=allow_missing)
-    write_output(adata, request.output, wrote=latent_slots(model, request.key))
+    write_output(adata, request.output, wrote=latent_slots(adata, model, request.key))
     announce(f"{request.output}: {next_step(adata, request.key)}")
 
 

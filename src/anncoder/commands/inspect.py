@@ -12,10 +12,11 @@ from anncoder.checkpoint import read_stored
 from anncoder.checks import check
 from anncoder.commands.output import read_input, refuse_output
 from anncoder.commands.run import write_json
-from anncoder.config import TrainingConfig, parse_assignments, split_settings, unknown_key
+from anncoder.config import TrainingConfig, split_settings, unknown_key
 from anncoder.estimators import load
 from anncoder.evaluation import Evaluation, evaluate
 from anncoder.models import MODELS
+from anncoder.settings import parse_assignments
 
 
 def run_check(data: Path, *, layer: str | None, counts: bool, as_json: bool) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from anncoder.commands.output import refuse_output
-from anncoder.config import parse_assignments
 from anncoder.progress import announce
+from anncoder.settings import parse_assignments
 from anncoder.simulate import simulate_to_file
 from anncoder.splatter import SplatParameters
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from functools import partial
 from pathlib import Path
@@ -38,8 +39,8 @@ from anncoder.commands.run import (
     write_json,
     write_text,
 )
-from anncoder.config import TrainingConfig, parse_assignments, read_yaml, split_settings, unknown_key
-from anncoder.data.adata import batches_of, obs_column
+from anncoder.config import TrainingConfig, given, split_settings, unknown_key
+from anncoder.data.adata import batches_of, coordinates_of, obs_column
 from anncoder.device import choose_device, refuse_size
 from anncoder.distributed import processes
 from anncoder.errors import ConfigError, DivergenceError, InputError
@@ -49,7 +50,10 @@ from anncoder.files import atomic_path
 from anncoder.models import MODELS
 from anncoder.preparation import split_cells
 from anncoder.progress import announce
-from anncoder.refusals import refuse_no_decoder, refuse_width
+from anncoder.refusals import refuse_few_cells, refuse_no_decoder, refuse_width
+from anncoder.resume import NAME as CHECKPOINT
+from anncoder.resume import Checkpoint, forget
+from anncoder.settings import parse_assignments, read_yaml
 from anncoder.slots import latent_slots, next_step, refuse_foreign
 
 logger = logging.getLogger("anncoder")
@@ -75,8 +79,16 @@ class TrainRequest(NamedTuple):
     evaluation: bool = True
     in_place: bool = False
     drop_empty_cells: bool = False
+    resume: bool | None = None
     progress: bool | None = None
     quiet: bool = False
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """Where the state of training is kept; processes that torchrun starts again always go on."""
+        restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+        resume = None if restarted and not self.resume else self.resume
+        return Checkpoint(run_folder(self.output), resume, remove=False)
 
 
 class Plan(NamedTuple):
@@ -102,7 +114,8 @@ def run_train(request: TrainRequest) -> None:
             _train_and_write(request, plan)
         else:
             adata = read_input(request.data, layer=request.layer, drop_empty_cells=request.drop_empty_cells)
-            plan.model.fit(adata, layer=request.layer, progress=False, **plan.training.model_dump())
+            settings = plan.training.model_dump()
+            plan.model.fit(adata, layer=request.layer, progress=False, checkpoint=request.checkpoint, **settings)
 
 
 def _train_and_write(request: TrainRequest, plan: Plan) -> None:
@@ -112,7 +125,8 @@ def _train_and_write(request: TrainRequest, plan: Plan) -> None:
         write_text(folder / SETTINGS, yaml.safe_dump(plan.resolved(), sort_keys=False))
         began = time.perf_counter()
         model = _fit(adata, plan, request, folder)
-        with signals.held():
+        unfinished = model.stopped_ == "interrupted"
+        with signals.held(_how_to_go_on(folder) if unfinished else ""):
             _save(model, folder)
             if request.save is not None:
                 model.save(request.save)
@@ -120,6 +134,8 @@ def _train_and_write(request: TrainRequest, plan: Plan) -> None:
             metrics = _metrics(adata, model, time.perf_counter() - began)
             write_json(folder / METRICS, metrics)
             forget_previous(folder)
+            if not unfinished:
+                forget(folder)
         write_json(folder / METRICS, {**metrics, "evaluation": _evaluate(adata, model, request)})
         announce(f"{request.output}: {next_step(adata, request.key)}")
         announce(f"model, history, metrics and log: {folder}")
@@ -160,17 +176,20 @@ def _checked_input(request: TrainRequest, plan: Plan) -> anndata.AnnData:
     _refuse_save(request)
     choose_device(plan.training.device)
     adata = read_input(request.data, layer=request.layer, drop_empty_cells=request.drop_empty_cells)
-    report = check(adata, layer=request.layer, counts=plan.model.reads_counts)
+    report = check(adata, layer=request.layer, counts=plan.model.reads_counts, integers=plan.model.config.integers)
     report.raise_if_bad()
     for problem in report.problems:
         if problem.severity == "warning":
             logger.warning("warning: %s [%s]", problem.what, problem.code)
     refuse_width(plan.model.config, adata.n_vars)
-    split_cells(adata.n_obs, partial(obs_column, adata), plan.training)
+    split = split_cells(adata.n_obs, partial(obs_column, adata), plan.training)
+    refuse_few_cells(plan.model.config, given(plan.training.batch_size), len(split.train))
     if request.labels is not None and request.labels not in adata.obs:
         raise unknown_key(request.labels, [str(c) for c in adata.obs.columns], where="--labels (a column of obs)")
     if plan.training.batch_key is not None:
         batches_of(obs_column(adata, plan.training.batch_key, what="batch_key"), plan.training.batch_key, None)
+    if plan.model.config.fits_slot is not None:
+        coordinates_of(adata.obsm, plan.model.config.fits_slot)
     if request.denoise:
         refuse_no_decoder(plan.model.config)
         refuse_size(adata.n_obs * adata.n_vars * 4)
@@ -195,12 +214,19 @@ def _refuse_save(request: TrainRequest) -> None:
 def _fit(adata: anndata.AnnData, plan: Plan, request: TrainRequest, folder: Path) -> Autoencoder:
     model, training = plan.model, plan.training.model_dump()
     try:
-        model.fit(adata, layer=request.layer, progress=request.progress, **training)
+        model.fit(adata, layer=request.layer, progress=request.progress, checkpoint=request.checkpoint, **training)
     except DivergenceError:
+        forget(folder)  # it would diverge again
         if len(model.history_):  # the last good weights are worth keeping
             _save(model, folder)
         raise
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(f"{stop}{_how_to_go_on(folder)}") from None
     return model
+
+
+def _how_to_go_on(folder: Path) -> str:
+    return "; the same command again goes on from there" if (folder / CHECKPOINT).exists() else ""
 
 
 def _save(model: Autoencoder, folder: Path) -> None:
@@ -211,7 +237,7 @@ def _save(model: Autoencoder, folder: Path) -> None:
 
 def _write_slots(adata: anndata.AnnData, model: Autoencoder, request: TrainRequest) -> tuple[str, ...]:
     tl.embed(adata, model, key_added=request.key)
-    wrote = latent_slots(model, request.key)
+    wrote = latent_slots(adata, model, request.key)
     if not request.denoise:
         return wrote
     tl.denoise(adata, model, key_added=request.key)

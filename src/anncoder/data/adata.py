@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,32 @@ def obs_column(adata: anndata.AnnData, key: str, *, what: str) -> Any:
     if key not in adata.obs:
         raise unknown_key(key, [str(c) for c in adata.obs.columns], where=f"{what} (a column of obs)")
     return adata.obs[key]
+
+
+def coordinates_of(slots: Mapping[str, Any], key: str) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Return coordinates of the cells from obsm, (n_obs, d).
+
+    Raises
+    ------
+    ConfigError
+        There is no such slot.
+    InputError
+        It holds no matrix of finite numbers.
+    """
+    if key not in slots:
+        raise unknown_key(key, [str(name) for name in slots], where="target (a slot of obsm)")
+    try:
+        values = np.asarray(slots[key], dtype=np.float32)
+    except (TypeError, ValueError):
+        values = np.empty(0, np.float32)
+    if values.ndim != 2 or not np.isfinite(values).all():
+        raise InputError(
+            f"obsm[{key!r}] is not a matrix of finite numbers",
+            code="bad-coordinates",
+            where=f"obsm[{key!r}]",
+            remedy="name a slot with a number for every cell and axis, such as X_tsne",
+        )
+    return values
 
 
 def codes_of(column: Any, key: str, *, what: str) -> np.ndarray[Any, Any]:

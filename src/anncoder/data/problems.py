@@ -51,6 +51,8 @@ class Place:
         Whether it must hold raw counts.
     holders
         Other slots of the same AnnData that do.
+    integers
+        Whether counts must be integers: corrected and expected counts are not.
     """
 
     where: str
@@ -58,6 +60,7 @@ class Place:
     var_names: pd.Index
     counts: bool
     holders: tuple[str, ...] = ()
+    integers: bool = True
 
     def of(self, flaw: Flaw) -> str:
         """Return the place of the first value of a flaw."""
@@ -197,7 +200,7 @@ def _value_problems(values: Scan, place: Place, kind: str) -> Iterator[Problem]:
     if not place.counts:
         return
     looks = f": these look like {KINDS[kind]}" if kind not in ("counts", "unknown") else ""
-    if flaw := flaws.get("not-integer"):
+    if place.integers and (flaw := flaws.get("not-integer")):
         noun = "an integer" if flaw.n == 1 else "integers"
         what = f"{_share(flaw, values)} not {noun} ({flaw.value:.6g}; maximum {values.highest:.6g}){looks}"
         yield Problem("not-integer", "error", what, place.of(flaw), _give_counts(place, kind))

@@ -19,7 +19,7 @@ import pandas as pd
 from scipy.sparse import csr_matrix
 
 from anncoder.config import unknown_key
-from anncoder.data.adata import damaged, existing, first_line, place
+from anncoder.data.adata import coordinates_of, damaged, existing, first_line, place
 from anncoder.data.genes import Alignment, align
 from anncoder.errors import FileError, InputError, some
 
@@ -118,6 +118,13 @@ class Shard:
             values = pd.Series(anndata.io.read_elem(obs[key]))
         column: Array = values.astype(object).where(values.notna(), None).to_numpy()
         return column
+
+    def coordinates(self, key: str) -> Array:
+        """Return coordinates of the cells from obsm, (n_obs, d); raises as :func:`coordinates_of`."""
+        slots = dict(self.store["obsm"]) if "obsm" in self.store else {}
+        with self.errors():
+            slots = {name: anndata.io.read_elem(slot) if name == key else None for name, slot in slots.items()}
+        return coordinates_of(slots, key)
 
     def refuse_change(self) -> None:
         """Raise a FileError if the file is no longer the one that was opened."""
@@ -230,6 +237,18 @@ class Shards:
             A file does not have it.
         """
         return np.concatenate([shard.column(key, what=what) for shard in self.shards])
+
+    def coordinates(self, key: str) -> Array:
+        """Return coordinates of the cells from obsm, (n_obs, d)."""
+        parts = [shard.coordinates(key) for shard in self.shards]
+        if len({part.shape[1] for part in parts}) > 1:
+            raise InputError(
+                f"obsm[{key!r}] has another number of axes in one file than in the next",
+                code="bad-coordinates",
+                where=f"obsm[{key!r}]",
+                remedy="name a slot that all files have alike",
+            )
+        return np.concatenate(parts)
 
     def refuse_change(self) -> None:
         """Raise a FileError if one of the files is no longer the one that was opened."""

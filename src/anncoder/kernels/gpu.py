@@ -77,7 +77,7 @@ def loss_pass(of: Parameters, weight: float | None, *, over_logits: bool = False
     weight
         None if no gradient is wanted.
     over_logits
-        Write the gradient for the logits into their own memory.
+        Write the gradients for the logits, and for those of the dropout, into their own memory.
     """
     nll = of.logits.new_empty(of.logits.shape[0])
     gradients = None if weight is None else _unwritten(of, over_logits=over_logits)
@@ -172,7 +172,7 @@ def _unwritten(of: Parameters, *, over_logits: bool) -> Gradients:
     return Gradients(
         of.logits if over_logits else torch.empty_like(of.logits),
         None if of.log_theta is None else torch.empty_like(of.log_theta),
-        None if of.pi_logits is None else torch.empty_like(of.pi_logits),
+        of.pi_logits if over_logits or of.pi_logits is None else torch.empty_like(of.pi_logits),
     )
 
 

@@ -67,7 +67,7 @@ def count_pass(
     nll
         (n,) float32, written but in a rerun.
     by_mean, by_pi
-        (n, g) float32 gradients, written if ``GRADIENT``; ``by_mean`` may be ``logits``.
+        (n, g) float32 gradients, written if ``GRADIENT``; they may be ``logits`` and ``pi_logits``.
     by_theta
         Gradient, written if ``GRADIENT``: (programs, g) float64 partial sums for "gene", else float32 as ``log_theta``.
     kept, kept_theta

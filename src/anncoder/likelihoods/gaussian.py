@@ -33,7 +33,7 @@ def squared_error(x: CSR, mean: Tensor) -> Tensor:
     if fused(mean):
         return in_one_pass(_squared_in_one_pass(x, mean), mean)
     if on_gpu(mean):
-        return in_gpu_pass(Of("squared", x, None), mean, overwrite=False)
+        return in_gpu_pass(Of("squared", x), mean, overwrite=False)
     stored = mean.reshape(-1)[x.flat()]
     return mean.square().sum(dim=1) + x.with_values(x.values * (x.values - 2 * stored)).row_sums()
 

@@ -6,13 +6,14 @@ weights, it decides itself.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import log_softmax
 
-from anncoder.likelihoods.limits import LIMITS
+from anncoder.likelihoods.limits import LIMITS, MeanName
 from anncoder.types import CSR
 
 RANGES = tuple(float(limit) for limit in LIMITS)
@@ -21,9 +22,10 @@ RANGES = tuple(float(limit) for limit in LIMITS)
 class Of(NamedTuple):
     """What the loss is of, beside its parameters."""
 
-    kind: Any  # kernels.gpu.Kind
+    kind: str  # as kernels.gpu.Kind
     counts: CSR
-    size_factor: Tensor | None  # (n,)
+    size_factor: Tensor | None = None  # (n,)
+    mean: MeanName = "exp"
 
 
 def in_gpu_pass(
@@ -36,17 +38,20 @@ def in_gpu_pass(
     of
         Likelihood and data.
     log_mean, log_theta, pi_logits
-        What is differentiated; ``log_mean`` and ``pi_logits`` are (n, g).
+        What is differentiated.
     overwrite
-        Write the gradient for ``log_mean`` into its own memory. The caller must not read it afterwards, and must weigh
-        all cells alike: otherwise the gradient for a dispersion of each gene is NaN. Left out for leaves of the graph.
+        The gradients for ``log_mean`` and ``pi_logits`` may take their memory, unless they are leaves of the graph. If
+        the cells are then not weighed alike, the gradient for a dispersion of each gene is NaN.
     """
     n, g = log_mean.shape
+    if of.mean == "softmax":  # limited after the size, which the kernel then need not know
+        log_size = 0.0 if of.size_factor is None else of.size_factor.log().unsqueeze(1)
+        log_mean, of = log_softmax(log_mean, dim=1) + log_size, of._replace(size_factor=None)
+    overwrite = overwrite and all(t is None or (t.is_contiguous() and not t.is_leaf) for t in (log_mean, pi_logits))
     if log_theta is not None and log_theta.dim() == 2 and log_theta.shape not in ((n, 1), (n, g)):
         log_theta = log_theta.expand(n, g)
-    tensors = (log_mean, log_theta, pi_logits)
+    tensors = (log_mean, log_theta, None if pi_logits is None else pi_logits.expand(n, g))
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        overwrite = overwrite and log_mean.is_contiguous() and not log_mean.is_leaf
         loss: Tensor = _GpuPass.apply(of, overwrite, *tensors)  # type: ignore[no-untyped-call]
         return loss
     from anncoder.kernels.gpu import loss_pass
@@ -66,7 +71,8 @@ class _GpuPass(torch.autograd.Function):
         parameters = _parameters(of, log_mean, log_theta, pi_logits)
         loss, ctx.gradients = loss_pass(parameters, ctx.weight, over_logits=overwrite)
         if overwrite:
-            torch.autograd.graph.increment_version(log_mean)  # so that autograd notices a second reader
+            changed = [log_mean] if pi_logits is None else [log_mean, pi_logits]
+            torch.autograd.graph.increment_version(changed)  # so that autograd notices other readers
         else:
             ctx.save_for_backward(log_mean, log_theta, pi_logits)
         return loss
@@ -79,7 +85,7 @@ class _GpuPass(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None  # handed out once: whoever gets them may change them
         if ctx.overwrite:
             if gradients is None:
-                raise RuntimeError("the log mean was overwritten by its gradient, which was already handed out")
+                raise RuntimeError("with overwrite=True the loss is differentiated once")
             scale(gradients, ctx.weight, upstream[0])
         elif gradients is None:
             gradients = gradients_for(_parameters(ctx.of, *ctx.saved_tensors), upstream[0])
@@ -89,7 +95,7 @@ class _GpuPass(torch.autograd.Function):
 
 
 def _parameters(of: Of, log_mean: Tensor, log_theta: Tensor | None, pi_logits: Tensor | None) -> Any:
-    from anncoder.kernels.gpu import Parameters
+    from anncoder.kernels.gpu import Kind, Parameters
 
     def plain(parameter: Tensor | None) -> Any:
         return None if parameter is None else parameter.detach().contiguous()
@@ -97,4 +103,4 @@ def _parameters(of: Of, log_mean: Tensor, log_theta: Tensor | None, pi_logits: T
     counts = of.counts
     offset = log_mean.new_zeros(counts.n_rows) if of.size_factor is None else of.size_factor.log().float()
     arrays = (counts.indptr, counts.indices, counts.values.float().contiguous())
-    return Parameters(of.kind, plain(log_mean), plain(log_theta), plain(pi_logits), offset, arrays, RANGES)
+    return Parameters(cast(Kind, of.kind), plain(log_mean), plain(log_theta), plain(pi_logits), offset, arrays, RANGES)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import torch
 from scipy.sparse import csc_array
 from torch import Tensor, nn
@@ -77,7 +76,7 @@ class _SparseMatmul(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
-        return _transposed_matmul(ctx.x, upstream[0]), None
+        return transposed_matmul(ctx.x, upstream[0]), None
 
 
 def _dense(x: CSR) -> Tensor:
@@ -87,14 +86,12 @@ def _dense(x: CSR) -> Tensor:
     return densify((x.indptr, x.indices, x.values), x.n_vars)
 
 
-def _transposed_matmul(x: CSR, dense: Tensor) -> Tensor:
+def transposed_matmul(x: CSR, dense: Tensor) -> Tensor:
+    """Return ``x' @ dense``, (g, h), for a (b, g) x and a dense (b, h)."""
     if fused(x.values, dense):
-        starts = np.zeros(x.n_vars + 2, dtype=np.int64)
-        rows, values = np.empty(x.indices.numel(), dtype=np.int64), np.empty(x.indices.numel(), dtype=np.float32)
-        sparse.by_columns(x.indptr.numpy(), x.indices.numpy(), x.values.numpy(), starts, rows, values)
         out = torch.empty(x.n_vars, dense.shape[1])
-        tickets = sparse.pieces(x.n_vars, sparse.GENES)
-        sparse.columns_matmul(tickets, starts[:-1], rows, values, dense.contiguous().numpy(), out.numpy())
+        arrays = (x.indptr, x.indices, x.values.contiguous(), dense.contiguous(), out)
+        sparse.transposed_matmul(sparse.pieces(dense.shape[1], sparse.STRIP), *(a.numpy() for a in arrays))
         return out
     if dense.device.type != "cpu":
         return x.to_dense().T @ dense
