@@ -14,10 +14,10 @@ from anncoder.kernels.triton_math import (
     lgamma_rise,
     limited,
     log1p_64,
-    log_factorial,
     log1p_minus_half,
     log1p_rest,
     log1p_unit,
+    log_factorial,
     minus_expm1_minus,
 )
 
