@@ -31,7 +31,9 @@ class CSR(NamedTuple):
 
     def rows(self) -> Tensor:
         """Return the row of every stored value, (nnz,) int64."""
-        return torch.repeat_interleave(torch.arange(self.n_rows, device=self.indptr.device), self.indptr.diff())
+        every = torch.arange(self.n_rows, device=self.indptr.device)
+        # told how many there are, a GPU need not be waited for
+        return torch.repeat_interleave(every, self.indptr.diff(), output_size=self.indices.numel())
 
     def flat(self) -> Tensor:
         """Return the position of every stored value in the row-major dense matrix, (nnz,) int64."""
