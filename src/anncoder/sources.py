@@ -7,7 +7,7 @@ read once and kept, which costs no more memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from copy import copy
 from pathlib import Path
@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix
 
-from anncoder.checks import check, problems_of, raise_first, refuse_empty
+from anncoder.checks import check, raise_first, refuse_bad, refuse_empty, that_matter
 from anncoder.data.adata import obs_column, place, read_matrix
 from anncoder.data.disk import POOL_BYTES, DiskLoader
 from anncoder.data.genes import align
@@ -26,10 +26,10 @@ from anncoder.data.memory import MemoryLoader, Stored
 from anncoder.data.prefetch import prefetched
 from anncoder.data.problems import Problem
 from anncoder.data.shard import READ, Shard, stacked
-from anncoder.data.shards import Shards, open_shards
+from anncoder.data.shards import Shards, not_as_in_fit, open_files, open_shards
 from anncoder.data.summary import library_sizes
 from anncoder.distributed import ALONE, Share
-from anncoder.errors import InputError, some
+from anncoder.errors import some
 from anncoder.types import Loader
 
 Data: TypeAlias = "anndata.AnnData | str | Path | list[str | Path] | Reader"
@@ -100,7 +100,7 @@ class MemorySource:
     in_order = True
 
     def __init__(self, adata: anndata.AnnData, layer: str | None, *, counts: bool, to_fit: bool) -> None:
-        raise_first(_that_matter(check(adata, layer=layer, counts=counts).problems, adata.n_obs, to_fit))
+        raise_first(that_matter(check(adata, layer=layer, counts=counts).problems, adata.n_obs, to_fit))
         self.adata, self.matrix, self.where = adata, read_matrix(adata, layer), place(layer)
         self.n_obs, self.var_names = adata.n_obs, pd.Index(adata.var_names.astype(str))
         self.sizes = library_sizes(self.matrix) if counts else np.ones(self.n_obs)
@@ -254,7 +254,7 @@ def open_source(data: Data, layer: str | None, *, counts: bool, to_fit: bool = T
     if shards is None:
         assert isinstance(data, anndata.AnnData)
         return MemorySource(data, layer, counts=counts, to_fit=to_fit)
-    warnings = _refuse_bad(shards, counts=counts, to_fit=to_fit)
+    warnings = refuse_bad(shards, counts=counts, to_fit=to_fit)
     return DiskSource(Shards(shards), counts=counts, warnings=warnings)
 
 
@@ -285,61 +285,17 @@ def open_for_model(data: Data, layer: str | None, genes: Genes, *, counts: bool,
         source = data.opened(genes, counts=counts, to_fit=False)
     elif shards is not None:
         together = Shards(shards, *genes)
-        _refuse_bad(shards, counts=counts, to_fit=False)
+        refuse_bad(shards, counts=counts, to_fit=False)
         source = DiskSource(together, counts=counts)
     else:
         assert isinstance(data, anndata.AnnData)
         alignment = align(list(genes.names), list(data.var_names.astype(str)), allow_missing=genes.allow_missing)
         if layer_is_of_fit and layer is not None and layer not in data.layers:
-            raise _not_as_in_fit(layer, "layers: " + (some(map(repr, filter(None, data.layers))) or "none"))
+            raise not_as_in_fit(layer, "layers: " + (some(map(repr, filter(None, data.layers))) or "none"))
         whole = MemorySource(data, None if layer == "X" else layer, counts=counts, to_fit=False)
         source = whole.with_matrix(alignment.apply(whole.matrix), counts=counts)
     refuse_empty(source.sizes, source.names, source.where)
     return source
-
-
-def open_files(data: Any, layer: str | None, *, layer_is_of_fit: bool) -> list[Shard] | None:
-    """Open what is on disk for a fitted model, as :func:`anncoder.data.shards.open_shards` does.
-
-    ``layer`` and ``layer_is_of_fit`` are those of :func:`open_for_model`.
-    """
-    try:
-        return open_shards(data, None if layer == "X" else layer)
-    except InputError as error:
-        if error.code != "missing-layer" or not layer_is_of_fit or layer is None:
-            raise
-        raise _not_as_in_fit(layer, error.where) from error
-
-
-def _not_as_in_fit(layer: str, where: str) -> InputError:
-    return InputError(
-        f"the model was fitted on {place(layer)}, which these data do not have",
-        code="missing-layer",
-        where=where,
-        remedy="say where the counts are: layer=NAME (--layer NAME), 'X' for X",
-    )
-
-
-def _that_matter(problems: Iterable[Problem], n_obs: int, to_fit: bool) -> Iterator[Problem]:
-    return (p for p in problems if to_fit or n_obs == 0 or p.code != "too-few-cells")
-
-
-def _refuse_bad(shards: list[Shard], *, counts: bool, to_fit: bool) -> tuple[Problem, ...]:
-    n_obs, warnings = sum(shard.n_obs for shard in shards), []
-    for shard in shards:
-        # one file of several may have a single cell
-        matter = _that_matter(problems_of(shard, counts=counts), n_obs, to_fit and n_obs < 2)
-        found = [problem._replace(where=f"{shard.path.name}: {problem.where}") for problem in matter]
-        raise_first(found)
-        warnings += [problem for problem in found if problem.severity == "warning"]
-    if n_obs < (2 if to_fit else 1):
-        raise InputError(
-            f"a model needs at least 2 cells, this has {n_obs}",
-            code="too-few-cells",
-            where=", ".join(shard.path.name for shard in shards[:3]),
-            remedy="check the filters that ran before",
-        )
-    return tuple(warnings)
 
 
 def _rows_of(matrix: csr_matrix, chosen: Array, step: int) -> Iterator[tuple[csr_matrix, Array]]:

@@ -104,6 +104,7 @@ class Shard:
         self.rows: Array | None = None
         self._by_cell: csr_matrix | None = None
         with self.errors():
+            self._refuse_old()
             self.var_names = pd.Index(index_of(store["var"])[:]).astype(str)
             self.matrix = OnDisk(self._element())
             if self.matrix.ndim == 2:
@@ -189,6 +190,15 @@ class Shard:
         except (OSError, KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
             self.refuse_change()
             raise damaged(self.path, first_line(error)) from error
+
+    def _refuse_old(self) -> None:
+        if any(isinstance(self.store[frame], h5py.Dataset) for frame in ("obs", "var")):
+            raise FileError(
+                f"{str(self.path)!r} was written by anndata before version 0.7",
+                code="old-layout",
+                where=str(self.path),
+                remedy="write it anew: anndata.read_h5ad(path).write_h5ad(new_path)",
+            )
 
     def _element(self) -> Any:
         where = "X" if self.layer is None else f"layers/{self.layer}"
