@@ -17,6 +17,8 @@ def test_there_is_one_for_every_model() -> None:
     assert {make_plan(TrainRequest(Path(), Path(), config=path)).model.name for path in CONFIGS} == {
         "count",
         "denoising",
+        "netsne",
+        "scvis",
         "undercomplete",
     }
 
