@@ -174,7 +174,7 @@ class Autoencoder:
             on, noise = choose_device(training.device), Noise(training.seed)
             run = run_of(self.name, self.config, training, source, split)
             keeper = keeper_of(checkpoint, run, noise, share, on)
-            data_of = prepare(source, split, self.config, training, share)
+            data_of = prepare(source, split, self.config, training, on, share)
             training = limited(training, len(data_of.train))
             network = self._start(data_of, noise, on)
             if progress is not False:

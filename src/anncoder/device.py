@@ -11,6 +11,8 @@ import torch
 from anncoder.distributed import own_gpu
 from anncoder.errors import ConfigError, ResourceError, out_of_memory
 
+RESIDENT_SHARE = 0.4  # of the free memory of a GPU, for the data
+
 
 def choose_device(name: str) -> torch.device:
     """Return the device of a name; ``"auto"`` is a CUDA GPU if there is one, else the CPU.
@@ -61,6 +63,11 @@ def available_memory() -> int | None:
     if limit.exists() and used.exists() and (text := limit.read_text(encoding="ascii").strip()) != "max":
         free = min(free, int(text) - int(used.read_text(encoding="ascii")))
     return free
+
+
+def fits(n_bytes: int, device: torch.device) -> bool:
+    """Tell whether so many bytes fit on a CUDA GPU and leave most of what is free now to the network and its steps."""
+    return device.type == "cuda" and n_bytes <= RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]
 
 
 def refuse_size(n_bytes: int) -> None:
