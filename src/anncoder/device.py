@@ -52,6 +52,24 @@ def threads_set(threads: int | None) -> Iterator[None]:
             torch.set_num_threads(before)
 
 
+@contextmanager
+def products_in(precision: str, device: torch.device) -> Iterator[None]:
+    """Compute matrix products on a CUDA GPU in this precision for the time of a block.
+
+    TF32 rounds the factors to 11 bits and adds up in float32. Everything else stays in float32, as torch does it, and
+    so do products where the precision is ``"float32"`` or the device another, unless torch was told otherwise.
+    """
+    if precision == "float32" or device.type != "cuda":
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def available_memory() -> int | None:
     """Return the bytes of memory that can still be taken, or None where the system does not say."""
     meminfo = Path("/proc/meminfo")
