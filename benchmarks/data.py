@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -94,3 +96,9 @@ def blobs(seed: int, n_obs: int = 3000, shift: float = 5.0) -> Blobs:
     x = centres[group] + r.normal(0, 1, (n_obs, 50))
     x[:, r.choice(50, 10, replace=False)] += shift * batch[:, None]
     return Blobs(x.astype(np.float32), group, batch)
+
+
+def real(name: str) -> Path:
+    """Return the path of a real data set, in the folder that ANNCODER_DATA names, or ``../shared/data``."""
+    folder = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+    return Path(os.environ.get("ANNCODER_DATA", folder)) / name

@@ -468,7 +468,7 @@ def test_what_does_not_exist_is_named(words: Any, code: str, said: str, counts: 
 def test_wrong_data_are_named(counts: anndata.AnnData, tmp_path: Path) -> None:
     empty = counts.copy()
     empty.X = empty.X @ csr_matrix(np.diag((np.arange(empty.n_vars) != 3).astype(np.float32)))
-    with pytest.raises(InputError, match="no count in any cell") as caught:
+    with pytest.raises(InputError, match="zero in every cell") as caught:
         tl.dca(empty, **QUICK)
     assert str(empty.var_names[3]) in str(caught.value)
     counts.write_h5ad(tmp_path / "a.h5ad")

@@ -21,6 +21,8 @@ from anncoder.types import Batch, Noise, Shape
 
 SMALL: dict[str, Any] = {"n_latent": 4, "n_hidden": (12, 8)}
 VARIANTS = [
+    ("autoimpute", {}),
+    ("autoimpute", {"replace": "all", "faithful": True}),
     ("count", {}),
     ("count", {"likelihood": "zinb", "dispersion": "gene-cell", "ridge_pi": 0.1}),
     ("count", {"likelihood": "zinb", "dispersion": "shared"}),
@@ -61,7 +63,8 @@ IDS = [f"{name}-{'-'.join(f'{k}={v}' for k, v in options.items()) or 'default'}"
 
 
 def build(name: str, options: dict[str, Any], counts: Any) -> tuple[Any, Batch]:
-    config = MODELS[name].config(**(SMALL | options))
+    cls = MODELS[name].config
+    config = cls(**({k: v for k, v in SMALL.items() if k in cls.model_fields} | options))
     matrix = counts.X
     sizes = library_sizes(matrix)
     codes = np.arange(len(sizes)) % 2 if config.batches != "unused" else None

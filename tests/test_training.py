@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -272,9 +273,9 @@ def test_tf32_is_for_products_on_a_gpu_and_for_the_time_of_a_fit(counts, monkeyp
 
     inside: list[tuple[str, str, str]] = []
     for precision, on in (("float32", "cuda"), ("tf32", "cpu"), ("tf32", "cuda")):
-        with pytest.raises(ValueError, match="ends it"), device.products_in(precision, torch.device(on)):
+        with suppress(ValueError), device.products_in(precision, torch.device(on)):
             inside.append((precision, on, torch.get_float32_matmul_precision()))
-            raise ValueError("ends it")
+            raise ValueError("what ends a fit")
         assert torch.get_float32_matmul_precision() == "highest"
     assert [now for *_, now in inside] == ["highest", "highest", "high"]
     asked: list[str] = []

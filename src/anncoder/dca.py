@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
@@ -17,13 +16,13 @@ import pandas as pd
 from scipy.sparse import csr_matrix
 
 from anncoder.autoencoder import Array
+from anncoder.checks import check
 from anncoder.config import unknown_key
 from anncoder.data.adata import read_matrix
-from anncoder.data.scan import scan, structure, unreadable
 from anncoder.data.summary import library_sizes
 from anncoder.dca_words import NETWORK_WORDS, TRAINING_WORDS, Words, translated
 from anncoder.device import refuse_size
-from anncoder.errors import ConfigError, InputError, some
+from anncoder.errors import ConfigError, InputError
 from anncoder.estimators.dca import DCA
 from anncoder.slots import target_of
 
@@ -178,7 +177,7 @@ def dca(
     model, training = words.model(), words.training()
     _refuse_backed(adata, copy=copy)
     target = target_of(adata, copy=copy)
-    refuse_empty_genes(target)
+    _refuse_data(target, check_counts=check_counts)
     place = _place_for_counts(target, mode)
     refuse_size(target.n_obs * target.n_vars * 4 * (1 + 2 * return_info))
     model.fit(target, progress=verbose, **training)
@@ -232,18 +231,18 @@ def write_info(adata: anndata.AnnData, found: Results, model: DCA) -> None:
     adata.uns["dca_loss_history"] = {k: history[v].to_numpy() for k, v in names.items() if v in history}
 
 
-def refuse_empty_genes(adata: anndata.AnnData) -> None:
-    """Raise an InputError if a gene has no count: DCA has no variance to divide its z-score by."""
-    if adata.X is None or unreadable(adata.X) or structure(adata.X).fault:
-        return  # the check of the fit says what is wrong
-    empty = scan(adata.X, math.inf).empty_vars
-    if 0 < len(empty) < adata.n_vars:
-        raise InputError(
-            f"{len(empty):,} of {adata.n_vars:,} genes have no count in any cell: {some(adata.var_names[empty])}",
-            code="empty-genes",
-            where="X",
-            remedy="remove them: sc.pp.filter_genes(adata, min_counts=1)",
-        )
+def _refuse_data(adata: anndata.AnnData, *, check_counts: bool) -> None:
+    # a gene without counts has no variance to divide its z-score by
+    report = check(adata, integers=check_counts)
+    report.raise_if_bad()
+    for problem in report.problems:
+        if problem.code == "empty-genes":
+            raise InputError(
+                problem.what,
+                code=problem.code,
+                where=problem.where,
+                remedy="remove them: sc.pp.filter_genes(adata, min_counts=1)",
+            )
 
 
 def _refuse_backed(adata: Any, *, copy: bool) -> None:

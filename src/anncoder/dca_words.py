@@ -61,11 +61,11 @@ class Words(NamedTuple):
         ConfigError
             A word or a value does not exist here.
         """
-        if not self.hidden_size:
+        if len(self.hidden_size) == 0:
             raise ConfigError(
                 "hidden_size names no layer", code="bad-value", where="hidden_size", remedy="hidden_size=(64, 32, 64)"
             )
-        centre, activation = len(self.hidden_size) // 2, ACTIVATIONS.get(self.activation, self.activation)
+        centre, activation = len(self.hidden_size) // 2, ACTIVATIONS.get(str(self.activation), self.activation)
         return DCA(
             ae_type=self.ae_type,
             n_latent=self.hidden_size[centre],
@@ -90,15 +90,16 @@ class Words(NamedTuple):
 
     def training(self) -> dict[str, Any]:
         """Return the settings of :meth:`DCA.fit`; a patience or a clipping of 0 or None is none."""
-        if self.optimizer.lower() not in OPTIMIZERS.values():
-            raise unknown_key(self.optimizer, sorted(OPTIMIZERS), where="optimizer")
+        optimizer = str(self.optimizer).lower()
+        if optimizer not in OPTIMIZERS.values():
+            raise unknown_key(str(self.optimizer), sorted(OPTIMIZERS), where="optimizer")
         return {
             "max_epochs": self.epochs,
             "reduce_lr_patience": self.reduce_lr or 0,
             "early_stopping": bool(self.early_stop),
             "patience": self.early_stop or None,
             "batch_size": self.batch_size,
-            "optimizer": self.optimizer.lower(),
+            "optimizer": optimizer,
             "learning_rate": self.learning_rate,
             "clip_value": self.clip_grad or 0.0,
             "valid_fraction": self.validation_split,

@@ -14,8 +14,9 @@ from scipy.sparse import csr_matrix
 
 from anncoder.autoencoder import Array
 from anncoder.checkpoint import refuse_target
+from anncoder.checks import check
 from anncoder.commands.outcome import signals
-from anncoder.commands.output import read_input, refuse_output, write_output
+from anncoder.commands.output import read_input, refuse_unwritable, write_output
 from anncoder.config import unknown_key
 from anncoder.data.adata import read_matrix
 from anncoder.data.scan import scan, structure, unreadable
@@ -26,6 +27,7 @@ from anncoder.device import refuse_size
 from anncoder.errors import ConfigError, FileError, InputError, some
 from anncoder.estimators.dca import DCA
 from anncoder.files import atomic_path, same_file, writable_folder
+from anncoder.outputs import refuse_output
 from anncoder.progress import announce
 
 SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
@@ -52,6 +54,8 @@ def run_dca(request: DCARequest) -> None:
     model, training = request.words.model(), request.words.training()
     _refuse_outdir(request)
     adata = _with_counts(_read(request))
+    check(adata, integers=request.words.check_counts).raise_if_bad()
+    refuse_unwritable(adata)
     genes = _columns(adata, request.denoisesubset)
     refuse_size(3 * adata.n_obs * adata.n_vars * 4)
     split = _split(adata.n_obs, request)
@@ -117,7 +121,7 @@ def _read(request: DCARequest) -> anndata.AnnData:
         return read_table(request.data, SEPARATORS[kind], by_cell=request.transpose)
     if request.transpose:
         announce("--transpose has no meaning for an AnnData file, which is cells x genes")
-    return read_input(request.data, layer=None, drop_empty_cells=False)
+    return read_input(request.data)
 
 
 def read_table(path: Path, separator: str, *, by_cell: bool) -> anndata.AnnData:

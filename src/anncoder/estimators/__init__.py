@@ -15,6 +15,7 @@ from anncoder import checkpoint
 from anncoder.autoencoder import Autoencoder
 from anncoder.config import TrainingConfig, unknown_key
 from anncoder.errors import ConfigError
+from anncoder.estimators.autoimpute import AutoImpute
 from anncoder.estimators.count import CountAutoencoder
 from anncoder.estimators.dca import DCA
 from anncoder.estimators.denoising import DenoisingAutoencoder
@@ -32,6 +33,7 @@ __all__ = [
     "ESTIMATORS",
     "SAUCIE",
     "SCVIS",
+    "AutoImpute",
     "CountAutoencoder",
     "DenoisingAutoencoder",
     "NetSNE",
@@ -44,6 +46,7 @@ __all__ = [
 ESTIMATORS: dict[str, type[Any]] = {
     cls.name: cls
     for cls in (
+        AutoImpute,
         CountAutoencoder,
         DCA,
         DenoisingAutoencoder,

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from torch import nn
 
 from anncoder.config import NetworkConfig
+from anncoder.models.autoimpute import AutoImputeConfig, AutoImputeNetwork
 from anncoder.models.count import CountConfig, CountNetwork
 from anncoder.models.dca import DCAConfig, DCANetwork
 from anncoder.models.denoising import DenoisingConfig, DenoisingNetwork
@@ -35,6 +36,7 @@ class Model(NamedTuple):
 
 
 MODELS: dict[str, Model] = {
+    "autoimpute": Model(AutoImputeConfig, AutoImputeNetwork),
     "count": Model(CountConfig, CountNetwork),
     "dca": Model(DCAConfig, DCANetwork),
     "denoising": Model(DenoisingConfig, DenoisingNetwork),
