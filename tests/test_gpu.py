@@ -10,8 +10,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import mpmath
 import numpy as np
@@ -20,13 +22,20 @@ import torch
 from scipy.sparse import csr_matrix
 from scipy.sparse import random as random_sparse
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from anncoder import kernels
+from anncoder.config import TrainingConfig
+from anncoder.data.memory import MemoryLoader, Stored
+from anncoder.data.resident import Resident, ResidentLoader
 from anncoder.likelihoods import nb_nll, poisson_nll, squared_error, zinb_nll
 from anncoder.likelihoods.reference import nb_reference, poisson_reference, zinb_reference
+from anncoder.models import MODELS
+from anncoder.models.count import CountConfig
 from anncoder.nn.inputs import LogNormalize
 from anncoder.nn.sparse import sparse_matmul
-from anncoder.types import CSR, Batch
+from anncoder.training import optimizer_of, step
+from anncoder.types import CSR, Batch, Noise, Shape
 
 if find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
@@ -292,6 +301,73 @@ def test_sparse_rows_and_products_are_those_of_scipy(device: torch.device) -> No
     np.testing.assert_allclose(product.detach().cpu(), wanted @ weight.detach().cpu().numpy(), rtol=1e-5, atol=1e-5)
     (gradient,) = torch.autograd.grad((product * upstream).sum(), weight)
     np.testing.assert_allclose(gradient.cpu(), wanted.T @ upstream.cpu().numpy(), rtol=1e-5, atol=1e-5)
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses, on the CPU, what a GPU would have to be waited for."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = func.overloadpacket.__name__
+        assert name not in ("_local_scalar_dense", "nonzero", "masked_select", "unique_dim", "_unique2"), name
+        sized = name != "repeat_interleave" or kwargs.get("output_size") is not None
+        masks = args[1] if name in ("index", "index_put", "index_put_") else ()
+        masked = any(m is not None and m.dtype == torch.bool for m in masks)
+        assert sized, "a size that only the GPU knows"
+        assert not masked, "a size that only the GPU knows"
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def no_waiting(device: torch.device) -> Iterator[None]:
+    if device.type == "cpu":
+        with NoWaiting():
+            yield
+        return
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_the_test_knows_what_waiting_is(device: torch.device) -> None:
+    for wait in (lambda x: x.sum().item(), lambda x: x[x > 0], lambda x: torch.repeat_interleave(x, (x > 0).long())):
+        with pytest.raises((AssertionError, RuntimeError)), no_waiting(device):
+            wait(torch.ones(3, device=device))
+
+
+@pytest.mark.parametrize("likelihood", ["nb", "zinb"])
+def test_a_step_waits_for_nothing(likelihood: str, device: torch.device) -> None:
+    """Minibatch, loss, gradients and step, from a matrix on the device, without a copy to or from it."""
+    matrix = random_sparse(12, 9, 0.4, format="csr", dtype=np.float32, random_state=0)
+    matrix.data = np.ceil(9 * matrix.data)
+    in_memory = MemoryLoader(Stored.of(matrix), np.ones(12), np.arange(12), batch_size=6, seed=0)
+    config = CountConfig(n_latent=2, n_hidden=(4,), likelihood=likelihood)
+    network = MODELS["count"].network(config, Shape(9), Noise(0)).to(device)
+    settings = TrainingConfig().suited_to(config)
+    optimizer = optimizer_of(network, settings, device)
+    batches = ResidentLoader(in_memory, Resident(in_memory.stored, device)).epoch(0)
+    before = [p.detach().clone() for p in network.parameters()]
+    for k, batch in enumerate(batches):
+        with no_waiting(device) if k else nullcontext():  # the first step compiles, and makes what is made once
+            loss = network(batch)
+            optimizer.zero_grad(set_to_none=True)
+            loss.total.backward()
+            finite = step(optimizer, loss.total.detach(), settings)
+            next_one = next(batches, None) if k else None
+    assert next_one is None
+    assert bool(finite)
+    assert not all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+
+
+def test_minibatches_made_by_the_kernel_are_those_of_the_loader_in_memory(device: torch.device) -> None:
+    matrix = random_sparse(15, 300, 0.5, format="csr", dtype=np.float32, random_state=0)  # rows of more than a block
+    in_memory = MemoryLoader(Stored.of(matrix), np.ones(15), np.arange(15), batch_size=7, seed=1)
+    made = ResidentLoader(in_memory, Resident(in_memory.stored, device))
+    for one, other in zip(in_memory.epoch(0), made.epoch(0), strict=True):
+        for a, b in zip((*one.counts[:3], *one[1:3]), (*other.counts[:3], *other[1:3]), strict=True):
+            assert torch.equal(a, b.cpu())
 
 
 def test_training_takes_the_same_road(simulated, device: torch.device) -> None:  # type: ignore[no-untyped-def]

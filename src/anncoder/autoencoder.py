@@ -18,9 +18,9 @@ from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 
 from anncoder import checkpoint
-from anncoder.config import NetworkConfig, OptimizerName, SplitName, TrainingConfig, given
+from anncoder.config import NetworkConfig, OptimizerName, PrecisionName, SplitName, TrainingConfig, given
 from anncoder.data.adata import open_data
-from anncoder.device import choose_device, memory_errors, refuse_size, threads_set
+from anncoder.device import choose_device, memory_errors, products_in, refuse_size, threads_set
 from anncoder.distributed import processes
 from anncoder.errors import DivergenceError
 from anncoder.inference import blocks, expecting
@@ -104,6 +104,7 @@ class Autoencoder:
         seed: int = 0,
         device: str = "auto",
         threads: int | None = None,
+        precision: PrecisionName = "float32",
         progress: bool | None = None,
         checkpoint: str | Path | Checkpoint | None = None,
     ) -> Self:
@@ -128,18 +129,16 @@ class Autoencoder:
             Share of the cells held out, 0 for none; ``"random"``, or ``"tail"`` for the last ones.
         valid_stratify, valid_groups
             obs column whose proportions the split keeps, or whose groups it never divides.
-        early_stopping, patience, min_delta
-            Stop after ``patience`` epochs in which the validation loss did not fall by the share ``min_delta``.
-        keep_best
-            End with the weights of the best epoch, not of the last.
+        early_stopping, patience, min_delta, keep_best
+            Stop after ``patience`` epochs in which the validation loss did not fall by the share ``min_delta``; end
+            with the weights of the best epoch, not of the last.
         reduce_lr_patience, reduce_lr_factor
             Multiply the step size by the factor after so many epochs without improvement; 0 for never.
         seed
             Start of every random stream. The same seed, machine and number of threads give the same arrays.
-        device
-            ``"auto"`` (a CUDA GPU if there is one, else the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
-        threads
-            CPU threads for the time of the fit; None for torch's choice.
+        device, threads, precision
+            ``"auto"`` (a CUDA GPU if there is one, else the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``; CPU
+            threads, None for torch's choice; ``"tf32"`` for faster products on a GPU, of factors with three digits.
         progress
             True for a progress bar, False for silence, None for a bar where there is a terminal or notebook.
         checkpoint
@@ -173,14 +172,15 @@ class Autoencoder:
             on, noise = choose_device(training.device), Noise(training.seed)
             run = run_of(self.name, self.config, training, source, split)
             keeper = keeper_of(checkpoint, run, noise, share, on)
-            data_of = prepare(source, split, self.config, training, share)
+            data_of = prepare(source, split, self.config, training, on, share)
             training = limited(training, len(data_of.train))
             network = self._start(data_of, noise, on)
             if progress is not False:
                 n_threads = torch.get_num_threads()
                 announce(f"training on {on} ({n_threads} threads): {data_of.size}{going_on(keeper)}")
             try:
-                with TrainingReport(len(data_of.train), given(training.max_epochs), show=progress) as report:
+                report = TrainingReport(len(data_of.train), given(training.max_epochs), show=progress)
+                with products_in(training.precision, on), report:
                     history = train(network, data_of.train, data_of.valid, training, on, report, share, keeper)
             except DivergenceError as error:
                 self._keep(error.history, data_of, on, keeper)

@@ -25,6 +25,7 @@ CorruptionName = Literal["swap", "mask", "dropout", "gaussian", "thinning", "non
 TransformName = Literal["log1p", "normalize", "none"]
 OptimizerName = Literal["adam", "rmsprop"]
 SplitName = Literal["random", "tail"]
+PrecisionName = Literal["float32", "tf32"]
 
 Width = Annotated[int, Field(ge=1, le=65_536)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
@@ -208,6 +209,7 @@ class TrainingConfig(Settings):
     seed: Annotated[int, Field(ge=0, description="start of every random stream")] = 0
     device: Annotated[str, Field(description="auto, cpu, cuda, cuda:1, mps")] = "auto"
     threads: Annotated[int | None, Field(ge=1, description="CPU threads; null for torch's choice")] = None
+    precision: Annotated[PrecisionName, Field(description="matrix products on a CUDA GPU")] = "float32"
 
     def suited_to(self, model: NetworkConfig) -> Self:
         """Return the settings with what is left open filled in by what suits the model.
