@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from anncoder.checks import check as check
     from anncoder.errors import AnncoderError as AnncoderError
     from anncoder.estimators import DCA as DCA
+    from anncoder.estimators import SAUCIE as SAUCIE
     from anncoder.estimators import SCVIS as SCVIS
+    from anncoder.estimators import AutoImpute as AutoImpute
     from anncoder.estimators import CountAutoencoder as CountAutoencoder
     from anncoder.estimators import DenoisingAutoencoder as DenoisingAutoencoder
     from anncoder.estimators import NetSNE as NetSNE
@@ -30,16 +32,20 @@ if TYPE_CHECKING:
     from anncoder.estimators import VariationalAutoencoder as VariationalAutoencoder
     from anncoder.estimators import load as load
     from anncoder.evaluation import evaluate as evaluate
+    from anncoder.iterable import IterableSource as IterableSource
     from anncoder.trials import search as search
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "DCA": "anncoder.estimators",
+    "SAUCIE": "anncoder.estimators",
     "SCVIS": "anncoder.estimators",
     "AnncoderError": "anncoder.errors",
+    "AutoImpute": "anncoder.estimators",
     "CountAutoencoder": "anncoder.estimators",
     "DenoisingAutoencoder": "anncoder.estimators",
+    "IterableSource": "anncoder.iterable",
     "NetSNE": "anncoder.estimators",
     "Report": "anncoder.checks",
     "ScScope": "anncoder.estimators",
@@ -54,10 +60,13 @@ _MODULES = ("datasets", "pl", "tl")
 
 __all__ = [
     "DCA",
+    "SAUCIE",
     "SCVIS",
     "AnncoderError",
+    "AutoImpute",
     "CountAutoencoder",
     "DenoisingAutoencoder",
+    "IterableSource",
     "NetSNE",
     "Report",
     "ScScope",

@@ -20,23 +20,22 @@ from torch import Tensor, nn
 from anncoder import checkpoint
 from anncoder.config import NetworkConfig, OptimizerName, SplitName, TrainingConfig, given
 from anncoder.data.adata import open_data
-from anncoder.data.genes import columns_of
 from anncoder.device import choose_device, memory_errors, refuse_size, threads_set
 from anncoder.distributed import processes
 from anncoder.errors import DivergenceError
+from anncoder.inference import blocks, expecting
 from anncoder.models import MODELS
-from anncoder.preparation import Prepared, batches_in, limited, prepare, split_cells
+from anncoder.opening import open_for_model, open_source
+from anncoder.preparation import Prepared, limited, prepare, split_cells
 from anncoder.progress import TrainingReport, announce, warn_interrupted
-from anncoder.refusals import refuse_scale, refuse_unfitted, refuse_width
+from anncoder.refusals import refuse_unfitted, refuse_width
 from anncoder.resume import Checkpoint, Checkpoints, going_on, keeper_of, run_of
-from anncoder.sources import Data, Genes, MemorySource, PerCell, Source, open_for_model, open_source
+from anncoder.sources import Data, Genes, MemorySource, Source
 from anncoder.training import History, train
 from anncoder.types import Batch, Noise, Shape
 
 Scale = Literal["counts", "normalized"]
 Array = np.ndarray[Any, np.dtype[np.float32]]
-
-BLOCK = 1024  # cells at a time in embed and denoise: a (1024, n_vars) block is all that is ever dense
 
 
 class Autoencoder:
@@ -238,15 +237,9 @@ class Autoencoder:
         ResourceError
             The result would not fit into memory.
         """
-        refuse_scale(self.config, scale)
-        network, columns = self._network(), columns_of(self.var_names_, genes)
-
-        def expected(batch: Batch) -> Tensor:
-            mean: Tensor = network.denoise(batch)[:, columns]
-            return mean * batch.size_factor.unsqueeze(1) if scale == "counts" else mean
-
+        expected = expecting(self, scale, genes)
         source = self._source(data, layer, allow_missing)
-        refuse_size(source.n_obs * len(self.var_names_[columns]) * 4)
+        refuse_size(source.n_obs * len(self.var_names_ if genes is None else genes) * 4)
         return np.concatenate(list(self._blocks(source, expected)))
 
     def save(self, folder: str | Path) -> None:
@@ -325,7 +318,7 @@ class Autoencoder:
             keeper.forget()
 
     def _build(self, noise: Noise) -> Any:
-        shape = Shape(len(self.var_names_), len(self.batches_))
+        shape = Shape(len(self.var_names_), len(self.batches_), tuple(self.batches_))
         return MODELS[self.name].network(self.config, shape, noise)
 
     def _network(self) -> Any:
@@ -333,15 +326,7 @@ class Autoencoder:
         return self.network_
 
     def _blocks(self, source: Source, compute: Callable[[Batch], Tensor]) -> Iterator[Array]:
-        network = self._network()
-        device = next(network.parameters()).device
-        factors = (source.sizes / (self.library_size_ if self.reads_counts else 1)).astype(np.float32)
-        codes, _ = batches_in(source, self.training_.batch_key if self.config.encodes_batches else None, self.batches_)
-        loader = source.loader(PerCell(factors, codes), np.ones(source.n_obs, dtype=bool), batch_size=BLOCK)
-        network.eval()
-        with threads_set(None), torch.inference_mode():
-            for batch in loader.epoch(0):
-                yield compute(batch.to(device)).cpu().numpy()
+        return blocks(self, source, compute)
 
     def _source(self, data: Data, layer: str | None, allow_missing: float) -> Source:
         self._network()

@@ -17,9 +17,21 @@ app = typer.Typer(
     "6 out of memory or disk, 130/143 interrupted after saving.",
 )
 
-Input = Annotated[Path, typer.Argument(help="An .h5ad file or .zarr folder.", show_default=False)]
+Inputs = Annotated[
+    list[Path],
+    typer.Argument(help="An .h5ad file or .zarr folder of any size, several, or a quoted glob.", show_default=False),
+]
 ModelFolder = Annotated[Path, typer.Argument(help="A saved model: the folder of --save, or RUN.anncoder/model.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="The .h5ad file to write.", show_default=False)]
+Outputs = Annotated[
+    Path,
+    typer.Option(
+        "--output",
+        "-o",
+        help="The .h5ad file to write; of several inputs a folder, in which each keeps its name.",
+        show_default=False,
+    ),
+]
 Layer = Annotated[str | None, typer.Option(help="Layer that holds the counts; X if not given.")]
 Key = Annotated[str, typer.Option(help="Name of the results: obsm['X_KEY'], uns['KEY'], layers['KEY_denoised'].")]
 InPlace = Annotated[bool, typer.Option("--in-place", help="Let the output replace the input.")]
@@ -68,7 +80,7 @@ def _options(
 
 @app.command()
 def check(
-    data: Input,
+    data: Inputs,
     layer: Layer = None,
     expression: Annotated[bool, typer.Option("--expression", help="Expect expression values, not counts.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -85,8 +97,8 @@ def check(
 
 @app.command()
 def train(
-    data: Input,
-    output: Output,
+    data: Inputs,
+    output: Outputs,
     model: Annotated[str | None, typer.Option(help="count, denoising or undercomplete.")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of settings.")] = None,
     settings: Settings = None,
@@ -138,7 +150,7 @@ def train(
 
 @app.command()
 def search(
-    data: Input,
+    data: Annotated[Path, typer.Argument(help="An .h5ad file or .zarr folder.", show_default=False)],
     output: Output,
     model: Annotated[str, typer.Option(help="The model to search settings for.")] = "count",
     space: Annotated[
@@ -163,8 +175,8 @@ def search(
 @app.command()
 def embed(
     model: ModelFolder,
-    data: Input,
-    output: Output,
+    data: Inputs,
+    output: Outputs,
     layer: Layer = None,
     key: Key = "ae",
     allow_missing: AllowMissing = 0.0,
@@ -185,8 +197,8 @@ def embed(
 @app.command()
 def denoise(
     model: ModelFolder,
-    data: Input,
-    output: Output,
+    data: Inputs,
+    output: Outputs,
     layer: Layer = None,
     key: Key = "ae",
     scale: Annotated[str | None, typer.Option(help="counts (of a model of counts the default) or normalized.")] = None,
@@ -207,7 +219,7 @@ def denoise(
 @app.command()
 def evaluate(
     model: ModelFolder,
-    data: Input,
+    data: Inputs,
     labels: Annotated[str | None, typer.Option(help="obs column with the cell types.")] = None,
     layer: Layer = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The .json file to write.")] = Path("metrics.json"),

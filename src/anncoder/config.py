@@ -72,6 +72,7 @@ class NetworkConfig(Settings):
     """
 
     decodes: ClassVar[bool] = True  # whether it can give expected expression
+    compresses: ClassVar[bool] = True  # whether the latent must be narrower than the data
     encodes_batches: ClassVar[bool] = False  # whether the latent of a cell depends on its experimental batch
 
     n_latent: LatentUnits = 16
@@ -92,6 +93,11 @@ class NetworkConfig(Settings):
     def integers(self) -> bool:
         """Whether these counts must be integers."""
         return True
+
+    @property
+    def width(self) -> int:
+        """Number of columns that the latent of a cell has."""
+        return self.n_latent
 
     @property
     def batches(self) -> Literal["unused", "optional", "needed"]:

@@ -13,8 +13,8 @@ def refuse_unfitted(network: object | None) -> None:
 
 
 def refuse_width(config: NetworkConfig, n_vars: int) -> None:
-    """Raise a ConfigError unless the latent is narrower than the data."""
-    if config.n_latent >= n_vars:
+    """Raise a ConfigError unless the latent is narrower than the data, or need not be."""
+    if config.compresses and config.n_latent >= n_vars:
         raise ConfigError(
             f"n_latent = {config.n_latent} is not below the number of genes, {n_vars}",
             code="latent-too-wide",

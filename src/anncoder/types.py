@@ -31,7 +31,9 @@ class CSR(NamedTuple):
 
     def rows(self) -> Tensor:
         """Return the row of every stored value, (nnz,) int64."""
-        return torch.repeat_interleave(torch.arange(self.n_rows, device=self.indptr.device), self.indptr.diff())
+        every = torch.arange(self.n_rows, device=self.indptr.device)
+        # told how many there are, a GPU need not be waited for
+        return torch.repeat_interleave(every, self.indptr.diff(), output_size=self.indices.numel())
 
     def flat(self) -> Tensor:
         """Return the position of every stored value in the row-major dense matrix, (nnz,) int64."""
@@ -91,6 +93,7 @@ class Shape(NamedTuple):
 
     n_vars: int  # genes, g
     n_batches: int = 0  # experimental batches; 0 where none are given
+    batch_names: tuple[str, ...] = ()  # their names, in the order of their codes
 
 
 class Summary(NamedTuple):

@@ -16,7 +16,7 @@ from anncoder.autoencoder import Array
 from anncoder.checkpoint import refuse_target
 from anncoder.checks import check
 from anncoder.commands.outcome import signals
-from anncoder.commands.output import read_input, refuse_output, refuse_unwritable, write_output
+from anncoder.commands.output import read_input, refuse_unwritable, write_output
 from anncoder.config import unknown_key
 from anncoder.data.adata import read_matrix
 from anncoder.data.scan import scan, structure, unreadable
@@ -27,6 +27,7 @@ from anncoder.device import refuse_size
 from anncoder.errors import ConfigError, FileError, InputError, some
 from anncoder.estimators.dca import DCA
 from anncoder.files import atomic_path, same_file, writable_folder
+from anncoder.outputs import refuse_output
 from anncoder.progress import announce
 
 SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
@@ -120,7 +121,7 @@ def _read(request: DCARequest) -> anndata.AnnData:
         return read_table(request.data, SEPARATORS[kind], by_cell=request.transpose)
     if request.transpose:
         announce("--transpose has no meaning for an AnnData file, which is cells x genes")
-    return read_input(request.data, layer=None, drop_empty_cells=False)
+    return read_input(request.data)
 
 
 def read_table(path: Path, separator: str, *, by_cell: bool) -> anndata.AnnData:

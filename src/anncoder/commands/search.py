@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 import typer
 
-from anncoder.commands.output import read_input, refuse_output
+from anncoder.commands.output import read_input
 from anncoder.commands.train import TrainRequest, run_train
 from anncoder.errors import ConfigError
+from anncoder.outputs import refuse_output
 from anncoder.settings import parse_assignments, read_yaml
 from anncoder.trials import Trial, search
 
@@ -34,7 +35,7 @@ def run_search(request: SearchRequest) -> None:
     """Try, say how each did, and train the winner; a search that was stopped goes on where it was."""
     refuse_output(request.output)
     shared = parse_assignments(request.settings)
-    adata = read_input(request.data, layer=request.layer, drop_empty_cells=False)
+    adata = read_input(request.data)
     trials = search(
         adata,
         request.model,
@@ -58,7 +59,7 @@ def run_search(request: SearchRequest) -> None:
     words = [f"{name}={json.dumps(value)}" for name, value in (shared | best.settings).items()]
     run_train(
         TrainRequest(
-            data=request.data,
+            data=[request.data],
             output=request.output,
             model=request.model,
             settings=tuple(words),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from anncoder.commands.output import refuse_output
+from anncoder.outputs import refuse_output
 from anncoder.progress import announce
 from anncoder.settings import parse_assignments
 from anncoder.simulate import simulate_to_file

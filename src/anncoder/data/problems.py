@@ -46,7 +46,8 @@ class Place:
     where
         How messages call the matrix: ``"layers['counts']"``.
     obs_names, var_names
-        Names of its cells, (n_obs,), and genes, (n_vars,).
+        Names of its cells, (n_obs,), and genes, (n_vars,); those of cells may be on disk
+        (:class:`anncoder.data.shard.Names`).
     counts
         Whether it must hold raw counts.
     holders
@@ -56,7 +57,7 @@ class Place:
     """
 
     where: str
-    obs_names: pd.Index
+    obs_names: Any
     var_names: pd.Index
     counts: bool
     holders: tuple[str, ...] = ()
@@ -165,8 +166,9 @@ def _name_problems(place: Place) -> Iterator[Problem]:
         yield Problem("duplicate-cells", "warning", what, where, "adata.obs_names_make_unique()")
 
 
-def _repeated(names: pd.Index) -> pd.Index:
-    return names[names.duplicated()].unique()
+def _repeated(names: Any) -> pd.Index:
+    found: pd.Index = names[names.duplicated()].unique() if isinstance(names, pd.Index) else names.repeated()
+    return found
 
 
 def _several(n: int, one: str, many: str) -> str:

@@ -15,10 +15,12 @@ from anncoder import checkpoint
 from anncoder.autoencoder import Autoencoder
 from anncoder.config import TrainingConfig, unknown_key
 from anncoder.errors import ConfigError
+from anncoder.estimators.autoimpute import AutoImpute
 from anncoder.estimators.count import CountAutoencoder
 from anncoder.estimators.dca import DCA
 from anncoder.estimators.denoising import DenoisingAutoencoder
 from anncoder.estimators.netsne import NetSNE
+from anncoder.estimators.saucie import SAUCIE
 from anncoder.estimators.scscope import ScScope
 from anncoder.estimators.scvis import SCVIS
 from anncoder.estimators.undercomplete import UndercompleteAutoencoder
@@ -29,7 +31,9 @@ from anncoder.types import Noise
 __all__ = [
     "DCA",
     "ESTIMATORS",
+    "SAUCIE",
     "SCVIS",
+    "AutoImpute",
     "CountAutoencoder",
     "DenoisingAutoencoder",
     "NetSNE",
@@ -42,10 +46,12 @@ __all__ = [
 ESTIMATORS: dict[str, type[Any]] = {
     cls.name: cls
     for cls in (
+        AutoImpute,
         CountAutoencoder,
         DCA,
         DenoisingAutoencoder,
         NetSNE,
+        SAUCIE,
         SCVIS,
         ScScope,
         UndercompleteAutoencoder,

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax, logsigmoid
 
-from anncoder.kernels import fused
+from anncoder.kernels import fused, on_gpu
 from anncoder.likelihoods.entries import at_entries, put_entries, weighted_to_shape
+from anncoder.likelihoods.gpu_pass import Of, in_gpu_pass
 from anncoder.likelihoods.limits import LOG_MEAN_RANGE, LOG_THETA_RANGE, OF_MEAN, MeanName
 from anncoder.likelihoods.one_pass import Array, Pass, arrays, in_one_pass, plain, room_for
 from anncoder.types import CSR
@@ -96,6 +97,8 @@ def nb_nll(
     if fused(log_mean, log_theta):
         run = _one_pass(counts, log_mean, log_theta, size_factor, OF_MEAN[mean], overwrite)
         return in_one_pass(run, log_mean, log_theta, once=overwrite)
+    if on_gpu(log_mean, log_theta):
+        return in_gpu_pass(Of("nb", counts, size_factor, mean), log_mean, log_theta, overwrite=overwrite)
     log_mu = at_size(log_mean, size_factor, mean)
     nll: Tensor = _NegativeBinomial.apply(log_mu, log_theta.clamp(*LOG_THETA_RANGE), counts)  # type: ignore[no-untyped-call]
     return nll

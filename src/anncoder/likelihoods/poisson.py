@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anncoder.kernels import fused
+from anncoder.kernels import fused, on_gpu
 from anncoder.likelihoods.entries import at_entries, put_entries
+from anncoder.likelihoods.gpu_pass import Of, in_gpu_pass
 from anncoder.likelihoods.limits import OF_MEAN, MeanName
 from anncoder.likelihoods.nb import at_size
 from anncoder.likelihoods.one_pass import Array, Pass, arrays, in_one_pass, plain, room_for
@@ -40,6 +41,8 @@ def poisson_nll(
     if fused(log_mean):
         run = _one_pass(counts, log_mean, size_factor, OF_MEAN[mean], overwrite)
         return in_one_pass(run, log_mean, once=overwrite)
+    if on_gpu(log_mean):
+        return in_gpu_pass(Of("poisson", counts, size_factor, mean), log_mean, overwrite=overwrite)
     nll: Tensor = _Poisson.apply(at_size(log_mean, size_factor, mean), counts)  # type: ignore[no-untyped-call]
     return nll
 

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anncoder.kernels import fused
+from anncoder.kernels import fused, on_gpu
 from anncoder.likelihoods.entries import at_entries, put_entries, weighted_to_shape
+from anncoder.likelihoods.gpu_pass import Of, in_gpu_pass
 from anncoder.likelihoods.limits import LOG_THETA_RANGE, OF_MEAN, MeanName
 from anncoder.likelihoods.nb import at_size, nb_positive, nb_zero, softplus, theta_rows, to_shape
 from anncoder.likelihoods.one_pass import Array, Pass, arrays, in_one_pass, plain, room_for
@@ -56,6 +57,8 @@ def zinb_nll(
         dense_logits = pi_logits.expand_as(log_mean)
         run = _one_pass(counts, log_mean, log_theta, dense_logits, size_factor, OF_MEAN[mean], overwrite)
         return in_one_pass(run, log_mean, log_theta, dense_logits, once=overwrite)
+    if on_gpu(log_mean, log_theta, pi_logits):
+        return in_gpu_pass(Of("zinb", counts, size_factor, mean), log_mean, log_theta, pi_logits, overwrite=overwrite)
     log_mu = at_size(log_mean, size_factor, mean)
     nll: Tensor = _ZeroInflated.apply(log_mu, log_theta.clamp(*LOG_THETA_RANGE), pi_logits, counts)  # type: ignore[no-untyped-call]
     return nll

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from anncoder.kernels import fused, sparse
+from anncoder.kernels import fused, on_gpu, sparse
 from anncoder.types import CSR, Batch, Summary
 
 
@@ -34,6 +34,10 @@ class LogNormalize(nn.Module):
             arrays = (counts.indptr, counts.values.contiguous(), batch.size_factor.contiguous(), values)
             sparse.log_normalize(sparse.pieces(counts.n_rows, sparse.ROWS), *(a.numpy() for a in arrays))
             return counts.with_values(values)
+        if self.transform == "log1p" and on_gpu(counts.values, batch.size_factor):
+            from anncoder.kernels.gpu import log_normalize
+
+            return counts.with_values(log_normalize((counts.indptr, *counts[1:3]), batch.size_factor))
         per_entry = batch.size_factor[counts.rows()]
         normalized = counts.values / per_entry
         return counts.with_values(torch.log1p(normalized) if self.transform == "log1p" else normalized)

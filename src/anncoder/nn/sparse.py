@@ -13,7 +13,7 @@ import torch
 from scipy.sparse import csc_array
 from torch import Tensor, nn
 
-from anncoder.kernels import fused, sparse
+from anncoder.kernels import fused, on_gpu, sparse
 from anncoder.types import CSR, Noise
 
 
@@ -54,6 +54,8 @@ def sparse_matmul(x: CSR | Tensor, weight: Tensor) -> Tensor:
     """Return ``x @ weight``, (b, h), for a CSR or dense (b, g) x and a (g, h) weight."""
     if isinstance(x, Tensor):
         return x @ weight
+    if on_gpu(x.values, weight):
+        return _dense(x) @ weight
     product: Tensor = _SparseMatmul.apply(weight, x)  # type: ignore[no-untyped-call]
     return product
 
@@ -75,6 +77,13 @@ class _SparseMatmul(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
         return transposed_matmul(ctx.x, upstream[0]), None
+
+
+def _dense(x: CSR) -> Tensor:
+    # on a GPU the matrix units are faster than gathering, and the weights' gradient wants the same dense matrix
+    from anncoder.kernels.gpu import densify
+
+    return densify((x.indptr, x.indices, x.values), x.n_vars)
 
 
 def transposed_matmul(x: CSR, dense: Tensor) -> Tensor:
