@@ -34,7 +34,7 @@ from anncoder.models import MODELS
 from anncoder.models.count import CountConfig
 from anncoder.nn.inputs import LogNormalize
 from anncoder.nn.sparse import sparse_matmul
-from anncoder.training import optimizer_of, step
+from anncoder.training import State, optimizer_of, step, take_step
 from anncoder.types import CSR, Batch, Noise, Shape
 
 if find_spec("triton") is None:
@@ -310,6 +310,7 @@ class NoWaiting(TorchDispatchMode):
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
         assert name not in ("_local_scalar_dense", "nonzero", "masked_select", "unique_dim", "_unique2"), name
+        assert name != "lift_fresh", "a tensor made of numbers of Python, which would be copied"
         sized = name != "repeat_interleave" or kwargs.get("output_size") is not None
         masks = args[1] if name in ("index", "index_put", "index_put_") else ()
         masked = any(m is not None and m.dtype == torch.bool for m in masks)
@@ -337,8 +338,8 @@ def test_the_test_knows_what_waiting_is(device: torch.device) -> None:
             wait(torch.ones(3, device=device))
 
 
-@pytest.mark.parametrize("likelihood", ["nb", "zinb"])
-def test_a_step_waits_for_nothing(likelihood: str, device: torch.device) -> None:
+@pytest.mark.parametrize(("likelihood", "in_place"), [("nb", False), ("zinb", True)])
+def test_a_step_waits_for_nothing(likelihood: str, in_place: bool, device: torch.device) -> None:
     """Minibatch, loss, gradients and step, from a matrix on the device, without a copy to or from it."""
     matrix = random_sparse(12, 9, 0.4, format="csr", dtype=np.float32, random_state=0)
     matrix.data = np.ceil(9 * matrix.data)
@@ -347,7 +348,8 @@ def test_a_step_waits_for_nothing(likelihood: str, device: torch.device) -> None
     network = MODELS["count"].network(config, Shape(9), Noise(0)).to(device)
     settings = TrainingConfig().suited_to(config)
     optimizer = optimizer_of(network, settings, device)
-    batches = ResidentLoader(in_memory, Resident(in_memory.stored, device)).epoch(0)
+    resident = Resident(in_memory.stored, device)
+    batches = ResidentLoader(in_memory, resident, in_place=in_place).epoch(0)
     before = [p.detach().clone() for p in network.parameters()]
     for k, batch in enumerate(batches):
         with no_waiting(device) if k else nullcontext():  # the first step compiles, and makes what is made once
@@ -368,6 +370,44 @@ def test_minibatches_made_by_the_kernel_are_those_of_the_loader_in_memory(device
     for one, other in zip(in_memory.epoch(0), made.epoch(0), strict=True):
         for a, b in zip((*one.counts[:3], *one[1:3]), (*other.counts[:3], *other[1:3]), strict=True):
             assert torch.equal(a, b.cpu())
+
+
+def test_steps_in_one_place_are_the_steps_on_minibatches_of_their_own(device: torch.device) -> None:
+    """As they are recorded: longer arrays than the counts need, and the same bits."""
+    matrix = random_sparse(17, 9, 0.4, format="csr", dtype=np.float32, random_state=0)
+    matrix.data = np.ceil(9 * matrix.data)
+    in_memory = MemoryLoader(Stored.of(matrix), np.linspace(0.5, 2, 17), np.arange(17), batch_size=5, seed=0)
+    resident = Resident(in_memory.stored, device)
+    weights, seen = [], []
+    for in_place in (False, True):
+        config = CountConfig(n_latent=2, n_hidden=(4,), l2=0.1, warmup_steps=3)
+        network = MODELS["count"].network(config, Shape(9), Noise(0)).to(device)
+        settings = TrainingConfig().suited_to(config)
+        loader = ResidentLoader(in_memory, resident, in_place=in_place)
+        state = State(network, optimizer_of(network, settings, device), settings)
+        for batch in loader.epoch(0):
+            if in_place:
+                seen.append(batch.counts.values.data_ptr())
+            loss, _ = take_step(network, batch, state.optimizer, settings)
+            state.mean.add(loss, len(batch.rows))
+        weights.append([*(p.detach() for p in network.parameters()), torch.tensor(state.mean.result()["loss"])])
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+    assert seen == [loader.place.counts.values.data_ptr()] * 3 + seen[3:]
+    assert len(seen) == 4
+    assert seen[3] != seen[0]  # the last two cells have a place of their own
+
+
+def test_a_recorded_fit_is_the_same_fit(simulated, device: torch.device) -> None:  # type: ignore[no-untyped-def]
+    from anncoder import CountAutoencoder
+
+    if device.type == "cpu":
+        pytest.skip("nothing can be recorded on the CPU")
+    settings = {"max_epochs": 5, "batch_size": 20, "device": "cuda", "progress": False, "reduce_lr_patience": 1}
+    plain, recorded = (
+        CountAutoencoder(n_latent=4, n_hidden=(8,)).fit(simulated, cuda_graph=g, **settings) for g in (False, True)
+    )
+    columns = ["learning_rate", "train_loss", "valid_loss"]
+    np.testing.assert_allclose(recorded.history_[columns], plain.history_[columns], rtol=1e-5)
 
 
 def test_training_takes_the_same_road(simulated, device: torch.device) -> None:  # type: ignore[no-untyped-def]
