@@ -34,7 +34,8 @@ from anncoder.models import MODELS
 from anncoder.models.count import CountConfig
 from anncoder.nn.inputs import LogNormalize
 from anncoder.nn.sparse import sparse_matmul
-from anncoder.training import State, optimizer_of, step, take_step
+from anncoder.recording import take_step
+from anncoder.training import State, optimizer_of, step
 from anncoder.types import CSR, Batch, Noise, Shape
 
 if find_spec("triton") is None:

@@ -22,7 +22,7 @@ from anncoder.distributed import Share
 from anncoder.errors import ConfigError
 from anncoder.models.count import CountConfig
 from anncoder.models.undercomplete import UndercompleteConfig
-from anncoder.training import Take, take_step
+from anncoder.training import Take
 from anncoder.types import CSR, Batch, Loader
 
 CPU = torch.device("cpu")
@@ -147,7 +147,7 @@ def test_what_cannot_be_recorded_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(recording, "on_gpu", lambda values: True)
     assert isinstance(taken(), recording.RecordedStep)
-    assert recording.taking(in_memory, count, TrainingConfig(), alone) is take_step
+    assert recording.taking(in_memory, count, TrainingConfig(), alone) is None
     refused = [
         ({"config": CountConfig(dropout_rate=0.1)}, "does not do the same"),
         ({"config": UndercompleteConfig()}, "does not do the same"),
