@@ -22,7 +22,6 @@ from anncoder.distributed import Share
 from anncoder.errors import ConfigError
 from anncoder.models.count import CountConfig
 from anncoder.models.undercomplete import UndercompleteConfig
-from anncoder.training import Take, take_step
 from anncoder.types import CSR, Batch, Loader
 
 CPU = torch.device("cpu")
@@ -141,13 +140,15 @@ def test_what_cannot_be_recorded_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     small = ResidentLoader(loader(9), Resident(loader(9).stored, CPU), in_place=True)
     alone, count = Share(0, 1), CountConfig()
 
-    def taken(loader: Loader = made, config: NetworkConfig = count, share: Share = alone, **settings: object) -> Take:
+    def taken(
+        loader: Loader = made, config: NetworkConfig = count, share: Share = alone, **settings: object
+    ) -> Take | None:
         training = TrainingConfig(cuda_graph=True, **settings).suited_to(config)  # type: ignore[arg-type]
         return recording.taking(loader, config, training, share)
 
     monkeypatch.setattr(recording, "on_gpu", lambda values: True)
     assert isinstance(taken(), recording.RecordedStep)
-    assert recording.taking(in_memory, count, TrainingConfig(), alone) is take_step
+    assert recording.taking(in_memory, count, TrainingConfig(), alone) is None
     refused = [
         ({"config": CountConfig(dropout_rate=0.1)}, "does not do the same"),
         ({"config": UndercompleteConfig()}, "does not do the same"),

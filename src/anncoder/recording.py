@@ -13,14 +13,22 @@ from anncoder.data.resident import ResidentLoader
 from anncoder.distributed import Share
 from anncoder.errors import ConfigError
 from anncoder.kernels import on_gpu
-from anncoder.training import Take, take_step
+from anncoder.training import Take, descend
 from anncoder.types import Batch, Loader, Loss
 
 WARM_UP = 3  # steps: kernels are compiled, libraries make their plans, the optimizer its state
 
 
+def take_step(
+    network: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer, config: TrainingConfig
+) -> tuple[Loss, Tensor]:
+    """Take a step; return the loss, and whether all is finite, () bool."""
+    loss: Loss = network(batch)
+    return loss, descend(optimizer, loss, config)
+
+
 class RecordedStep:
-    """Takes steps on minibatches in one place; see :class:`anncoder.training.Take`.
+    """Takes steps on minibatches in one place; see :func:`anncoder.training.train`.
 
     The first steps are taken as ever. Then one is recorded, and replayed from there on; it is recorded anew if the step
     size has changed, which is part of the recording. A minibatch in another place, the last one of an epoch, is taken
@@ -71,8 +79,8 @@ class RecordedStep:
         return result
 
 
-def taking(loader: Loader, config: NetworkConfig, training: TrainingConfig, share: Share) -> Take:
-    """Return how the steps of a fit are taken.
+def taking(loader: Loader, config: NetworkConfig, training: TrainingConfig, share: Share) -> Take | None:
+    """Return how the steps of a fit are taken; None for simply.
 
     Raises
     ------
@@ -80,7 +88,7 @@ def taking(loader: Loader, config: NetworkConfig, training: TrainingConfig, shar
         They are to be recorded, and cannot be.
     """
     if not training.cuda_graph:
-        return take_step
+        return None
     reason = None
     if not config.recordable:
         reason = "the model, as it is set, does not do the same for every minibatch"

@@ -20,7 +20,7 @@ from anncoder.errors import DivergenceError
 from anncoder.types import Batch, Loader, Loss
 
 Record = dict[str, float]
-# a way to take a step: see take_step
+# takes a step, where that is not simply done; returns the loss, and whether all is finite, () bool
 Take = Callable[[nn.Module, Batch, torch.optim.Optimizer, TrainingConfig], tuple[Loss, Tensor]]
 
 
@@ -146,7 +146,7 @@ def train(
     keeper
         Has the state to go on from, and keeps the later ones.
     take
-        Takes the steps; None for :func:`take_step`.
+        Takes the steps, where they are not simply taken; see :mod:`anncoder.recording`.
 
     Raises
     ------
@@ -221,7 +221,11 @@ def fit_epoch(
     epoch, done = len(state.records), state.mean.n_steps
     for number, host_batch in enumerate(islice(loader.epoch(epoch), done, None), done):
         batch = host_batch if device.type == "cpu" else host_batch.to(device)
-        loss, finite = (take or take_step)(network, batch, state.optimizer, config)
+        if take is None:
+            loss: Loss = network(batch)
+            finite = descend(state.optimizer, loss, config)
+        else:
+            loss, finite = take(network, batch, state.optimizer, config)
         state.healthy = finite if state.healthy is None else state.healthy & finite
         # on the CPU the answer is there; a GPU would have to be waited for, and is asked once an epoch
         if device.type == "cpu" and not bool(finite):
@@ -235,14 +239,11 @@ def fit_epoch(
     return state.mean.result(share)
 
 
-def take_step(
-    network: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer, config: TrainingConfig
-) -> tuple[Loss, Tensor]:
-    """Take a step down the gradient of a minibatch's loss; return the loss, and whether all is finite, () bool."""
-    loss: Loss = network(batch)
+def descend(optimizer: torch.optim.Optimizer, loss: Loss, config: TrainingConfig) -> Tensor:
+    """Take a step down the gradient of a loss; return whether all is finite, () bool."""
     optimizer.zero_grad(set_to_none=True)
     loss.total.backward()  # type: ignore[no-untyped-call]
-    return loss, step(optimizer, loss.total.detach(), config)
+    return step(optimizer, loss.total.detach(), config)
 
 
 def step(optimizer: torch.optim.Optimizer, total: Tensor, config: TrainingConfig) -> Tensor:
