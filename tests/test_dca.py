@@ -252,7 +252,7 @@ def test_it_denoises_simulated_dropout() -> None:
 
 
 def test_it_predicts_molecules_that_were_set_aside() -> None:
-    row = held_out(splat(0, n_obs=600).counts, 0, 20, False)
+    row = held_out(splat(0, n_obs=600).counts, 0, max_epochs=20)
     assert row["held-out molecules: DCA"] < row["held-out molecules: size factor x gene mean"]
 
 

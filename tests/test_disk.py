@@ -276,6 +276,15 @@ class TestDamage:
             UndercompleteAutoencoder(n_latent=2).fit([good, bad], **QUICK)
         assert error.value.code == "negative"
 
+    def test_a_file_of_the_first_years(self, tmp_path: Path) -> None:
+        path = write(make(30), tmp_path / "old.h5ad")
+        with h5py.File(path, "r+") as file:
+            del file["obs"]
+            file["obs"] = np.array([(b"c0", 1)], dtype=[("index", "S4"), ("n", "i4")])
+        with pytest.raises(FileError, match=r"before version 0\.7") as error:
+            UndercompleteAutoencoder(n_latent=2).fit(path, **QUICK)
+        assert error.value.code == "old-layout"
+
     @pytest.mark.parametrize("kind", ["link", "storage", "virtual"])
     def test_a_file_that_takes_part_of_itself_from_another(self, kind: str, tmp_path: Path) -> None:
         path, other = write(make(30), tmp_path / "it.h5ad"), write(make(30, seed=1), tmp_path / "other.h5ad")

@@ -45,6 +45,10 @@ VARIANTS = [
     ("saucie", {"lambda_c": 0.1, "lambda_d": 0.2}),
     ("saucie", {"lambda_b": 0.1, "lambda_c": 0.1, "lambda_d": 0.2}),
     ("saucie", {"faithful": True}),
+    ("netsne", {}),
+    ("netsne", {"activation": "sigmoid", "n_pcs": 0, "l2": 1e-3}),
+    ("scvis", {}),
+    ("scvis", {"faithful": True, "n_pcs": 0, "perplexity": 4.0}),
     ("undercomplete", {}),
     ("undercomplete", {"error": "absolute", "l1": 1e-3, "l2": 1e-3, "warmup_steps": 5}),
     ("undercomplete", {"tied": True, "norm": "none", "activation": "tanh"}),
@@ -124,6 +128,8 @@ class TestEveryModel:
         self, name: str, options: dict[str, Any], counts: Any
     ) -> None:
         network, batch = build(name, options, counts)
+        if not network.config.decodes:
+            return
         with torch.no_grad():
             denoised = network.eval().denoise(batch)
         assert denoised.shape == (40, counts.n_vars)

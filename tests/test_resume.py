@@ -14,6 +14,7 @@ import torch
 
 from anncoder import CountAutoencoder, DenoisingAutoencoder, UndercompleteAutoencoder, files, resume
 from anncoder.errors import ConfigError, FileError, ResourceError
+from anncoder.estimators import ESTIMATORS
 from anncoder.progress import TrainingReport
 
 Make = Callable[[], Any]
@@ -133,6 +134,17 @@ def test_a_fit_that_keeps_whole_epochs(
     make: Make, settings: dict[str, Any], counts: anndata.AnnData, tmp_path: Path, killed_after: KilledAfter
 ) -> None:
     compare(make, counts, {**SETTINGS, **settings}, tmp_path / "kept", killed_after, at=(10, 24))
+
+
+@pytest.mark.usefixtures("every_minibatch")
+@pytest.mark.parametrize("name", sorted(ESTIMATORS))
+def test_a_checkpoint_holds_whatever_a_model_changes_in_training(
+    name: str, counts: anndata.AnnData, tmp_path: Path, killed_after: KilledAfter
+) -> None:
+    counts.obs["plate"] = np.where(np.arange(counts.n_obs) % 2, "a", "b")
+    needed = {"batch_key": "plate"} if ESTIMATORS[name]().config.batches == "needed" else {}
+    settings = {**SETTINGS, "batch_size": 32, "max_epochs": 3, **needed}
+    compare(ESTIMATORS[name], counts, settings, tmp_path / "kept", killed_after, at=(2, 3))
 
 
 def compare(make: Make, data: Any, settings: Any, kept: Path, killed_after: KilledAfter, at: tuple[int, ...]) -> None:

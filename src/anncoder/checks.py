@@ -175,6 +175,30 @@ def problems_of(shard: Shard, *, counts: bool = True, integers: bool = True) -> 
     return tuple(problem for problem in found if shard.rows is None or problem.code != "empty-cells")
 
 
+def that_matter(problems: Iterable[Problem], n_obs: int, to_fit: bool) -> Iterator[Problem]:
+    """Yield the problems that matter: a single cell is too few to fit, not to embed."""
+    return (p for p in problems if to_fit or n_obs == 0 or p.code != "too-few-cells")
+
+
+def refuse_bad(shards: list[Shard], *, counts: bool, to_fit: bool, integers: bool = True) -> tuple[Problem, ...]:
+    """Raise the first error in files that will be used together; return the warnings."""
+    n_obs, warnings = sum(shard.n_obs for shard in shards), []
+    for shard in shards:
+        # one file of several may have a single cell
+        matter = that_matter(problems_of(shard, counts=counts, integers=integers), n_obs, to_fit and n_obs < 2)
+        found = [problem._replace(where=f"{shard.path.name}: {problem.where}") for problem in matter]
+        raise_first(found)
+        warnings += [problem for problem in found if problem.severity == "warning"]
+    if n_obs < (2 if to_fit else 1):
+        raise InputError(
+            f"a model needs at least 2 cells, this has {n_obs}",
+            code="too-few-cells",
+            where=", ".join(shard.path.name for shard in shards[:3]),
+            remedy="check the filters that ran before",
+        )
+    return tuple(warnings)
+
+
 def check_matrix(
     matrix: Any,
     *,

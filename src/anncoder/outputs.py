@@ -49,7 +49,7 @@ def outputs_of(data: Paths, output: Path, *, in_place: bool) -> list[Path]:
     data
         A path, a glob, or several of them.
     output
-        An ``.h5ad`` file; of several inputs a folder, which is made if it is not there.
+        An ``.h5ad`` file; of several inputs a folder, which may be made later.
     in_place
         Whether an output may replace its input.
 
@@ -83,7 +83,7 @@ def outputs_of(data: Paths, output: Path, *, in_place: bool) -> list[Path]:
         )
     if not output.exists():
         writable_folder(output.parent)
-        output.mkdir()
+        return [output / name for name in names]
     outputs = [output / name for name in names]
     for path, target in zip(paths, outputs, strict=True):
         refuse_output(target)

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from anncoder.autoencoder import Autoencoder
+from anncoder.data.empty import drop_empty_cells
 from anncoder.data.genes import align
-from anncoder.data.shard import Shard, drop_empty_cells
-from anncoder.data.shards import Paths
+from anncoder.data.shard import Shard
+from anncoder.data.shards import Paths, open_files
 from anncoder.errors import InputError, ResourceError
-from anncoder.opening import open_files
 from anncoder.outputs import outputs_of
 from anncoder.progress import announce
 from anncoder.refusals import refuse_scale
@@ -171,6 +171,7 @@ def _refuse_full_disk(shards: Iterable[Shard], folder: Path, *, n_latent: int, d
         parts = [shard.path] if shard.path.is_file() else shard.path.rglob("*")
         needed += sum(part.stat().st_size for part in parts if part.is_file())
         needed += 4 * shard.n_obs * (n_latent + denoised * shard.n_vars)
+    folder = folder if folder.exists() else folder.parent
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise ResourceError(

@@ -299,7 +299,7 @@ def _tensors_of(state: State) -> dict[str, Tensor]:
         "network": state.network.state_dict(),
         "best": state.watch.weights,
         "optimizer": moments,
-        "mean": state.mean.sums,
+        "mean": {name: torch.as_tensor(value, dtype=torch.float64) for name, value in state.mean.sums.items()},
     }
     return {f"{group}.{name}": value for group, values in groups.items() for name, value in values.items()}
 
@@ -322,7 +322,8 @@ def _put_back(numbers: dict[str, Any], tensors: dict[str, Tensor], state: State,
     for name, value in numbers["watch"].items():
         setattr(state.watch, name, value)
     state.mean, sums = RunningMean(), group("mean")
-    state.mean.sums = {name: sums[name] for name in numbers["mean"]["names"]}
+    on_cpu = device.type == "cpu"  # where sums are numbers
+    state.mean.sums = {name: sums[name].item() if on_cpu else sums[name] for name in numbers["mean"]["names"]}
     state.mean.n_cells, state.mean.n_steps = numbers["mean"]["n_cells"], numbers["mean"]["n_steps"]
 
 

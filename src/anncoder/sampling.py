@@ -11,8 +11,7 @@ from scipy.sparse import vstack
 
 from anncoder.autoencoder import Autoencoder
 from anncoder.config import unknown_key
-from anncoder.data.shards import Shards
-from anncoder.opening import open_files
+from anncoder.data.shards import Shards, open_files
 from anncoder.sources import Data, DiskSource, Genes, Reader, Source
 
 READ = 8192  # cells at a time

@@ -7,7 +7,7 @@ read once and kept, which costs no more memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from copy import copy
 from pathlib import Path
@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix
 
-from anncoder.checks import check, raise_first
+from anncoder.checks import check, raise_first, that_matter
 from anncoder.data.adata import coordinates_of, obs_column, place, read_matrix
 from anncoder.data.disk import POOL_BYTES, DiskLoader
 from anncoder.data.memory import MemoryLoader, Stored
@@ -238,11 +238,6 @@ class DiskSource:
                 yield matrix if len(rows) == last - first else matrix[rows], rows + first
             elif len(rows):
                 yield self.shards.read([(row, row + 1) for row in (rows + first).tolist()]), rows + first
-
-
-def that_matter(problems: Iterable[Problem], n_obs: int, to_fit: bool) -> Iterator[Problem]:
-    """Yield problems without the one of too few cells, where cells are not to be fitted."""
-    return (p for p in problems if to_fit or n_obs == 0 or p.code != "too-few-cells")
 
 
 def _rows_of(matrix: csr_matrix, chosen: Array, step: int) -> Iterator[tuple[csr_matrix, Array]]:

@@ -35,7 +35,7 @@ def run_demo(folder: Path, *, seed: int, threads: int | None) -> None:
     run_train(TrainRequest(data=[counts], output=output, settings=SETTINGS, flags=flags, denoise=True, labels=LABELS))
     adata = read_input(output)
     lay_out(adata, seed=seed)
-    write_output(adata, output, wrote=("obsm/X_umap_ae", "obsm/X_umap_pca"))
+    write_output(adata, output, wrote=("obsm/X_ae",))
     draw(adata, load(output.with_suffix(".anncoder") / "model"), folder)
     announce(
         f"demo.h5ad, demo.anncoder/ and three pictures are in {folder.resolve()} ({time.perf_counter() - began:.0f} s)"

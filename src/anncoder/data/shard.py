@@ -22,7 +22,6 @@ from anncoder.data.adata import coordinates_of, damaged, first_line, place
 from anncoder.data.held import OnDisk
 from anncoder.data.kind import traits
 from anncoder.data.problems import quoted, use
-from anncoder.data.scan import structure, unreadable
 from anncoder.errors import FileError, InputError
 
 Array = np.ndarray[Any, Any]
@@ -104,6 +103,7 @@ class Shard:
         self.rows: Array | None = None
         self._by_cell: csr_matrix | None = None
         with self.errors():
+            self._refuse_old()
             self.var_names = pd.Index(index_of(store["var"])[:]).astype(str)
             self.matrix = OnDisk(self._element())
             if self.matrix.ndim == 2:
@@ -198,6 +198,15 @@ class Shard:
             self.refuse_change()
             raise damaged(self.path, first_line(error)) from error
 
+    def _refuse_old(self) -> None:
+        if any(isinstance(self.store[frame], h5py.Dataset) for frame in ("obs", "var")):
+            raise FileError(
+                f"{str(self.path)!r} was written by anndata before version 0.7",
+                code="old-layout",
+                where=str(self.path),
+                remedy="write it anew: anndata.read_h5ad(path).write_h5ad(new_path)",
+            )
+
     def _element(self) -> Any:
         where = "X" if self.layer is None else f"layers/{self.layer}"
         if where in self.store and self.store[where].attrs.get("encoding-type") != "null":
@@ -263,37 +272,6 @@ class Shard:
             arrays = (np.asarray(self.matrix.values[:], np.float32), self.matrix.indices[:], self.matrix.indptr)
             self._by_cell = csc_matrix(arrays, shape=self.matrix.shape).tocsr()
         return self._by_cell
-
-
-def drop_empty_cells(shard: Shard, genes: Sequence[str] | None = None) -> int:
-    """Leave out the cells without any count, unless that are all of them.
-
-    Parameters
-    ----------
-    shard
-        The cells.
-    genes
-        The genes that matter; None for all.
-
-    Returns
-    -------
-    int
-        How many were left out.
-    """
-    with shard.errors():
-        if unreadable(shard.matrix) or structure(shard.matrix).fault:
-            return 0  # the check that follows says what is wrong
-    matters = np.ones(shard.n_vars, dtype=bool) if genes is None else shard.var_names.isin(genes)
-    filled = np.zeros(shard.n_obs, dtype=bool)
-    for start in range(0, shard.n_obs, READ):
-        block = shard.read([(start, min(start + READ, shard.n_obs))])
-        owner = np.repeat(np.arange(block.shape[0]), np.diff(block.indptr))
-        filled[start + owner[(block.data != 0) & matters[block.indices]]] = True
-    n_empty = shard.n_obs - int(np.count_nonzero(filled))
-    if n_empty in (0, shard.n_obs):
-        return 0
-    shard.keep(np.flatnonzero(filled))
-    return n_empty
 
 
 def slot_name(layer: str | None) -> str:

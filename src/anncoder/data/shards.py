@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix
 
-from anncoder.data.adata import damaged, existing, first_line
+from anncoder.data.adata import damaged, existing, first_line, place
 from anncoder.data.genes import Alignment, align
 from anncoder.data.shard import Shard, stacked
 from anncoder.errors import FileError, InputError, some
@@ -139,6 +139,29 @@ def open_shards(data: Any, layer: str | None) -> list[Shard] | None:
     if isinstance(data, list) and data and all(isinstance(item, Shard) for item in data):
         return list(data)
     return [Shard(_open(path), path, layer) for path in paths_of(data)]
+
+
+def open_files(data: Any, layer: str | None, *, layer_is_of_fit: bool) -> list[Shard] | None:
+    """Open what is on disk for a fitted model, as :func:`open_shards` does.
+
+    ``layer`` is None or ``"X"`` for ``X``; ``layer_is_of_fit`` says that it was not asked for, but is that of ``fit``.
+    """
+    try:
+        return open_shards(data, None if layer == "X" else layer)
+    except InputError as error:
+        if error.code != "missing-layer" or not layer_is_of_fit or layer is None:
+            raise
+        raise not_as_in_fit(layer, error.where) from error
+
+
+def not_as_in_fit(layer: str, where: str) -> InputError:
+    """Return the error for data without the layer that a model was fitted on."""
+    return InputError(
+        f"the model was fitted on {place(layer)}, which these data do not have",
+        code="missing-layer",
+        where=where,
+        remedy="say where the counts are: layer=NAME (--layer NAME), 'X' for X",
+    )
 
 
 def paths_of(data: Paths) -> list[Path]:

@@ -144,14 +144,9 @@ class NetsneNetwork(nn.Module):
         place = torch.cat(rows)
         position = torch.full((int(place.max()) + 1,), -1)
         position[place] = torch.arange(len(place))
-        values = torch.from_numpy(p.data).float()
-        fitted = (position, (x - self.mean) / self.scale, torch.from_numpy(p.indptr).long())
-        pairs = (
-            torch.from_numpy(p.indices).long(),
-            values,
-            torch.xlogy(values.double(), values.double()).sum().float(),
-        )
-        self.fitted = Fitted(*(array.to(device) for array in (*fitted, *pairs)))
+        starts, neighbours, values = (torch.from_numpy(array) for array in (p.indptr, p.indices, p.data))
+        pairs = (starts.long(), neighbours.long(), values.float(), torch.xlogy(values, values).sum().float())
+        self.fitted = Fitted(*(array.to(device) for array in (position, self.standardized(x), *pairs)))
 
     def finish(self, batch: Batch) -> None:
         """Forget the fitted cells."""

@@ -17,7 +17,7 @@ from torch import Tensor
 ITERATIONS = 100  # at most; 5 to 12 are needed
 LONGEST = 2.0  # step of the logarithm of a precision
 WIDEST = 50.0  # it is looked for within this, in units of the mean distance
-EXACT = 16_384  # cells up to which every pair is compared to find the nearest
+EXACT = 65_536  # cells up to which every pair is compared to find the nearest
 
 Array = np.ndarray[Any, Any]
 
@@ -104,7 +104,7 @@ def joint_affinities(x: Array, perplexity: float) -> csr_array:
 def nearest(x: Array, k: int) -> tuple[Array, Array]:
     """Return the k nearest other cells of each, and their squared distances, (n, k) each.
 
-    Up to 16,384 cells exactly, beyond by nearest neighbour descent (Dong, Moses, Li 2011,
+    Up to 65,536 cells exactly, beyond by nearest neighbour descent (Dong, Moses, Li 2011,
     doi 10.1145/1963405.1963487); the same cells give the same neighbours.
     """
     if len(x) <= EXACT:
