@@ -35,7 +35,7 @@ from anncoder.models.count import CountConfig
 from anncoder.nn.inputs import LogNormalize
 from anncoder.nn.sparse import sparse_matmul
 from anncoder.recording import take_step
-from anncoder.training import State, optimizer_of, step
+from anncoder.training import State, optimizer_of
 from anncoder.types import CSR, Batch, Noise, Shape
 
 if find_spec("triton") is None:
@@ -282,14 +282,7 @@ def test_sparse_rows_and_products_are_those_of_scipy(device: torch.device) -> No
     matrix.data = np.ceil(9 * matrix.data)
     rows = np.array([29, 3, 3, 0])
     starts = torch.tensor(np.concatenate([[0], np.cumsum(np.diff(matrix.indptr)[rows])]), device=device)
-    arrays = (
-        torch.tensor(a, dtype=t)
-        for a, t in zip(
-            (matrix.indptr, matrix.indices, matrix.data), (torch.int64, torch.int32, torch.float32), strict=True
-        )
-    )
-    resident = tuple(a.to(device) for a in arrays)
-    taken = CSR(*gpu.take_rows(resident, torch.tensor(rows, device=device), starts, int(starts[-1])), 23)
+    taken = Resident(Stored.of(matrix), device).take(torch.tensor(rows, device=device), starts, int(starts[-1]))
     np.testing.assert_array_equal(taken.to_dense().cpu(), matrix[rows].toarray())
     assert taken.indices.dtype == torch.int64
     sizes = (torch.rand(4) + 0.5).to(device)
@@ -354,10 +347,7 @@ def test_a_step_waits_for_nothing(likelihood: str, in_place: bool, device: torch
     before = [p.detach().clone() for p in network.parameters()]
     for k, batch in enumerate(batches):
         with no_waiting(device) if k else nullcontext():  # the first step compiles, and makes what is made once
-            loss = network(batch)
-            optimizer.zero_grad(set_to_none=True)
-            loss.total.backward()
-            finite = step(optimizer, loss.total.detach(), settings)
+            _, finite = take_step(network, batch, optimizer, settings)
             next_one = next(batches, None) if k else None
     assert next_one is None
     assert bool(finite)

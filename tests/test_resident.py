@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,6 @@ from anncoder.distributed import Share
 from anncoder.errors import ConfigError
 from anncoder.models.count import CountConfig
 from anncoder.models.undercomplete import UndercompleteConfig
-from anncoder.training import Take
 from anncoder.types import CSR, Batch, Loader
 
 CPU = torch.device("cpu")
@@ -141,8 +141,8 @@ def test_what_cannot_be_recorded_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     small = ResidentLoader(loader(9), Resident(loader(9).stored, CPU), in_place=True)
     alone, count = Share(0, 1), CountConfig()
 
-    def taken(loader: Loader = made, config: NetworkConfig = count, share: Share = alone, **settings: object) -> Take:
-        training = TrainingConfig(cuda_graph=True, **settings).suited_to(config)  # type: ignore[arg-type]
+    def taken(loader: Loader = made, config: NetworkConfig = count, share: Share = alone, **settings: Any) -> Any:
+        training = TrainingConfig(cuda_graph=True, **settings).suited_to(config)
         return recording.taking(loader, config, training, share)
 
     monkeypatch.setattr(recording, "on_gpu", lambda values: True)

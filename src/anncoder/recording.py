@@ -22,13 +22,13 @@ WARM_UP = 3  # steps: kernels are compiled, libraries make their plans, the opti
 def take_step(
     network: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer, config: TrainingConfig
 ) -> tuple[Loss, Tensor]:
-    """Take a step as ever; return the loss, and whether all is finite, () bool."""
+    """Take a step; return the loss, and whether all is finite, () bool."""
     loss: Loss = network(batch)
-    return loss, descend(loss, optimizer, config)
+    return loss, descend(optimizer, loss, config)
 
 
 class RecordedStep:
-    """Takes steps on minibatches in one place; see :class:`anncoder.training.Take`.
+    """Takes steps on minibatches in one place; see :func:`anncoder.training.train`.
 
     The first steps are taken as ever. Then one is recorded, and replayed from there on; it is recorded anew if the step
     size has changed, which is part of the recording. A minibatch in another place, the last one of an epoch, is taken
@@ -80,7 +80,7 @@ class RecordedStep:
 
 
 def taking(loader: Loader, config: NetworkConfig, training: TrainingConfig, share: Share) -> Take | None:
-    """Return how the steps of a fit are taken; None for as ever.
+    """Return how the steps of a fit are taken; None for simply.
 
     Raises
     ------

@@ -20,7 +20,7 @@ from anncoder.errors import DivergenceError
 from anncoder.types import Batch, Loader, Loss
 
 Record = dict[str, float]
-# another way to take a step: see recording.py
+# takes a step, where that is not simply done; returns the loss, and whether all is finite, () bool
 Take = Callable[[nn.Module, Batch, torch.optim.Optimizer, TrainingConfig], tuple[Loss, Tensor]]
 
 
@@ -146,7 +146,7 @@ def train(
     keeper
         Has the state to go on from, and keeps the later ones.
     take
-        Takes the steps in another way; see :mod:`anncoder.recording`.
+        Takes the steps, where they are not simply taken; see :mod:`anncoder.recording`.
 
     Raises
     ------
@@ -223,7 +223,7 @@ def fit_epoch(
         batch = host_batch if device.type == "cpu" else host_batch.to(device)
         if take is None:
             loss: Loss = network(batch)
-            finite = descend(loss, state.optimizer, config)
+            finite = descend(state.optimizer, loss, config)
         else:
             loss, finite = take(network, batch, state.optimizer, config)
         state.healthy = finite if state.healthy is None else state.healthy & finite
@@ -239,8 +239,8 @@ def fit_epoch(
     return state.mean.result(share)
 
 
-def descend(loss: Loss, optimizer: torch.optim.Optimizer, config: TrainingConfig) -> Tensor:
-    """Take a step down the gradient of a minibatch's loss; return whether all is finite, () bool."""
+def descend(optimizer: torch.optim.Optimizer, loss: Loss, config: TrainingConfig) -> Tensor:
+    """Take a step down the gradient of a loss; return whether all is finite, () bool."""
     optimizer.zero_grad(set_to_none=True)
     loss.total.backward()  # type: ignore[no-untyped-call]
     return step(optimizer, loss.total.detach(), config)
