@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -74,3 +76,29 @@ def nine_dimensional(seed: int, times: int = 1) -> tuple[Array, Array]:
     x, y = np.concatenate(groups).T
     label = np.repeat([0, 1, 2, 3, 4, 5, -1], [len(group) for group in groups])
     return np.stack([x + y, x - y, x * y, x**2, y**2, x**2 * y, x * y**2, x**3, y**3], axis=1), label
+
+
+class Blobs(NamedTuple):
+    """Gaussian groups of cells in two batches."""
+
+    x: Array  # (n, 50) float32
+    group: Array  # (n,) of six
+    batch: Array  # (n,) 0 or 1
+
+
+def blobs(seed: int, n_obs: int = 3000, shift: float = 5.0) -> Blobs:
+    """Simulate six Gaussian groups in 50 dimensions, in two batches of which one is shifted in ten of them.
+
+    Centres have standard deviation 5 in each dimension, the cells around them 1 (20 % noise).
+    """
+    r = np.random.default_rng(seed)
+    centres, group, batch = r.normal(0, 5, (6, 50)), r.integers(0, 6, n_obs), r.integers(0, 2, n_obs)
+    x = centres[group] + r.normal(0, 1, (n_obs, 50))
+    x[:, r.choice(50, 10, replace=False)] += shift * batch[:, None]
+    return Blobs(x.astype(np.float32), group, batch)
+
+
+def real(name: str) -> Path:
+    """Return the path of a real data set, in the folder that ANNCODER_DATA names, or ``../shared/data``."""
+    folder = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+    return Path(os.environ.get("ANNCODER_DATA", folder)) / name

@@ -170,22 +170,6 @@ class TestData:
         for key in ("valid_stratify", "valid_groups"):
             refused(*words, "--set", f"{key}=bacth", code=2, said=(key, "did you mean 'batch'?"))
 
-    def test_what_cannot_be_written_is_found_before_training(
-        self, refused: Callable[..., str], counts_file: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        from anncoder.commands import output
-
-        opened = output.open_data
-
-        def strange(path: Path) -> anndata.AnnData:
-            adata = opened(path)
-            adata.obs["strange"] = [{"a": 1}] * adata.n_obs
-            return adata
-
-        monkeypatch.setattr(output, "open_data", strange)
-        words = ("train", counts_file, "-o", counts_file.with_name("out.h5ad"), *QUICK)
-        refused(*words, code=4, said=("cannot be written", "strange"))
-
 
 class TestGenes:
     @pytest.fixture

@@ -13,8 +13,8 @@ from anncoder import CountAutoencoder
 from anncoder.config import NetworkConfig, TrainingConfig
 from anncoder.data.adata import batches_of
 from anncoder.errors import ConfigError, InputError
+from anncoder.opening import open_source
 from anncoder.preparation import batches_in, prepare, split_cells
-from anncoder.sources import open_source
 
 
 def test_batches_have_codes_in_the_order_of_their_names_and_are_known_by_name() -> None:

@@ -11,7 +11,8 @@ import torch
 from scipy import sparse as sp
 from typer.testing import CliRunner
 
-from anncoder.benchmark.comparisons import COMPARISONS, Bench, chosen, interleaved, quiet
+from anncoder.benchmark.choice import COMPARISONS, chosen
+from anncoder.benchmark.comparisons import Bench, interleaved, quiet
 from anncoder.benchmark.textbook import TextbookNetwork, fit_textbook, textbook_nb, textbook_zinb
 from anncoder.cli import app
 from anncoder.errors import ConfigError

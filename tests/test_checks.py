@@ -19,8 +19,9 @@ from hypothesis.extra import numpy as hnp
 from scipy import sparse
 
 from anncoder.checks import Problem, Report, check, check_matrix
+from anncoder.data.held import BLOCK
 from anncoder.data.kind import sample
-from anncoder.data.scan import BLOCK, LARGEST_COUNT, scan, structure
+from anncoder.data.scan import LARGEST_COUNT, scan, structure
 from anncoder.errors import InputError
 
 DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"

@@ -224,10 +224,10 @@ class TestExitCodes:
 
         fit_epoch = training.fit_epoch
 
-        def poisoned(network: Any, loader: Any, optimizer: Any, config: Any, epoch: int, *rest: Any) -> Any:
-            if epoch == 2:
-                optimizer.param_groups[0]["lr"] = float("nan")
-            return fit_epoch(network, loader, optimizer, config, epoch, *rest)
+        def poisoned(network: Any, loader: Any, state: Any, *rest: Any) -> Any:
+            if len(state.records) == 2:
+                state.optimizer.param_groups[0]["lr"] = float("nan")
+            return fit_epoch(network, loader, state, *rest)
 
         monkeypatch.setattr(training, "fit_epoch", poisoned)
         words = ("--set", "max_epochs=9", "--set", "batch_size=16", "--set", "n_latent=3", "--save", tmp_path / "mine")
@@ -495,10 +495,10 @@ class TestProcess:
             process.send_signal(number)
             said = process.stderr.read()
         assert process.returncode == code, said
-        assert "the results until then were saved" in said
+        assert "the results until then were saved; the same command again goes on from there" in said
         assert "Traceback" not in said
         assert names(tmp_path) == ["in.h5ad", "out.anncoder", "out.h5ad"]
-        assert names(tmp_path / "out.anncoder") == RUN_FOLDER
+        assert names(tmp_path / "out.anncoder") == ["checkpoint.safetensors", *RUN_FOLDER]
         model = load(tmp_path / "out.anncoder" / "model")
         assert model.stopped_ == "interrupted"
         written = anndata.read_h5ad(tmp_path / "out.h5ad")

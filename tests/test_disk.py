@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,8 @@ from hypothesis import strategies as st
 from scipy import sparse as sp
 
 from anncoder import CountAutoencoder, UndercompleteAutoencoder
+from anncoder.checks import check
+from anncoder.data import held, prefetch, shard
 from anncoder.data.disk import DiskLoader
 from anncoder.data.prefetch import prefetched
 from anncoder.data.shards import Shards, open_shards
@@ -176,6 +179,56 @@ class TestModels:
             UndercompleteAutoencoder(n_latent=2).fit(path, layer="counts", valid_groups="bach", **QUICK)
 
 
+@pytest.mark.filterwarnings("ignore:Observation names are not unique")  # that is the case
+class TestCheck:
+    """A file is told to be what the same cells in memory are told to be."""
+
+    @pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+    @pytest.mark.parametrize("kind", ["csr", "csc", "dense"])
+    @pytest.mark.parametrize("fault", ["none", "negative", "log", "empty", "names", "huge"])
+    def test_the_reports_are_one(self, kind: str, suffix: str, fault: str, tmp_path: Path) -> None:
+        adata = make(60)
+        x = adata.X.toarray().astype(np.float64)
+        if fault == "negative":
+            x[17, 3] = -4
+        if fault == "empty":
+            x[[2, 40]] = 0
+        if fault == "huge":
+            x[5, 2] = 2.0**24 + 1
+        if fault == "log":
+            adata.layers["raw"], x = sp.csr_matrix(x), np.log1p(x)
+        if fault == "names":
+            adata.obs_names = ["c1", "c1", *adata.obs_names[2:]]
+        adata.X = {"csr": sp.csr_matrix, "csc": sp.csc_matrix, "dense": np.asarray}[kind](x)
+        adata.raw = adata.copy()
+        expected = check(adata)
+        found = check(write(adata, tmp_path / f"it{suffix}"))
+        assert found.problems == expected.problems
+        assert found.table == expected.table
+        assert (found.n_obs, found.n_vars, found.n_stored) == (expected.n_obs, expected.n_vars, expected.n_stored)
+
+    def test_a_file_larger_than_a_block_is_read_in_blocks(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        adata = make(300)
+        adata.X.data[1000] = np.nan
+        expected = check(adata)
+        monkeypatch.setattr(held, "DISK_BLOCK", 64)
+        found = check(write(adata, tmp_path / "it.h5ad"))
+        assert found.problems == expected.problems
+        assert found.table == expected.table
+
+    def test_names_that_occur_twice_are_found_on_disk(self, tmp_path: Path) -> None:
+        adata = make(70_000, g=2)
+        adata.obs_names = [*adata.obs_names[:-1], "c3"]
+        path = write(adata, tmp_path / "it.h5ad")
+        shards = open_shards(path, None)
+        assert shards is not None
+        names = shard.Names(shards[0])
+        assert list(names.repeated()) == ["c3"]
+        assert (len(names), names[69_998], list(names[np.array([2, 69_999])])) == (70_000, "c69998", ["c2", "c3"])
+
+
 class TestDamage:
     def test_a_file_with_other_genes(self, files: list[Path], tmp_path: Path) -> None:
         other = make(5)
@@ -199,9 +252,11 @@ class TestDamage:
         path = write(make(30), tmp_path / "bad.h5ad")
         with h5py.File(path, "r+") as file:
             file["X/indices"][5] = 1000
-        with pytest.raises(FileError, match="gene index outside") as error:
+        with pytest.raises(InputError, match="gene index 1,000 is outside 0 to 6") as error:
             UndercompleteAutoencoder(n_latent=2).fit(path, **QUICK)
-        assert error.value.code == "unreadable"
+        assert error.value.code == "sparse-indices"
+        with pytest.raises(FileError, match="gene index outside"):  # damage that comes after the check
+            open_all(path).read([(0, 30)])
 
     def test_a_file_that_changes_while_it_is_read(self, tmp_path: Path) -> None:
         path = write(make(100), tmp_path / "it.h5ad")
@@ -221,6 +276,33 @@ class TestDamage:
             UndercompleteAutoencoder(n_latent=2).fit([good, bad], **QUICK)
         assert error.value.code == "negative"
 
+    def test_a_file_of_the_first_years(self, tmp_path: Path) -> None:
+        path = write(make(30), tmp_path / "old.h5ad")
+        with h5py.File(path, "r+") as file:
+            del file["obs"]
+            file["obs"] = np.array([(b"c0", 1)], dtype=[("index", "S4"), ("n", "i4")])
+        with pytest.raises(FileError, match=r"before version 0\.7") as error:
+            UndercompleteAutoencoder(n_latent=2).fit(path, **QUICK)
+        assert error.value.code == "old-layout"
+
+    @pytest.mark.parametrize("kind", ["link", "storage", "virtual"])
+    def test_a_file_that_takes_part_of_itself_from_another(self, kind: str, tmp_path: Path) -> None:
+        path, other = write(make(30), tmp_path / "it.h5ad"), write(make(30, seed=1), tmp_path / "other.h5ad")
+        with h5py.File(path, "r+") as file:
+            if kind == "link":
+                del file["X"]
+                file["X"] = h5py.ExternalLink(str(other), "X")
+            elif kind == "storage":
+                external = [(str(tmp_path / "raw.bin"), 0, h5py.h5f.UNLIMITED)]
+                file.create_dataset("uns/secret", (4,), "u1", external=external)
+            else:
+                layout = h5py.VirtualLayout((31,), "i8")
+                layout[:] = h5py.VirtualSource(str(other), "X/indptr", (31,))
+                file.create_virtual_dataset("uns/secret", layout)
+        with pytest.raises(FileError, match=r"it\.h5ad.*from another file") as error:
+            UndercompleteAutoencoder(n_latent=2).fit(path, **QUICK)
+        assert error.value.code == "external-link"
+
     @pytest.mark.parametrize(
         ("name", "code"), [("nothing.h5ad", "no-file"), ("*.nothing", "no-file"), ("text.h5ad", "not-hdf5")]
     )
@@ -236,10 +318,16 @@ class TestDamage:
             UndercompleteAutoencoder(n_latent=2).fit(data, **QUICK)
         assert error.value.code == "not-anndata"
 
-    def test_a_matrix_stored_by_genes(self, tmp_path: Path) -> None:
+    def test_a_matrix_stored_by_genes_is_put_in_order_if_it_is_small(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         adata = make(30)
         adata.X = adata.X.tocsc()
         path = write(adata, tmp_path / "csc.h5ad")
+        np.testing.assert_array_equal(
+            open_all(path).read([(3, 7), (9, 12)]).toarray(), adata.X[[*range(3, 7), 9, 10, 11]].toarray()
+        )
+        monkeypatch.setattr(shard, "TRANSPOSED", 10)
         with pytest.raises(InputError, match="tocsr") as error:
             UndercompleteAutoencoder(n_latent=2).fit(path, **QUICK)
         assert error.value.code == "not-by-cells"
@@ -255,6 +343,17 @@ class TestReadingAhead:
         with pytest.raises(ValueError, match="from the thread"):
             seen.extend(iter_all(prefetched(items()), seen))
         assert seen == list(range(5))
+
+    def test_a_reader_that_hangs_is_named(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def slow() -> Iterator[int]:
+            time.sleep(0.2)
+            yield 7
+
+        monkeypatch.setattr(prefetch, "PATIENCE", 0.05)
+        assert list(prefetched(slow(), "far.h5ad")) == [7]
+        assert "nothing has come from far.h5ad" in caplog.text
 
     def test_the_thread_ends_when_nobody_reads_on(self) -> None:
         before = threading.active_count()

@@ -285,3 +285,45 @@ def test_training_takes_the_same_road_with_and_without_kernels(counts) -> None: 
             kernels.use(before)
         curves.append(model.history_[["train_loss", "valid_loss"]].to_numpy())
     np.testing.assert_allclose(*curves, rtol=1e-4)
+
+
+@pytest.mark.parametrize("likelihood", ["nb", "zinb", "poisson"])
+@pytest.mark.parametrize("spread", [1.0, 12.0])
+def test_a_softmax_mean_is_the_eager_one(likelihood: str, spread: float) -> None:
+    generator = torch.Generator().manual_seed(3)
+    x = torch.poisson(torch.full((6, 40), 0.5), generator=generator)
+    x[2, 5] = 300
+    rows, columns = x.nonzero(as_tuple=True)
+    indptr = torch.cat([torch.zeros(1, dtype=torch.int64), torch.bincount(rows, minlength=6).cumsum(0)])
+    counts = CSR(indptr, columns, x[rows, columns], 40)
+    logits, size = spread * torch.randn(6, 40, generator=generator), x.sum(1)
+    others = [torch.randn(40, generator=generator), torch.randn(6, 40, generator=generator)]
+    nll, n_others = {"nb": (nb_nll, 1), "zinb": (zinb_nll, 2), "poisson": (poisson_nll, 0)}[likelihood]
+    found: list[list[Tensor]] = []
+    for precision in (torch.float32, torch.float64):  # the eager form serves float64
+        leaves = [p.detach().to(precision, copy=True).requires_grad_() for p in (logits, *others[:n_others])]
+        data = counts.with_values(counts.values.to(precision))
+        loss = nll(data, *leaves, size.to(precision), mean="softmax")
+        loss.mean().backward()
+        found.append([loss.detach().double(), *(p.grad.double() for p in leaves)])
+    for fast, exact in zip(*found, strict=True):
+        torch.testing.assert_close(fast, exact, rtol=1e-5, atol=1e-5 * float(exact.abs().max()))
+
+
+@pytest.mark.parametrize("zero_inflated", [False, True])
+def test_gradients_written_over_the_parameters_are_the_same(zero_inflated: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    counts = CSR(torch.tensor([0, 2, 2, 3]), torch.tensor([1, 4, 0]), torch.tensor([3.0, 1.0, 7.0]), 5)
+    hidden, weight = torch.randn(3, 4, generator=generator), torch.randn(4, 5, generator=generator)
+    log_theta, pi = torch.randn(5, generator=generator), torch.randn(4, 5, generator=generator)
+    found = []
+    for overwrite in (False, True):
+        leaves = [p.clone().requires_grad_() for p in (weight, log_theta, pi)]
+        parameters = [hidden @ leaves[0], leaves[1], *([hidden @ leaves[2]] if zero_inflated else [])]
+        nll = (zinb_nll if zero_inflated else nb_nll)(counts, *parameters, torch.ones(3), overwrite=overwrite)
+        (nll.mean() / 5).backward(retain_graph=True)
+        found.append([nll.detach(), *(p.grad for p in leaves[: 2 + zero_inflated])])
+    for plain, over in zip(*found, strict=True):
+        torch.testing.assert_close(plain, over, rtol=0, atol=0)
+    with pytest.raises(RuntimeError, match="differentiated once"):
+        nll.sum().backward()

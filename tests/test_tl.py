@@ -350,10 +350,13 @@ def test_a_model_of_expression_is_denoised_on_its_own_scale(counts: anndata.AnnD
 @pytest.mark.parametrize("verb", ["autoencode", "embed", "denoise"])
 def test_what_is_no_anndata_is_refused(counts: anndata.AnnData, fitted: Autoencoder, verb: str) -> None:
     arguments = () if verb == "autoencode" else (fitted,)
-    for wrong in (counts.to_df(), counts.X, "pbmc.h5ad"):
+    for wrong in (counts.to_df(), counts.X):
         with pytest.raises(InputError) as error:
             getattr(tl, verb)(wrong, *arguments)
         assert error.value.code == "not-anndata"
+    with pytest.raises(ConfigError) as unnamed:
+        getattr(tl, verb)("pbmc.h5ad", *arguments)
+    assert unnamed.value.code == "no-output"
 
 
 def test_wrong_values_leave_the_data_as_they_were(counts: anndata.AnnData) -> None:

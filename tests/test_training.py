@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -265,3 +266,20 @@ def test_a_step_that_is_not_finite_changes_nothing() -> None:
     loss.backward()
     assert not bool(step(optimizer, loss.detach(), suited(clip_norm=1.0)))
     assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+
+
+def test_tf32_is_for_products_on_a_gpu_and_for_the_time_of_a_fit(counts, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    from anncoder import CountAutoencoder, autoencoder, device
+
+    inside: list[tuple[str, str, str]] = []
+    for precision, on in (("float32", "cuda"), ("tf32", "cpu"), ("tf32", "cuda")):
+        with suppress(ValueError), device.products_in(precision, torch.device(on)):
+            inside.append((precision, on, torch.get_float32_matmul_precision()))
+            raise ValueError("what ends a fit")
+        assert torch.get_float32_matmul_precision() == "highest"
+    assert [now for *_, now in inside] == ["highest", "highest", "high"]
+    asked: list[str] = []
+    original = device.products_in
+    monkeypatch.setattr(autoencoder, "products_in", lambda p, on: (asked.append(p), original(p, on))[1])
+    CountAutoencoder(n_latent=2, n_hidden=(4,)).fit(counts, max_epochs=1, precision="tf32", progress=False)
+    assert asked == ["tf32"]

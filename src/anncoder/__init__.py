@@ -20,44 +20,65 @@ if TYPE_CHECKING:
     from anncoder.checks import Report as Report
     from anncoder.checks import check as check
     from anncoder.errors import AnncoderError as AnncoderError
+    from anncoder.estimators import DCA as DCA
+    from anncoder.estimators import SAUCIE as SAUCIE
     from anncoder.estimators import SCVIS as SCVIS
+    from anncoder.estimators import AutoImpute as AutoImpute
     from anncoder.estimators import CountAutoencoder as CountAutoencoder
     from anncoder.estimators import DenoisingAutoencoder as DenoisingAutoencoder
     from anncoder.estimators import NetSNE as NetSNE
+    from anncoder.estimators import ScScope as ScScope
     from anncoder.estimators import UndercompleteAutoencoder as UndercompleteAutoencoder
+    from anncoder.estimators import VariationalAutoencoder as VariationalAutoencoder
     from anncoder.estimators import load as load
     from anncoder.evaluation import evaluate as evaluate
+    from anncoder.iterable import IterableSource as IterableSource
+    from anncoder.trials import search as search
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "DCA": "anncoder.estimators",
+    "SAUCIE": "anncoder.estimators",
     "SCVIS": "anncoder.estimators",
     "AnncoderError": "anncoder.errors",
+    "AutoImpute": "anncoder.estimators",
     "CountAutoencoder": "anncoder.estimators",
     "DenoisingAutoencoder": "anncoder.estimators",
+    "IterableSource": "anncoder.iterable",
     "NetSNE": "anncoder.estimators",
     "Report": "anncoder.checks",
+    "ScScope": "anncoder.estimators",
     "UndercompleteAutoencoder": "anncoder.estimators",
+    "VariationalAutoencoder": "anncoder.estimators",
     "check": "anncoder.checks",
     "evaluate": "anncoder.evaluation",
     "load": "anncoder.estimators",
+    "search": "anncoder.trials",
 }
 _MODULES = ("datasets", "pl", "tl")
 
 __all__ = [
+    "DCA",
+    "SAUCIE",
     "SCVIS",
     "AnncoderError",
+    "AutoImpute",
     "CountAutoencoder",
     "DenoisingAutoencoder",
+    "IterableSource",
     "NetSNE",
     "Report",
+    "ScScope",
     "UndercompleteAutoencoder",
+    "VariationalAutoencoder",
     "__version__",
     "check",
     "datasets",
     "evaluate",
     "load",
     "pl",
+    "search",
     "tl",
 ]
 

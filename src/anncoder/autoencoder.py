@@ -6,7 +6,6 @@ This is the edge: AnnData comes in here and numpy arrays go out; what happens be
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -19,26 +18,25 @@ from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 
 from anncoder import checkpoint
-from anncoder.config import NetworkConfig, OptimizerName, SplitName, TrainingConfig, given
+from anncoder.config import NetworkConfig, OptimizerName, PrecisionName, SplitName, TrainingConfig, given
 from anncoder.data.adata import open_data
-from anncoder.data.genes import columns_of
-from anncoder.device import choose_device, memory_errors, refuse_size, threads_set
+from anncoder.device import choose_device, memory_errors, products_in, refuse_size, threads_set
 from anncoder.distributed import processes
-from anncoder.errors import ConfigError, DivergenceError
+from anncoder.errors import DivergenceError
+from anncoder.inference import blocks, expecting
 from anncoder.models import MODELS
-from anncoder.preparation import Prepared, batches_in, limited, prepare, split_cells
-from anncoder.progress import TrainingReport, announce
-from anncoder.refusals import refuse_scale, refuse_width
-from anncoder.sources import Data, Genes, MemorySource, PerCell, Source, open_for_model, open_source
+from anncoder.opening import open_for_model, open_source
+from anncoder.preparation import Prepared, limited, prepare, split_cells
+from anncoder.progress import TrainingReport, announce, warn_interrupted
+from anncoder.recording import taking
+from anncoder.refusals import refuse_unfitted, refuse_width
+from anncoder.resume import Checkpoint, Checkpoints, going_on, keeper_of, run_of
+from anncoder.sources import Data, Genes, MemorySource, Source
 from anncoder.training import History, train
 from anncoder.types import Batch, Noise, Shape
 
-logger = logging.getLogger("anncoder")
-
 Scale = Literal["counts", "normalized"]
 Array = np.ndarray[Any, np.dtype[np.float32]]
-
-BLOCK = 1024  # cells at a time in embed and denoise: a (1024, n_vars) block is all that is ever dense
 
 
 class Autoencoder:
@@ -107,7 +105,10 @@ class Autoencoder:
         seed: int = 0,
         device: str = "auto",
         threads: int | None = None,
+        precision: PrecisionName = "float32",
+        cuda_graph: bool = False,
         progress: bool | None = None,
+        checkpoint: str | Path | Checkpoint | None = None,
     ) -> Self:
         """Fit the model; the data are read, never written.
 
@@ -130,20 +131,22 @@ class Autoencoder:
             Share of the cells held out, 0 for none; ``"random"``, or ``"tail"`` for the last ones.
         valid_stratify, valid_groups
             obs column whose proportions the split keeps, or whose groups it never divides.
-        early_stopping, patience, min_delta
-            Stop after ``patience`` epochs in which the validation loss did not fall by the share ``min_delta``.
-        keep_best
-            End with the weights of the best epoch, not of the last.
+        early_stopping, patience, min_delta, keep_best
+            Stop after ``patience`` epochs in which the validation loss did not fall by the share ``min_delta``; end
+            with the weights of the best epoch, not of the last.
         reduce_lr_patience, reduce_lr_factor
             Multiply the step size by the factor after so many epochs without improvement; 0 for never.
         seed
             Start of every random stream. The same seed, machine and number of threads give the same arrays.
-        device
-            ``"auto"`` (a CUDA GPU if there is one, else the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
-        threads
-            CPU threads for the time of the fit; None for torch's choice.
+        device, threads, precision, cuda_graph
+            ``"auto"`` (a CUDA GPU if there is one, else the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``; CPU
+            threads, None for torch's choice; ``"tf32"`` for faster products on a CUDA GPU, of factors with three
+            digits; whether to record a step there and replay it (experimental; count autoencoder, data in memory).
         progress
             True for a progress bar, False for silence, None for a bar where there is a terminal or notebook.
+        checkpoint
+            Folder that keeps the state of an unfinished fit: the same call goes on from there after a kill, to the
+            same bits. Removed when the fit is over.
 
         Returns
         -------
@@ -153,7 +156,7 @@ class Autoencoder:
         Raises
         ------
         ConfigError
-            A value is out of range, or a column of obs does not exist.
+            A value is out of range, a column of obs does not exist, or the checkpoint is of another run.
         FileError
             The file cannot be read.
         InputError
@@ -163,25 +166,30 @@ class Autoencoder:
         """
         settings = {k: v for k, v in locals().items() if k in TrainingConfig.model_fields}
         training = TrainingConfig(**settings).suited_to(self.config)
-        source = open_source(data, layer, counts=self.reads_counts)
+        source = open_source(data, layer, counts=self.reads_counts, integers=self.config.integers)
         refuse_width(self.config, len(source.var_names))
         split = split_cells(source.n_obs, source.column, training)
         self.layer_, self.training_ = layer, training
         self.var_names_, self.valid_obs_ = source.var_names, source.names(split.valid)
         with processes() as share, threads_set(training.threads), memory_errors("fit"):
-            on = choose_device(training.device)
-            data_of = prepare(source, split, self.config, training, share)
+            on, noise = choose_device(training.device), Noise(training.seed)
+            run = run_of(self.name, self.config, training, source, split)
+            keeper = keeper_of(checkpoint, run, noise, share, on)
+            data_of = prepare(source, split, self.config, training, on, share)
             training = limited(training, len(data_of.train))
-            network = self._start(data_of, training.seed, on)
+            take = taking(data_of.train, self.config, training, share)
+            network = self._start(data_of, noise, on)
             if progress is not False:
-                announce(f"training on {on} ({torch.get_num_threads()} threads): {data_of.size}")
+                n_threads = torch.get_num_threads()
+                announce(f"training on {on} ({n_threads} threads): {data_of.size}{going_on(keeper)}")
             try:
-                with TrainingReport(len(data_of.train), given(training.max_epochs), show=progress) as report:
-                    history = train(network, data_of.train, data_of.valid, training, on, report, share)
+                report = TrainingReport(len(data_of.train), given(training.max_epochs), show=progress)
+                with products_in(training.precision, on), report:
+                    history = train(network, data_of.train, data_of.valid, training, on, report, share, keeper, take)
             except DivergenceError as error:
-                self._keep(error.history, data_of, on)
+                self._keep(error.history, data_of, on, keeper)
                 raise error.named(list(source.names(np.array(error.rows, dtype=np.int64))), source.var_names) from error
-            self._keep(history, data_of, on)
+            self._keep(history, data_of, on, keeper)
         return self
 
     def embed(self, data: Data, *, layer: str | None = None, allow_missing: float = 0.0) -> Array:
@@ -233,15 +241,9 @@ class Autoencoder:
         ResourceError
             The result would not fit into memory.
         """
-        refuse_scale(self.config, scale)
-        network, columns = self._network(), columns_of(self.var_names_, genes)
-
-        def expected(batch: Batch) -> Tensor:
-            mean: Tensor = network.denoise(batch)[:, columns]
-            return mean * batch.size_factor.unsqueeze(1) if scale == "counts" else mean
-
+        expected = expecting(self, scale, genes)
         source = self._source(data, layer, allow_missing)
-        refuse_size(source.n_obs * len(self.var_names_[columns]) * 4)
+        refuse_size(source.n_obs * len(self.var_names_ if genes is None else genes) * 4)
         return np.concatenate(list(self._blocks(source, expected)))
 
     def save(self, folder: str | Path) -> None:
@@ -301,48 +303,37 @@ class Autoencoder:
         """Whether the model wants raw counts (and not expression values as they are)."""
         return self.config.reads_counts
 
-    def _start(self, data: Prepared, seed: int, device: torch.device) -> Any:
+    def _start(self, data: Prepared, noise: Noise, device: torch.device) -> Any:
         self.library_size_, self.batches_ = data.summary.library_size, data.batches
-        self.network_ = network = self._build(Noise(seed))
+        self.network_ = network = self._build(noise)
         network.to(device).start_from(data.summary, data.in_order)
         return network
 
-    def _keep(self, history: History, data: Prepared, device: torch.device) -> None:
+    def _keep(self, history: History, data: Prepared, device: torch.device, keeper: Checkpoints | None) -> None:
         self.history_ = pd.DataFrame(history.records)
         self.best_epoch_, self.stopped_ = history.best_epoch, history.stopped
-        if not history.records:  # stopped in the first epoch: there are no good weights
+        if history.records:
+            self._network().finish(data.sample.to(device))
+        else:  # stopped in the first epoch: there are no good weights
             self.network_ = None
-            if history.stopped == "interrupted":
-                raise KeyboardInterrupt("interrupted before the first epoch was over: there is no model")
-            return
-        self._network().finish(data.sample.to(device))
         if history.stopped == "interrupted":
-            logger.warning("interrupted: the model has the best weights until then (epoch %d)", history.best_epoch + 1)
+            warn_interrupted(history)
+        elif keeper is not None:
+            keeper.forget()
 
     def _build(self, noise: Noise) -> Any:
-        shape = Shape(len(self.var_names_), len(self.batches_))
+        shape = Shape(len(self.var_names_), len(self.batches_), tuple(self.batches_))
         return MODELS[self.name].network(self.config, shape, noise)
 
     def _network(self) -> Any:
-        if self.network_ is None:
-            raise ConfigError(
-                "the model is not fitted", code="not-fitted", remedy="fit(adata), or anncoder.load(folder)"
-            )
+        refuse_unfitted(self.network_)
         return self.network_
 
     def _blocks(self, source: Source, compute: Callable[[Batch], Tensor]) -> Iterator[Array]:
-        network = self._network()
-        device = next(network.parameters()).device
-        factors = (source.sizes / (self.library_size_ if self.reads_counts else 1)).astype(np.float32)
-        codes, _ = batches_in(source, self.training_.batch_key if self.config.encodes_batches else None, self.batches_)
-        loader = source.loader(PerCell(factors, codes), np.ones(source.n_obs, dtype=bool), batch_size=BLOCK)
-        network.eval()
-        with threads_set(None), torch.inference_mode():
-            for batch in loader.epoch(0):
-                yield compute(batch.to(device)).cpu().numpy()
+        return blocks(self, source, compute)
 
     def _source(self, data: Data, layer: str | None, allow_missing: float) -> Source:
         self._network()
         where = self.layer_ if layer is None else layer
-        genes = Genes(self.var_names_, allow_missing)
-        return open_for_model(data, where, genes, counts=self.reads_counts, layer_is_of_fit=layer is None)
+        genes, of_fit, integers = Genes(self.var_names_, allow_missing), layer is None, self.config.integers
+        return open_for_model(data, where, genes, counts=self.reads_counts, layer_is_of_fit=of_fit, integers=integers)

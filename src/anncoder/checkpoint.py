@@ -29,7 +29,7 @@ from anncoder.files import atomic_folder, refuse_occupied, writable_folder
 SCHEMA = 1
 CONFIG, WEIGHTS, GENES, MANIFEST = "config.json", "weights.safetensors", "genes.txt", "manifest.json"
 LARGEST = 256 * 2**20  # bytes of JSON or gene names that are read
-DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64"}
+DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64", torch.uint8: "U8"}
 
 
 class ModelRecord(Settings):

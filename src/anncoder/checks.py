@@ -11,17 +11,18 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
 from anncoder.data.kind import KINDS, SAMPLED_CELLS, Traits, evenly, traits
-from anncoder.data.problems import Place, Problem, judge, quoted, raise_first, use
+from anncoder.data.problems import Judged, Place, Problem, judge, quoted, raise_first, use
+from anncoder.data.shard import Names, Shard, slot_name, slots_of
+from anncoder.data.shards import open_shards
 from anncoder.errors import InputError, some
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 __all__ = ["Problem", "Report", "check", "check_matrix", "raise_first"]
 
@@ -109,46 +110,93 @@ class Report:
         return "\n".join([head, "", *_table_lines(self.table), *map(_paragraph, self.problems)])
 
 
-def check(adata: AnnData, *, layer: str | None = None, counts: bool = True) -> Report:
+def check(
+    data: AnnData | str | Path, *, layer: str | None = None, counts: bool = True, integers: bool = True
+) -> Report:
     """Read a whole matrix of an AnnData and report everything that is wrong with it.
 
     The matrix that will be used is read completely; what the other slots are is told from at most 2,000
-    evenly spaced cells of each. Nothing is changed. A backed AnnData is read into memory first.
+    evenly spaced cells of each. Nothing is changed. A file, or a backed AnnData, is read a block at a time.
 
     Parameters
     ----------
-    adata
-        Cells x genes; may be a view.
+    data
+        Cells x genes: an AnnData, which may be a view, or the path of an ``.h5ad`` file or ``.zarr`` folder.
     layer
         The layer that will be used; None is ``X``.
     counts
         The matrix must hold raw counts, as the count models need. If False, it may hold any finite values.
+    integers
+        Counts must be integers; corrected and expected counts are not.
 
     Raises
     ------
+    FileError
+        The file cannot be read.
     InputError
         There is no such layer. Every other problem is collected in the report; see
         :meth:`Report.raise_if_bad`.
     """
     start = time.perf_counter()
-    if adata.isbacked:
-        adata = adata.to_memory()
-    where = "X" if layer is None else _layer_slot(layer)
-    others = dict(_other_slots(adata, where))
-    matrix = adata.X if layer is None else adata.layers.get(layer)
+    shards = open_shards(data, layer)
+    if shards is not None:
+        return check_shard(shards[0], counts=counts, integers=integers)
+    assert isinstance(data, AnnData)
+    where = slot_name(layer)
+    others = dict(_other_slots(data, where))
+    matrix = data.X if layer is None else data.layers.get(layer)
     if matrix is None:
-        raise _missing(adata, layer, others)
-    place = Place(where, adata.obs_names, adata.var_names, counts, _holders(others))
-    judged = judge(matrix, place, logged="log1p" in adata.uns)
-    return Report(
-        n_obs=adata.n_obs,
-        n_vars=adata.n_vars,
-        n_stored=judged.n_stored,
-        where=where,
-        table={where: judged.traits, **others},
-        problems=judged.problems,
-        seconds=time.perf_counter() - start,
-    )
+        raise _missing(data, layer, others)
+    place = Place(where, data.obs_names, data.var_names, counts, _holders(others), integers)
+    judged = judge(matrix, place, logged="log1p" in data.uns)
+    return _report(data.shape, where, judged, others, start)
+
+
+def check_shard(shard: Shard, *, counts: bool = True, integers: bool = True) -> Report:
+    """Return what :func:`check` says of a file that is open."""
+    start = time.perf_counter()
+    with shard.errors():
+        logged = "uns" in shard.store and "log1p" in shard.store["uns"]
+        slots = ((slot, matrix) for slot, matrix in slots_of(shard.store) if slot != shard.slot)
+        others = {slot: traits(matrix, logged=logged) for slot, matrix in slots}
+        place = Place(shard.slot, Names(shard), shard.var_names, counts, _holders(others), integers)
+        judged = judge(shard.matrix, place, logged=logged)
+    return _report(shard.matrix.shape, shard.slot, judged, others, start)
+
+
+def problems_of(shard: Shard, *, counts: bool = True, integers: bool = True) -> tuple[Problem, ...]:
+    """Return what is wrong with the matrix of a file; the other slots are looked at only where a remedy needs them."""
+    with shard.errors():
+        place = Place(shard.slot, Names(shard), shard.var_names, counts, integers=integers)
+        found = judge(shard.matrix, place).problems
+    if any(problem.severity == "error" for problem in found):
+        found = check_shard(shard, counts=counts, integers=integers).problems
+    # cells that were left out do not matter any more
+    return tuple(problem for problem in found if shard.rows is None or problem.code != "empty-cells")
+
+
+def that_matter(problems: Iterable[Problem], n_obs: int, to_fit: bool) -> Iterator[Problem]:
+    """Yield the problems that matter: a single cell is too few to fit, not to embed."""
+    return (p for p in problems if to_fit or n_obs == 0 or p.code != "too-few-cells")
+
+
+def refuse_bad(shards: list[Shard], *, counts: bool, to_fit: bool, integers: bool = True) -> tuple[Problem, ...]:
+    """Raise the first error in files that will be used together; return the warnings."""
+    n_obs, warnings = sum(shard.n_obs for shard in shards), []
+    for shard in shards:
+        # one file of several may have a single cell
+        matter = that_matter(problems_of(shard, counts=counts, integers=integers), n_obs, to_fit and n_obs < 2)
+        found = [problem._replace(where=f"{shard.path.name}: {problem.where}") for problem in matter]
+        raise_first(found)
+        warnings += [problem for problem in found if problem.severity == "warning"]
+    if n_obs < (2 if to_fit else 1):
+        raise InputError(
+            f"a model needs at least 2 cells, this has {n_obs}",
+            code="too-few-cells",
+            where=", ".join(shard.path.name for shard in shards[:3]),
+            remedy="check the filters that ran before",
+        )
+    return tuple(warnings)
 
 
 def check_matrix(
@@ -158,6 +206,7 @@ def check_matrix(
     var_names: Iterable[object],
     where: str = "X",
     counts: bool = True,
+    integers: bool = True,
 ) -> tuple[tuple[Problem, ...], str]:
     """Read a whole matrix; return its problems, errors first, and what kind it is.
 
@@ -171,8 +220,10 @@ def check_matrix(
         How messages call the matrix.
     counts
         It must hold raw counts; if False, any finite values.
+    integers
+        Counts must be integers.
     """
-    judged = judge(matrix, Place(where, pd.Index(obs_names), pd.Index(var_names), counts))
+    judged = judge(matrix, Place(where, pd.Index(obs_names), pd.Index(var_names), counts, integers=integers))
     return judged.problems, judged.traits.kind
 
 
@@ -191,8 +242,16 @@ def refuse_empty(sizes: Any, names: Callable[[Any], pd.Index], where: str) -> No
         )
 
 
-def _layer_slot(layer: str) -> str:
-    return f"layers[{quoted(layer, 80)}]"
+def _report(shape: tuple[int, ...], where: str, judged: Judged, others: dict[str, Traits], start: float) -> Report:
+    return Report(
+        n_obs=shape[0],
+        n_vars=shape[1],
+        n_stored=judged.n_stored,
+        where=where,
+        table={where: judged.traits, **others},
+        problems=judged.problems,
+        seconds=time.perf_counter() - start,
+    )
 
 
 def _other_slots(adata: AnnData, checked: str) -> Iterator[tuple[str, Traits]]:
@@ -210,7 +269,7 @@ def _slots(adata: AnnData, checked: str) -> Iterator[tuple[str, Any]]:
         yield "X", adata.X
     for layer in adata.layers:
         # anndata 0.13 lists X among the layers, under the name None
-        if layer is not None and (slot := _layer_slot(layer)) != checked:
+        if layer is not None and (slot := slot_name(layer)) != checked:
             yield slot, adata.layers[layer]
     if adata.raw is not None:
         yield "raw.X", adata.raw.X

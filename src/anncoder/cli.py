@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from anncoder.cli_dca import dca
+
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -15,20 +17,43 @@ app = typer.Typer(
     "6 out of memory or disk, 130/143 interrupted after saving.",
 )
 
-Input = Annotated[Path, typer.Argument(help="An .h5ad file or .zarr folder.", show_default=False)]
+Inputs = Annotated[
+    list[Path],
+    typer.Argument(help="An .h5ad file or .zarr folder of any size, several, or a quoted glob.", show_default=False),
+]
 ModelFolder = Annotated[Path, typer.Argument(help="A saved model: the folder of --save, or RUN.anncoder/model.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="The .h5ad file to write.", show_default=False)]
+Outputs = Annotated[
+    Path,
+    typer.Option(
+        "--output",
+        "-o",
+        help="The .h5ad file to write; of several inputs a folder, in which each keeps its name.",
+        show_default=False,
+    ),
+]
 Layer = Annotated[str | None, typer.Option(help="Layer that holds the counts; X if not given.")]
 Key = Annotated[str, typer.Option(help="Name of the results: obsm['X_KEY'], uns['KEY'], layers['KEY_denoised'].")]
 InPlace = Annotated[bool, typer.Option("--in-place", help="Let the output replace the input.")]
 DropEmpty = Annotated[bool, typer.Option("--drop-empty-cells", help="Leave out cells without any count.")]
 AllowMissing = Annotated[float, typer.Option(help="Share of the model's genes that may be missing.")]
+Resume = Annotated[
+    bool | None,
+    typer.Option(
+        "--resume/--no-resume",
+        help="Go on with the unfinished run of this output and refuse another one, or start anew; by default go on "
+        "if settings and data are the same.",
+        show_default=False,
+    ),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and errors.")]
 Seed = Annotated[int, typer.Option(min=0, help="Start of every random stream.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="key=value, any number of times; keys: anncoder config.")
 ]
+
+app.command()(dca)
 
 
 def main() -> None:
@@ -55,7 +80,7 @@ def _options(
 
 @app.command()
 def check(
-    data: Input,
+    data: Inputs,
     layer: Layer = None,
     expression: Annotated[bool, typer.Option("--expression", help="Expect expression values, not counts.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -72,8 +97,8 @@ def check(
 
 @app.command()
 def train(
-    data: Input,
-    output: Output,
+    data: Inputs,
+    output: Outputs,
     model: Annotated[str | None, typer.Option(help="count, denoising or undercomplete.")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of settings.")] = None,
     settings: Settings = None,
@@ -88,6 +113,7 @@ def train(
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     in_place: InPlace = False,
     drop_empty_cells: DropEmpty = False,
+    resume: Resume = None,
     progress: Annotated[bool | None, typer.Option(help="A bar, or none; by default where there is a terminal.")] = None,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -115,6 +141,7 @@ def train(
                 evaluation=evaluation,
                 in_place=in_place,
                 drop_empty_cells=drop_empty_cells,
+                resume=resume,
                 progress=False if quiet else progress,
                 quiet=quiet,
             )
@@ -122,10 +149,34 @@ def train(
 
 
 @app.command()
+def search(
+    data: Annotated[Path, typer.Argument(help="An .h5ad file or .zarr folder.", show_default=False)],
+    output: Output,
+    model: Annotated[str, typer.Option(help="The model to search settings for.")] = "count",
+    space: Annotated[
+        Path | None, typer.Option(help="YAML: for each setting a list of values, or {low: a, high: b, log: true}.")
+    ] = None,
+    trials: Annotated[int, typer.Option(min=1, help="How many settings to try.")] = 20,
+    settings: Settings = None,
+    layer: Layer = None,
+    seed: Seed = 0,
+    labels: Annotated[str | None, typer.Option(help="obs column to compare clusters with.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Try settings at random, scored on held-out molecules, and train the best; goes on where it was stopped."""
+    from anncoder.commands.outcome import outcome
+
+    with outcome(debug=debug):
+        from anncoder.commands.search import SearchRequest, run_search
+
+        run_search(SearchRequest(data, output, model, space, trials, tuple(settings or ()), layer, seed, labels))
+
+
+@app.command()
 def embed(
     model: ModelFolder,
-    data: Input,
-    output: Output,
+    data: Inputs,
+    output: Outputs,
     layer: Layer = None,
     key: Key = "ae",
     allow_missing: AllowMissing = 0.0,
@@ -146,8 +197,8 @@ def embed(
 @app.command()
 def denoise(
     model: ModelFolder,
-    data: Input,
-    output: Output,
+    data: Inputs,
+    output: Outputs,
     layer: Layer = None,
     key: Key = "ae",
     scale: Annotated[str | None, typer.Option(help="counts (of a model of counts the default) or normalized.")] = None,
@@ -168,7 +219,7 @@ def denoise(
 @app.command()
 def evaluate(
     model: ModelFolder,
-    data: Input,
+    data: Inputs,
     labels: Annotated[str | None, typer.Option(help="obs column with the cell types.")] = None,
     layer: Layer = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The .json file to write.")] = Path("metrics.json"),
@@ -245,7 +296,11 @@ def benchmark(
     data: Annotated[Path | None, typer.Argument(help="Counts to measure on; simulated ones if not given.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write everything as JSON.")] = None,
     only: Annotated[
-        list[str] | None, typer.Option(help="losses, floor, textbook, scvi, disk, start; any number of times.")
+        list[str] | None,
+        typer.Option(
+            help="losses, floor, textbook, scvi, disk, start, genes, entropy, processes, memory; any number of times; "
+            "all if not given (about an hour: memory alone writes a million cells)."
+        ),
     ] = None,
     cells: Annotated[int, typer.Option(min=512, help="Simulated cells.")] = 8192,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of the whole fits.")] = 10,

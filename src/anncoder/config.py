@@ -8,25 +8,24 @@ from __future__ import annotations
 import difflib
 import reprlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 import pydantic
-import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from anncoder.errors import ConfigError, FileError
+from anncoder.errors import ConfigError
 
 ActivationName = Literal[
-    "relu", "linear", "elu", "gelu", "leaky_relu", "mish", "selu", "sigmoid", "silu", "softplus", "tanh"
+    "relu", "linear", "elu", "gelu", "leaky_relu", "mish", "prelu", "selu", "sigmoid", "silu", "softplus", "tanh"
 ]
-NormName = Literal["batch", "layer", "none"]
+NormName = Literal["batch", "batch-shift", "layer", "none"]
 LikelihoodName = Literal["nb", "zinb", "poisson", "gaussian"]
 DispersionName = Literal["gene", "gene-cell", "shared"]
 CorruptionName = Literal["swap", "mask", "dropout", "gaussian", "thinning", "none"]
 TransformName = Literal["log1p", "normalize", "none"]
 OptimizerName = Literal["adam", "rmsprop"]
 SplitName = Literal["random", "tail"]
+PrecisionName = Literal["float32", "tf32"]
 
 Width = Annotated[int, Field(ge=1, le=65_536)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
@@ -74,6 +73,7 @@ class NetworkConfig(Settings):
     """
 
     decodes: ClassVar[bool] = True  # whether it can give expected expression
+    compresses: ClassVar[bool] = True  # whether the latent must be narrower than the data
     encodes_batches: ClassVar[bool] = False  # whether the latent of a cell depends on its experimental batch
 
     n_latent: LatentUnits = 16
@@ -89,6 +89,25 @@ class NetworkConfig(Settings):
     def reads_counts(self) -> bool:
         """Whether the data must be raw counts (and not expression values as they are)."""
         return self.transform != "none"
+
+    @property
+    def integers(self) -> bool:
+        """Whether these counts must be integers."""
+        return True
+
+    @property
+    def width(self) -> int:
+        """Number of columns that the latent of a cell has."""
+        return self.n_latent
+
+    @property
+    def recordable(self) -> bool:
+        """Whether a step does the same for every minibatch, so that it can be recorded as a CUDA graph.
+
+        Its forward is then made of the kernels and dense products alone, draws no random numbers, keeps nothing in
+        Python, and never waits for the device.
+        """
+        return False
 
     @property
     def batches(self) -> Literal["unused", "optional", "needed"]:
@@ -199,6 +218,8 @@ class TrainingConfig(Settings):
     seed: Annotated[int, Field(ge=0, description="start of every random stream")] = 0
     device: Annotated[str, Field(description="auto, cpu, cuda, cuda:1, mps")] = "auto"
     threads: Annotated[int | None, Field(ge=1, description="CPU threads; null for torch's choice")] = None
+    precision: Annotated[PrecisionName, Field(description="matrix products on a CUDA GPU")] = "float32"
+    cuda_graph: Annotated[bool, Field(description="record a step on a CUDA GPU once and replay it")] = False
 
     def suited_to(self, model: NetworkConfig) -> Self:
         """Return the settings with what is left open filled in by what suits the model.
@@ -237,58 +258,6 @@ def given(value: T | None) -> T:
     return value
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Return the mapping in a YAML file; only plain values, no Python objects.
-
-    Raises
-    ------
-    FileError
-        The file cannot be read.
-    ConfigError
-        It is not YAML, or not a mapping.
-    """
-    try:
-        values = yaml.safe_load(Path(path).read_bytes())
-    except OSError as error:
-        raise FileError(
-            f"cannot read the configuration {str(path)!r}: {error.strerror}",
-            code="no-config",
-            where=str(path),
-            remedy="check the path",
-        ) from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(
-            f"not valid YAML: {' '.join(str(error).split())[:200]}",
-            code="bad-yaml",
-            where=str(path),
-            remedy="write 'key: value' lines; see: anncoder config --model count",
-        ) from None
-    if not isinstance(values, dict):
-        raise ConfigError(
-            "a configuration must be a list of 'key: value' lines",
-            code="bad-yaml",
-            where=str(path),
-            remedy="see: anncoder config --model count",
-        )
-    return values
-
-
-def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
-    """Return the mapping of ``key=value`` words; values are read as YAML, so ``n_hidden=[64,32]`` is a list."""
-    values = {}
-    for word in assignments:
-        key, equals, text = word.partition("=")
-        if not equals or not key:
-            raise ConfigError(
-                f"{word!r} is not of the form key=value",
-                code="bad-assignment",
-                where="--set",
-                remedy="--set n_latent=32",
-            )
-        values[key.strip()] = _yaml_value(text)
-    return values
-
-
 def split_settings(
     values: Mapping[str, Any], model_config: type[NetworkConfig], *, where: str = "settings"
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -321,19 +290,6 @@ def unknown_key(key: str, known: Sequence[str], *, where: str) -> ConfigError:
     near = difflib.get_close_matches(key, known, n=1)
     remedy = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
     return ConfigError(f"unknown key {key!r}", code="unknown-key", where=where, remedy=remedy)
-
-
-def _yaml_value(text: str) -> Any:
-    try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        return text
-    if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text: it wants a dot before the exponent
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
 
 
 def _config_error(error: pydantic.ValidationError, known: Sequence[str], where: str) -> ConfigError:

@@ -11,6 +11,8 @@ import torch
 from anncoder.distributed import own_gpu
 from anncoder.errors import ConfigError, ResourceError, out_of_memory
 
+RESIDENT_SHARE = 0.4  # of the free memory of a GPU, for the data
+
 
 def choose_device(name: str) -> torch.device:
     """Return the device of a name; ``"auto"`` is a CUDA GPU if there is one, else the CPU.
@@ -50,6 +52,24 @@ def threads_set(threads: int | None) -> Iterator[None]:
             torch.set_num_threads(before)
 
 
+@contextmanager
+def products_in(precision: str, device: torch.device) -> Iterator[None]:
+    """Compute matrix products on a CUDA GPU in this precision for the time of a block.
+
+    TF32 rounds the factors to 11 bits and adds up in float32. Everything else stays in float32, as torch does it, and
+    so do products where the precision is ``"float32"`` or the device another, unless torch was told otherwise.
+    """
+    if precision == "float32" or device.type != "cuda":
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def available_memory() -> int | None:
     """Return the bytes of memory that can still be taken, or None where the system does not say."""
     meminfo = Path("/proc/meminfo")
@@ -61,6 +81,11 @@ def available_memory() -> int | None:
     if limit.exists() and used.exists() and (text := limit.read_text(encoding="ascii").strip()) != "max":
         free = min(free, int(text) - int(used.read_text(encoding="ascii")))
     return free
+
+
+def fits(n_bytes: int, device: torch.device) -> bool:
+    """Tell whether so many bytes fit on a CUDA GPU and leave most of what is free now to the network and its steps."""
+    return device.type == "cuda" and n_bytes <= RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]
 
 
 def refuse_size(n_bytes: int) -> None:

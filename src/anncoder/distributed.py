@@ -7,6 +7,8 @@ Every process has the whole road and its own share of each minibatch. Gradients 
 from __future__ import annotations
 
 import os
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -14,6 +16,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from anncoder.errors import ResourceError
@@ -41,13 +45,16 @@ def processes() -> Iterator[Share]:
         Another process has gone.
     """
     ours = not distributed.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
-    if ours:
-        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     try:
         with _gone():
+            if ours:
+                store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
+                backend = "nccl" if torch.cuda.is_available() else "gloo"
+                store = PrefixStore(_meeting(store, rank, size), store)
+                distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
             yield Share(distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else ALONE
     finally:
-        if ours:
+        if ours and distributed.is_initialized():
             distributed.destroy_process_group()
 
 
@@ -87,13 +94,57 @@ def average_buffers(network: nn.Module, share: Share) -> None:
             buffer /= share.size
 
 
+def sent(content: bytes, share: Share, device: torch.device) -> bytes:
+    """Return what the first process has."""
+    if share.size == 1:
+        return content
+    length = torch.tensor([len(content)], device=device)
+    distributed.broadcast(length, 0)
+    values = torch.empty(int(length), dtype=torch.uint8)
+    if share.rank == 0:
+        values = torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else values
+    values = values.to(device)
+    distributed.broadcast(values, 0)
+    return values.cpu().numpy().tobytes()
+
+
+def gathered(value: Tensor, share: Share, device: torch.device) -> list[Tensor]:
+    """Return what each process has, on the CPU; all have the same shape and dtype."""
+    if share.size == 1:
+        return [value.cpu()]
+    parts = [torch.empty_like(value, device=device) for _ in range(share.size)]
+    distributed.all_gather(parts, value.to(device))
+    return [part.cpu() for part in parts]
+
+
+def _meeting(store: Store, rank: int, size: int) -> str:
+    """Return a name that the processes which are alive now have agreed on.
+
+    torchrun gives processes that it starts again the store of those before them, and in it stand the addresses of the
+    dead (torch 2.13). Each process asks the first one under a name of its own, so that no old answer can be taken for a
+    new one.
+    """
+    own = uuid.uuid4().hex
+    if rank:
+        store.set(f"asks/{rank}", own)
+        name = store.get(f"answer/{own}").decode()
+        store.set(f"heard/{name}/{rank}", "")
+        return str(name)
+    for other in range(1, size):
+        while not store.check([f"heard/{own}/{other}"]):  # who asked before has died: the living one asks after it
+            store.set(f"answer/{store.get(f'asks/{other}').decode()}", own)
+            time.sleep(0.01)
+    return own
+
+
 @contextmanager
 def _gone() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
         text = str(error)
-        if not any(sign in text for sign in ("Connection closed", "Connection reset", "Timed out", "NCCL", "gloo")):
+        signs = ("connection closed", "connection reset", "connection refused", "timed out", "nccl", "gloo", "tcpstore")
+        if not any(sign in text.lower() for sign in signs):
             raise
         raise ResourceError(
             f"another process of the run has gone: {text.splitlines()[0][:200]}",

@@ -20,7 +20,6 @@ scored, PCA and the gene means have seen them, and ``n_scored`` is ``n_obs``. Cl
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import anndata
@@ -31,10 +30,11 @@ from scipy.special import gammaln
 
 from anncoder.autoencoder import Array, Autoencoder
 from anncoder.baselines import Cells, GeneMean, Method, Principal, Trained, input_of
-from anncoder.config import unknown_key
-from anncoder.data.adata import obs_column, open_data
+from anncoder.data.adata import obs_column
 from anncoder.data.summary import library_sizes
 from anncoder.errors import InputError
+from anncoder.sampling import some_cells
+from anncoder.sources import Data
 
 RESOLUTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.2, 1.5, 2.0)
 HELD_OUT = 0.1  # share of molecules set aside
@@ -83,7 +83,7 @@ class Evaluation:
 
 def evaluate(
     model: Autoencoder,
-    data: anndata.AnnData | str | Path,
+    data: Data,
     *,
     labels: str | None = None,
     layer: str | None = None,
@@ -100,7 +100,7 @@ def evaluate(
     model
         A fitted model.
     data
-        AnnData or path; genes are matched by name.
+        AnnData or files; genes are matched by name. Of files only the cells that are compared are read.
     labels
         obs column with the cell types; None for no labels.
     layer
@@ -124,11 +124,11 @@ def evaluate(
     ConfigError
         There is no such obs column.
     """
-    adata = open_data(data)
-    if labels is not None and labels not in adata.obs:
-        raise unknown_key(labels, [str(c) for c in adata.obs.columns], where="labels (a column of obs)")
-    adata = _some_cells(adata, max_cells, seed)
-    matrix = model.aligned_matrix(adata, layer, allow_missing)
+    key = model.training_.batch_key if model.config.encodes_batches else None
+    columns = [column for column in (labels, key) if column is not None]
+    adata = some_cells(model, data, layer, columns, max_cells=max_cells, seed=seed)
+    in_memory = isinstance(data, anndata.AnnData) and (data.is_view or not data.isbacked)
+    matrix = model.aligned_matrix(adata, layer if in_memory else "X", allow_missing)
     if min(matrix.shape) <= model.config.n_latent or matrix.shape[0] < FEWEST:
         raise InputError(
             f"{matrix.shape[0]} cells x {matrix.shape[1]} genes are too few for {model.config.n_latent} components",
@@ -136,8 +136,7 @@ def evaluate(
             where="evaluate",
             remedy="evaluate more cells",
         )
-    key = model.training_.batch_key if model.config.encodes_batches else None
-    cells = Cells(matrix, None if key is None else obs_column(adata, key, what="batch_key").to_numpy())
+    cells = Cells(matrix, _batches_of(model, adata))
     truth = None if labels is None else adata.obs[labels].to_numpy(dtype=object, na_value=np.nan)
     scored, others = _held_out(adata, model, cells)
     methods: dict[str, Method] = {
@@ -179,6 +178,20 @@ def heldout_nll(method: Method, kept: Cells, aside: csr_matrix, floor: Any) -> f
         total += float(rate.sum(dtype=np.float64) - logs.sum(dtype=np.float64))
         start = stop
     return total / float(kept.matrix.shape[0])
+
+
+def heldout_score(model: Autoencoder, data: anndata.AnnData, *, layer: str | None = None, seed: int = 0) -> float:
+    """Return the held-out molecules' negative log-likelihood alone, nats a cell, of the cells that the fit held out.
+
+    Parameters
+    ----------
+    model, data, layer, seed
+        As in :func:`evaluate`.
+    """
+    matrix = model.aligned_matrix(data, layer)
+    cells = Cells(matrix, _batches_of(model, data))
+    scored, _ = _held_out(data, model, cells)
+    return heldout_nll(Trained(model), *thin(scored, seed), GeneMean(model, cells).mean)
 
 
 def reconstruction_mse(method: Method, cells: Cells, model: Autoencoder) -> float:
@@ -282,6 +295,11 @@ def leiden(latent: Array, resolutions: tuple[float, ...], seed: int) -> list[Any
     return [cells.obs[f"leiden_{resolution}"].to_numpy() for resolution in resolutions]
 
 
+def _batches_of(model: Autoencoder, adata: anndata.AnnData) -> Any:
+    key = model.training_.batch_key if model.config.encodes_batches else None
+    return None if key is None else obs_column(adata, key, what="batch_key").to_numpy()
+
+
 def _held_out(adata: anndata.AnnData, model: Autoencoder, cells: Cells) -> tuple[Cells, Cells]:
     # the cells to score, and those to fit the baselines to
     unseen = adata.obs_names.astype(str).isin(model.valid_obs_)
@@ -305,9 +323,3 @@ def _silhouette(latent: Array, labels: Any, seed: int) -> float:
     if not 1 < len(set(labels)) < len(labels):  # it compares clusters
         return float("nan")
     return float(silhouette_score(latent, labels))
-
-
-def _some_cells(adata: anndata.AnnData, max_cells: int, seed: int) -> anndata.AnnData:
-    if adata.n_obs <= max_cells:
-        return adata
-    return adata[np.sort(np.random.default_rng([seed, 3]).choice(adata.n_obs, max_cells, replace=False))].copy()

@@ -21,6 +21,14 @@ from pathlib import Path
 
 from anncoder.errors import AnncoderError, FileError, ResourceError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+
+LOCK = ".anncoder-lock-"
+
 
 @contextmanager
 def atomic_path(target: str | Path) -> Iterator[Path]:
@@ -122,6 +130,50 @@ def writable_folder(folder: Path) -> None:
         pass
 
 
+@contextmanager
+def locked(target: str | Path) -> Iterator[None]:
+    """Keep other processes from writing a target for the time of a block; a lock dies with its process.
+
+    Raises
+    ------
+    ResourceError
+        Another process holds it.
+    """
+    target = Path(target).resolve()
+    lock = target.parent / f"{LOCK}{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}"
+    with _disk_errors(target):
+        descriptor = _lock(lock)
+    if descriptor is None:
+        raise ResourceError(
+            f"another process is writing {str(target)!r}",
+            code="output-in-use",
+            where=str(target),
+            remedy="wait until it is done, or choose another output",
+        )
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)  # before it is given back: nobody may hold a lock on a name that is gone
+        os.close(descriptor)
+
+
+def _lock(path: Path) -> int | None:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            if fcntl is not None:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except OSError:  # a file system without locks: better to work without one than not at all
+            return descriptor
+        # its holder may have removed the file between our opening and our locking it
+        if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+            return descriptor
+        os.close(descriptor)
+
+
 def same_file(left: str | Path, right: str | Path) -> bool:
     """Tell whether two paths name one existing file, through links and however they are spelled."""
     return Path(left).exists() and Path(right).exists() and Path(left).samefile(right)
@@ -144,6 +196,11 @@ def sweep(folder: Path) -> None:
     """Remove the temporaries of processes that were killed, of this machine only: others' may be alive."""
     if os.name == "nt":  # there is no harmless way to ask whether a process lives
         return
+    for lock in folder.glob(f"{LOCK}*"):
+        descriptor = _lock(lock)
+        if descriptor is not None:  # nobody holds it
+            lock.unlink(missing_ok=True)
+            os.close(descriptor)
     for scratch in folder.glob(f"{_prefix()}*"):
         number = scratch.name.removeprefix(_prefix()).split("-")[0]
         if not number.isdigit() or _lives(int(number)):

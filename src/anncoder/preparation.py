@@ -10,8 +10,11 @@ import torch
 
 from anncoder.config import NetworkConfig, TrainingConfig, given
 from anncoder.data.adata import batches_of, codes_of
+from anncoder.data.memory import MemoryLoader
 from anncoder.data.order import Split, split_rows
+from anncoder.data.resident import Resident, ResidentLoader
 from anncoder.data.summary import summarize
+from anncoder.device import fits
 from anncoder.distributed import ALONE, Share
 from anncoder.refusals import refuse_few_cells
 from anncoder.sources import PerCell, Source
@@ -40,7 +43,12 @@ class Prepared(NamedTuple):
 
 
 def prepare(
-    source: Source, split: Split, config: NetworkConfig, training: TrainingConfig, share: Share = ALONE
+    source: Source,
+    split: Split,
+    config: NetworkConfig,
+    training: TrainingConfig,
+    device: torch.device,
+    share: Share = ALONE,
 ) -> Prepared:
     """Return loaders and summary of the data.
 
@@ -54,6 +62,8 @@ def prepare(
         For ``transform``.
     training
         For ``batch_size`` and ``seed``.
+    device
+        Where the network will be.
     share
         Which of several processes this is.
 
@@ -77,7 +87,27 @@ def prepare(
         summary = summary._replace(target=torch.from_numpy(source.coordinates(config.fits_slot)))
     some = source.loader(cells, fitted, batch_size=min(SAMPLE, max(len(split.train), 2)), seed=training.seed)
     in_order = source.loader(cells, fitted, batch_size=VALID_BATCH)
+    summary = summary._replace(n_steps=len(train))
+    train, valid = on_device([train, valid], device, in_place=training.cuda_graph)
     return Prepared(train, valid, summary, next(iter(some.epoch(0))), in_order, batches)
+
+
+def on_device(loaders: list[Any], device: torch.device, *, in_place: bool = False) -> list[Any]:
+    """Return loaders of one matrix in memory that make their minibatches on a GPU, where the matrix fits on it.
+
+    Others, and None, are returned as they are. ``in_place`` is for the first of them: see :class:`ResidentLoader`.
+    """
+    in_memory = [loader for loader in loaders if isinstance(loader, MemoryLoader)]
+    if not in_memory:
+        return loaders
+    stored = in_memory[0].stored
+    if not fits(sum(array.nbytes for array in stored[:3]), device):
+        return loaders
+    resident = Resident(stored, device)
+    return [
+        ResidentLoader(loader, resident, in_place=in_place and loader is loaders[0]) if loader in in_memory else loader
+        for loader in loaders
+    ]
 
 
 def limited(training: TrainingConfig, n_minibatches: int) -> TrainingConfig:

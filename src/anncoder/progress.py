@@ -7,7 +7,7 @@ import sys
 import time
 from typing import Any
 
-from anncoder.training import Record
+from anncoder.training import History, Record
 
 logger = logging.getLogger("anncoder")
 
@@ -20,6 +20,19 @@ def announce(message: str) -> None:
         logger.info(message)
     else:
         sys.stderr.write(message + "\n")
+
+
+def warn_interrupted(history: History) -> None:
+    """Say which weights the model of an interrupted fit has.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        It has none.
+    """
+    if not history.records:
+        raise KeyboardInterrupt("interrupted before the first epoch was over: there is no model")
+    logger.warning("interrupted: the model has the best weights until then (epoch %d)", history.best_epoch + 1)
 
 
 class TrainingReport:
@@ -38,9 +51,9 @@ class TrainingReport:
     def __init__(self, n_steps: int, max_epochs: int, *, show: bool | None) -> None:
         from tqdm.auto import tqdm
 
-        self.max_epochs = max_epochs
+        self.n_steps, self.max_epochs = n_steps, max_epochs
         self.level = logging.DEBUG if show is False else logging.INFO
-        self.began = time.perf_counter()
+        self.began, self.first = time.perf_counter(), -1
         # disable=None is tqdm's own "not where stderr is no terminal"; a notebook's bar does not ask
         disable = {True: False, None: None, False: True}[show]
         self.bar: Any = tqdm(total=n_steps * max_epochs, unit="batch", disable=disable, leave=False, mininterval=0.2)
@@ -52,8 +65,10 @@ class TrainingReport:
     def epoch(self, record: Record) -> None:
         """Follow one epoch: losses, and the longest that training can still take."""
         done = int(record["epoch"]) + 1
-        left = (time.perf_counter() - self.began) / done * (self.max_epochs - done)
+        self.first = done if self.first < 0 else self.first  # a run that goes on does not start with epoch 1
+        left = (time.perf_counter() - self.began) / (done - self.first + 1) * (self.max_epochs - done)
         logger.log(self.level, "epoch %d/%d  %s  at most %.0f s left", done, self.max_epochs, losses(record), left)
+        self.bar.n = done * self.n_steps
         self.bar.set_description_str(f"epoch {done}/{self.max_epochs}", refresh=False)
         self.bar.set_postfix_str(losses(record), refresh=False)
 

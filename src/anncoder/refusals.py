@@ -6,9 +6,15 @@ from anncoder.config import NetworkConfig
 from anncoder.errors import ConfigError
 
 
+def refuse_unfitted(network: object | None) -> None:
+    """Raise a ConfigError unless there is a fitted network."""
+    if network is None:
+        raise ConfigError("the model is not fitted", code="not-fitted", remedy="fit(adata), or anncoder.load(folder)")
+
+
 def refuse_width(config: NetworkConfig, n_vars: int) -> None:
-    """Raise a ConfigError unless the latent is narrower than the data."""
-    if config.n_latent >= n_vars:
+    """Raise a ConfigError unless the latent is narrower than the data, or need not be."""
+    if config.compresses and config.n_latent >= n_vars:
         raise ConfigError(
             f"n_latent = {config.n_latent} is not below the number of genes, {n_vars}",
             code="latent-too-wide",

@@ -1,36 +1,44 @@
 """scanpy's manners: results are written into the AnnData, under names of their own.
 
-Nothing of the user's is touched: ``X``, ``raw``, layers and every slot that is not ours stay what they are.
+Nothing of the user's is touched: ``X``, ``raw``, layers and every slot that is not ours stay what they are. Only
+:func:`dca`, which stands in for a function of scanpy's, puts its result where that one did: into ``X``. In place of an
+AnnData the other functions take files, of any size, and write copies of them that have the results.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import anndata
 import numpy as np
-import pandas as pd
 
 from anncoder.autoencoder import Array, Autoencoder, Scale
 from anncoder.config import split_settings, unknown_key
-from anncoder.data.genes import align
+from anncoder.data.shards import Paths
+from anncoder.dca import dca as dca
 from anncoder.device import refuse_size
-from anncoder.errors import InputError
+from anncoder.errors import ConfigError
 from anncoder.estimators import ESTIMATORS
 from anncoder.models import MODELS
-from anncoder.progress import announce, logger
+from anncoder.opening import open_source
+from anncoder.progress import announce
 from anncoder.refusals import refuse_no_decoder
-from anncoder.slots import next_step, refuse_foreign, sign
+from anncoder.results import open_files_for, refuse_unknown_genes, write_files
+from anncoder.slots import next_step, refuse_foreign, sign, target_of
+from anncoder.sources import DiskSource
+from anncoder.written import Latent, Wanted, column_of, natural_scale, of_genes_here, write_results
 
 
 def autoencode(
-    adata: anndata.AnnData,
+    adata: anndata.AnnData | Paths,
     model: str = "count",
     *,
     layer: str | None = None,
     key_added: str = "ae",
     denoise: bool = False,
     copy: bool = False,
+    output: str | Path | None = None,
     progress: bool | None = None,
     **settings: Any,
 ) -> Any:
@@ -39,7 +47,7 @@ def autoencode(
     Parameters
     ----------
     adata
-        Raw counts, (n_obs, n_vars), in ``X`` or a layer.
+        Raw counts, (n_obs, n_vars), in ``X`` or a layer; or files of them, for ``output``.
     model
         ``"count"``, ``"denoising"``, ``"undercomplete"``, or one of the published systems: see docs/models.md.
     layer
@@ -50,6 +58,10 @@ def autoencode(
         Write the expected counts too; a dense (n_obs, n_vars) layer.
     copy
         Leave ``adata`` alone and return a copy with the results.
+    output
+        Where to write, if ``adata`` is the path of an ``.h5ad`` file or ``.zarr`` folder, or a list or glob of paths:
+        an ``.h5ad`` file, or of several files a folder, in which each keeps its name. The inputs are read and copied a
+        block at a time, and left as they are.
     progress
         True for a progress bar, False for silence, None for a bar where there is a terminal or notebook.
     **settings
@@ -98,34 +110,38 @@ def autoencode(
     unfitted: Autoencoder = ESTIMATORS[model](**hyper)
     if denoise:
         refuse_no_decoder(unfitted.config)
-    target = _target(adata, copy=copy)
+    if isinstance(adata, str | Path | list | tuple):
+        wanted = Wanted(key_added, scale=natural_scale(unfitted) if denoise else None)
+        return _autoencode_files(adata, unfitted, wanted, output, layer=layer, progress=progress, **training)
+    target = _target(adata, copy=copy, output=output)
     refuse_foreign(target, key_added)
     if denoise:
         refuse_size(target.n_obs * target.n_vars * 4)
     fitted = unfitted.fit(target, layer=layer, progress=progress, **training)
     _write_latent(target, fitted, key_added)
     if denoise:
-        _write_denoised(target, fitted, fitted.denoise(target, scale=_natural_scale(fitted)), key_added)
+        _write_denoised(target, fitted, fitted.denoise(target, scale=natural_scale(fitted)), key_added)
     if progress is not False:
-        announce(next_step(target, key_added))
+        announce(next_step(key_added, *target.obsm[f"X_{key_added}"].shape))
     return target if copy else fitted
 
 
 def embed(
-    adata: anndata.AnnData,
+    adata: anndata.AnnData | Paths,
     model: Autoencoder,
     *,
     layer: str | None = None,
     key_added: str = "ae",
     allow_missing: float = 0.0,
     copy: bool = False,
+    output: str | Path | None = None,
 ) -> anndata.AnnData | None:
     """Write the latent of a fitted model into ``adata``; genes are matched by name.
 
     Parameters
     ----------
     adata
-        New or old cells, raw counts.
+        New or old cells, raw counts; or files of them, for ``output``.
     model
         A fitted model.
     layer
@@ -136,6 +152,8 @@ def embed(
         Share of the model's genes that may be missing; they are taken as zero.
     copy
         Leave ``adata`` alone and return a copy with the results.
+    output
+        Where to write, if ``adata`` is files: see :func:`autoencode`.
 
     Returns
     -------
@@ -158,27 +176,32 @@ def embed(
     InputError
         Too many genes are missing, or the values are not what the model was fitted on.
     """
-    target = _target(adata, copy=copy)
+    if isinstance(adata, str | Path | list | tuple):
+        where = _output(output)
+        write_files(model, adata, where, Wanted(key_added), layer=layer, allow_missing=allow_missing)
+        return None
+    target = _target(adata, copy=copy, output=output)
     refuse_foreign(target, key_added)
     _write_latent(target, model, key_added, layer=layer, allow_missing=allow_missing)
     return target if copy else None
 
 
 def denoise(
-    adata: anndata.AnnData,
+    adata: anndata.AnnData | Paths,
     model: Autoencoder,
     *,
     scale: Scale | None = None,
     layer: str | None = None,
     key_added: str = "ae",
     copy: bool = False,
+    output: str | Path | None = None,
 ) -> anndata.AnnData | None:
     """Write the expected expression of a fitted model into a new layer of ``adata``.
 
     Parameters
     ----------
     adata
-        Cells whose genes are all known to the model, in any order.
+        Cells whose genes are all known to the model, in any order; or files of them, for ``output``.
     model
         A fitted model.
     scale
@@ -190,6 +213,8 @@ def denoise(
         Name under which results are written.
     copy
         Leave ``adata`` alone and return a copy with the results.
+    output
+        Where to write, if ``adata`` is files: see :func:`autoencode`.
 
     Returns
     -------
@@ -212,18 +237,14 @@ def denoise(
     ResourceError
         The dense layer would not fit into memory.
     """
-    target = _target(adata, copy=copy)
+    scale = natural_scale(model) if scale is None else scale
+    if isinstance(adata, str | Path | list | tuple):
+        write_files(model, adata, _output(output), Wanted(key_added, latent=False, scale=scale), layer=layer)
+        return None
+    target = _target(adata, copy=copy, output=output)
     refuse_foreign(target, key_added)
-    alignment = align(list(model.var_names_), list(target.var_names.astype(str)))
-    if alignment.n_extra:
-        raise InputError(
-            f"the model does not know {alignment.n_extra:,} of the genes here: a layer has all of them",
-            code="unknown-genes",
-            where="var_names",
-            remedy="adata = adata[:, model.var_names_].copy()",
-        )
+    refuse_unknown_genes(model, target.var_names.astype(str))
     genes = list(target.var_names.astype(str))
-    scale = _natural_scale(model) if scale is None else scale
     _write_denoised(target, model, model.denoise(target, scale=scale, layer=layer, genes=genes), key_added)
     return target if copy else None
 
@@ -232,31 +253,16 @@ def _write_latent(
     adata: anndata.AnnData, model: Autoencoder, key: str, layer: str | None = None, allow_missing: float = 0.0
 ) -> None:
     latent = model.embed(adata, layer=layer, allow_missing=allow_missing)
-    if not np.isfinite(latent).all():
-        raise InputError(
-            f"{int((~np.isfinite(latent).all(axis=1)).sum()):,} cells have a latent that is not finite",
-            code="latent-not-finite",
-            where=f"obsm['X_{key}']",
-            remedy="fit again with a lower learning_rate",
-        )
-    dead = int((latent.var(axis=0) < 1e-8).sum())
-    if dead and len(latent) > 1:
-        logger.warning(
-            "%d of %d latent units are the same for all cells: a smaller n_latent would do",
-            dead,
-            latent.shape[1],
-        )
+    look = Latent(key)
+    look.add(latent)
+    look.close()
     sign(adata, model, key)
     adata.obsm[f"X_{key}"] = np.ascontiguousarray(latent, dtype=np.float32)
     for name, values in model.of_cells(adata, layer=layer, allow_missing=allow_missing).items():
-        adata.obs[f"{key}_{name}"] = values
-    for name, values in model.of_genes().items():
-        of_known = pd.DataFrame(values, index=model.var_names_)
-        here = of_known.reindex(adata.var_names.astype(str)).to_numpy(np.float32)
-        if values.ndim == 1:
-            adata.var[f"{key}_{name}"] = here[:, 0]
-        else:
-            adata.varm[f"{key}_{name}"] = here
+        adata.obs[f"{key}_{name}"] = column_of(values)
+    for name, values in of_genes_here(model, adata.var_names.astype(str)).items():
+        where = adata.var if values.ndim == 1 else adata.varm
+        where[f"{key}_{name}"] = values
 
 
 def _write_denoised(adata: anndata.AnnData, model: Autoencoder, denoised: Array, key: str) -> None:
@@ -264,20 +270,38 @@ def _write_denoised(adata: anndata.AnnData, model: Autoencoder, denoised: Array,
     adata.layers[f"{key}_denoised"] = np.ascontiguousarray(denoised, dtype=np.float32)
 
 
-def _natural_scale(model: Autoencoder) -> Scale:
-    return "counts" if model.reads_counts else "normalized"
+def _autoencode_files(
+    files: Paths, model: Autoencoder, wanted: Wanted, output: str | Path | None, *, layer: str | None, **settings: Any
+) -> Autoencoder:
+    found = open_files_for(model, files, _output(output), wanted, layer)
+    opened: Any = found.shards
+    source = open_source(opened, layer, counts=model.reads_counts, integers=model.config.integers)
+    assert isinstance(source, DiskSource)
+    fitted = model.fit(source, layer=layer, **settings)
+    write_results(fitted, source, found.outputs, wanted)
+    if settings["progress"] is not False:
+        for shard, path in zip(*found, strict=True):
+            announce(f"{path}: {next_step(wanted.key, shard.n_obs, fitted.config.width)}")
+    return fitted
 
 
-def _target(adata: anndata.AnnData, *, copy: bool) -> anndata.AnnData:
-    # as scanpy does: results on a view turn it into an object of its own; the parent is not touched
-    if not isinstance(adata, anndata.AnnData):
-        raise InputError(
-            f"expected an AnnData, got {type(adata).__name__}",
-            code="not-anndata",
-            remedy="read it first: sc.read_h5ad(path)",
+def _output(output: str | Path | None) -> Path:
+    if output is None:
+        raise ConfigError(
+            "results of files are written to a file, and none is named",
+            code="no-output",
+            where="output",
+            remedy="output='out.h5ad'; or model.embed(path), which returns an array",
         )
-    if copy:
-        return adata.to_memory(copy=True) if adata.isbacked else adata.copy()
-    if adata.is_view:
-        adata._init_as_actual(adata.to_memory() if adata.isbacked else adata.copy())
-    return adata
+    return Path(output)
+
+
+def _target(adata: Any, *, copy: bool, output: str | Path | None) -> anndata.AnnData:
+    if output is not None:
+        raise ConfigError(
+            "output is for files; the results of an AnnData are written into it",
+            code="bad-output",
+            where="output",
+            remedy="leave output out, and adata.write_h5ad(path) after it",
+        )
+    return target_of(adata, copy=copy)

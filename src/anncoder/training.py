@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -19,6 +20,8 @@ from anncoder.errors import DivergenceError
 from anncoder.types import Batch, Loader, Loss
 
 Record = dict[str, float]
+# another way to take a step: see recording.py
+Take = Callable[[nn.Module, Batch, torch.optim.Optimizer, TrainingConfig], tuple[Loss, Tensor]]
 
 
 class Progress(Protocol):
@@ -30,6 +33,18 @@ class Progress(Protocol):
 
     def epoch(self, record: Record) -> None:
         """Follow one epoch."""
+        ...
+
+
+class Keeper(Protocol):
+    """Somebody who keeps the state of training where a later process finds it again."""
+
+    def restore(self, state: State) -> None:
+        """Put the state that was kept, if there is one, in place of that of a start."""
+        ...
+
+    def see(self, state: State) -> None:
+        """Look at the state after a minibatch or an epoch, and keep it if that is due."""
         ...
 
 
@@ -55,32 +70,50 @@ class Watch:
         self.best = float("inf")
         self.best_epoch = -1
         self.weights: dict[str, Tensor] = {}
-        self._mark = float("inf")  # the last loss that fell far enough to count
-        self._waited = 0
-        self._waited_at_rate = 0
+        self.mark = float("inf")  # the last loss that fell far enough to count
+        self.waited = 0
+        self.waited_at_rate = 0
 
     def see(self, loss: float, epoch: int, network: nn.Module) -> None:
         """Take note of an epoch's loss, and keep the weights if they are the best (or, without keep_best, the last)."""
         if loss < self.best or not self.config.keep_best:
             self.best, self.best_epoch = loss, epoch
             self.weights = {name: value.detach().clone() for name, value in network.state_dict().items()}
-        improved = loss < self._mark - self.config.min_delta * abs(self._mark) if epoch else True
+        improved = loss < self.mark - self.config.min_delta * abs(self.mark) if epoch else True
         if improved:
-            self._mark = loss
-        self._waited = 0 if improved else self._waited + 1
-        self._waited_at_rate = 0 if improved else self._waited_at_rate + 1
+            self.mark = loss
+        self.waited = 0 if improved else self.waited + 1
+        self.waited_at_rate = 0 if improved else self.waited_at_rate + 1
 
     def reduces_rate(self) -> bool:
         """Tell whether the learning rate should fall now; starts the next wait if so."""
         patience = self.config.reduce_lr_patience
-        if not patience or self._waited_at_rate < patience:
+        if not patience or self.waited_at_rate < patience:
             return False
-        self._waited_at_rate = 0
+        self.waited_at_rate = 0
         return True
 
     def gives_up(self) -> bool:
         """Tell whether to stop early."""
-        return bool(self.config.early_stopping) and self._waited >= given(self.config.patience)
+        return bool(self.config.early_stopping) and self.waited >= given(self.config.patience)
+
+
+class State:
+    """Where training stands: all that is needed to go on from here, beside the network's random streams.
+
+    Parameters
+    ----------
+    network, optimizer
+        The network itself, not a wrapper of it, and what moves its weights.
+    config
+        Training settings.
+    """
+
+    def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, config: TrainingConfig) -> None:
+        self.network, self.optimizer, self.watch = network, optimizer, Watch(config)
+        self.records: list[Record] = []  # of the epochs that are over
+        self.mean = RunningMean()  # of the losses in the epoch that is not
+        self.healthy: Tensor | None = None  # whether everything was finite in it, () bool
 
 
 def train(
@@ -91,6 +124,8 @@ def train(
     device: torch.device,
     progress: Progress,
     share: Share = ALONE,
+    keeper: Keeper | None = None,
+    take: Take | None = None,
 ) -> History:
     """Fit a network in place and leave it with its best weights, in evaluation mode.
 
@@ -108,6 +143,10 @@ def train(
         Told of every step and epoch.
     share
         Which of several processes this is.
+    keeper
+        Has the state to go on from, and keeps the later ones.
+    take
+        Takes the steps in another way; see :mod:`anncoder.recording`.
 
     Raises
     ------
@@ -115,13 +154,16 @@ def train(
         The loss or the gradient stopped being finite; the network holds the best weights until then.
     """
     network.to(device)
-    parallel = wrapped(network, share)
     optimizer = optimizer_of(network, config, device)
-    watch, records, stopped = Watch(config), [], "max_epochs"
+    state = State(network, optimizer, config)
+    if keeper is not None:
+        keeper.restore(state)
+    parallel = wrapped(network, share)
+    watch, records, stopped = state.watch, state.records, "max_epochs"
     try:
-        for epoch in range(given(config.max_epochs)):
+        for epoch in range(len(records), given(config.max_epochs)):
             began = time.perf_counter()
-            fitted = fit_epoch(parallel, loader, optimizer, config, epoch, progress, share)
+            fitted = fit_epoch(parallel, loader, state, config, progress, share, keeper, take)
             average_buffers(network, share)
             means = {f"train_{k}": v for k, v in fitted.items()}
             if valid_loader is not None:
@@ -135,6 +177,9 @@ def train(
                 break
             if watch.reduces_rate():
                 optimizer.param_groups[0]["lr"] = rate * given(config.reduce_lr_factor)
+            state.mean, state.healthy = RunningMean(), None
+            if keeper is not None:
+                keeper.see(state)
     except DivergenceError as error:
         error.history = History(records, watch.best_epoch, "diverged")
         raise
@@ -156,37 +201,49 @@ def optimizer_of(network: nn.Module, config: TrainingConfig, device: torch.devic
     betas = (given(config.beta1), 0.999)
     # clipping by value has to see every entry before the step does
     fused = device.type != "mps" and not config.clip_value
-    return torch.optim.Adam(parameters, lr=rate, betas=betas, eps=epsilon, weight_decay=decay, fused=fused)
+    recorded = config.cuda_graph
+    return torch.optim.Adam(parameters, rate, betas, epsilon, decay, fused=fused, capturable=recorded)
 
 
 def fit_epoch(
     network: nn.Module,
     loader: Loader,
-    optimizer: torch.optim.Optimizer,
+    state: State,
     config: TrainingConfig,
-    epoch: int,
     progress: Progress,
     share: Share = ALONE,
+    keeper: Keeper | None = None,
+    take: Take | None = None,
 ) -> Record:
-    """Take one optimiser step for every minibatch of an epoch; return the mean of each term over the cells."""
+    """Take the steps that are left of an epoch, one a minibatch; return the mean of each term over all its cells."""
     network.train()
     device = next(network.parameters()).device
-    mean, healthy = RunningMean(), None
-    for number, host_batch in enumerate(loader.epoch(epoch)):
+    epoch, done = len(state.records), state.mean.n_steps
+    for number, host_batch in enumerate(islice(loader.epoch(epoch), done, None), done):
         batch = host_batch if device.type == "cpu" else host_batch.to(device)
-        loss: Loss = network(batch)
-        optimizer.zero_grad(set_to_none=True)
-        loss.total.backward()  # type: ignore[no-untyped-call]
-        finite = step(optimizer, loss.total.detach(), config)
-        healthy = finite if healthy is None else healthy & finite
+        if take is None:
+            loss: Loss = network(batch)
+            finite = descend(loss, state.optimizer, config)
+        else:
+            loss, finite = take(network, batch, state.optimizer, config)
+        state.healthy = finite if state.healthy is None else state.healthy & finite
         # on the CPU the answer is there; a GPU would have to be waited for, and is asked once an epoch
         if device.type == "cpu" and not bool(finite):
             raise _diverged(network, batch, loss, epoch, number)
-        mean.add(loss, len(batch.rows))
+        state.mean.add(loss, len(batch.rows))
+        if keeper is not None:
+            keeper.see(state)
         progress.step()
-    if healthy is not None and not bool(healthy):
+    if state.healthy is not None and not bool(state.healthy):
         raise _diverged(network, batch, loss, epoch, number)
-    return mean.result(share)
+    return state.mean.result(share)
+
+
+def descend(loss: Loss, optimizer: torch.optim.Optimizer, config: TrainingConfig) -> Tensor:
+    """Take a step down the gradient of a minibatch's loss; return whether all is finite, () bool."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.total.backward()  # type: ignore[no-untyped-call]
+    return step(optimizer, loss.total.detach(), config)
 
 
 def step(optimizer: torch.optim.Optimizer, total: Tensor, config: TrainingConfig) -> Tensor:
@@ -219,25 +276,30 @@ def mean_loss(network: nn.Module, loader: Loader, device: torch.device, share: S
 
 
 class RunningMean:
-    """Mean of losses over cells, accumulated where the losses are: nothing is copied until the end."""
+    """Mean of losses over cells, accumulated where the losses are: from a GPU nothing is copied until the end."""
 
     def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
+        self.sums: dict[str, Any] = {}  # float64 numbers, or tensors on a GPU
         self.n_cells = 0
+        self.n_steps = 0
 
     def add(self, loss: Loss, n_cells: int) -> None:
         """Add the loss of a minibatch of n_cells."""
-        for name, value in {"loss": loss.total.detach(), **loss.terms}.items():
+        for name, value in loss.terms.items():
             # in float64: a million small minibatches must not drown in the sum
-            weighted = value.double() * n_cells
-            self.sums[name] = self.sums[name] + weighted if name in self.sums else weighted
+            here = value.item() if value.device.type == "cpu" else value.double()
+            self.sums[name] = self.sums.get(name, 0.0) + here * n_cells
         self.n_cells += n_cells
+        self.n_steps += 1
 
     def result(self, share: Share = ALONE) -> Record:
         """Return the means, over the cells of all processes."""
-        values = list(self.sums.values())
-        *totals, n_cells = summed(torch.stack([*values, values[0].new_tensor(self.n_cells)]), share).tolist()
-        return {name: total / n_cells for name, total in zip(self.sums, totals, strict=True)}
+        where = {v.device for v in self.sums.values() if isinstance(v, Tensor)}
+        numbers = (*self.sums.values(), self.n_cells)
+        sums = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=next(iter(where), None)) for v in numbers])
+        *totals, n_cells = summed(sums, share).tolist()
+        means = {name: total / n_cells for name, total in zip(self.sums, totals, strict=True)}
+        return {"loss": sum(means.values()), **means}
 
 
 def _diverged(network: nn.Module, batch: Batch, loss: Loss, epoch: int, number: int) -> DivergenceError:

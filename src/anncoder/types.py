@@ -31,7 +31,9 @@ class CSR(NamedTuple):
 
     def rows(self) -> Tensor:
         """Return the row of every stored value, (nnz,) int64."""
-        return torch.repeat_interleave(torch.arange(self.n_rows, device=self.indptr.device), self.indptr.diff())
+        every = torch.arange(self.n_rows, device=self.indptr.device)
+        # told how many there are, a GPU need not be waited for
+        return torch.repeat_interleave(every, self.indptr.diff(), output_size=self.indices.numel())
 
     def flat(self) -> Tensor:
         """Return the position of every stored value in the row-major dense matrix, (nnz,) int64."""
@@ -77,12 +79,21 @@ class Loss(NamedTuple):
     total: Tensor  # () what is differentiated
     terms: dict[str, Tensor]  # () each, detached, by name
 
+    @classmethod
+    def of(cls, terms: dict[str, Tensor]) -> Loss:
+        """Return the sum of some terms, () each."""
+        total, *others = terms.values()
+        for term in others:
+            total = total + term
+        return cls(total, {name: term.detach() for name, term in terms.items()})
+
 
 class Shape(NamedTuple):
     """What of the data decides the shapes of a network."""
 
     n_vars: int  # genes, g
     n_batches: int = 0  # experimental batches; 0 where none are given
+    batch_names: tuple[str, ...] = ()  # their names, in the order of their codes
 
 
 class Summary(NamedTuple):
@@ -95,6 +106,7 @@ class Summary(NamedTuple):
     gene_var: Tensor  # (g,) variance of counts / size_factor
     x_mean: Tensor  # (g,) mean of the network input
     x_std: Tensor  # (g,) standard deviation of the network input, 1 where it is 0
+    n_steps: int = 0  # minibatches in an epoch: what a warm-up over epochs counts in
     target: Tensor | None = None  # (n, d) what the model is told to give each cell of the data, by ``Batch.rows``
 
 
@@ -132,3 +144,13 @@ class Noise:
         if device not in self._streams:
             self._streams[device] = torch.Generator(device).manual_seed(self.seed)
         return self._streams[device]
+
+    def state(self) -> dict[str, Tensor]:
+        """Return where the stream on each kind of device stands, (k,) uint8, for :meth:`restore`."""
+        return {device.type: generator.get_state() for device, generator in self._streams.items()}
+
+    def restore(self, states: dict[str, Tensor], device: torch.device) -> None:
+        """Let the streams of the CPU and of ``device`` go on from where they stood."""
+        for here in {torch.device("cpu"), device}:
+            if here.type in states:
+                self.on(here).set_state(states[here.type])

@@ -24,7 +24,6 @@ from scipy.sparse import csr_matrix
 from anncoder.benchmark.textbook import fit_textbook, textbook_nb, textbook_zinb
 from anncoder.data.memory import Stored
 from anncoder.device import threads_set
-from anncoder.errors import ConfigError
 from anncoder.estimators import CountAutoencoder
 from anncoder.likelihoods import nb_nll, zinb_nll
 
@@ -62,7 +61,7 @@ def interleaved(name: str, ours: Side, other: Side, repeats: int, note: str = ""
             side()
             pair.append(time.perf_counter() - began)
         times.append(pair)
-    return _result(name, times, note)
+    return compared(name, times, note)
 
 
 def losses(bench: Bench) -> Iterator[Result]:
@@ -170,7 +169,7 @@ def against_floor(bench: Bench) -> Iterator[Result]:
                     _ = latent @ narrow, hidden @ narrow.T, latent.T @ hidden
             floor = time.perf_counter() - began
             times.append((float(model.history_["seconds"].iloc[1:].median()), floor))
-        yield _result(
+        yield compared(
             f"dense products' share of an epoch, batch {batch_size}", times[1:], "with validation, 64-32-64 NB"
         )
 
@@ -187,7 +186,7 @@ def disk(bench: Bench) -> Iterator[Result]:
             for _ in range(bench.repeats):
                 pair = [_fit(data, (64,), 32, 1024, 3).history_["seconds"].iloc[1:].median() for data in (path, adata)]
                 times.append((float(pair[0]), float(pair[1])))
-            yield _result(f"speed from {path.suffix[1:]} over speed from memory", times, "64-32-64 NB, batch 1024")
+            yield compared(f"speed from {path.suffix[1:]} over speed from memory", times, "64-32-64 NB, batch 1024")
 
 
 def start(bench: Bench) -> Iterator[Result]:
@@ -210,42 +209,14 @@ def start(bench: Bench) -> Iterator[Result]:
     yield Result("the same, from the cache, seconds", took[1], took[1], took[1], took[1], took[0])
 
 
-COMPARISONS: dict[str, Callable[[Bench], Iterator[Result]]] = {
-    "losses": losses,
-    "floor": against_floor,
-    "textbook": against_textbook,
-    "scvi": against_scvi,
-    "disk": disk,
-    "start": start,
-}
-
-
-def chosen(names: tuple[str, ...]) -> list[Callable[[Bench], Iterator[Result]]]:
-    """Return comparisons by name, all for none.
-
-    Raises
-    ------
-    ConfigError
-        There is no such comparison.
-    """
-    for name in names:
-        if name not in COMPARISONS:
-            raise ConfigError(
-                f"there is no comparison {name!r}",
-                code="bad-value",
-                where="--only",
-                remedy=f"one of {', '.join(COMPARISONS)}",
-            )
-    return [COMPARISONS[name] for name in names or COMPARISONS]
-
-
 def _fit(data: Any, n_hidden: tuple[int, ...], n_latent: int, batch_size: int, epochs: int, **settings: Any) -> Any:
     return CountAutoencoder(n_hidden=n_hidden, n_latent=n_latent).fit(
         data, max_epochs=epochs, batch_size=batch_size, early_stopping=False, progress=False, **settings
     )
 
 
-def _result(name: str, times: list[Any], note: str = "") -> Result:
+def compared(name: str, times: list[Any], note: str = "") -> Result:
+    """Return the median and range of the ratios of (ours, other) times."""
     ratios = [other / ours for ours, other in times]
     ours, other = (statistics.median(side) for side in zip(*times, strict=True))
     return Result(name, statistics.median(ratios), min(ratios), max(ratios), ours, other, note)

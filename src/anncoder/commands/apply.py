@@ -1,19 +1,17 @@
-"""``anncoder embed`` and ``anncoder denoise``: a saved model on new cells."""
+"""``anncoder embed`` and ``anncoder denoise``: a saved model on new cells, however many."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import anndata
-
-from anncoder import tl
 from anncoder.autoencoder import Autoencoder
-from anncoder.commands.output import read_input, refuse_input_as_output, refuse_output, write_output
 from anncoder.config import unknown_key
 from anncoder.estimators import load
 from anncoder.progress import announce
-from anncoder.slots import latent_slots, next_step, refuse_foreign
+from anncoder.results import Output, write_files
+from anncoder.slots import next_step
+from anncoder.written import Wanted, natural_scale
 
 SCALES = ("counts", "normalized")
 
@@ -22,7 +20,7 @@ class ApplyRequest(NamedTuple):
     """What ``embed`` and ``denoise`` are asked for on the command line."""
 
     model: Path
-    data: Path
+    data: list[Path]
     output: Path
     layer: str | None = None
     key: str = "ae"
@@ -31,34 +29,30 @@ class ApplyRequest(NamedTuple):
 
 
 def run_embed(request: ApplyRequest, *, allow_missing: float) -> None:
-    """Write the input plus ``obsm["X_key"]`` to the output."""
-    model, adata = _open(request)
-    tl.embed(adata, model, layer=request.layer, key_added=request.key, allow_missing=allow_missing)
-    write_output(adata, request.output, wrote=latent_slots(model, request.key))
-    announce(f"{request.output}: {next_step(adata, request.key)}")
+    """Write each input plus ``obsm["X_key"]``."""
+    model = load(request.model)
+    for written in _write(request, model, Wanted(request.key), allow_missing):
+        announce(f"{written.path}: {next_step(request.key, written.n_obs, model.config.width)}")
 
 
 def run_denoise(request: ApplyRequest, *, scale: Any) -> None:
-    """Write the input plus ``layers["key_denoised"]`` to the output; without a scale, on the one the model was fed."""
+    """Write each input plus ``layers["key_denoised"]``; without a scale, on the one the model was fed."""
     if scale is not None and scale not in SCALES:
         raise unknown_key(scale, SCALES, where="--scale")
-    model, adata = _open(request)
-    tl.denoise(adata, model, scale=scale, layer=request.layer, key_added=request.key)
-    layer = f"{request.key}_denoised"
-    write_output(adata, request.output, wrote=(f"layers/{layer}",))
-    announce(f"{request.output}: wrote layers[{layer!r}] ({adata.n_obs:,} x {adata.n_vars:,}, float32)")
-
-
-def _open(request: ApplyRequest) -> tuple[Autoencoder, anndata.AnnData]:
-    refuse_output(request.output)
-    refuse_input_as_output(request.data, request.output, in_place=request.in_place)
     model = load(request.model)
-    layer = request.layer or model.layer_
-    adata = read_input(
-        request.data,
-        layer=None if layer == "X" else layer,
-        drop_empty_cells=request.drop_empty_cells,
-        genes=list(model.var_names_),
+    wanted = Wanted(request.key, latent=False, scale=scale or natural_scale(model))
+    for path, n_obs, n_vars in _write(request, model, wanted, 0.0):
+        announce(f"{path}: wrote layers['{request.key}_denoised'] ({n_obs:,} x {n_vars:,}, float32)")
+
+
+def _write(request: ApplyRequest, model: Autoencoder, wanted: Wanted, allow_missing: float) -> list[Output]:
+    return write_files(
+        model,
+        list(request.data),
+        request.output,
+        wanted,
+        layer=request.layer,
+        allow_missing=allow_missing,
+        in_place=request.in_place,
+        drop_empty=request.drop_empty_cells,
     )
-    refuse_foreign(adata, request.key)
-    return model, adata

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from anncoder.benchmark.comparisons import Bench, Result, chosen, quiet
+from anncoder.benchmark.choice import chosen
+from anncoder.benchmark.comparisons import Bench, Result, quiet
 from anncoder.benchmark.machine import description, rates
 from anncoder.commands.run import write_json
 from anncoder.data.adata import open_data, read_matrix

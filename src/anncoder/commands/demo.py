@@ -9,6 +9,7 @@ import anndata
 import typer
 
 from anncoder.autoencoder import Autoencoder
+from anncoder.commands.output import read_input, write_output
 from anncoder.commands.train import TrainRequest, run_train
 from anncoder.files import atomic_path, writable_folder
 from anncoder.progress import announce
@@ -29,14 +30,12 @@ def run_demo(folder: Path, *, seed: int, threads: int | None) -> None:
         folder.mkdir(parents=True)
     writable_folder(folder)
     counts, output = folder / "demo_counts.h5ad", folder / "demo.h5ad"
-    with atomic_path(counts) as temporary:
-        pbmc68k_counts().write_h5ad(temporary, compression="gzip")
+    write_output(pbmc68k_counts(), counts, wrote=())
     flags = {"seed": seed} | ({} if threads is None else {"threads": threads})
-    run_train(TrainRequest(data=counts, output=output, settings=SETTINGS, flags=flags, denoise=True, labels=LABELS))
-    adata = anndata.read_h5ad(output)
+    run_train(TrainRequest(data=[counts], output=output, settings=SETTINGS, flags=flags, denoise=True, labels=LABELS))
+    adata = read_input(output)
     lay_out(adata, seed=seed)
-    with atomic_path(output) as temporary:
-        adata.write_h5ad(temporary, compression="gzip")
+    write_output(adata, output, wrote=("obsm/X_ae",))
     draw(adata, load(output.with_suffix(".anncoder") / "model"), folder)
     announce(
         f"demo.h5ad, demo.anncoder/ and three pictures are in {folder.resolve()} ({time.perf_counter() - began:.0f} s)"

@@ -4,30 +4,40 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import typer
 import yaml
 
 from anncoder.checkpoint import read_stored
 from anncoder.checks import check
-from anncoder.commands.output import read_input, refuse_output
 from anncoder.commands.run import write_json
-from anncoder.config import TrainingConfig, parse_assignments, split_settings, unknown_key
+from anncoder.config import TrainingConfig, split_settings, unknown_key
+from anncoder.data.shards import paths_of
 from anncoder.estimators import load
 from anncoder.evaluation import Evaluation, evaluate
 from anncoder.models import MODELS
+from anncoder.outputs import refuse_output
+from anncoder.settings import parse_assignments
 
 
-def run_check(data: Path, *, layer: str | None, counts: bool, as_json: bool) -> None:
-    """Print what a file holds; raise its first problem if a model cannot be trained on it."""
-    report = check(read_input(data, layer=None, drop_empty_cells=False), layer=layer, counts=counts)
-    typer.echo(report.to_json() if as_json else str(report))
-    report.raise_if_bad()
+def run_check(data: list[Path], *, layer: str | None, counts: bool, as_json: bool) -> None:
+    """Print what files hold; raise the first problem of the first on which a model cannot be trained."""
+    paths = paths_of(list(data))
+    reports = [check(path, layer=layer, counts=counts) for path in paths]
+    if as_json:
+        found: Any = [{"file": str(path)} | report.to_dict() for path, report in zip(paths, reports, strict=True)]
+        typer.echo(json.dumps(found, indent=2, allow_nan=False) if len(paths) > 1 else reports[0].to_json())
+    else:
+        heads = [f"{path}: " if len(paths) > 1 else "" for path in paths]
+        typer.echo("\n\n".join(f"{head}{report}" for head, report in zip(heads, reports, strict=True)))
+    for report in reports:
+        report.raise_if_bad()
 
 
 def run_evaluate(
     model: Path,
-    data: Path,
+    data: list[Path],
     *,
     labels: str | None,
     layer: str | None,
@@ -38,8 +48,7 @@ def run_evaluate(
     """Print the table and write it to a JSON file."""
     refuse_output(output, suffix=".json")
     fitted = load(model)
-    adata = read_input(data, layer=None, drop_empty_cells=False)
-    found = evaluate(fitted, adata, labels=labels, layer=layer, allow_missing=allow_missing, seed=seed)
+    found = evaluate(fitted, list(data), labels=labels, layer=layer, allow_missing=allow_missing, seed=seed)
     print_evaluation(found)
     write_json(output, found.to_dict())
 

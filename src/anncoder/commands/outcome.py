@@ -49,14 +49,14 @@ class Signals:
         logging.getLogger("anncoder").warning("stopping when the results are saved; once more to stop now")
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Let a block finish before a signal, of the block or from before it, ends the command."""
+    def held(self, then: str = "") -> Iterator[None]:
+        """Let a block finish before a signal, of the block or from before it, ends the command; ``then`` is said."""
         self._saving, self.message = True, "interrupted while results were being saved"
         try:
             yield
         finally:
             self._saving = False
-        self.message = "interrupted; the results until then were saved"
+        self.message = f"interrupted; the results until then were saved{then}"
         if self.number is not None:
             raise KeyboardInterrupt(self.message)
 

@@ -1,8 +1,7 @@
-"""Reading the input and writing the output of a command: whole or not at all, and never over the input unasked."""
+"""Reading and writing an AnnData that is in memory: whole or not at all."""
 
 from __future__ import annotations
 
-import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,80 +13,18 @@ from anndata.io import read_elem, write_elem
 from scipy.sparse import issparse
 
 from anncoder.data.adata import open_data
-from anncoder.data.scan import scan, structure, unreadable
-from anncoder.errors import ConfigError, InputError, ResourceError
-from anncoder.files import atomic_path, same_file, writable_folder
+from anncoder.errors import InputError, ResourceError
+from anncoder.files import atomic_path
 from anncoder.hdf5 import new_h5
-from anncoder.progress import announce
 
 COMPRESSED = {"compression": "gzip"}  # which carries a checksum, too
 
 
-def refuse_output(output: Path, *, suffix: str = ".h5ad") -> None:
-    """Refuse the name of an output before any work is done for it.
-
-    Raises
-    ------
-    ConfigError
-        It does not end as it should, or is a folder.
-    ResourceError
-        Its folder does not exist or cannot be written.
-    """
-    wrong = f"does not end in {suffix}" if output.suffix != suffix else "is a folder" if output.is_dir() else ""
-    if wrong:
-        raise ConfigError(
-            f"the output {str(output)!r} {wrong}",
-            code="bad-output",
-            where="--output",
-            remedy=f"-o NAME{suffix}",
-        )
-    writable_folder(output.parent)
-
-
-def refuse_input_as_output(data: Path, output: Path, *, in_place: bool) -> None:
-    """Raise a ConfigError if the output would replace the input, without ``--in-place``."""
-    if same_file(data, output) and not in_place:
-        raise ConfigError(
-            "the output is the input",
-            code="output-is-input",
-            where=str(output),
-            remedy="choose another name, or say --in-place: the new file then replaces the old one when it is complete",
-        )
-
-
-def read_input(
-    data: Path, *, layer: str | None, drop_empty_cells: bool, genes: list[str] | None = None
-) -> anndata.AnnData:
-    """Read a file, whole or without its empty cells.
-
-    Parameters
-    ----------
-    data
-        The file.
-    layer
-        Where the counts are; None for ``X``.
-    drop_empty_cells
-        Leave out the cells without any count.
-    genes
-        The genes that matter for that; None for all.
-    """
+def read_input(data: Path) -> anndata.AnnData:
+    """Read a file into memory."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # anndata's on names and old formats: check says what matters
-        adata = open_data(data)
-    return _filled(adata, layer, genes) if drop_empty_cells else adata
-
-
-def _filled(adata: anndata.AnnData, layer: str | None, genes: list[str] | None) -> anndata.AnnData:
-    matrix = adata.X if layer is None else adata.layers.get(layer)
-    if matrix is None or unreadable(matrix) or structure(matrix).fault:
-        return adata  # the check that follows says what is wrong
-    if genes is not None:
-        matrix = matrix[:, adata.var_names.isin(genes)]
-    empty = scan(matrix, math.inf).empty_obs
-    if len(empty) in (0, adata.n_obs):
-        return adata
-    announce(f"left out {len(empty):,} of {adata.n_obs:,} cells, which have no count")
-    return adata[np.delete(np.arange(adata.n_obs), empty)].copy()
+        return open_data(data)
 
 
 def refuse_unwritable(adata: anndata.AnnData) -> None:
@@ -126,7 +63,7 @@ def write_output(adata: anndata.AnnData, output: Path, *, wrote: tuple[str, ...]
 def _write_slots(file: h5py.File, slots: dict[str, Any]) -> None:
     for name, value in slots.items():
         try:
-            write_elem(file, name, value, dataset_kwargs=COMPRESSED if name == "/" else {})
+            write_elem(file, name, value, dataset_kwargs=COMPRESSED)
         except OSError:
             raise
         except Exception as error:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from anncoder.commands.output import refuse_output
-from anncoder.config import parse_assignments
+from anncoder.outputs import refuse_output
 from anncoder.progress import announce
+from anncoder.settings import parse_assignments
 from anncoder.simulate import simulate_to_file
 from anncoder.splatter import SplatParameters
 

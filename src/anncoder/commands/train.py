@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import anndata
 import yaml
 
-from anncoder import tl
 from anncoder.autoencoder import Autoencoder
 from anncoder.checkpoint import refuse_target, versions
-from anncoder.checks import check
 from anncoder.commands.inspect import print_evaluation
 from anncoder.commands.outcome import signals
-from anncoder.commands.output import (
-    read_input,
-    refuse_input_as_output,
-    refuse_output,
-    refuse_unwritable,
-    write_output,
-)
 from anncoder.commands.run import (
     HISTORY,
     LOG,
@@ -38,19 +28,26 @@ from anncoder.commands.run import (
     write_json,
     write_text,
 )
-from anncoder.config import TrainingConfig, given, parse_assignments, read_yaml, split_settings, unknown_key
-from anncoder.data.adata import batches_of, coordinates_of, obs_column
-from anncoder.device import choose_device, refuse_size
+from anncoder.config import TrainingConfig, given, split_settings, unknown_key
+from anncoder.data.shards import open_shards
+from anncoder.device import choose_device
 from anncoder.distributed import processes
 from anncoder.errors import ConfigError, DivergenceError, InputError
 from anncoder.estimators import ESTIMATORS
 from anncoder.evaluation import evaluate
-from anncoder.files import atomic_path
+from anncoder.files import atomic_path, locked
 from anncoder.models import MODELS
-from anncoder.preparation import split_cells
+from anncoder.opening import open_source
+from anncoder.preparation import batches_in, split_cells
 from anncoder.progress import announce
-from anncoder.refusals import refuse_few_cells, refuse_no_decoder, refuse_width
-from anncoder.slots import latent_slots, next_step, refuse_foreign
+from anncoder.refusals import refuse_few_cells, refuse_width
+from anncoder.results import Files, leave_out_empty, open_files_for
+from anncoder.resume import NAME as CHECKPOINT
+from anncoder.resume import Checkpoint, forget
+from anncoder.settings import parse_assignments, read_yaml
+from anncoder.slots import next_step
+from anncoder.sources import DiskSource
+from anncoder.written import Wanted, natural_scale, write_results
 
 logger = logging.getLogger("anncoder")
 
@@ -61,7 +58,7 @@ EVALUATED = 5000  # cells at most: enough for the comparison with PCA, and over 
 class TrainRequest(NamedTuple):
     """What was asked for on the command line."""
 
-    data: Path
+    data: list[Path]
     output: Path
     model: str | None = None
     config: Path | None = None
@@ -75,8 +72,16 @@ class TrainRequest(NamedTuple):
     evaluation: bool = True
     in_place: bool = False
     drop_empty_cells: bool = False
+    resume: bool | None = None
     progress: bool | None = None
     quiet: bool = False
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """Where the state of training is kept; processes that torchrun starts again always go on."""
+        restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+        resume = None if restarted and not self.resume else self.resume
+        return Checkpoint(run_folder(self.output), resume, remove=False)
 
 
 class Plan(NamedTuple):
@@ -101,28 +106,36 @@ def run_train(request: TrainRequest) -> None:
         if share.rank == 0:
             _train_and_write(request, plan)
         else:
-            adata = read_input(request.data, layer=request.layer, drop_empty_cells=request.drop_empty_cells)
-            plan.model.fit(adata, layer=request.layer, progress=False, **plan.training.model_dump())
+            shards: Any = open_shards(list(request.data), request.layer)
+            if request.drop_empty_cells:
+                leave_out_empty(shards)
+            settings = plan.training.model_dump()
+            plan.model.fit(shards, layer=request.layer, progress=False, checkpoint=request.checkpoint, **settings)
 
 
 def _train_and_write(request: TrainRequest, plan: Plan) -> None:
-    adata = _checked_input(request, plan)
-    folder = new_run_folder(request.output)
-    with logged(folder / LOG):
-        write_text(folder / SETTINGS, yaml.safe_dump(plan.resolved(), sort_keys=False))
-        began = time.perf_counter()
-        model = _fit(adata, plan, request, folder)
-        with signals.held():
-            _save(model, folder)
-            if request.save is not None:
-                model.save(request.save)
-            write_output(adata, request.output, wrote=_write_slots(adata, model, request))
-            metrics = _metrics(adata, model, time.perf_counter() - began)
-            write_json(folder / METRICS, metrics)
-            forget_previous(folder)
-        write_json(folder / METRICS, {**metrics, "evaluation": _evaluate(adata, model, request)})
-        announce(f"{request.output}: {next_step(adata, request.key)}")
-        announce(f"model, history, metrics and log: {folder}")
+    files, source = _checked_input(request, plan)
+    with locked(run_folder(request.output)):
+        folder = new_run_folder(request.output)
+        with logged(folder / LOG):
+            write_text(folder / SETTINGS, yaml.safe_dump(plan.resolved(), sort_keys=False))
+            began = time.perf_counter()
+            model = _fit(source, plan, request, folder)
+            unfinished = model.stopped_ == "interrupted"
+            with signals.held(_how_to_go_on(folder) if unfinished else ""):
+                _save(model, folder)
+                if request.save is not None:
+                    model.save(request.save)
+                write_results(model, source, files.outputs, _wanted(request, model))
+                metrics = _metrics(source, model, time.perf_counter() - began)
+                write_json(folder / METRICS, metrics)
+                forget_previous(folder)
+                if not unfinished:
+                    forget(folder)
+            write_json(folder / METRICS, {**metrics, "evaluation": _evaluate(source, model, request)})
+            for shard, path in zip(*files, strict=True):
+                announce(f"{path}: {next_step(request.key, shard.n_obs, model.config.width)}")
+            announce(f"model, history, metrics and log: {folder}")
 
 
 def make_plan(request: TrainRequest) -> Plan:
@@ -152,34 +165,41 @@ def make_plan(request: TrainRequest) -> Plan:
     return Plan(model, TrainingConfig(**training).suited_to(model.config))
 
 
-def _checked_input(request: TrainRequest, plan: Plan) -> anndata.AnnData:
+def _checked_input(request: TrainRequest, plan: Plan) -> tuple[Files, DiskSource]:
     # everything that can be refused is refused here, before the run folder is made and hours are spent
-    refuse_output(request.output)
-    refuse_input_as_output(request.data, request.output, in_place=request.in_place)
     refuse_run_folder(request.output)
     _refuse_save(request)
     choose_device(plan.training.device)
-    adata = read_input(request.data, layer=request.layer, drop_empty_cells=request.drop_empty_cells)
-    report = check(adata, layer=request.layer, counts=plan.model.reads_counts)
-    report.raise_if_bad()
-    for problem in report.problems:
-        if problem.severity == "warning":
-            logger.warning("warning: %s [%s]", problem.what, problem.code)
-    refuse_width(plan.model.config, adata.n_vars)
-    split = split_cells(adata.n_obs, partial(obs_column, adata), plan.training)
-    refuse_few_cells(plan.model.config, given(plan.training.batch_size), len(split.train))
-    if request.labels is not None and request.labels not in adata.obs:
-        raise unknown_key(request.labels, [str(c) for c in adata.obs.columns], where="--labels (a column of obs)")
+    model, data = plan.model, list(request.data)
+    files = open_files_for(
+        model,
+        data,
+        request.output,
+        _wanted(request, model),
+        request.layer,
+        in_place=request.in_place,
+        drop_empty=request.drop_empty_cells,
+    )
+    shards: Any = files.shards
+    source = open_source(shards, request.layer, counts=model.reads_counts, integers=model.config.integers)
+    assert isinstance(source, DiskSource)
+    for problem in source.warnings:
+        logger.warning("warning: %s [%s]", problem.what, problem.code)
+    refuse_width(model.config, len(source.var_names))
+    split = split_cells(source.n_obs, source.column, plan.training)
+    refuse_few_cells(model.config, given(plan.training.batch_size), len(split.train))
+    if request.labels is not None:
+        for shard in files.shards:
+            shard.refuse_no_column(request.labels, what="--labels")
     if plan.training.batch_key is not None:
-        batches_of(obs_column(adata, plan.training.batch_key, what="batch_key"), plan.training.batch_key, None)
-    if plan.model.config.fits_slot is not None:
-        coordinates_of(adata.obsm, plan.model.config.fits_slot)
-    if request.denoise:
-        refuse_no_decoder(plan.model.config)
-        refuse_size(adata.n_obs * adata.n_vars * 4)
-    refuse_foreign(adata, request.key)
-    refuse_unwritable(adata)
-    return adata
+        batches_in(source, plan.training.batch_key)
+    if model.config.fits_slot is not None:
+        source.coordinates(model.config.fits_slot)
+    return files, source
+
+
+def _wanted(request: TrainRequest, model: Autoencoder) -> Wanted:
+    return Wanted(request.key, scale=natural_scale(model) if request.denoise else None)
 
 
 def _refuse_save(request: TrainRequest) -> None:
@@ -195,15 +215,22 @@ def _refuse_save(request: TrainRequest) -> None:
     refuse_target(request.save)
 
 
-def _fit(adata: anndata.AnnData, plan: Plan, request: TrainRequest, folder: Path) -> Autoencoder:
+def _fit(source: DiskSource, plan: Plan, request: TrainRequest, folder: Path) -> Autoencoder:
     model, training = plan.model, plan.training.model_dump()
     try:
-        model.fit(adata, layer=request.layer, progress=request.progress, **training)
+        model.fit(source, layer=request.layer, progress=request.progress, checkpoint=request.checkpoint, **training)
     except DivergenceError:
+        forget(folder)  # it would diverge again
         if len(model.history_):  # the last good weights are worth keeping
             _save(model, folder)
         raise
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(f"{stop}{_how_to_go_on(folder)}") from None
     return model
+
+
+def _how_to_go_on(folder: Path) -> str:
+    return "; the same command again goes on from there" if (folder / CHECKPOINT).exists() else ""
 
 
 def _save(model: Autoencoder, folder: Path) -> None:
@@ -212,20 +239,11 @@ def _save(model: Autoencoder, folder: Path) -> None:
         model.history_.to_csv(temporary, index=False)
 
 
-def _write_slots(adata: anndata.AnnData, model: Autoencoder, request: TrainRequest) -> tuple[str, ...]:
-    tl.embed(adata, model, key_added=request.key)
-    wrote = latent_slots(model, request.key)
-    if not request.denoise:
-        return wrote
-    tl.denoise(adata, model, key_added=request.key)
-    return *wrote, f"layers/{request.key}_denoised"
-
-
-def _evaluate(adata: anndata.AnnData, model: Autoencoder, request: TrainRequest) -> dict[str, Any] | None:
+def _evaluate(source: DiskSource, model: Autoencoder, request: TrainRequest) -> dict[str, Any] | None:
     if not request.evaluation:
         return None
     try:
-        found = evaluate(model, adata, labels=request.labels, max_cells=EVALUATED, seed=model.training_.seed)
+        found = evaluate(model, source, labels=request.labels, max_cells=EVALUATED, seed=model.training_.seed)
     except InputError as error:  # too few cells to compare: the results stand without it
         logger.warning("not compared with PCA: %s", error.what)
         return None
@@ -234,13 +252,13 @@ def _evaluate(adata: anndata.AnnData, model: Autoencoder, request: TrainRequest)
     return found.to_dict()
 
 
-def _metrics(adata: anndata.AnnData, model: Autoencoder, seconds: float) -> dict[str, Any]:
+def _metrics(source: DiskSource, model: Autoencoder, seconds: float) -> dict[str, Any]:
     best = model.history_.iloc[model.best_epoch_]
     return {
         "schema": SCHEMA,
         "model": model.name,
-        "n_obs": adata.n_obs,
-        "n_vars": adata.n_vars,
+        "n_obs": source.n_obs,
+        "n_vars": len(source.var_names),
         "epochs": len(model.history_),
         "best_epoch": model.best_epoch_ + 1,
         "stopped": model.stopped_,

@@ -24,6 +24,7 @@ from anncoder.distributed import ALONE, Share
 from anncoder.types import CSR, Batch
 
 BLOCK = 32  # rows read at once; where the stored chunks are compressed, as many as one holds
+IN_ORDER = 8_192  # cells read at once where nothing is shuffled
 POOL = 32_768  # cells shuffled at once, and
 BLOCKS = 128  # the blocks that they come from, at least; but no more than
 POOL_BYTES = 128 * 2**20
@@ -80,7 +81,8 @@ class DiskLoader:
         self.batch_size, self.seed, self.batch_code, self.share = batch_size, seed, batch_code, share
         block = max(BLOCK, shards.chunk_rows) if block is None else block
         if pool is None:
-            pool = min(max(POOL, BLOCKS * block), POOL_BYTES // max(shards.row_bytes, 1))
+            shuffled = max(POOL, BLOCKS * block)
+            pool = min(IN_ORDER if seed is None else shuffled, POOL_BYTES // max(shards.row_bytes, 1))
         self.pool = max(pool, 2 * batch_size)
         self.blocks = np.array(list(shards.borders(block)), dtype=np.int64).reshape(-1, 2)
         self.n_obs = int(np.count_nonzero(chosen))
@@ -107,26 +109,8 @@ class DiskLoader:
         return islice(self._all(number), steps)
 
     def _all(self, number: int) -> Iterator[Batch]:
-        rest: Batch | None = None  # of the pool before: a minibatch at most
-        with closing(prefetched(self._pools(number))) as pools:
-            while (pool := next(pools, None)) is not None:
-                n_rest = 0 if rest is None else len(rest.rows)
-                left = n_rest + len(pool.order)
-                used = 0
-                # a last minibatch of one cell joins the one before it: before the end, one at least is kept back
-                while left > self.batch_size + pool.last or (pool.last and left):
-                    size = self.batch_size if left > self.batch_size + 1 or not pool.last else left
-                    yield _below(rest, self._batch(pool, pool.order[used : used + size - n_rest]))
-                    used, left = used + size - n_rest, left - size
-                    rest, n_rest = None, 0
-                if used < len(pool.order):
-                    rest = _below(rest, self._batch(pool, pool.order[used:]))
-                del pool  # two are in memory, not three
-
-    def _batch(self, pool: Pool, chosen: Rows) -> Batch:
-        at = pool.rows[chosen]
-        code = None if self.batch_code is None else torch.from_numpy(self.batch_code[at])
-        return Batch(pool.stored.take(chosen), torch.from_numpy(self.size_factor[at]), torch.from_numpy(at), code)
+        with closing(prefetched(self._pools(number), self.shards.shards[0].path.name)) as pools:
+            yield from minibatches_of(pools, self.size_factor, self.batch_code, self.batch_size)
 
     def _pools(self, number: int) -> Iterator[Pool]:
         groups = list(self._groups(number))
@@ -160,6 +144,42 @@ class DiskLoader:
         for part in np.split(order, cuts):
             if len(part):
                 yield self.blocks[part]
+
+
+def minibatches_of(
+    pools: Iterator[Pool], size_factor: Array, batch_code: Array | None, batch_size: int
+) -> Iterator[Batch]:
+    """Cut pools into minibatches, across their borders; a last one of one cell joins the one before it.
+
+    Parameters
+    ----------
+    pools
+        Cells in memory, one pool after the other.
+    size_factor, batch_code
+        Of all cells, (n_obs,); None for no experimental batches.
+    batch_size
+        Cells in a minibatch.
+    """
+
+    def batch(pool: Pool, chosen: Rows) -> Batch:
+        at = pool.rows[chosen]
+        code = None if batch_code is None else torch.from_numpy(batch_code[at])
+        return Batch(pool.stored.take(chosen), torch.from_numpy(size_factor[at]), torch.from_numpy(at), code)
+
+    rest: Batch | None = None  # of the pool before: a minibatch at most
+    while (pool := next(pools, None)) is not None:
+        n_rest = 0 if rest is None else len(rest.rows)
+        left = n_rest + len(pool.order)
+        used = 0
+        # a last minibatch of one cell joins the one before it: before the end, one at least is kept back
+        while left > batch_size + pool.last or (pool.last and left):
+            size = batch_size if left > batch_size + 1 or not pool.last else left
+            yield _below(rest, batch(pool, pool.order[used : used + size - n_rest]))
+            used, left = used + size - n_rest, left - size
+            rest, n_rest = None, 0
+        if used < len(pool.order):
+            rest = _below(rest, batch(pool, pool.order[used:]))
+        del pool  # two are in memory, not three
 
 
 def _joined(blocks: Array) -> list[tuple[int, int]]:

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from anncoder.data.scan import BLOCK, LARGEST_VALUE, Array, Held, Tally, hold, structure, unreadable
+from anncoder.data.held import BLOCK, Array, Held, hold
+from anncoder.data.scan import LARGEST_VALUE, Tally, structure, unreadable
 
 KINDS = {
     "counts": "raw counts",
@@ -133,9 +134,15 @@ def evenly(n: int, limit: int) -> Array:
 
 def _rows(held: Held, cells: Array) -> tuple[Array, Array]:
     """Return the stored values of some cells, and for each the number of its cell among them, (n,) both."""
-    if held.indptr is None or held.indices is None:
+    if held.indptr is None and isinstance(held.values, np.ndarray):
         rows = held.values[cells] if held.by_cell else held.values[:, cells].T
         return rows.ravel(), np.repeat(np.arange(len(cells)), rows.shape[1])
+    if held.by_cell and not isinstance(held.values, np.ndarray):  # on disk positions are far slower than slices
+        ends = held.indptr
+        parts = [held.values[c] if ends is None else held.values[ends[c] : ends[c + 1]] for c in cells.tolist()]
+        values = np.concatenate([np.empty(0, held.values.dtype), *parts])
+        return values, np.repeat(np.arange(len(cells)), [len(part) for part in parts])
+    assert held.indptr is not None
     if held.by_cell:
         start = held.indptr[cells].astype(np.int64)
         length = held.indptr[cells + 1] - start
@@ -145,10 +152,15 @@ def _rows(held: Held, cells: Array) -> tuple[Array, Array]:
     number = np.full(held.n_minor, -1)
     number[cells] = np.arange(len(cells))
     # by blocks: an index array as long as the matrix would be larger than the matrix
-    starts = range(0, len(held.indices), BLOCK)
-    found = [start + np.flatnonzero(number[held.indices[start : start + BLOCK]] >= 0) for start in starts]
-    position = np.concatenate([np.empty(0, dtype=np.int64), *found])
-    return held.values[position], number[held.indices[position]]
+    blocks = [slice(start, start + held.block) for start in range(0, held.indices.shape[0], held.block)]
+    found = [_of_cells(held, block, number) for block in blocks]
+    values = np.concatenate([np.empty(0, held.values.dtype), *(part for part, _ in found)])
+    return values, np.concatenate([np.empty(0, np.int64), *(owner for _, owner in found)])
+
+
+def _of_cells(held: Held, block: slice, number: Array) -> tuple[Array, Array]:
+    owner = number[held.indices[block]]
+    return held.values[block][owner >= 0], owner[owner >= 0]
 
 
 def _made_from_counts(taken: Sample, *, may_be_logged: bool) -> str:

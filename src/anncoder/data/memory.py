@@ -92,21 +92,23 @@ class MemoryLoader:
         return n_minibatches(self.n_obs - self.n_obs % size, size * self.batch_size, 2 * size)
 
     def epoch(self, number: int) -> Iterator[Batch]:
-        """Yield every row once, in the order of this epoch.
-
-        Of several processes each gets the same number of cells in every step: a few cells, others in every epoch, may
-        be left out for that.
-        """
-        rank, size = self.share
-        if self.seed is None:
-            parts = minibatches(self.rows[rank::size], self.batch_size)
-        else:
-            rows = shuffled(self.rows, self.seed, number)[: self.n_obs - self.n_obs % size]
-            parts = (part[rank::size] for part in minibatches(rows, size * self.batch_size, 2 * size))
-        for chosen in parts:
+        """Yield every row once, in the order of this epoch."""
+        for chosen in self.order(number):
             yield Batch(
                 self.stored.take(chosen),
                 torch.from_numpy(self.size_factor[chosen]),
                 torch.from_numpy(chosen),
                 None if self.batch_code is None else torch.from_numpy(self.batch_code[chosen]),
             )
+
+    def order(self, number: int) -> Iterator[Rows]:
+        """Yield the rows of each minibatch of this epoch.
+
+        Of several processes each gets the same number of cells in every step: a few cells, others in every epoch, may
+        be left out for that.
+        """
+        rank, size = self.share
+        if self.seed is None:
+            return minibatches(self.rows[rank::size], self.batch_size)
+        rows = shuffled(self.rows, self.seed, number)[: self.n_obs - self.n_obs % size]
+        return (part[rank::size] for part in minibatches(rows, size * self.batch_size, 2 * size))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator
 from typing import Generic, TypeVar
 
+logger = logging.getLogger("anncoder")
+
 T = TypeVar("T")
+PATIENCE = 120.0  # seconds without anything read, after which it is said which file it is
 
 
 class prefetched(Generic[T]):
@@ -18,10 +22,12 @@ class prefetched(Generic[T]):
     ----------
     items
         Runs ahead; its exceptions come out here.
+    where
+        What it reads, for a message when nothing comes for two minutes.
     """
 
-    def __init__(self, items: Iterator[T]) -> None:
-        self._items = items
+    def __init__(self, items: Iterator[T], where: str = "the data") -> None:
+        self._items, self._where = items, where
         self._next: T | None = None
         self._error: BaseException | None = None
         self._over = self._stopped = False
@@ -35,7 +41,12 @@ class prefetched(Generic[T]):
     def __next__(self) -> T:
         if self._over:
             raise StopIteration
-        self._made.acquire()
+        while not self._made.acquire(timeout=PATIENCE):
+            logger.warning(
+                "nothing has come from %s for %.0f s: is its disk, or the network to it, still there?",
+                self._where,
+                PATIENCE,
+            )
         if self._error is not None:
             self._over = True
             raise self._error

@@ -46,18 +46,22 @@ class Place:
     where
         How messages call the matrix: ``"layers['counts']"``.
     obs_names, var_names
-        Names of its cells, (n_obs,), and genes, (n_vars,).
+        Names of its cells, (n_obs,), and genes, (n_vars,); those of cells may be on disk
+        (:class:`anncoder.data.shard.Names`).
     counts
         Whether it must hold raw counts.
     holders
         Other slots of the same AnnData that do.
+    integers
+        Whether counts must be integers: corrected and expected counts are not.
     """
 
     where: str
-    obs_names: pd.Index
+    obs_names: Any
     var_names: pd.Index
     counts: bool
     holders: tuple[str, ...] = ()
+    integers: bool = True
 
     def of(self, flaw: Flaw) -> str:
         """Return the place of the first value of a flaw."""
@@ -162,8 +166,9 @@ def _name_problems(place: Place) -> Iterator[Problem]:
         yield Problem("duplicate-cells", "warning", what, where, "adata.obs_names_make_unique()")
 
 
-def _repeated(names: pd.Index) -> pd.Index:
-    return names[names.duplicated()].unique()
+def _repeated(names: Any) -> pd.Index:
+    found: pd.Index = names[names.duplicated()].unique() if isinstance(names, pd.Index) else names.repeated()
+    return found
 
 
 def _several(n: int, one: str, many: str) -> str:
@@ -197,7 +202,7 @@ def _value_problems(values: Scan, place: Place, kind: str) -> Iterator[Problem]:
     if not place.counts:
         return
     looks = f": these look like {KINDS[kind]}" if kind not in ("counts", "unknown") else ""
-    if flaw := flaws.get("not-integer"):
+    if place.integers and (flaw := flaws.get("not-integer")):
         noun = "an integer" if flaw.n == 1 else "integers"
         what = f"{_share(flaw, values)} not {noun} ({flaw.value:.6g}; maximum {values.highest:.6g}){looks}"
         yield Problem("not-integer", "error", what, place.of(flaw), _give_counts(place, kind))

@@ -15,13 +15,9 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from scipy import sparse
 
-Array = npt.NDArray[Any]
-
-BLOCK = 1 << 18
-"""Values read at once: 1 MiB of float32, which fits the second-level cache."""
+from anncoder.data.held import Array, Held, OnDisk, hold
 
 LARGEST_COUNT = float(1 << 24)
 """The largest integer up to which float32 holds every integer."""
@@ -76,7 +72,9 @@ class Scan:
 
 def unreadable(matrix: Any) -> tuple[str, str] | None:
     """Return code and reason if this is not a 2-D numpy or scipy matrix of real numbers, else None."""
-    if not (isinstance(matrix, np.ndarray) or sparse.issparse(matrix)):
+    if isinstance(matrix, OnDisk) and matrix.format not in ("csr", "csc", "dense"):
+        return "not-a-matrix", f"this is stored as {matrix.format}, not as a matrix"
+    if not (isinstance(matrix, np.ndarray | OnDisk) or sparse.issparse(matrix)):
         name = f"{type(matrix).__module__}.{type(matrix).__qualname__}"
         return "not-a-matrix", f"this is a {name}, not a numpy or scipy.sparse matrix"
     if matrix.ndim != 2:
@@ -93,7 +91,7 @@ def structure(matrix: Any) -> Structure:
     comes before anything else is done with the matrix.
     """
     held = hold(matrix)
-    if held.indptr is None or held.indices is None:
+    if held.indptr is None:
         return Structure()
     if fault := _pointer_fault(held):
         return Structure(fault)
@@ -215,40 +213,13 @@ class Tally:
         self.highest = max(self.highest, float(block.max(where=finite, initial=-math.inf)))
 
 
-class Held(NamedTuple):
-    """The arrays of a matrix, seen along its major axis."""
-
-    values: Array  # sparse: (n_stored,); dense: (n_major, n_minor)
-    indices: Array | None  # (n_stored,) position on the minor axis; None: dense
-    indptr: Array | None  # (n_major + 1,)
-    n_major: int
-    n_minor: int
-    by_cell: bool  # the major axis is that of the cells
-
-
-def hold(matrix: Any) -> Held:
-    """Return the arrays of a readable matrix, not copied (COO and the like: converted to CSR first)."""
-    n_obs, n_vars = matrix.shape
-    if sparse.issparse(matrix):
-        if matrix.format not in ("csr", "csc"):
-            matrix = matrix.tocsr()
-        by_cell = matrix.format == "csr"
-        values, indices, indptr = matrix.data, matrix.indices, matrix.indptr
-    else:
-        by_cell = not matrix.flags.f_contiguous or matrix.flags.c_contiguous
-        values = np.asarray(matrix if by_cell else matrix.T)
-        indices = indptr = None
-    n_major, n_minor = (n_obs, n_vars) if by_cell else (n_vars, n_obs)
-    return Held(values, indices, indptr, n_major, n_minor, by_cell)
-
-
 def _spans(held: Held) -> Iterator[tuple[int, int]]:
     """Yield ranges of the major axis that hold about one block of values each."""
     if held.indptr is None:
-        step = max(1, BLOCK // max(1, held.n_minor))
+        step = max(1, held.block // max(1, held.n_minor))
         cuts = np.arange(step, held.n_major, step)
     else:
-        cuts = np.searchsorted(held.indptr, np.arange(BLOCK, int(held.indptr[-1]), BLOCK))
+        cuts = np.searchsorted(held.indptr, np.arange(held.block, int(held.indptr[-1]), held.block))
     yield from pairwise(np.unique([0, *cuts, held.n_major]).tolist())
 
 
@@ -262,8 +233,7 @@ def _block(held: Held, first: int, last: int) -> tuple[Array, int]:
 
 def _indices(held: Held, first: int, last: int, chosen: Array | None) -> Array:
     assert held.indptr is not None
-    assert held.indices is not None
-    indices = held.indices[held.indptr[first] : held.indptr[last]]
+    indices: Array = held.indices[held.indptr[first] : held.indptr[last]]
     return indices if chosen is None else indices[chosen]
 
 
@@ -289,7 +259,7 @@ def _mark(filled: Array, indices: Array) -> None:
 
 
 def _locate(held: Held, n: int, position: int, value: float) -> Flaw:
-    if held.indptr is None or held.indices is None:
+    if held.indptr is None:
         major, minor = divmod(position, held.n_minor)
     else:
         # the last of several equal pointers: the rows before it are empty
@@ -300,15 +270,14 @@ def _locate(held: Held, n: int, position: int, value: float) -> Flaw:
 
 
 def _pointer_fault(held: Held) -> str:
-    indices, indptr, n_values = held.indices, held.indptr, len(held.values)
-    assert indices is not None
+    indices, indptr, n_values = held.indices, held.indptr, held.values.shape[0]
     assert indptr is not None
     if indices.dtype.kind != "i" or indptr.dtype.kind != "i":
         return f"the index arrays are {indices.dtype} and {indptr.dtype}, not integers"
     if len(indptr) != held.n_major + 1:
         return f"indptr has {len(indptr):,} entries instead of {held.n_major + 1:,}"
-    if len(indices) != n_values:
-        return f"there are {len(indices):,} indices for {n_values:,} values"
+    if indices.shape[0] != n_values:
+        return f"there are {indices.shape[0]:,} indices for {n_values:,} values"
     if indptr[0] != 0 or indptr[-1] != n_values:
         return f"indptr runs from {indptr[0]:,} to {indptr[-1]:,} instead of 0 to {n_values:,}"
     if (indptr[1:] < indptr[:-1]).any():

@@ -47,12 +47,6 @@ def summarize(
         n_cells += block.shape[0]
     mean, square, x_mean, x_square = sums / n_cells
     x_std = np.sqrt(np.maximum(x_square - x_mean**2, 0))
-    return Summary(
-        n_cells,
-        float(smallest),
-        library_size,
-        *(
-            torch.from_numpy(a.astype(np.float32))
-            for a in (mean, np.maximum(square - mean**2, 0), x_mean, np.where(x_std > 0, x_std, 1))
-        ),
-    )
+    moments = (mean, np.maximum(square - mean**2, 0), x_mean, np.where(x_std > 0, x_std, 1))
+    a, b, c, d = (torch.from_numpy(moment.astype(np.float32)) for moment in moments)
+    return Summary(n_cells, float(smallest), library_size, gene_mean=a, gene_var=b, x_mean=c, x_std=d)

@@ -15,26 +15,48 @@ from anncoder import checkpoint
 from anncoder.autoencoder import Autoencoder
 from anncoder.config import TrainingConfig, unknown_key
 from anncoder.errors import ConfigError
+from anncoder.estimators.autoimpute import AutoImpute
 from anncoder.estimators.count import CountAutoencoder
+from anncoder.estimators.dca import DCA
 from anncoder.estimators.denoising import DenoisingAutoencoder
 from anncoder.estimators.netsne import NetSNE
+from anncoder.estimators.saucie import SAUCIE
+from anncoder.estimators.scscope import ScScope
 from anncoder.estimators.scvis import SCVIS
 from anncoder.estimators.undercomplete import UndercompleteAutoencoder
+from anncoder.estimators.variational import VariationalAutoencoder
 from anncoder.models import MODELS
 from anncoder.types import Noise
 
 __all__ = [
+    "DCA",
     "ESTIMATORS",
+    "SAUCIE",
     "SCVIS",
+    "AutoImpute",
     "CountAutoencoder",
     "DenoisingAutoencoder",
     "NetSNE",
+    "ScScope",
     "UndercompleteAutoencoder",
+    "VariationalAutoencoder",
     "load",
 ]
 
 ESTIMATORS: dict[str, type[Any]] = {
-    cls.name: cls for cls in (CountAutoencoder, DenoisingAutoencoder, NetSNE, SCVIS, UndercompleteAutoencoder)
+    cls.name: cls
+    for cls in (
+        AutoImpute,
+        CountAutoencoder,
+        DCA,
+        DenoisingAutoencoder,
+        NetSNE,
+        SAUCIE,
+        SCVIS,
+        ScScope,
+        UndercompleteAutoencoder,
+        VariationalAutoencoder,
+    )
 }
 
 

@@ -24,7 +24,7 @@ class UndercompleteAutoencoder(Autoencoder):
     activation
         Activation of the hidden layers; the latent and the output are linear.
     norm
-        ``"batch"``, ``"layer"`` or ``"none"``: normalisation of the hidden layers.
+        ``"batch"``, ``"batch-shift"`` (without a scale), ``"layer"`` or ``"none"``: normalisation of the hidden layers.
     linear_decoder
         Decode without hidden layers.
     dropout_rate

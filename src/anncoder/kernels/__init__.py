@@ -1,32 +1,59 @@
-"""Fused CPU passes, compiled by numba at first use and cached.
+"""Fused passes: on the CPU compiled by numba at first use and cached, on CUDA GPUs by Triton.
 
 Each stands beside an exact reference: the likelihoods' eager torch forms and their float64 textbook forms, and torch's
-own sparse products. :func:`fused` says whether the kernels serve some tensors; the environment variable
-``ANNCODER_KERNELS=torch`` and :func:`use` switch them off.
+own sparse products. :func:`fused` and :func:`on_gpu` say whether the kernels serve some tensors; the environment
+variable ``ANNCODER_KERNELS=torch`` and :func:`use` switch them off.
 """
 
 from __future__ import annotations
 
 import os
+from functools import cache
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-Backend = Literal["numba", "torch"]
+Backend = Literal["numba", "triton", "torch"]
 
 _backend: Backend = "torch" if os.environ.get("ANNCODER_KERNELS") == "torch" else "numba"
 
 
 def use(backend: Backend) -> Backend:
-    """Choose ``"numba"`` or ``"torch"`` from here on; return what it was before."""
+    """Choose the kernels from here on; return what it was before.
+
+    ``"numba"``, the default, is numba on the CPU and Triton on CUDA GPUs. ``"torch"`` is neither. ``"triton"`` is
+    Triton on the CPU too, which is for its interpreter (``TRITON_INTERPRET=1``) and very slow.
+    """
     global _backend
     before, _backend = _backend, backend
     return before
 
 
 def fused(*tensors: Tensor | None) -> bool:
-    """Tell whether the kernels serve these tensors: float32, on the CPU, and not switched off."""
+    """Tell whether the numba kernels serve these tensors: float32, on the CPU, and not switched off."""
     return _backend == "numba" and all(
         t is None or (t.dtype == torch.float32 and t.device.type == "cpu") for t in tensors
     )
+
+
+def on_gpu(*tensors: Tensor | None) -> bool:
+    """Tell whether the Triton kernels serve these tensors: float32, on a CUDA GPU, and not switched off."""
+    return _backend != "torch" and all(
+        t is None or (t.dtype == torch.float32 and _has_kernels(t.device, interpreted=_backend == "triton"))
+        for t in tensors
+    )
+
+
+@cache
+def _has_kernels(device: torch.device, *, interpreted: bool) -> bool:
+    # kernels take tuples, which Triton knows since 3.4; CUDA builds of torch bring it since 2.8
+    if device.type not in (("cuda", "cpu") if interpreted else ("cuda",)):
+        return False
+    if device.type == "cuda" and (torch.version.hip or torch.cuda.get_device_capability(device) < (7, 0)):
+        return False
+    try:
+        import triton
+    except ImportError:
+        return False
+    return tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 4)

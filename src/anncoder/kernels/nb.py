@@ -29,6 +29,7 @@ from anncoder.kernels.vector_math import (
 
 F = np.float32
 CHUNK = 16  # rows
+STEPS = 16  # nearly all counts are below
 LARGE = 32  # up to here lgamma(x + theta) - lgamma(theta) is a product of x factors
 LOG_FACTORIAL = np.array([math.lgamma(k + 1) for k in range(LARGE + 1)])
 
@@ -48,7 +49,8 @@ def nb(address: Scalar) -> None:
     indptr, indices, values
         The counts, CSR: int64, int64, float32.
     limits
-        (4,) float32: least and largest log mean, least and largest log theta.
+        (5,) float32: least and largest log mean, least and largest log theta; 1 where the mean is a softmax of the
+        logits over the genes, 0 where it is their exponential.
     nll
         (b,) float64, written.
     by_mean
@@ -64,7 +66,7 @@ def nb(address: Scalar) -> None:
     n, g = logits.shape
     lt, theta = np.empty(g, F), np.empty(g, F)
     loss, mean_row, theta_row = np.empty(g, F), np.empty(g, F), np.empty(g, F)
-    stored = np.empty((7, g))
+    stored, share, bounds = np.empty((7, g)), np.empty(g, F), limits.copy()
     per_gene = log_theta.shape[0] == 1 and by_theta.shape[0] > 0
     if log_theta.shape[0] == 1:
         theta_of(log_theta[0], limits, lt, theta)
@@ -75,11 +77,17 @@ def nb(address: Scalar) -> None:
         for i in range(chunk * CHUNK, min(n, (chunk + 1) * CHUNK)):
             if log_theta.shape[0] > 1:
                 theta_of(log_theta[i], limits, lt, theta)
-            gradient = by_mean[i] if by_mean.shape[0] else mean_row
-            nb_zeros(logits[i], lt, theta, offset[i], weight[i], limits, loss, gradient, theta_row)
+            at = offset[i]
+            if limits[4] > F(0):
+                at = softmax_of(logits[i], at, limits, share, bounds)
+            nb_zeros(logits[i], lt, theta, at, weight[i], bounds, loss, mean_row, theta_row)
             a, b = indptr[i], indptr[i + 1]
-            nb_stored(logits[i], lt, offset[i], limits, indices[a:b], values[a:b], stored)
-            nll[i] = put_stored(indices[a:b], stored, weight[i], logits[i], limits, loss, gradient, theta_row)
+            nb_stored(logits[i], lt, at, bounds, indices[a:b], values[a:b], stored)
+            nll[i] = put_stored(indices[a:b], stored, weight[i], logits[i], bounds, loss, mean_row, theta_row)
+            if limits[4] > F(0):
+                through_softmax(share, mean_row)
+            if by_mean.shape[0]:
+                by_mean[i] = mean_row  # not before: it may be the memory of the logits
             keep_theta(by_theta, theta_row, i, chunk, per_gene, log_theta, limits)
         chunk = take_ticket(table)
 
@@ -89,6 +97,30 @@ def limited(x: Scalar, low: Scalar, high: Scalar) -> Scalar:
     """Return x within limits; a NaN stays one."""
     x = low if x < low else x
     return high if x > high else x
+
+
+@njit(fastmath=EXACT, error_model="numpy")
+def softmax_of(logits: Vector, offset: Scalar, limits: Vector, share: Vector, bounds: Vector) -> Scalar:
+    """Write the softmax of a row, and the bounds of its logits; return the offset that makes them log means."""
+    largest = logits[0]
+    for j in range(logits.shape[0]):
+        largest = max(largest, logits[j])
+    for j in range(logits.shape[0]):
+        share[j] = exp_minus(largest - logits[j], F(0))
+    total = row_sum(share)
+    for j in range(logits.shape[0]):
+        share[j] /= F(total)
+    at = F(np.float64(offset) - np.float64(largest) - np.log(total))
+    bounds[0], bounds[1] = limits[0] - at, limits[1] - at
+    return at
+
+
+@njit(fastmath=EXACT, error_model="numpy")
+def through_softmax(share: Vector, by_mean: Vector) -> None:
+    """Turn the gradient for log means into that for logits whose softmax they are, in place."""
+    total = F(row_sum(by_mean))
+    for j in range(share.shape[0]):
+        by_mean[j] -= share[j] * total
 
 
 @njit(fastmath=EXACT, error_model="numpy")
@@ -160,8 +192,13 @@ def nb_stored(
         x[k] = values[k]
     for k in range(n):
         theta[k] = exp_minus_64(-theta[k])
+    rising_factorials(x[:n], theta, factors, slopes)
     for k in range(n):
-        _coefficient(x[k], theta[k], k, factors, slopes, log_x, by_x)
+        whole = int(x[k])
+        if whole == x[k] and whole <= STEPS:
+            log_x[k], by_x[k] = -LOG_FACTORIAL[whole], 0.0
+        else:
+            _coefficient(x[k], theta[k], k, factors, slopes, log_x, by_x)
     for k in range(n):
         c, th, at = x[k], theta[k], u[k]
         t = exp_minus_64(abs(at))
@@ -175,6 +212,23 @@ def nb_stored(
         u[k] = th * softplus + c * (down + log1p) - coefficient
         theta[k] = th * sigmoid - c * rest
         x[k] = th * (softplus - sigmoid) + c * rest - th * by_coefficient
+
+
+@njit(fastmath=EXACT, error_model="numpy")
+def rising_factorials(x: Vector, theta: Vector, factors: Vector, slopes: Vector) -> None:
+    """Write ``theta (theta + 1) ... (theta + x - 1)`` and its derivative by theta, for whole x up to ``STEPS``.
+
+    Every entry takes all the steps, and keeps those that are its own: a loop as long as the count would be guessed
+    wrong by the processor at every entry.
+    """
+    for k in range(x.shape[0]):
+        factor, slope = 1.0, 0.0
+        for step in range(STEPS):
+            own = step < x[k]
+            next_one = theta[k] + step
+            slope = slope * next_one + factor if own else slope
+            factor = factor * next_one if own else factor
+        factors[k], slopes[k] = factor, slope
 
 
 @njit(inline="always", fastmath=EXACT, error_model="numpy")

@@ -10,7 +10,7 @@ import math
 import numpy as np
 from numba import njit
 
-from anncoder.kernels.nb import CHUNK, LARGE, LOG_FACTORIAL, limited
+from anncoder.kernels.nb import CHUNK, LARGE, LOG_FACTORIAL, limited, softmax_of, through_softmax
 from anncoder.kernels.threads import arguments, f32, f32_line, f64_line, i64_line, kernel, take_ticket
 from anncoder.kernels.vector_math import EXACT, Scalar, Vector, exp_minus, row_sum
 
@@ -29,22 +29,28 @@ def poisson(address: Scalar) -> None:
     indptr, indices, values = i64_line(table, 3), i64_line(table, 4), f32_line(table, 5)
     limits, nll, by_mean = f32_line(table, 6), f64_line(table, 7), f32(table, 8)
     n, g = logits.shape
-    loss, scratch = np.empty(g, F), np.empty(g, F)
+    loss, gradient, share, bounds = np.empty(g, F), np.empty(g, F), np.empty(g, F), limits.copy()
     chunk = take_ticket(table)
     while chunk >= 0:
         for i in range(chunk * CHUNK, min(n, (chunk + 1) * CHUNK)):
-            gradient = by_mean[i] if by_mean.shape[0] else scratch
-            _poisson_zeros(logits[i], offset[i], weight[i], limits, loss, gradient)
+            at = offset[i]
+            if limits[4] > F(0):
+                at = softmax_of(logits[i], at, limits, share, bounds)
+            _poisson_zeros(logits[i], at, weight[i], bounds, loss, gradient)
             total = 0.0
             for k in range(indptr[i], indptr[i + 1]):
                 j, x = indices[k], np.float64(values[k])
-                log_mu = np.float64(limited(logits[i, j], limits[0], limits[1])) + np.float64(offset[i])
+                log_mu = np.float64(limited(logits[i, j], bounds[0], bounds[1])) + np.float64(at)
                 mu, whole = math.exp(log_mu), int(x)
                 small = whole == x and whole <= LARGE
                 total += mu - x * log_mu + (LOG_FACTORIAL[whole] if small else math.lgamma(x + 1))
                 loss[j] = F(0)
-                gradient[j] = (mu - x) * weight[i] if limits[0] <= logits[i, j] <= limits[1] else 0.0
+                gradient[j] = (mu - x) * weight[i] if bounds[0] <= logits[i, j] <= bounds[1] else 0.0
             nll[i] = total + row_sum(loss)
+            if limits[4] > F(0):
+                through_softmax(share, gradient)
+            if by_mean.shape[0]:  # not before: it may be the memory of the logits
+                by_mean[i] = gradient
         chunk = take_ticket(table)
 
 

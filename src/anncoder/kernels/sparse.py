@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
 
 from anncoder.kernels.threads import arguments, f32, f32_line, i32_line, i64_line, kernel, take_ticket
 from anncoder.kernels.vector_math import EXACT, Scalar, Vector, log_64
 
 F = np.float32
 ROWS = 16  # rows a ticket
-GENES = 64  # genes a ticket
+STRIP = 32  # columns of the first layer's gradient a ticket
 
 
 def pieces(n: int, size: int) -> int:
@@ -58,36 +62,45 @@ def _log_row(values: Vector, per_count: Scalar, out: Vector) -> None:
 
 
 @kernel("i8", "i8", "f4", "f4", "f4")
-def columns_matmul(address: Scalar) -> None:
-    """Write ``x.T @ dense``, (g, h), for an x by columns.
+def transposed_matmul(address: Scalar) -> None:
+    """Write ``x.T @ dense``, (g, h), for a CSR x; a ticket a strip of ``STRIP`` columns of the result.
 
-    Arrays, in order: starts, (g + 1,), rows and values of x by columns; dense, (b, h); what is written. The sum over
-    the cells has one order, whatever the number of threads.
+    Arrays, in order: indptr, indices, values of x; dense, (b, h); what is written. A strip is one thread's, small
+    enough for its cache, and takes the cells one after the other: no sorting by genes, and one order of the sum,
+    whatever the number of threads.
     """
     table = arguments(address)
-    starts, rows, values = i64_line(table, 0), i64_line(table, 1), f32_line(table, 2)
+    indptr, indices, values = i64_line(table, 0), i64_line(table, 1), f32_line(table, 2)
     dense, out = f32(table, 3), f32(table, 4)
     part = take_ticket(table)
     while part >= 0:
-        for j in range(part * GENES, min(out.shape[0], (part + 1) * GENES)):
-            for c in range(out.shape[1]):
-                out[j, c] = F(0)
-            for p in range(starts[j], starts[j + 1]):
-                i, value = rows[p], values[p]
-                for c in range(out.shape[1]):
-                    out[j, c] += value * dense[i, c]
+        first, last = part * STRIP, min(out.shape[1], (part + 1) * STRIP)
+        for j in range(out.shape[0]):
+            out[j, first:last] = F(0)
+        for i in range(dense.shape[0]):
+            line = dense[i, first:]
+            for k in range(indptr[i], indptr[i + 1]):
+                row = out[indices[k], first:]
+                if last - first == STRIP:
+                    _add_strip(row.ctypes.data, line.ctypes.data, values[k])
+                else:
+                    for c in range(last - first):
+                        row[c] += values[k] * line[c]
         part = take_ticket(table)
 
 
-@njit(cache=True)
-def by_columns(indptr: Vector, indices: Vector, values: Vector, starts: Vector, rows: Vector, out: Vector) -> None:
-    """Turn CSR into CSC: write starts, (g + 2,) zeros before, of which the first g + 1 count, rows and values."""
-    for k in range(indptr[-1]):
-        starts[indices[k] + 2] += 1
-    for j in range(2, starts.shape[0]):
-        starts[j] += starts[j - 1]
-    for i in range(indptr.shape[0] - 1):
-        for k in range(indptr[i], indptr[i + 1]):
-            at = starts[indices[k] + 1]
-            rows[at], out[at] = i, values[k]
-            starts[indices[k] + 1] = at + 1
+@intrinsic
+def _add_strip(_context: Any, _row: Any, _line: Any, _value: Any) -> Any:
+    # row[:STRIP] += value * line[:STRIP] on addresses, in vectors: LLVM does not see by itself that row and line are
+    # apart, and would check it for every stored value
+    def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
+        vector = ir.VectorType(ir.FloatType(), STRIP)
+        row, line = (builder.inttoptr(a, vector.as_pointer()) for a in arguments[:2])
+        splat = builder.insert_element(ir.Constant(vector, ir.Undefined), arguments[2], ir.IntType(32)(0))
+        zeros = ir.Constant(ir.VectorType(ir.IntType(32), STRIP), [0] * STRIP)
+        splat = builder.shuffle_vector(splat, ir.Constant(vector, ir.Undefined), zeros)
+        product = builder.fmul(splat, builder.load(line, align=4), flags=("contract",))
+        builder.store(builder.fadd(builder.load(row, align=4), product, flags=("contract",)), row, align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.uintp, types.uintp, types.float32), generate

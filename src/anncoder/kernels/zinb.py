@@ -10,15 +10,17 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from anncoder.kernels.nb import CHUNK, keep_theta, nb_stored, nb_zeros, theta_of
+from anncoder.kernels.nb import CHUNK, keep_theta, nb_stored, nb_zeros, softmax_of, theta_of, through_softmax
 from anncoder.kernels.threads import arguments, f32, f32_line, f64_line, i64_line, kernel, take_ticket
 from anncoder.kernels.vector_math import (
     EXACT,
     Scalar,
     Vector,
     exp_minus,
+    exp_minus_64,
     log1p_minus_half,
     log1p_unit,
+    log1p_unit_64,
     minus_expm1_minus,
     row_sum,
 )
@@ -43,7 +45,7 @@ def zinb(address: Scalar) -> None:
     n, g = logits.shape
     lt, theta = np.empty(g, F), np.empty(g, F)
     loss, mean_row, theta_row, pi_row = np.empty(g, F), np.empty(g, F), np.empty(g, F), np.empty(g, F)
-    stored = np.empty((7, g))
+    stored, share, bounds = np.empty((7, g)), np.empty(g, F), limits.copy()
     per_gene = log_theta.shape[0] == 1 and by_theta.shape[0] > 0
     if log_theta.shape[0] == 1:
         theta_of(log_theta[0], limits, lt, theta)
@@ -54,12 +56,13 @@ def zinb(address: Scalar) -> None:
         for i in range(chunk * CHUNK, min(n, (chunk + 1) * CHUNK)):
             if log_theta.shape[0] > 1:
                 theta_of(log_theta[i], limits, lt, theta)
-            mean_gradient = by_mean[i] if by_mean.shape[0] else mean_row
-            pi_gradient = by_pi[i] if by_pi.shape[0] else pi_row
-            nb_zeros(logits[i], lt, theta, offset[i], weight[i], limits, loss, mean_gradient, theta_row)
-            inflate(pi_logits[i], weight[i], loss, mean_gradient, theta_row, pi_gradient)
+            at = offset[i]
+            if limits[4] > F(0):
+                at = softmax_of(logits[i], at, limits, share, bounds)
+            nb_zeros(logits[i], lt, theta, at, weight[i], bounds, loss, mean_row, theta_row)
+            inflate(pi_logits[i], weight[i], loss, mean_row, theta_row, pi_row)
             a, b = indptr[i], indptr[i + 1]
-            nb_stored(logits[i], lt, offset[i], limits, indices[a:b], values[a:b], stored)
+            nb_stored(logits[i], lt, at, bounds, indices[a:b], values[a:b], stored)
             nll[i] = _put_stored(
                 indices[a:b],
                 values[a:b],
@@ -67,12 +70,16 @@ def zinb(address: Scalar) -> None:
                 weight[i],
                 logits[i],
                 pi_logits[i],
-                limits,
+                bounds,
                 loss,
-                mean_gradient,
+                mean_row,
                 theta_row,
-                pi_gradient,
+                pi_row,
             )
+            if limits[4] > F(0):
+                through_softmax(share, mean_row)
+            if by_mean.shape[0]:  # not before: it may be the memory of the parameters
+                by_mean[i], by_pi[i] = mean_row, pi_row
             keep_theta(by_theta, theta_row, i, chunk, per_gene, log_theta, limits)
         chunk = take_ticket(table)
 
@@ -113,18 +120,23 @@ def _put_stored(
     by_theta: Vector,
     by_pi: Vector,
 ) -> Scalar:
-    total = 0.0
-    for k in range(indices.shape[0]):
+    total, n = 0.0, indices.shape[0]
+    pi, softplus = stored[3], stored[4]
+    for k in range(n):
+        pi[k] = pi_logits[indices[k]]
+    for k in range(n):
+        logit = pi[k]
+        t = exp_minus_64(abs(logit))
+        pi[k] = (1.0 if logit > 0 else t) / (1 + t)
+        softplus[k] = (logit if logit > 0 else 0.0) + log1p_unit_64(t)
+    for k in range(n):
         if values[k] == 0:  # a stored zero keeps the form of a zero
             continue
         j = indices[k]
-        logit = np.float64(pi_logits[j])
-        t = np.exp(-abs(logit))
-        pi = (1 if logit > 0 else t) / (1 + t)
-        total += stored[0, k] + max(logit, 0.0) + np.log1p(t)
+        total += stored[0, k] + softplus[k]
         loss[j] = F(0)
         free = limits[0] <= logits[j] <= limits[1]
         by_mean[j] = stored[1, k] * weight if free else 0.0
         by_theta[j] = stored[2, k] * weight
-        by_pi[j] = pi * weight
+        by_pi[j] = pi[k] * weight
     return total + row_sum(loss)

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anncoder.kernels import fused
+from anncoder.kernels import fused, on_gpu
+from anncoder.likelihoods.gpu_pass import Of, in_gpu_pass
 from anncoder.likelihoods.limits import LOG_THETA_RANGE
 from anncoder.likelihoods.one_pass import Array, Pass, arrays, in_one_pass, plain
 from anncoder.types import CSR
@@ -31,6 +32,8 @@ def squared_error(x: CSR, mean: Tensor) -> Tensor:
     """
     if fused(mean):
         return in_one_pass(_squared_in_one_pass(x, mean), mean)
+    if on_gpu(mean):
+        return in_gpu_pass(Of("squared", x), mean, overwrite=False)
     stored = mean.reshape(-1)[x.flat()]
     return mean.square().sum(dim=1) + x.with_values(x.values * (x.values - 2 * stored)).row_sums()
 

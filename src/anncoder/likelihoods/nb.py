@@ -17,12 +17,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import log_softmax, logsigmoid
 
-from anncoder.kernels import fused
+from anncoder.kernels import fused, on_gpu
 from anncoder.likelihoods.entries import at_entries, put_entries, weighted_to_shape
-from anncoder.likelihoods.limits import LIMITS, LOG_MEAN_RANGE, LOG_THETA_RANGE
-from anncoder.likelihoods.one_pass import Array, Pass, arrays, in_one_pass, plain
+from anncoder.likelihoods.gpu_pass import Of, in_gpu_pass
+from anncoder.likelihoods.limits import LOG_MEAN_RANGE, LOG_THETA_RANGE, OF_MEAN, MeanName
+from anncoder.likelihoods.one_pass import Array, Pass, arrays, in_one_pass, plain, room_for
 from anncoder.types import CSR
 
 
@@ -64,7 +65,15 @@ def nb_positive(x: Tensor, log_mu: Tensor, log_theta: Tensor) -> NBTerms:
     )
 
 
-def nb_nll(counts: CSR, log_mean: Tensor, log_theta: Tensor, size_factor: Tensor | None = None) -> Tensor:
+def nb_nll(
+    counts: CSR,
+    log_mean: Tensor,
+    log_theta: Tensor,
+    size_factor: Tensor | None = None,
+    *,
+    mean: MeanName = "exp",
+    overwrite: bool = False,
+) -> Tensor:
     """Return the negative binomial negative log-likelihood of each cell, (b,).
 
     Parameters
@@ -78,18 +87,29 @@ def nb_nll(counts: CSR, log_mean: Tensor, log_theta: Tensor, size_factor: Tensor
         ``LOG_THETA_RANGE`` here.
     size_factor
         (b,) factor of the mean; None for 1.
+    mean
+        ``"softmax"``: ``log_mean`` are logits, the expected count is ``size_factor * softmax(logits)`` over the genes,
+        and ``size_factor`` a library size (scVI: Lopez et al. 2018, doi 10.1038/s41592-018-0229-2); limited after that.
+    overwrite
+        ``log_mean`` is not used again: its gradient may be written in its place. The loss must then be a mean over
+        cells, differentiated once.
     """
     if fused(log_mean, log_theta):
-        return in_one_pass(_one_pass(counts, log_mean, log_theta, size_factor), log_mean, log_theta)
-    log_mu = at_size(log_mean, size_factor)
+        run = _one_pass(counts, log_mean, log_theta, size_factor, OF_MEAN[mean], overwrite)
+        return in_one_pass(run, log_mean, log_theta, once=overwrite)
+    if on_gpu(log_mean, log_theta):
+        return in_gpu_pass(Of("nb", counts, size_factor, mean), log_mean, log_theta, overwrite=overwrite)
+    log_mu = at_size(log_mean, size_factor, mean)
     nll: Tensor = _NegativeBinomial.apply(log_mu, log_theta.clamp(*LOG_THETA_RANGE), counts)  # type: ignore[no-untyped-call]
     return nll
 
 
-def at_size(log_mean: Tensor, size_factor: Tensor | None) -> Tensor:
-    """Return the log mean, limited, at the size factor of each cell, (b, g)."""
-    log_mu = log_mean.clamp(*LOG_MEAN_RANGE)
-    return log_mu if size_factor is None else log_mu + size_factor.log().unsqueeze(1)
+def at_size(log_mean: Tensor, size_factor: Tensor | None, mean: MeanName = "exp") -> Tensor:
+    """Return the log mean at the size factor of each cell, limited (of a softmax, after the size), (b, g)."""
+    log_size = 0.0 if size_factor is None else size_factor.log().unsqueeze(1)
+    if mean == "softmax":
+        return (log_softmax(log_mean, dim=1) + log_size).clamp(*LOG_MEAN_RANGE)
+    return log_mean.clamp(*LOG_MEAN_RANGE) + log_size
 
 
 def theta_rows(log_theta: Tensor, n: int, g: int) -> tuple[Array, tuple[int, int]]:
@@ -109,14 +129,16 @@ def theta_rows(log_theta: Tensor, n: int, g: int) -> tuple[Array, tuple[int, int
 def to_shape(by_theta: Array, log_theta: Tensor) -> Array:
     """Return the gradient of a kernel in the shape of log theta, and none beyond its limits."""
     if log_theta.dim() == 1:
-        low, high = LIMITS[2:]
+        low, high = LOG_THETA_RANGE
         value = plain(log_theta)
         total: Array = by_theta.sum(axis=0) * ((value >= low) & (value <= high))
         return total
     return by_theta if by_theta.shape == log_theta.shape else by_theta.sum(axis=0, keepdims=True)
 
 
-def _one_pass(counts: CSR, log_mean: Tensor, log_theta: Tensor, size_factor: Tensor | None) -> Pass:
+def _one_pass(
+    counts: CSR, log_mean: Tensor, log_theta: Tensor, size_factor: Tensor | None, limits: Array, overwrite: bool
+) -> Pass:
     from anncoder.kernels.nb import CHUNK, nb
 
     n, g = log_mean.shape
@@ -126,9 +148,9 @@ def _one_pass(counts: CSR, log_mean: Tensor, log_theta: Tensor, size_factor: Ten
     def run(weight: Array | None) -> tuple[Array, tuple[Array, ...]]:
         wanted = weight is not None
         weights = np.empty(n, np.float32) if weight is None else weight
-        nll, by_mean = np.empty(n), np.empty((n * wanted, g), np.float32)
+        nll, by_mean = np.empty(n), room_for(logits, wanted=wanted, overwrite=overwrite)
         by_theta = np.empty((shape[0] * wanted, shape[1]), np.float32)
-        nb(-(-n // CHUNK), logits, rows, data[0], weights, *data[1:], LIMITS, nll, by_mean, by_theta)
+        nb(-(-n // CHUNK), logits, rows, data[0], weights, *data[1:], limits, nll, by_mean, by_theta)
         return nll, (by_mean, to_shape(by_theta, log_theta)) if wanted else ()
 
     return run

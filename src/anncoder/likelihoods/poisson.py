@@ -8,15 +8,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anncoder.kernels import fused
+from anncoder.kernels import fused, on_gpu
 from anncoder.likelihoods.entries import at_entries, put_entries
-from anncoder.likelihoods.limits import LIMITS
+from anncoder.likelihoods.gpu_pass import Of, in_gpu_pass
+from anncoder.likelihoods.limits import OF_MEAN, MeanName
 from anncoder.likelihoods.nb import at_size
-from anncoder.likelihoods.one_pass import Array, Pass, arrays, in_one_pass, plain
+from anncoder.likelihoods.one_pass import Array, Pass, arrays, in_one_pass, plain, room_for
 from anncoder.types import CSR
 
 
-def poisson_nll(counts: CSR, log_mean: Tensor, size_factor: Tensor | None = None) -> Tensor:
+def poisson_nll(
+    counts: CSR,
+    log_mean: Tensor,
+    size_factor: Tensor | None = None,
+    *,
+    mean: MeanName = "exp",
+    overwrite: bool = False,
+) -> Tensor:
     """Return the Poisson negative log-likelihood of each cell, (b,).
 
     Parameters
@@ -27,24 +35,29 @@ def poisson_nll(counts: CSR, log_mean: Tensor, size_factor: Tensor | None = None
         (b, g) logarithm of the expected count at size factor 1; limited to ``LOG_MEAN_RANGE`` here.
     size_factor
         (b,) factor of the mean; None for 1.
+    mean, overwrite
+        See :func:`anncoder.likelihoods.nb_nll`.
     """
     if fused(log_mean):
-        return in_one_pass(_one_pass(counts, log_mean, size_factor), log_mean)
-    nll: Tensor = _Poisson.apply(at_size(log_mean, size_factor), counts)  # type: ignore[no-untyped-call]
+        run = _one_pass(counts, log_mean, size_factor, OF_MEAN[mean], overwrite)
+        return in_one_pass(run, log_mean, once=overwrite)
+    if on_gpu(log_mean):
+        return in_gpu_pass(Of("poisson", counts, size_factor, mean), log_mean, overwrite=overwrite)
+    nll: Tensor = _Poisson.apply(at_size(log_mean, size_factor, mean), counts)  # type: ignore[no-untyped-call]
     return nll
 
 
-def _one_pass(counts: CSR, log_mean: Tensor, size_factor: Tensor | None) -> Pass:
+def _one_pass(counts: CSR, log_mean: Tensor, size_factor: Tensor | None, limits: Array, overwrite: bool) -> Pass:
     from anncoder.kernels.nb import CHUNK
     from anncoder.kernels.poisson import poisson
 
-    n, g = log_mean.shape
+    n = len(log_mean)
     logits, data = plain(log_mean), arrays(counts, size_factor)
 
     def run(weight: Array | None) -> tuple[Array, tuple[Array, ...]]:
         weights = np.empty(n, np.float32) if weight is None else weight
-        nll, by_mean = np.empty(n), np.empty((n * (weight is not None), g), np.float32)
-        poisson(-(-n // CHUNK), logits, data[0], weights, *data[1:], LIMITS, nll, by_mean)
+        nll, by_mean = np.empty(n), room_for(logits, wanted=weight is not None, overwrite=overwrite)
+        poisson(-(-n // CHUNK), logits, data[0], weights, *data[1:], limits, nll, by_mean)
         return nll, () if weight is None else (by_mean,)
 
     return run

@@ -16,16 +16,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anncoder.kernels import fused
+from anncoder.kernels import fused, on_gpu
 from anncoder.likelihoods.entries import at_entries, put_entries, weighted_to_shape
-from anncoder.likelihoods.limits import LIMITS, LOG_THETA_RANGE
+from anncoder.likelihoods.gpu_pass import Of, in_gpu_pass
+from anncoder.likelihoods.limits import LOG_THETA_RANGE, OF_MEAN, MeanName
 from anncoder.likelihoods.nb import at_size, nb_positive, nb_zero, softplus, theta_rows, to_shape
-from anncoder.likelihoods.one_pass import Array, Pass, arrays, in_one_pass, plain
+from anncoder.likelihoods.one_pass import Array, Pass, arrays, in_one_pass, plain, room_for
 from anncoder.types import CSR
 
 
 def zinb_nll(
-    counts: CSR, log_mean: Tensor, log_theta: Tensor, pi_logits: Tensor, size_factor: Tensor | None = None
+    counts: CSR,
+    log_mean: Tensor,
+    log_theta: Tensor,
+    pi_logits: Tensor,
+    size_factor: Tensor | None = None,
+    *,
+    mean: MeanName = "exp",
+    overwrite: bool = False,
 ) -> Tensor:
     """Return the zero-inflated negative binomial negative log-likelihood of each cell, (b,).
 
@@ -42,17 +50,29 @@ def zinb_nll(
         Logit of the dropout probability: (b, g), (g,) or (b, 1).
     size_factor
         (b,) factor of the mean; None for 1.
+    mean, overwrite
+        With the latter, ``log_mean`` and ``pi_logits`` are not used again: see :func:`anncoder.likelihoods.nb_nll`.
     """
     if fused(log_mean, log_theta, pi_logits):
         dense_logits = pi_logits.expand_as(log_mean)
-        run = _one_pass(counts, log_mean, log_theta, dense_logits, size_factor)
-        return in_one_pass(run, log_mean, log_theta, dense_logits)
-    log_mu = at_size(log_mean, size_factor)
+        run = _one_pass(counts, log_mean, log_theta, dense_logits, size_factor, OF_MEAN[mean], overwrite)
+        return in_one_pass(run, log_mean, log_theta, dense_logits, once=overwrite)
+    if on_gpu(log_mean, log_theta, pi_logits):
+        return in_gpu_pass(Of("zinb", counts, size_factor, mean), log_mean, log_theta, pi_logits, overwrite=overwrite)
+    log_mu = at_size(log_mean, size_factor, mean)
     nll: Tensor = _ZeroInflated.apply(log_mu, log_theta.clamp(*LOG_THETA_RANGE), pi_logits, counts)  # type: ignore[no-untyped-call]
     return nll
 
 
-def _one_pass(counts: CSR, log_mean: Tensor, log_theta: Tensor, pi_logits: Tensor, size_factor: Tensor | None) -> Pass:
+def _one_pass(
+    counts: CSR,
+    log_mean: Tensor,
+    log_theta: Tensor,
+    pi_logits: Tensor,
+    size_factor: Tensor | None,
+    limits: Array,
+    overwrite: bool,
+) -> Pass:
     from anncoder.kernels.nb import CHUNK
     from anncoder.kernels.zinb import zinb
 
@@ -64,8 +84,8 @@ def _one_pass(counts: CSR, log_mean: Tensor, log_theta: Tensor, pi_logits: Tenso
         wanted = weight is not None
         weights = np.empty(n, np.float32) if weight is None else weight
         nll, by_theta = np.empty(n), np.empty((shape[0] * wanted, shape[1]), np.float32)
-        by_mean, by_pi = np.empty((n * wanted, g), np.float32), np.empty((n * wanted, g), np.float32)
-        zinb(-(-n // CHUNK), logits, rows, dropout, data[0], weights, *data[1:], LIMITS, nll, by_mean, by_theta, by_pi)
+        by_mean, by_pi = (room_for(a, wanted=wanted, overwrite=overwrite) for a in (logits, dropout))
+        zinb(-(-n // CHUNK), logits, rows, dropout, data[0], weights, *data[1:], limits, nll, by_mean, by_theta, by_pi)
         return nll, (by_mean, to_shape(by_theta, log_theta), by_pi) if wanted else ()
 
     return run

@@ -16,11 +16,16 @@ from typing import NamedTuple
 from torch import nn
 
 from anncoder.config import NetworkConfig
+from anncoder.models.autoimpute import AutoImputeConfig, AutoImputeNetwork
 from anncoder.models.count import CountConfig, CountNetwork
+from anncoder.models.dca import DCAConfig, DCANetwork
 from anncoder.models.denoising import DenoisingConfig, DenoisingNetwork
 from anncoder.models.netsne import NetsneConfig, NetsneNetwork
+from anncoder.models.saucie import SAUCIEConfig, SAUCIENetwork
+from anncoder.models.scscope import ScScopeConfig, ScScopeNetwork
 from anncoder.models.scvis import ScvisConfig, ScvisNetwork
 from anncoder.models.undercomplete import UndercompleteConfig, UndercompleteNetwork
+from anncoder.models.variational import VariationalConfig, VariationalNetwork
 
 
 class Model(NamedTuple):
@@ -31,9 +36,14 @@ class Model(NamedTuple):
 
 
 MODELS: dict[str, Model] = {
+    "autoimpute": Model(AutoImputeConfig, AutoImputeNetwork),
     "count": Model(CountConfig, CountNetwork),
+    "dca": Model(DCAConfig, DCANetwork),
     "denoising": Model(DenoisingConfig, DenoisingNetwork),
+    "scscope": Model(ScScopeConfig, ScScopeNetwork),
     "netsne": Model(NetsneConfig, NetsneNetwork),
     "scvis": Model(ScvisConfig, ScvisNetwork),
+    "saucie": Model(SAUCIEConfig, SAUCIENetwork),
     "undercomplete": Model(UndercompleteConfig, UndercompleteNetwork),
+    "variational": Model(VariationalConfig, VariationalNetwork),
 }

@@ -39,6 +39,11 @@ class CountConfig(LayeredConfig):
         """A likelihood of counts has small gradients: at a step of 1e-3 it takes four times the epochs."""
         return {**super().suited, "learning_rate": 5e-3}
 
+    @property
+    def recordable(self) -> bool:
+        """All of it, but for the likelihood that has no kernel and the layers that draw random numbers."""
+        return self.likelihood != "gaussian" and self.transform == "log1p" and self.dropout_rate == 0
+
     def model_post_init(self, context: Any, /) -> None:
         """Refuse an input that the likelihood cannot have."""
         if self.transform == "none" and self.likelihood != "gaussian":
@@ -74,7 +79,7 @@ class CountNetwork(nn.Module):
         """Start every gene at its mean and its moment estimate of the dispersion, and set the standardisation."""
         self.standardize.start_from(summary)
         gaussian = self.config.likelihood == "gaussian"
-        log_theta = summary.x_std.log() if gaussian else _moment_log_theta(summary)
+        log_theta = summary.x_std.log() if gaussian else moment_log_theta(summary)
         with torch.no_grad():
             bias = summary.x_mean if gaussian else summary.gene_mean.log().clamp(*LOG_MEAN_RANGE)
             self.heads.mean.bias.copy_(bias)
@@ -98,15 +103,17 @@ class CountNetwork(nn.Module):
             assert log_theta is not None
             nll = gaussian_nll(self.inputs(batch), log_mean, log_theta)
         elif log_theta is None:
-            nll = poisson_nll(batch.counts, log_mean, batch.size_factor)
+            nll = poisson_nll(batch.counts, log_mean, batch.size_factor, overwrite=True)
         elif pi_logits is None:
-            nll = nb_nll(batch.counts, log_mean, log_theta, batch.size_factor)
+            nll = nb_nll(batch.counts, log_mean, log_theta, batch.size_factor, overwrite=True)
         else:
-            nll = zinb_nll(batch.counts, log_mean, log_theta, pi_logits, batch.size_factor)
+            nll = zinb_nll(
+                batch.counts, log_mean, log_theta, pi_logits, batch.size_factor, overwrite=not self.config.ridge_pi
+            )
         terms = {"nll": nll.mean() / batch.counts.n_vars, **self.penalty(self.parameters())}
         if self.config.ridge_pi and pi_logits is not None:
             terms["ridge_pi"] = self.config.ridge_pi * pi_logits.sigmoid().square().mean()
-        return Loss(torch.stack(list(terms.values())).sum(), {k: v.detach() for k, v in terms.items()})
+        return Loss.of(terms)
 
     def encode(self, batch: Batch) -> Tensor:
         """Return the latent in its natural axes, (b, k)."""
@@ -140,8 +147,11 @@ class CountNetwork(nn.Module):
         return log_mean.exp() if log_theta is None else log_mean.exp() / (1 + (log_mean - log_theta).exp())
 
 
-def _moment_log_theta(summary: Summary) -> Tensor:
-    # Var = m + m^2 / theta, in normalised counts; genes with no more than Poisson variance start at theta = 100
+def moment_log_theta(summary: Summary) -> Tensor:
+    """Return the moment estimate of log theta, (g,), from ``Var = m + m^2 / theta`` in normalised counts.
+
+    Genes with no more than Poisson variance have theta = 100.
+    """
     excess = (summary.gene_var - summary.gene_mean).clamp(min=1e-8)
     theta = summary.gene_mean.square() / excess
     return theta.clamp(1e-2, 1e2).log()

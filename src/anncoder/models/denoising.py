@@ -111,7 +111,7 @@ class DenoisingNetwork(nn.Module):
             terms["reconstruction"] = (1 - self.config.mask_loss_weight) * terms["reconstruction"]
             terms["mask"] = self.config.mask_loss_weight * _mask_loss(mask_logits, corrupted.changed)
         terms |= self.penalty(self.parameters())
-        return Loss(torch.stack(list(terms.values())).sum(), {k: v.detach() for k, v in terms.items()})
+        return Loss.of(terms)
 
     def corrupt(self, batch: Batch, clean: CSR) -> Corrupted:
         """Return a corrupted network input; the random numbers are the network's own."""

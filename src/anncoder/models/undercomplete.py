@@ -81,7 +81,7 @@ class UndercompleteNetwork(nn.Module):
         error = squared_error if self.config.error == "squared" else absolute_error
         reconstruction = error(x, self.decode(self.raw_latent(batch))).mean() / x.n_vars
         terms = {"reconstruction": reconstruction, **self.penalty(self.parameters())}
-        return Loss(torch.stack(list(terms.values())).sum(), {k: v.detach() for k, v in terms.items()})
+        return Loss.of(terms)
 
     def encode(self, batch: Batch) -> Tensor:
         """Return the latent in its natural axes, (b, k)."""

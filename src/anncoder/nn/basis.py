@@ -12,11 +12,10 @@ Arvanitidis, Gonzalez-Duque, Pouplin, Kalatzis, Hauberg 2022, "Pulling back info
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.functional import jvp
 
 from anncoder.types import Batch
 
@@ -83,12 +82,13 @@ def pulled_back(decode: Callable[[Tensor], Tensor], latent: Tensor, information:
     information
         (n, k) latent to the (n, g) Fisher information of each output.
     """
-    latent = latent[:METRIC_CELLS]
+    latent = latent[:METRIC_CELLS].detach()
     n, k = latent.shape
     root = information(latent).sqrt()
-    directions = torch.eye(k, device=latent.device, dtype=latent.dtype)
-    jacobian = torch.stack([_along(decode, latent, d.expand(n, k)) * root for d in directions])
-    jacobian = jacobian.reshape(k, -1)
+    jacobian = latent.new_empty(k, *root.shape)
+    for along, row in zip(_derivatives(decode, latent), jacobian, strict=True):
+        torch.mul(along, root, out=row)
+    jacobian = jacobian.view(k, -1)
     return jacobian @ jacobian.T / n
 
 
@@ -97,9 +97,14 @@ def unit_information(batch: Batch) -> Callable[[Tensor], Tensor]:
     return lambda latent: latent.new_ones(len(latent), batch.counts.n_vars)
 
 
-def _along(decode: Callable[[Tensor], Tensor], latent: Tensor, direction: Tensor) -> Tensor:
-    # derivative of the outputs along a direction. Two backward passes give it; forward differentiation would be one
-    # pass, but pulls in torch's compiler at its first use.
+def _derivatives(decode: Callable[[Tensor], Tensor], latent: Tensor) -> Iterator[Tensor]:
+    # of the outputs along each axis of the latent, (n, g). J' u is linear in u, and its derivative by u along an axis
+    # is J times that axis: one backward pass for each. Forward differentiation would be as much, but pulls in torch's
+    # compiler at its first use.
     with torch.enable_grad():
-        derivative: Tensor = jvp(decode, latent, direction)[1]  # type: ignore[no-untyped-call]
-    return derivative.detach()
+        at = latent.clone().requires_grad_()
+        outputs = decode(at)
+        u = torch.zeros_like(outputs, requires_grad=True)
+        (pulled,) = torch.autograd.grad(outputs, at, u, create_graph=True)
+        for direction in torch.eye(latent.shape[1], device=latent.device, dtype=latent.dtype):
+            yield torch.autograd.grad(pulled, u, direction.expand_as(latent), retain_graph=True)[0]

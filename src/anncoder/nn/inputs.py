@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
-from anncoder.kernels import fused, sparse
+from anncoder.kernels import fused, on_gpu, sparse
 from anncoder.types import CSR, Batch, Summary
 
 
@@ -32,6 +34,10 @@ class LogNormalize(nn.Module):
             arrays = (counts.indptr, counts.values.contiguous(), batch.size_factor.contiguous(), values)
             sparse.log_normalize(sparse.pieces(counts.n_rows, sparse.ROWS), *(a.numpy() for a in arrays))
             return counts.with_values(values)
+        if self.transform == "log1p" and on_gpu(counts.values, batch.size_factor):
+            from anncoder.kernels.gpu import log_normalize
+
+            return counts.with_values(log_normalize((counts.indptr, *counts[1:3]), batch.size_factor))
         per_entry = batch.size_factor[counts.rows()]
         normalized = counts.values / per_entry
         return counts.with_values(torch.log1p(normalized) if self.transform == "log1p" else normalized)
@@ -71,3 +77,22 @@ class Standardize(nn.Module):
         self.mean.copy_(summary.x_mean)
         if self.scale is not None:
             self.scale.copy_(summary.x_std)
+
+    def start_from_inputs(self, inputs: Iterable[CSR]) -> None:
+        """Take the moments of these network inputs, where they are not those that the summary has."""
+        n_cells, total = 0, torch.zeros(2, len(self.mean), dtype=torch.float64)
+        for x in inputs:
+            n_cells += x.n_rows
+            values = x.values.double()
+            total[0].index_add_(0, x.indices, values)
+            total[1].index_add_(0, x.indices, values.square())
+        mean, square = total / n_cells
+        self.mean.copy_(mean)
+        if self.scale is not None:
+            std = (square - mean.square()).clamp(min=0).sqrt()
+            self.scale.copy_(torch.where(std > 0, std, 1))
+
+    def forward(self, x: CSR) -> Tensor:
+        """Return the standardised input, (b, g): dense, for what cannot be folded into a layer."""
+        centred = x.to_dense() - self.mean
+        return centred if self.scale is None else centred / self.scale

@@ -19,6 +19,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
     "leaky_relu": nn.LeakyReLU,
     "mish": nn.Mish,
+    "prelu": lambda: nn.PReLU(init=0.0),  # one slope a layer
     "selu": nn.SELU,
     "sigmoid": nn.Sigmoid,
     "silu": nn.SiLU,
@@ -26,9 +27,19 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "tanh": nn.Tanh,
 }
 
+
+class BatchShift(nn.BatchNorm1d):
+    """Batch normalisation with a shift of each unit, but no scale: DCA's."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, momentum=0.01, eps=1e-3)
+        self.register_parameter("weight", None)
+
+
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     # momentum and eps are those of DCA and scVI
     "batch": lambda width: nn.BatchNorm1d(width, momentum=0.01, eps=1e-3),
+    "batch-shift": BatchShift,
     "layer": nn.LayerNorm,
     "none": lambda width: nn.Identity(),
 }

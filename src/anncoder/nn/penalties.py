@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from anncoder.types import Summary
+
 
 class WarmUp(nn.Module):
     """A factor that rises linearly from 0 to 1 over the first training steps.
@@ -34,6 +36,37 @@ class WarmUp(nn.Module):
             return torch.ones((), device=self.steps.device)
         self.steps += 1
         return (self.steps / self.n_steps).clamp(max=1)
+
+
+class EpochWarmUp(nn.Module):
+    """A factor that rises linearly from 0 to 1 over the first epochs; 1 in evaluation, as :class:`WarmUp`.
+
+    Parameters
+    ----------
+    n_epochs
+        Epochs until the factor is 1; 0 for 1 from the start.
+    """
+
+    steps: Tensor
+    steps_per_epoch: Tensor
+
+    def __init__(self, n_epochs: int) -> None:
+        super().__init__()
+        self.n_epochs = n_epochs
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("steps_per_epoch", torch.ones((), dtype=torch.int64))
+
+    def start_from(self, summary: Summary) -> None:
+        """Take the number of steps in an epoch."""
+        self.steps_per_epoch.fill_(max(summary.n_steps, 1))
+
+    def forward(self) -> Tensor:
+        """Return the factor, (); the first training step has 0."""
+        if self.n_epochs == 0 or not self.training:
+            return torch.ones((), device=self.steps.device)
+        factor = (self.steps / (self.n_epochs * self.steps_per_epoch)).clamp(max=1)
+        self.steps += 1
+        return factor
 
 
 class WeightPenalty(nn.Module):

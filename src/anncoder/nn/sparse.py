@@ -9,12 +9,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import torch
 from scipy.sparse import csc_array
 from torch import Tensor, nn
 
-from anncoder.kernels import fused, sparse
+from anncoder.kernels import fused, on_gpu, sparse
 from anncoder.types import CSR, Noise
 
 
@@ -55,6 +54,8 @@ def sparse_matmul(x: CSR | Tensor, weight: Tensor) -> Tensor:
     """Return ``x @ weight``, (b, h), for a CSR or dense (b, g) x and a (g, h) weight."""
     if isinstance(x, Tensor):
         return x @ weight
+    if on_gpu(x.values, weight):
+        return _dense(x) @ weight
     product: Tensor = _SparseMatmul.apply(weight, x)  # type: ignore[no-untyped-call]
     return product
 
@@ -78,15 +79,19 @@ class _SparseMatmul(torch.autograd.Function):
         return transposed_matmul(ctx.x, upstream[0]), None
 
 
+def _dense(x: CSR) -> Tensor:
+    # on a GPU the matrix units are faster than gathering, and the weights' gradient wants the same dense matrix
+    from anncoder.kernels.gpu import densify
+
+    return densify((x.indptr, x.indices, x.values), x.n_vars)
+
+
 def transposed_matmul(x: CSR, dense: Tensor) -> Tensor:
     """Return ``x' @ dense``, (g, h), for a (b, g) x and a dense (b, h)."""
     if fused(x.values, dense):
-        starts = np.zeros(x.n_vars + 2, dtype=np.int64)
-        rows, values = np.empty(x.indices.numel(), dtype=np.int64), np.empty(x.indices.numel(), dtype=np.float32)
-        sparse.by_columns(x.indptr.numpy(), x.indices.numpy(), x.values.numpy(), starts, rows, values)
         out = torch.empty(x.n_vars, dense.shape[1])
-        tickets = sparse.pieces(x.n_vars, sparse.GENES)
-        sparse.columns_matmul(tickets, starts[:-1], rows, values, dense.contiguous().numpy(), out.numpy())
+        arrays = (x.indptr, x.indices, x.values.contiguous(), dense.contiguous(), out)
+        sparse.transposed_matmul(sparse.pieces(dense.shape[1], sparse.STRIP), *(a.numpy() for a in arrays))
         return out
     if dense.device.type != "cpu":
         return x.to_dense().T @ dense

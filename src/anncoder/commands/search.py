@@ -1,0 +1,76 @@
+"""``anncoder search``: random trials, then the best of them trained and written as ``anncoder train`` does it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import typer
+
+from anncoder.commands.output import read_input
+from anncoder.commands.train import TrainRequest, run_train
+from anncoder.errors import ConfigError
+from anncoder.outputs import refuse_output
+from anncoder.settings import parse_assignments, read_yaml
+from anncoder.trials import Trial, search
+
+
+class SearchRequest(NamedTuple):
+    """What was asked for on the command line."""
+
+    data: Path
+    output: Path
+    model: str = "count"
+    space: Path | None = None
+    n_trials: int = 20
+    settings: tuple[str, ...] = ()
+    layer: str | None = None
+    seed: int = 0
+    labels: str | None = None
+
+
+def run_search(request: SearchRequest) -> None:
+    """Try, say how each did, and train the winner; a search that was stopped goes on where it was."""
+    refuse_output(request.output)
+    shared = parse_assignments(request.settings)
+    adata = read_input(request.data)
+    trials = search(
+        adata,
+        request.model,
+        space=None if request.space is None else read_yaml(request.space),
+        n_trials=request.n_trials,
+        layer=request.layer,
+        seed=request.seed,
+        journal=request.output.with_suffix(".search.jsonl"),
+        report=_say,
+        **shared,
+    )
+    best = trials[0]
+    if best.heldout_nll is None:
+        raise ConfigError(
+            f"none of {len(trials)} trials could be fitted; the last: {trials[-1].problem}",
+            code="no-trial",
+            where="--space",
+            remedy="widen the space, or lower the learning rates in it",
+        )
+    typer.echo(f"best: trial {best.number + 1}, {json.dumps(best.settings)}")
+    words = [f"{name}={json.dumps(value)}" for name, value in (shared | best.settings).items()]
+    run_train(
+        TrainRequest(
+            data=[request.data],
+            output=request.output,
+            model=request.model,
+            settings=tuple(words),
+            flags={"seed": request.seed},
+            layer=request.layer,
+            labels=request.labels,
+        )
+    )
+
+
+def _say(trial: Trial) -> None:
+    score = math.nan if trial.heldout_nll is None else trial.heldout_nll
+    how = trial.problem or f"{trial.epochs} epochs, {trial.seconds:.0f} s"
+    typer.echo(f"trial {trial.number + 1:>3}: {score:9.3f} nats a cell  {json.dumps(trial.settings)}  ({how})")

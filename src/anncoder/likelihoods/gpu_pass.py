@@ -1,0 +1,106 @@
+"""Between autograd and the Triton kernel that writes loss and gradients in the same pass; the plan is `one_pass`'s.
+
+Nothing here waits for the device: whether the gradients have to be written again, because they are wanted with other
+weights, it decides itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import log_softmax
+
+from anncoder.likelihoods.limits import LIMITS, MeanName
+from anncoder.types import CSR
+
+RANGES = tuple(float(limit) for limit in LIMITS)
+
+
+class Of(NamedTuple):
+    """What the loss is of, beside its parameters."""
+
+    kind: str  # as kernels.gpu.Kind
+    counts: CSR
+    size_factor: Tensor | None = None  # (n,)
+    mean: MeanName = "exp"
+
+
+def in_gpu_pass(
+    of: Of, log_mean: Tensor, log_theta: Tensor | None = None, pi_logits: Tensor | None = None, *, overwrite: bool
+) -> Tensor:
+    """Return the loss of each cell, (n,), differentiable once.
+
+    Parameters
+    ----------
+    of
+        Likelihood and data.
+    log_mean, log_theta, pi_logits
+        What is differentiated.
+    overwrite
+        The gradients for ``log_mean`` and ``pi_logits`` may take their memory, unless they are leaves of the graph. If
+        the cells are then not weighed alike, the gradient for a dispersion of each gene is NaN.
+    """
+    n, g = log_mean.shape
+    if of.mean == "softmax":  # limited after the size, which the kernel then need not know
+        log_size = 0.0 if of.size_factor is None else of.size_factor.log().unsqueeze(1)
+        log_mean, of = log_softmax(log_mean, dim=1) + log_size, of._replace(size_factor=None)
+    overwrite = overwrite and all(t is None or (t.is_contiguous() and not t.is_leaf) for t in (log_mean, pi_logits))
+    if log_theta is not None and log_theta.dim() == 2 and log_theta.shape not in ((n, 1), (n, g)):
+        log_theta = log_theta.expand(n, g)
+    tensors = (log_mean, log_theta, None if pi_logits is None else pi_logits.expand(n, g))
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        loss: Tensor = _GpuPass.apply(of, overwrite, *tensors)  # type: ignore[no-untyped-call]
+        return loss
+    from anncoder.kernels.gpu import loss_pass
+
+    return loss_pass(_parameters(of, *tensors), None)[0]
+
+
+class _GpuPass(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, of: Of, overwrite: bool, log_mean: Tensor, log_theta: Tensor | None, pi_logits: Tensor | None
+    ) -> Tensor:
+        from anncoder.kernels.gpu import loss_pass
+
+        n, g = log_mean.shape
+        ctx.of, ctx.overwrite, ctx.weight = of, overwrite, 1 / max(n * g, 1)
+        parameters = _parameters(of, log_mean, log_theta, pi_logits)
+        loss, ctx.gradients = loss_pass(parameters, ctx.weight, over_logits=overwrite)
+        if overwrite:
+            changed = [log_mean] if pi_logits is None else [log_mean, pi_logits]
+            torch.autograd.graph.increment_version(changed)  # so that autograd notices other readers
+        else:
+            ctx.save_for_backward(log_mean, log_theta, pi_logits)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        from anncoder.kernels.gpu import gradients_for, scale, write_again
+
+        gradients, ctx.gradients = ctx.gradients, None  # handed out once: whoever gets them may change them
+        if ctx.overwrite:
+            if gradients is None:
+                raise RuntimeError("with overwrite=True the loss is differentiated once")
+            scale(gradients, ctx.weight, upstream[0])
+        elif gradients is None:
+            gradients = gradients_for(_parameters(ctx.of, *ctx.saved_tensors), upstream[0])
+        else:
+            write_again(_parameters(ctx.of, *ctx.saved_tensors), gradients, ctx.weight, upstream[0])
+        return (None, None, *gradients)
+
+
+def _parameters(of: Of, log_mean: Tensor, log_theta: Tensor | None, pi_logits: Tensor | None) -> Any:
+    from anncoder.kernels.gpu import Kind, Parameters
+
+    def plain(parameter: Tensor | None) -> Any:
+        return None if parameter is None else parameter.detach().contiguous()
+
+    counts = of.counts
+    offset = log_mean.new_zeros(counts.n_rows) if of.size_factor is None else of.size_factor.log().float()
+    arrays = (counts.indptr, counts.indices, counts.values.float().contiguous())
+    return Parameters(cast(Kind, of.kind), plain(log_mean), plain(log_theta), plain(pi_logits), offset, arrays, RANGES)

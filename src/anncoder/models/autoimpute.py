@@ -1,0 +1,166 @@
+"""AutoImpute: a wide autoencoder of one hidden layer that is fitted to the non-zero values, and fills in the zeros.
+
+Talwar et al. 2018, doi 10.1038/s41598-018-34688-x: ``||M * (X - X_hat)||^2 + lambda / 2 (||W_e||^2 + ||W_d||^2)`` over
+the whole matrix of log-normalised expression X, M its non-zero entries.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from anncoder.config import LatentUnits, NetworkConfig, Probability, Weight
+from anncoder.errors import InputError
+from anncoder.nn.inputs import LogNormalize, Standardize
+from anncoder.nn.layers import linear
+from anncoder.nn.sparse import SparseLinear
+from anncoder.types import CSR, Batch, Loader, Loss, Noise, Shape, Summary
+
+WHOLE = 1 << 20  # cells: a minibatch as large as the data, for all but the largest
+
+
+class AutoImputeConfig(NetworkConfig):
+    """Hyper-parameters of :class:`anncoder.AutoImpute`."""
+
+    compresses: ClassVar[bool] = False
+
+    n_latent: LatentUnits = 200
+    lambda_w: Annotated[Weight, Field(description="weight of the squared weights")] = 1.0
+    replace: Annotated[
+        Literal["zeros", "all"], Field(description="values that denoise gives anew; the others stay as observed")
+    ] = "zeros"
+    valid_mask: Annotated[
+        Probability,
+        Field(description="share of the values of held-out cells that are hidden, and scored; 0 to score all"),
+    ] = 0.1
+    faithful: Annotated[bool, Field(description="the published initial weights and training, with their quirks")] = (
+        False
+    )
+
+    @property
+    def suited(self) -> dict[str, Any]:
+        """Adam on minibatches; with ``faithful=True`` RMSProp on the whole matrix, all cells fitted."""
+        if not self.faithful:
+            return {**super().suited, "batch_size": 64, "learning_rate": 1e-3}
+        published = {"max_epochs": 7000, "batch_size": WHOLE, "optimizer": "rmsprop", "learning_rate": 1e-4}
+        published |= {"epsilon": 1e-10, "clip_norm": 0.0, "valid_fraction": 0.0, "keep_best": False}
+        return {**super().suited, **published, "patience": 1, "reduce_lr_patience": 0}
+
+
+class AutoImputeNetwork(nn.Module):
+    """One sigmoid layer, a linear decoder and the masked objective; see :mod:`anncoder.models` for the interface.
+
+    The loss is the published one over the numbers of fitted cells and genes.
+    """
+
+    n_fitted: Tensor
+
+    def __init__(self, config: AutoImputeConfig, shape: Shape, noise: Noise) -> None:
+        super().__init__()
+        self.config, self.noise = config, noise
+        self.inputs = LogNormalize(config.transform)
+        self.standardize = Standardize(shape.n_vars, scaled=False)
+        self.hidden = SparseLinear(shape.n_vars, config.n_latent, noise)
+        self.output = linear(config.n_latent, shape.n_vars, noise)
+        self.register_buffer("n_fitted", torch.ones(()))
+        if config.faithful:
+            _normal(self, noise)
+
+    def start_from(self, summary: Summary, cells: Loader) -> None:
+        """Start the output at the mean of the non-zero values of each gene, and centre the input.
+
+        Raises
+        ------
+        InputError
+            There are negative values: zero is then not what is missing.
+        """
+        if summary.smallest < 0:
+            raise InputError(
+                f"the smallest value is {summary.smallest:g}: zeros mean missing values here, and the others are above",
+                code="negative",
+                where="the fitted cells",
+                remedy="give raw counts, or log-normalised expression that is neither centred nor scaled",
+            )
+        self.n_fitted.fill_(summary.n_obs)
+        if not self.config.faithful:
+            self.standardize.mean.copy_(summary.x_mean)
+            with torch.no_grad():
+                self.output.bias.copy_(_nonzero_means(self.inputs, cells, summary.x_mean.numel()))
+
+    def finish(self, batch: Batch) -> None:
+        """Do nothing: the hidden layer is the latent, in its own axes."""
+
+    def forward(self, batch: Batch) -> Loss:
+        """Return the squared error of the non-zero values and the penalty on the weights.
+
+        In evaluation a share of the values is hidden from the network, and they are scored in place of all: an
+        autoencoder as wide as this one can copy what it sees. Which ones is a function of the minibatch.
+        """
+        x = self.inputs(batch)
+        seen, scored = self._hide(x, batch) if not self.training and self.config.valid_mask else (x, x)
+        error = masked_error(scored, self.output(self._encode(seen))).sum()
+        whole = x.values.count_nonzero() / scored.values.count_nonzero().clamp(min=1)
+        n_entries = x.n_rows * x.n_vars
+        weights = self.config.lambda_w / 2 * (self.hidden.weight.square().sum() + self.output.weight.square().sum())
+        terms = {"reconstruction": error * whole / n_entries, "weights": weights / (self.n_fitted * x.n_vars)}
+        return Loss(terms["reconstruction"] + terms["weights"], {k: v.detach() for k, v in terms.items()})
+
+    def encode(self, batch: Batch) -> Tensor:
+        """Return the hidden layer, (b, k), between 0 and 1."""
+        return self._encode(self.inputs(batch))
+
+    def denoise(self, batch: Batch) -> Tensor:
+        """Return expression at the median library size, (b, g): imputed where it is zero, or everywhere."""
+        imputed = self.inputs.inverse(self.output(self.encode(batch)))
+        if self.config.replace == "all":
+            return imputed
+        counts, flat = batch.counts, batch.counts.flat()
+        per_cell = 1 if self.config.transform == "none" else batch.size_factor[counts.rows()]
+        given = imputed.reshape(-1)
+        given[flat] = torch.where(counts.values != 0, counts.values / per_cell, given[flat])
+        return given.view_as(imputed)
+
+    def _encode(self, x: CSR) -> Tensor:
+        latent: Tensor = self.hidden(x, self.standardize.mean).sigmoid()
+        return latent
+
+    def _hide(self, x: CSR, batch: Batch) -> tuple[CSR, CSR]:
+        # what the network sees, and what is scored: the values, each on one side
+        generator = Noise(self.noise.seed + int(batch.rows[0])).on(x.values.device)
+        hidden = torch.rand(x.values.shape, generator=generator, device=x.values.device) < self.config.valid_mask
+        return x.with_values(x.values * ~hidden), x.with_values(x.values * hidden)
+
+
+def masked_error(x: CSR, reconstruction: Tensor) -> Tensor:
+    """Return the squared error of the non-zero values of each cell, (b,).
+
+    Parameters
+    ----------
+    x
+        (b, g) expression; its zeros, stored or not, count for nothing.
+    reconstruction
+        (b, g).
+    """
+    error = (reconstruction.reshape(-1)[x.flat()] - x.values).square()
+    return x.with_values(error * (x.values != 0)).row_sums()
+
+
+def _normal(network: nn.Module, noise: Noise) -> None:
+    for parameter in network.parameters():
+        if not parameter.is_meta:
+            with torch.no_grad():
+                parameter.normal_(generator=noise.on(parameter.device))
+
+
+def _nonzero_means(inputs: LogNormalize, cells: Loader, n_vars: int) -> Tensor:
+    # (g,); 0 for a gene without any
+    total = torch.zeros(n_vars, dtype=torch.float64)
+    found = torch.zeros_like(total)
+    for batch in cells.epoch(0):
+        x: CSR = inputs(batch)
+        total += torch.bincount(x.indices, weights=x.values.double(), minlength=n_vars)
+        found += torch.bincount(x.indices, weights=(x.values != 0).double(), minlength=n_vars)
+    return (total / found.clamp(min=1)).float()

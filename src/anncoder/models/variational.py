@@ -1,0 +1,243 @@
+"""Variational count autoencoder: a Gaussian posterior in the latent, the likelihood of raw counts behind it.
+
+Lopez, Regier, Cole, Jordan, Yosef 2018 (scVI), doi 10.1038/s41592-018-0229-2; with a linear decoder Svensson, Gayoso,
+Yosef, Pachter 2020 (LDVAE), doi 10.1093/bioinformatics/btaa169. A reimplementation of the published objective.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from anncoder.config import (
+    Activation,
+    HiddenWidths,
+    LatentUnits,
+    Layers,
+    LinearDecoder,
+    NetworkConfig,
+    Norm,
+    Probability,
+)
+from anncoder.errors import ConfigError
+from anncoder.likelihoods import nb_nll, poisson_nll, zinb_nll
+from anncoder.likelihoods.limits import LOG_MEAN_RANGE, LOG_THETA_RANGE
+from anncoder.models.count import moment_log_theta
+from anncoder.nn.conditional import ConditionalLayers
+from anncoder.nn.heads import CountParameters
+from anncoder.nn.inputs import LogNormalize
+from anncoder.nn.penalties import EpochWarmUp
+from anncoder.nn.sparse import SparseLinear
+from anncoder.types import Batch, Loader, Loss, Noise, Shape, Summary
+
+LEAST_VARIANCE = 1e-4  # of the posterior
+
+
+class VariationalConfig(NetworkConfig):
+    """Hyper-parameters of :class:`anncoder.VariationalAutoencoder`."""
+
+    encodes_batches: ClassVar[bool] = True  # `denoise` always does, and one rule for both verbs is enough
+
+    n_latent: LatentUnits = 10
+    n_hidden: HiddenWidths = (128,)
+    activation: Activation = "relu"
+    norm: Norm = "batch"
+    linear_decoder: LinearDecoder = False
+    dropout_rate: Annotated[Probability, Field(description="share of the encoder's hidden units dropped")] = 0.1
+    likelihood: Annotated[Literal["zinb", "nb", "poisson"], Field(description="distribution of the counts")] = "zinb"
+    dispersion: Annotated[
+        Literal["gene", "gene-batch", "gene-cell"],
+        Field(description="inverse dispersion: one a gene, one a gene in each experimental batch, or one an entry"),
+    ] = "gene"
+    size_factors: Annotated[
+        bool, Field(description="divide the network input by the size factor, before the logarithm")
+    ] = False
+    batches_in_encoder: Annotated[bool, Field(description="show the experimental batch to the encoder too")] = False
+    warmup_epochs: Annotated[int, Field(ge=0, description="epochs over which the divergence gets its full weight")] = (
+        400
+    )
+    faithful: Annotated[bool, Field(description="start and train as published")] = False
+
+    @property
+    def batches(self) -> Literal["optional", "needed"]:
+        """The decoder sees the batch where there is one."""
+        return "needed" if self.batches_in_encoder or self.dispersion == "gene-batch" else "optional"
+
+    @property
+    def sees_depth(self) -> bool:
+        """Whether the latent may depend on the number of molecules of a cell."""
+        return not self.size_factors
+
+    @property
+    def suited(self) -> dict[str, Any]:
+        """As scvi-tools trains it; epsilon is of the loss in nats a cell."""
+        published = {
+            "learning_rate": 1e-3,
+            "weight_decay": 1e-6,
+            "epsilon": 0.01,
+            "clip_norm": 0.0,
+            "patience": 45,
+            "reduce_lr_patience": 0,
+        }
+        quirks = {"early_stopping": False, "keep_best": False} if self.faithful else {}
+        return {**super().suited, **published, **quirks}
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Refuse an input that is no counts."""
+        if self.transform == "none":
+            raise ConfigError(
+                f"likelihood={self.likelihood!r} is of raw counts, and transform='none' reads expression values",
+                code="bad-value",
+                where="VariationalConfig.transform",
+                remedy="set transform='log1p' and fit raw counts; for expression values use another model",
+            )
+
+
+class VariationalNetwork(nn.Module):
+    """Encoder, decoder and evidence lower bound; see :mod:`anncoder.models` for the interface.
+
+    The loss is in nats a cell - the sum over the genes - as the divergence is, and as it is published.
+    """
+
+    log_library: Tensor
+
+    def __init__(self, config: VariationalConfig, shape: Shape, noise: Noise) -> None:
+        super().__init__()
+        self.config, self.noise, self.n_vars = config, noise, shape.n_vars
+        k, n_batches = config.n_latent, shape.n_batches
+        seen = n_batches if config.batches_in_encoder else 0
+        hidden = Layers(config.n_hidden, config.activation, config.norm)
+        self.inputs = LogNormalize(config.transform)
+        self.encoder = ConditionalLayers(
+            hidden._replace(dropout_rate=config.dropout_rate), shape.n_vars, seen, noise, sparse=True
+        )
+        self.posterior_head = SparseLinear(self.encoder.n_out, 2 * k, noise)
+        widths = () if config.linear_decoder else tuple(reversed(config.n_hidden))
+        self.decoder = ConditionalLayers(hidden._replace(widths=widths), k, n_batches, noise)
+        self.heads = nn.ModuleDict({name: self._head(n_batches) for name in _outputs(config)})
+        rows = n_batches if config.dispersion == "gene-batch" else 1
+        self.log_theta = nn.Parameter(torch.zeros(rows, shape.n_vars)) if _has_own_theta(config) else None
+        self.warm_up = EpochWarmUp(config.warmup_epochs)
+        self.register_buffer("log_library", torch.zeros(()))
+
+    def _head(self, n_batches: int) -> ConditionalLayers:
+        # a linear decoder is this layer alone: it sees the batch, and is normalised, as LDVAE's
+        direct = not self.decoder.products
+        layers = Layers((self.n_vars,), "linear", self.config.norm if direct else "none")
+        return ConditionalLayers(layers, self.decoder.n_out, n_batches if direct else 0, self.noise)
+
+    @torch.no_grad()
+    def start_from(self, summary: Summary, cells: Loader) -> None:
+        """Take the library size, and start every gene at its mean and its moment estimate of the dispersion."""
+        self.warm_up.start_from(summary)
+        self.log_library.fill_(math.log(summary.library_size))
+        if self.config.faithful:
+            if self.log_theta is not None:
+                self.log_theta.normal_(generator=self.noise.on(self.log_theta.device))
+            return
+        if self.log_theta is not None:
+            self.log_theta.copy_(moment_log_theta(summary).clamp(*LOG_THETA_RANGE).expand_as(self.log_theta))
+        self._bias("scale").copy_(summary.gene_mean.log().clamp(*LOG_MEAN_RANGE))
+        if "pi" in self.heads:
+            self._bias("pi").fill_(-2.0)  # near "no dropout": pi = 0.12
+
+    def finish(self, batch: Batch) -> None:
+        """Leave the latent as it is: its axes have a scale, the prior's."""
+
+    def forward(self, batch: Batch) -> Loss:
+        """Return the negative evidence lower bound in nats a cell: one sample of the latent of each cell.
+
+        In evaluation the divergence has its full weight, and the noise is a function of the minibatch.
+        """
+        mean, variance = self.posterior(batch)
+        noise = self.noise if self.training else Noise(self.noise.seed + int(batch.rows[0]))
+        normal = torch.empty_like(mean).normal_(generator=noise.on(mean.device))
+        nll = self.nll(batch, mean + variance.sqrt() * normal)
+        terms = {"nll": nll.mean(), "kl": self.warm_up() * divergence(mean, variance).mean()}
+        return Loss(terms["nll"] + terms["kl"], {k: v.detach() for k, v in terms.items()})
+
+    def posterior(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return mean and variance of the latent of each cell, (b, k) both."""
+        if not self.config.size_factors:
+            batch = batch._replace(size_factor=torch.ones_like(batch.size_factor))
+        outputs = self.posterior_head(self.encoder(self.inputs(batch), batch.batch_code))
+        mean, log_variance = outputs.chunk(2, dim=1)
+        return mean, log_variance.exp() + LEAST_VARIANCE
+
+    def decode(self, latent: Tensor, batch_code: Tensor | None) -> CountParameters:
+        """Return the parameters of the distribution of each entry, at the median library size."""
+        hidden = self.decoder(latent, batch_code)
+        outputs = {name: head(hidden, batch_code) for name, head in self.heads.items()}
+        log_mean = torch.log_softmax(outputs["scale"], dim=1) + self.log_library
+        log_theta = outputs.get("theta")
+        if self.log_theta is not None:
+            log_theta = self.log_theta[0] if len(self.log_theta) == 1 else self.log_theta[batch_code]
+        return CountParameters(log_mean, log_theta, outputs.get("pi"))
+
+    def nll(self, batch: Batch, latent: Tensor) -> Tensor:
+        """Return the negative log-likelihood of each cell given its latent, (b,)."""
+        log_mean, log_theta, pi_logits = self.decode(latent, batch.batch_code)
+        if log_theta is None:
+            return poisson_nll(batch.counts, log_mean, batch.size_factor)
+        if pi_logits is None:
+            return nb_nll(batch.counts, log_mean, log_theta, batch.size_factor)
+        return zinb_nll(batch.counts, log_mean, log_theta, pi_logits, batch.size_factor)
+
+    def elbo(self, batch: Batch, n_samples: int) -> Tensor:
+        """Return the evidence lower bound of each cell, (b,): the same draws for all cells, so that each is its own."""
+        mean, variance = self.posterior(batch)
+        noise = Noise(self.noise.seed).on(mean.device)
+        total = -divergence(mean, variance)
+        for _ in range(n_samples):
+            normal = torch.empty_like(mean[0]).normal_(generator=noise)
+            total = total - self.nll(batch, mean + variance.sqrt() * normal) / n_samples
+        return total
+
+    def encode(self, batch: Batch) -> Tensor:
+        """Return the posterior mean, (b, k)."""
+        return self.posterior(batch)[0]
+
+    def denoise(self, batch: Batch) -> Tensor:
+        """Return the expected expression at the median library size and before zero inflation, (b, g)."""
+        return self.decode(self.encode(batch), batch.batch_code).log_mean.exp()
+
+    def loadings(self) -> Tensor:
+        """Return what one unit of each latent adds to the log expression of each gene, (g, k); linear decoder only."""
+        product, follow = self._layer("scale")
+        if not isinstance(follow, nn.BatchNorm1d):
+            return product.weight.detach()  # type: ignore[no-any-return]
+        assert follow.running_var is not None
+        factor = follow.weight / (follow.running_var + follow.eps).sqrt()
+        return (product.weight * factor.unsqueeze(1)).detach()  # type: ignore[no-any-return]
+
+    def _layer(self, name: str) -> tuple[Any, nn.Module]:
+        # the product of a head, and the normalisation that follows it
+        head: Any = self.heads[name]
+        return head.products[0], head.after[0][0]
+
+    def _bias(self, name: str) -> Tensor:
+        product, follow = self._layer(name)
+        last: Any = product if isinstance(follow, nn.Identity) else follow
+        bias: Tensor = last.bias
+        return bias
+
+
+def divergence(mean: Tensor, variance: Tensor) -> Tensor:
+    """Return the Kullback-Leibler divergence of a normal posterior from the standard normal prior, (b,).
+
+    ``1/2 sum_k (mean^2 + variance - 1 - log variance)`` for (b, k) means and variances.
+    """
+    return 0.5 * (mean.square() + variance - 1 - variance.log()).sum(dim=1)
+
+
+def _has_own_theta(config: VariationalConfig) -> bool:
+    return config.likelihood != "poisson" and config.dispersion != "gene-cell"
+
+
+def _outputs(config: VariationalConfig) -> list[str]:
+    theta = ["theta"] * (config.likelihood != "poisson" and config.dispersion == "gene-cell")
+    return ["scale", *theta, *["pi"] * (config.likelihood == "zinb")]

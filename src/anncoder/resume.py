@@ -1,0 +1,331 @@
+"""Going on where a killed run stood: the state of training in a file, and back.
+
+The file is safetensors: weights, best weights, the optimizer's moments, sums of losses, random streams; numbers and
+history are JSON in its header, and a sha256 stands for all of it. No pickle. One process keeps its state after any
+minibatch, several after an epoch. The order of the cells is a function of the seed and the epoch, so the number of
+minibatches done is all there is to say of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from anncoder import __version__
+from anncoder.config import NetworkConfig, TrainingConfig
+from anncoder.data.order import Split
+from anncoder.distributed import Share, gathered, sent, summed
+from anncoder.errors import ConfigError, FileError, some
+from anncoder.files import atomic_path, writable_folder
+from anncoder.sources import Source
+from anncoder.training import RunningMean, State
+from anncoder.types import Noise
+
+logger = logging.getLogger("anncoder")
+
+NAME = "checkpoint.safetensors"
+SCHEMA = 1
+EVERY = 10.0  # seconds from one checkpoint to the next at least,
+COST = 0.02  # and as many as make writing them so much of the time at most
+HASHED = ("gene names", "library sizes", "cells held out")
+ELSEWHERE = ("device", "threads")  # settings that say where to compute, not what
+
+
+class Checkpoint(NamedTuple):
+    """Where the state of a fit is kept, and what becomes of one that is there.
+
+    ``fit(checkpoint="folder")`` is ``Checkpoint(Path("folder"))``.
+    """
+
+    folder: Path
+    resume: bool | None = True  # go on with it and refuse another run's; None: start anew if it is another's; False: do
+    remove: bool = True  # when the fit is over
+
+
+class Kept(NamedTuple):
+    """What a checkpoint holds."""
+
+    numbers: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
+def run_of(model: str, config: NetworkConfig, training: TrainingConfig, source: Source, split: Split) -> dict[str, Any]:
+    """Return what makes a run the same run: model, settings, and the data."""
+    settings = config.model_dump(mode="json") | training.model_dump(mode="json")
+    return {
+        "model": model,
+        **{name: value for name, value in settings.items() if name not in ELSEWHERE},
+        "number of cells": source.n_obs,
+        "number of genes": len(source.var_names),
+        "gene names": hashlib.sha256("\n".join(source.var_names).encode("utf-8", "surrogatepass")).hexdigest(),
+        "library sizes": hashlib.sha256(np.asarray(source.sizes, dtype="<f4").tobytes()).hexdigest(),
+        "cells held out": hashlib.sha256(np.asarray(split.valid, dtype="<i8").tobytes()).hexdigest(),
+    }
+
+
+def keeper_of(
+    checkpoint: str | Path | Checkpoint | None, run: dict[str, Any], noise: Noise, share: Share, device: torch.device
+) -> Checkpoints | None:
+    """Return who keeps the state of a fit, if that is asked for; see :class:`Checkpoints`."""
+    if isinstance(checkpoint, str | Path):
+        checkpoint = Checkpoint(Path(checkpoint))
+    return None if checkpoint is None else Checkpoints(checkpoint, run, noise, share, device)
+
+
+class Checkpoints:
+    """Keeps the state of a fit; see :class:`anncoder.training.Keeper`.
+
+    Parameters
+    ----------
+    checkpoint
+        Where; of several processes the first one's counts.
+    run
+        Of :func:`run_of`.
+    noise
+        The network's random streams.
+    share
+        Which of several processes this is.
+    device
+        Where the network is.
+
+    Raises
+    ------
+    ConfigError
+        The folder has the checkpoint of another run.
+    FileError
+        The checkpoint that is there is damaged.
+    ResourceError
+        The folder cannot be written.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, run: dict[str, Any], noise: Noise, share: Share, device: torch.device
+    ) -> None:
+        self.run, self.noise, self.share, self.device = run, noise, share, device
+        self.path, self.remove = checkpoint.folder / NAME, checkpoint.remove
+        self.where = {
+            "device": device.type,
+            "threads": torch.get_num_threads(),
+            "processes": share.size,
+            "anncoder": __version__,
+            "torch": torch.__version__,
+        }
+        found = b""
+        if share.rank == 0:
+            writable_folder(checkpoint.folder if checkpoint.folder.exists() else checkpoint.folder.parent)
+            if checkpoint.resume is not False and self.path.exists():
+                found = self._read(refuses=bool(checkpoint.resume))
+        found = sent(found, share, device)
+        self.kept = decoded(found, self.path) if found else None
+        self._last, self._took = time.perf_counter(), 0.0
+
+    def restore(self, state: State) -> None:
+        """Put the kept state in place of that of a start."""
+        if self.kept is None:
+            return
+        numbers, tensors = self.kept
+        self.kept = None  # it is as large as four networks
+        device = next(state.network.parameters()).device
+        try:
+            _put_back(numbers, tensors, state, device)
+            streams = _group(tensors, f"noise.{self.share.rank % numbers['processes']}")
+            self.noise.restore({name: value.cpu() for name, value in streams.items()}, device)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise damaged(self.path, str(error).splitlines()[0]) from error
+        where = numbers["where"]
+        changed = [name for name, value in self.where.items() if value != where.get(name)]
+        if changed:
+            said = "; ".join(f"{name} {self.where[name]}, until then {where.get(name)}" for name in changed)
+            logger.warning("the result may differ from that of an undisturbed run: %s", said)
+
+    def see(self, state: State) -> None:
+        """Keep the state if that is due: after the first epoch, and then as often as ``EVERY`` and ``COST`` say."""
+        over = not state.mean.n_steps
+        if self.share.size > 1 and not over:
+            return  # within an epoch each process has running statistics of its own
+        waited = time.perf_counter() - self._last
+        due = waited >= max(EVERY, self._took / COST) or (over and not self._took)
+        if self.share.size > 1:  # the clock of the first process counts
+            due = bool(summed(torch.tensor(float(due and not self.share.rank), device=self.device), self.share))
+        if due and (state.healthy is None or bool(state.healthy)):
+            began = time.perf_counter()
+            self._keep(state)
+            self._last = time.perf_counter()
+            self._took = self._last - began
+
+    def forget(self) -> None:
+        """Remove the checkpoint of a fit that is over, unless somebody else will."""
+        if self.remove and self.share.rank == 0:
+            forget(self.path.parent)
+
+    def _keep(self, state: State) -> None:
+        tensors = _tensors_of(state)
+        for kind, stream in sorted(self.noise.state().items()):
+            streams = gathered(stream, self.share, self.device)
+            tensors |= {f"noise.{rank}.{kind}": value for rank, value in enumerate(streams)}
+        if self.share.rank == 0:
+            numbers = {
+                "schema": SCHEMA,
+                "run": self.run,
+                "where": self.where,
+                "processes": self.share.size,
+                **_numbers_of(state),
+            }
+            self.path.parent.mkdir(exist_ok=True)
+            with atomic_path(self.path) as temporary:
+                temporary.write_bytes(encoded(numbers, tensors))
+
+    def _read(self, *, refuses: bool) -> bytes:
+        try:
+            content = self.path.read_bytes()
+            numbers = decoded(content, self.path).numbers
+        except (OSError, FileError) as error:
+            if refuses:
+                raise error if isinstance(error, FileError) else damaged(self.path, str(error)) from error
+            logger.warning("%s; starting anew", error.what if isinstance(error, FileError) else error)
+            return b""
+        other = self._differences(numbers)
+        if other and refuses:
+            raise ConfigError(
+                f"the unfinished run in {str(self.path.parent)!r} is another one: {some(other)}",
+                code="other-run",
+                where=str(self.path),
+                remedy="go on with its settings and data, or choose another folder (--no-resume starts anew)",
+            )
+        if other:
+            logger.warning("the unfinished run that is there is another one (%s); starting anew", some(other))
+        return b"" if other else content
+
+    def _differences(self, numbers: dict[str, Any]) -> list[str]:
+        before, now = numbers["run"], self.run
+        other = [name for name in {**now, **before} if before.get(name) != now.get(name)]
+        plain = [f"{name} was {before.get(name)}, is {now.get(name)}" for name in other if name not in HASHED]
+        found = plain or [f"other {name}" for name in other]  # with another seed, other cells are held out
+        if numbers["mean"]["n_steps"] and self.share.size > 1:
+            found.append(f"one process was within an epoch, these are {self.share.size}")
+        return found
+
+
+def going_on(keeper: Checkpoints | None) -> str:
+    """Return where training goes on, as the end of a sentence; empty at a start."""
+    if keeper is None or keeper.kept is None:
+        return ""
+    epochs, steps = len(keeper.kept.numbers["records"]), keeper.kept.numbers["mean"]["n_steps"]
+    return f"; going on after epoch {epochs}" + (f" and {steps:,} minibatches" if steps else "")
+
+
+def forget(folder: Path) -> None:
+    """Remove the checkpoint in a folder, if there is one, and the folder if nothing else is in it."""
+    (folder / NAME).unlink(missing_ok=True)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def encoded(numbers: dict[str, Any], tensors: dict[str, Tensor]) -> bytes:
+    """Return the content of a checkpoint file."""
+    on_cpu = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    text = json.dumps(numbers)
+    content: bytes = safetensors.torch.save(on_cpu, metadata={"state": text, "sha256": _digest(text, on_cpu)})
+    return content
+
+
+def decoded(content: bytes, path: Path) -> Kept:
+    """Return what :func:`encoded` made, verified.
+
+    Raises
+    ------
+    FileError
+        The content was cut or changed, or is of a newer schema.
+    """
+    try:
+        length = int.from_bytes(content[:8], "little")
+        said = json.loads(content[8 : 8 + length])["__metadata__"]
+        tensors = safetensors.torch.load(content)
+        text, numbers = said["state"], json.loads(said["state"])
+        if said["sha256"] != _digest(text, tensors):
+            raise ValueError("it was changed since it was written")
+        if numbers["schema"] > SCHEMA:
+            raise ValueError("a newer version wrote it")
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise damaged(path, str(error).splitlines()[0] if str(error) else type(error).__name__) from None
+    return Kept(numbers, tensors)
+
+
+def damaged(path: Path, why: str) -> FileError:
+    """Return the error for a checkpoint that must not be used."""
+    return FileError(
+        f"the checkpoint {path.name!r} cannot be used: {why}",
+        code="bad-checkpoint",
+        where=str(path),
+        remedy="remove it, and the run starts anew (--no-resume does the same)",
+    )
+
+
+def _digest(text: str, tensors: dict[str, Tensor]) -> str:
+    seen = hashlib.sha256(text.encode("utf-8"))
+    for name, value in sorted(tensors.items()):
+        seen.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        seen.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return seen.hexdigest()
+
+
+def _numbers_of(state: State) -> dict[str, Any]:
+    watch, mean = state.watch, state.mean
+    return {
+        "records": state.records,
+        "learning_rate": state.optimizer.param_groups[0]["lr"],
+        "watch": {name: getattr(watch, name) for name in ("best", "best_epoch", "mark", "waited", "waited_at_rate")},
+        "mean": {"names": list(mean.sums), "n_cells": mean.n_cells, "n_steps": mean.n_steps},
+    }
+
+
+def _tensors_of(state: State) -> dict[str, Tensor]:
+    moments = {
+        f"{number}.{name}": value
+        for number, values in state.optimizer.state_dict()["state"].items()
+        for name, value in values.items()
+    }
+    groups = {
+        "network": state.network.state_dict(),
+        "best": state.watch.weights,
+        "optimizer": moments,
+        "mean": {name: torch.as_tensor(value, dtype=torch.float64) for name, value in state.mean.sums.items()},
+    }
+    return {f"{group}.{name}": value for group, values in groups.items() for name, value in values.items()}
+
+
+def _put_back(numbers: dict[str, Any], tensors: dict[str, Tensor], state: State, device: torch.device) -> None:
+    # cloned, into memory of torch's own: the last bit of a product may depend on how its factors are aligned
+    def group(name: str) -> dict[str, Tensor]:
+        return {key: value.to(device, copy=True) for key, value in _group(tensors, name).items()}
+
+    state.network.load_state_dict(group("network"))
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, value in _group(tensors, "optimizer").items():  # the optimizer knows which of them stay on the CPU
+        number, _, what = name.partition(".")
+        moments.setdefault(int(number), {})[what] = value.clone()
+    optimizer = state.optimizer.state_dict()
+    optimizer["param_groups"][0]["lr"] = numbers["learning_rate"]
+    state.optimizer.load_state_dict({**optimizer, "state": moments})
+    state.records[:] = numbers["records"]
+    state.watch.weights = group("best")
+    for name, value in numbers["watch"].items():
+        setattr(state.watch, name, value)
+    state.mean, sums = RunningMean(), group("mean")
+    on_cpu = device.type == "cpu"  # where sums are numbers
+    state.mean.sums = {name: sums[name].item() if on_cpu else sums[name] for name in numbers["mean"]["names"]}
+    state.mean.n_cells, state.mean.n_steps = numbers["mean"]["n_cells"], numbers["mean"]["n_steps"]
+
+
+def _group(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}

@@ -1,0 +1,76 @@
+"""Settings as people write them: YAML files and ``key=value`` words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from anncoder.errors import ConfigError, FileError
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Return the mapping in a YAML file; only plain values, no Python objects.
+
+    Raises
+    ------
+    FileError
+        The file cannot be read.
+    ConfigError
+        It is not YAML, or not a mapping.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_bytes())
+    except OSError as error:
+        raise FileError(
+            f"cannot read the configuration {str(path)!r}: {error.strerror}",
+            code="no-config",
+            where=str(path),
+            remedy="check the path",
+        ) from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"not valid YAML: {' '.join(str(error).split())[:200]}",
+            code="bad-yaml",
+            where=str(path),
+            remedy="write 'key: value' lines; see: anncoder config --model count",
+        ) from None
+    if not isinstance(values, dict):
+        raise ConfigError(
+            "a configuration must be a list of 'key: value' lines",
+            code="bad-yaml",
+            where=str(path),
+            remedy="see: anncoder config --model count",
+        )
+    return values
+
+
+def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
+    """Return the mapping of ``key=value`` words; values are read as YAML, so ``n_hidden=[64,32]`` is a list."""
+    values = {}
+    for word in assignments:
+        key, equals, text = word.partition("=")
+        if not equals or not key:
+            raise ConfigError(
+                f"{word!r} is not of the form key=value",
+                code="bad-assignment",
+                where="--set",
+                remedy="--set n_latent=32",
+            )
+        values[key.strip()] = _yaml_value(text)
+    return values
+
+
+def _yaml_value(text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return text
+    if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text: it wants a dot before the exponent
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value

@@ -1,0 +1,215 @@
+"""Looking for hyper-parameters: random trials, scored on molecules that were set aside, and the best of them.
+
+A validation loss cannot be compared between likelihoods. Molecules set aside can (Batson, Royer, Webber 2019, doi
+10.1101/786269): every trial is fitted with the same cells held out, sees nine tenths of their molecules, and is scored
+on the rest. Random search is as good as a grid of many times its size where few of the settings matter (Bergstra,
+Bengio 2012, JMLR 13:281).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import anndata
+import numpy as np
+
+from anncoder.autoencoder import Autoencoder
+from anncoder.config import split_settings, unknown_key
+from anncoder.errors import ConfigError, DivergenceError
+from anncoder.estimators import ESTIMATORS
+from anncoder.evaluation import heldout_score
+from anncoder.models import MODELS
+
+Settings = dict[str, Any]
+Space = Mapping[str, Any]
+
+# for a model that has them; a setting that it does not have is left out
+SPACE: Space = {
+    "n_latent": [8, 16, 32],
+    "n_hidden": [[64], [128], [256], [512], [256, 128]],
+    "learning_rate": {"low": 5e-4, "high": 1e-2, "log": True},
+    "dropout_rate": [0.0, 0.1, 0.2],
+    "activation": ["relu", "elu", "mish"],
+    "likelihood": ["nb", "zinb"],
+    "dispersion": ["gene", "gene-cell"],
+}
+
+
+class Trial(NamedTuple):
+    """One set of settings, and how it did."""
+
+    number: int
+    settings: Settings
+    heldout_nll: float | None  # nats a cell, lower is better; None where it could not be fitted
+    seconds: float
+    epochs: int
+    problem: str = ""
+
+
+def search(
+    adata: anndata.AnnData,
+    model: str = "count",
+    *,
+    space: Space | None = None,
+    n_trials: int = 20,
+    layer: str | None = None,
+    seed: int = 0,
+    journal: str | Path | None = None,
+    report: Callable[[Trial], None] | None = None,
+    **settings: Any,
+) -> list[Trial]:
+    """Try settings at random; return the trials, the best first.
+
+    Parameters
+    ----------
+    adata
+        Raw counts, (n_obs, n_vars).
+    model
+        Name of the model.
+    space
+        For each setting a list of values, or ``{"low": a, "high": b}`` with ``"log": True`` for equal ratios (whole
+        numbers where both are); None for
+        a space that suits most data.
+    n_trials
+        How many to try. Settings of a trial depend on the seed and its number alone.
+    layer
+        Where the counts are; None for ``X``.
+    seed
+        Start of the trials and of every fit.
+    journal
+        File to which each trial is written as it ends; a search that finds its own goes on after the last of them.
+    report
+        Told of every trial.
+    **settings
+        Settings that all trials share (``max_epochs``, ``threads``, ``batch_key``...).
+
+    Returns
+    -------
+    list of Trial
+        Sorted by ``heldout_nll``; those that could not be fitted last.
+
+    Raises
+    ------
+    ConfigError
+        Unknown setting, a space that is none, or a journal of another search.
+    InputError
+        The data are not raw counts.
+
+    Examples
+    --------
+    >>> import anncoder as ac
+    >>> adata = ac.datasets.simulate(n_obs=300, n_vars=50, seed=1)
+    >>> best = ac.search(adata, space={"n_latent": [2, 8]}, n_trials=2, max_epochs=2)[0]
+    >>> sorted(best.settings)
+    ['n_latent']
+    """
+    space = _checked_space(model, SPACE if space is None else space, own=space is not None)
+    split_settings(settings, MODELS[model].config)
+    about = {"model": model, "space": dict(space), "settings": settings, "seed": seed, "shape": list(adata.shape)}
+    trials = [] if journal is None else _journal(Path(journal), about)
+    for trial in trials[:n_trials]:
+        if report is not None:
+            report(trial)
+    for number in range(len(trials), n_trials):
+        trial = _run(adata, model, number, draw(space, seed, number), layer, {"seed": seed, **settings})
+        trials.append(trial)
+        if journal is not None:
+            with Path(journal).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(trial._asdict()) + "\n")
+        if report is not None:
+            report(trial)
+    return sorted(trials[:n_trials], key=lambda t: math.inf if t.heldout_nll is None else t.heldout_nll)
+
+
+def draw(space: Space, seed: int, number: int) -> Settings:
+    """Return the settings of a trial."""
+    generator = np.random.default_rng([seed, 7, number])
+    drawn: Settings = {}
+    for name, values in space.items():
+        if isinstance(values, Mapping):
+            low, high = float(values["low"]), float(values["high"])
+            at = float(generator.random())
+            drawn[name] = low * (high / low) ** at if values.get("log") else low + (high - low) * at
+            if isinstance(values["low"], int) and isinstance(values["high"], int):
+                drawn[name] = round(drawn[name])
+        else:
+            drawn[name] = values[int(generator.integers(len(values)))]
+    return drawn
+
+
+def _run(
+    adata: anndata.AnnData, model: str, number: int, drawn: Settings, layer: str | None, shared: Settings
+) -> Trial:
+    began = time.perf_counter()
+    try:
+        hyper, training = split_settings(shared | drawn, MODELS[model].config)
+        fitted: Autoencoder = ESTIMATORS[model](**hyper).fit(adata, layer=layer, progress=False, **training)
+        score = heldout_score(fitted, adata, layer=layer)
+    except (DivergenceError, ConfigError) as error:  # this one cannot be fitted; others can
+        return Trial(number, drawn, None, time.perf_counter() - began, 0, error.what)
+    return Trial(number, drawn, score, time.perf_counter() - began, len(fitted.history_))
+
+
+def _checked_space(model: str, space: Space, *, own: bool) -> Space:
+    if model not in MODELS:
+        raise unknown_key(model, sorted(MODELS), where="model")
+    config = MODELS[model].config
+    if not config().reads_counts or not config.decodes:
+        raise ConfigError(
+            f"{model!r} gives no expected counts: trials cannot be scored on molecules",
+            code="no-decoder",
+            where="model",
+            remedy="search among models of raw counts",
+        )
+    if not own:
+        known = set(config.model_fields) | {"learning_rate"}
+        space = {name: values for name, values in space.items() if name in known}
+    split_settings(dict.fromkeys(space), config, where="space")
+    for name, values in space.items():
+        ranged = isinstance(values, Mapping) and {"low", "high"} <= set(values) <= {"low", "high", "log"}
+        ranged = ranged and (0 if values.get("log") else -math.inf) < values["low"] < values["high"]
+        if not ranged and not (isinstance(values, list) and values):
+            raise ConfigError(
+                f"{name}: {values!r} is neither a list of values nor a range",
+                code="bad-value",
+                where="space",
+                remedy="write [8, 16] or {low: 0.001, high: 0.01, log: true}",
+            )
+    return space
+
+
+def _journal(path: Path, about: Settings) -> list[Trial]:
+    """Return the trials in a file, made if it is not there."""
+    about = json.loads(json.dumps(about))
+    if not path.exists():
+        path.write_text(json.dumps(about) + "\n", encoding="utf-8")
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        head, *rest = [json.loads(line) for line in lines]
+        trials = [Trial(**line) for line in rest]
+    except (ValueError, TypeError):  # killed while it wrote its last line
+        head, trials = _whole_lines(path, lines)
+    if head != about:
+        raise ConfigError(
+            f"{path.name} is the journal of another search",
+            code="other-search",
+            where=str(path),
+            remedy="give the settings of that search to go on with it, or remove the file",
+        )
+    return trials
+
+
+def _whole_lines(path: Path, lines: list[str]) -> tuple[Any, list[Trial]]:
+    try:
+        head, *rest = [json.loads(line) for line in lines[:-1]]
+        trials = [Trial(**line) for line in rest]
+    except (ValueError, TypeError):
+        return None, []
+    path.write_text("".join(line + "\n" for line in lines[:-1]), encoding="utf-8")
+    return head, trials

@@ -1,0 +1,91 @@
+"""Trials: the same from the same seed, resumed where they stopped, scored on one scale, the best trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import anncoder as ac
+from anncoder.cli import app
+from anncoder.errors import ConfigError
+from anncoder.evaluation import evaluate, heldout_score
+from anncoder.trials import SPACE, Trial, draw, search
+
+FEW = {"n_latent": [2, 3], "learning_rate": {"low": 1e-3, "high": 1e-2, "log": True}}
+QUICK = {"max_epochs": 2, "n_hidden": [8]}
+
+
+def test_drawn_settings_are_of_the_space_and_depend_on_seed_and_number_alone() -> None:
+    drawn = [draw(SPACE, 0, number) for number in range(200)]
+    assert drawn[7] == draw(SPACE, 0, 7) != draw(SPACE, 1, 7)
+    rates = np.array([d["learning_rate"] for d in drawn])
+    assert (rates >= 5e-4).all()
+    assert (rates <= 1e-2).all()
+    assert abs(np.median(np.log(rates)) - np.log(np.sqrt(5e-4 * 1e-2))) < 0.25  # equal ratios are equally likely
+    whole = {draw({"n_latent": {"low": 2, "high": 5}}, 0, i)["n_latent"] for i in range(100)}
+    assert whole == {2, 3, 4, 5}
+    assert {d["likelihood"] for d in drawn} == {"nb", "zinb"}
+
+
+def test_a_stopped_search_goes_on_to_the_same_trials(counts: anndata.AnnData, tmp_path: Path) -> None:
+    whole = search(counts, space=FEW, n_trials=3, **QUICK)
+    journal, seen = tmp_path / "it.jsonl", []
+    search(counts, space=FEW, n_trials=2, journal=journal, **QUICK)
+    with journal.open("a") as file:
+        file.write('{"number": 2, "sett')  # killed while it wrote
+    again = search(counts, space=FEW, n_trials=3, journal=journal, report=seen.append, **QUICK)
+    assert [(t.number, t.settings, t.heldout_nll) for t in again] == [
+        (t.number, t.settings, t.heldout_nll) for t in whole
+    ]
+    assert sorted(t.number for t in seen) == [0, 1, 2]
+    assert len(journal.read_text().splitlines()) == 4
+    scores = [t.heldout_nll for t in again]
+    assert scores == sorted(scores)
+    with pytest.raises(ConfigError, match="another search") as caught:
+        search(counts, space=FEW, n_trials=3, journal=journal, seed=1, **QUICK)
+    assert caught.value.code == "other-search"
+
+
+def test_the_score_is_that_of_evaluate(counts: anndata.AnnData) -> None:
+    model = ac.CountAutoencoder(n_latent=2, n_hidden=(8,)).fit(counts, max_epochs=2, valid_fraction=0.3, progress=False)
+    assert heldout_score(model, counts) == pytest.approx(evaluate(model, counts).table.loc["model", "heldout_nll"])
+
+
+def test_a_trial_that_cannot_be_fitted_is_told_of_and_comes_last(counts: anndata.AnnData) -> None:
+    trials = search(counts, space={"n_latent": [2, 500]}, n_trials=6, **QUICK)
+    assert trials[0].heldout_nll is not None
+    assert trials[-1].heldout_nll is None
+    assert "not below the number of genes" in trials[-1].problem
+
+
+@pytest.mark.parametrize(
+    ("space", "said"),
+    [
+        ({"n_latnt": [2]}, "did you mean 'n_latent'"),
+        ({"n_latent": 3}, "neither"),
+        ({"n_latent": []}, "neither"),
+        ({"learning_rate": {"low": 0.0, "high": 1.0, "log": True}}, "neither"),
+    ],
+)
+def test_a_space_that_is_none_is_refused(counts: anndata.AnnData, space: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        search(counts, space=space, n_trials=1, **QUICK)
+
+
+def test_the_command_trains_the_winner(counts_file: Path, tmp_path: Path) -> None:
+    space, output = tmp_path / "space.yaml", tmp_path / "out.h5ad"
+    space.write_text("n_latent: [2, 3]\ndropout_rate: {low: 0.0, high: 0.3}\n")
+    words = ["search", str(counts_file), "-o", str(output), "--space", str(space), "--trials", "3"]
+    done = CliRunner().invoke(app, [*words, "--set", "max_epochs=2", "--set", "n_hidden=[8]"])
+    assert done.exit_code == 0, done.output
+    lines = [json.loads(line) for line in output.with_suffix(".search.jsonl").read_text().splitlines()]
+    best = min((Trial(**line) for line in lines[1:]), key=lambda t: t.heldout_nll)
+    record = json.loads(anndata.read_h5ad(output).uns["ae"]["params_json"])
+    assert record["hyperparameters"]["n_latent"] == best.settings["n_latent"]
+    assert record["hyperparameters"]["dropout_rate"] == pytest.approx(best.settings["dropout_rate"])
+    assert record["hyperparameters"]["n_hidden"] == [8]
