@@ -61,6 +61,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
         pytest.skip("there is no CUDA GPU")
     if INTERPRETED:
         monkeypatch.setenv("TRITON_INTERPRET", "1")  # parts of Triton are imported at the first launch
+        monkeypatch.setattr(gpu, "ROWS", 8)  # the interpreter takes its time for a program, not for its rows
     before = kernels.use("triton" if INTERPRETED else "numba")
     yield torch.device("cpu" if INTERPRETED else "cuda")
     kernels.use(before)
@@ -73,7 +74,7 @@ def csr(dense: Tensor) -> CSR:
 
 
 def problem(theta: str, device: torch.device) -> tuple[Tensor, ...]:
-    """Return counts, log mean, log theta, dropout logits and size factors, float32; 10 rows are 2.5 programs."""
+    """Return counts, log mean, log theta, dropout logits and size factors, float32; 10 rows fill no programs."""
     generator = torch.Generator().manual_seed(0)
     log_mean, logits = 2 * torch.randn(10, 37, generator=generator), 3 * torch.randn(10, 37, generator=generator)
     x = torch.poisson(log_mean.exp().clamp(max=200), generator=generator)
@@ -136,7 +137,7 @@ def test_float32_accuracy_over_the_whole_range(
 ) -> None:
     """Loss to 1e-6 and gradients to 1e-5 of 40 digits, an entry at a time."""
     if INTERPRETED:
-        monkeypatch.setattr(gpu, "ROWS", 64)  # the interpreter takes its time for a program, not for its rows
+        monkeypatch.setattr(gpu, "ROWS", 64)
     random = np.random.default_rng(0)
     x = np.where(random.random(200) < 0.5, random.integers(0, 4, 200), np.exp(random.uniform(0, 13.8, 200)) // 1)
     bounds = np.log([[1e-8, 1e6], [1e-4, 1e6], [1e-13, 1e13]])
@@ -260,7 +261,7 @@ def test_a_softmax_mean_is_the_eager_one(kind: str, device: torch.device) -> Non
 
 def test_without_gradients_and_again_the_bits_are_the_same(device: torch.device) -> None:
     data = problem("entry", device)
-    for fast, _ in FORMS.values():
+    for fast, _ in (FORMS["nb"], FORMS["zinb"]):
         once, again = (value_and_gradients(fast, data, torch.ones(10, device=device)) for _ in range(2))
         assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
         assert torch.equal(fast(*data).cpu(), once[0])
@@ -401,7 +402,9 @@ def test_a_recorded_fit_is_the_same_fit(simulated, device: torch.device) -> None
     np.testing.assert_allclose(recorded.history_[columns], plain.history_[columns], rtol=1e-5)
 
 
-def test_training_takes_the_same_road(simulated, device: torch.device) -> None:  # type: ignore[no-untyped-def]
+def test_training_takes_the_same_road(  # type: ignore[no-untyped-def]
+    simulated, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two epochs, same seed and order: the loss curves of the kernels and of the eager forms agree to 1e-5.
 
     (With batch normalisation the biases before it have rounding for a gradient, and Adam makes whole steps of that.)
@@ -409,10 +412,12 @@ def test_training_takes_the_same_road(simulated, device: torch.device) -> None: 
     from anncoder import CountAutoencoder
 
     curves = []
+    if INTERPRETED:
+        monkeypatch.setattr(gpu, "ROWS", 64)
     for backend in ("torch", "triton" if INTERPRETED else "numba"):
         kernels.use(backend)
         model = CountAutoencoder(n_latent=4, n_hidden=(8,), norm="none").fit(
-            simulated, max_epochs=2, batch_size=60, device=device.type, progress=False
+            simulated[::2].copy(), max_epochs=2, batch_size=27, device=device.type, progress=False
         )
         curves.append(model.history_[["train_loss", "valid_loss"]].to_numpy())
     np.testing.assert_allclose(*curves, rtol=1e-5)

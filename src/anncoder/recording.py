@@ -22,9 +22,13 @@ WARM_UP = 3  # steps: kernels are compiled, libraries make their plans, the opti
 def take_step(
     network: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer, config: TrainingConfig
 ) -> tuple[Loss, Tensor]:
-    """Take a step; return the loss, and whether all is finite, () bool."""
+    """Take a step; return the loss, and whether all is finite, () bool.
+
+    Its graph ends here: nodes of it that lived on would be of the stream that they were made on.
+    """
     loss: Loss = network(batch)
-    return loss, descend(optimizer, loss, config)
+    finite = descend(optimizer, loss, config)
+    return loss._replace(total=loss.total.detach()), finite
 
 
 class RecordedStep:
