@@ -17,6 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -90,6 +92,12 @@ def principal(path: Path, n: int, seed: int) -> dict[str, float]:
     return {**scores(latent, adata, seed), "seconds": time.perf_counter() - began}
 
 
+def _cells(found: list[dict[str, float]]) -> Iterator[str]:
+    for column in ("leiden", "kmeans", "mixing", "seconds"):
+        numbers = [row[column] for row in found]
+        yield f"{median(numbers):.3g} ({min(numbers):.3g}-{max(numbers):.3g})"
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -104,16 +112,12 @@ def main() -> None:
         logged = sc.pp.log1p(sc.pp.normalize_total(adata, copy=True), copy=True)
         sc.pp.highly_variable_genes(logged, n_top_genes=2000)
         adata[:, logged.var["highly_variable"].to_numpy()].copy().write_h5ad(path)
-        rows = {f"PCA-{n}": [principal(path, n, seed) for seed in range(chosen.seeds)] for n in (16, 50)}
-        for name in chosen.only:
-            rows[name] = [trained(name, path, seed) for seed in range(chosen.seeds)]
-    print("| model | Leiden ARI | k-means ARI | mixing of plates | seconds |\n|---|---|---|---|---|")
-    for name, found in rows.items():
-        cells = []
-        for column in ("leiden", "kmeans", "mixing", "seconds"):
-            numbers = [row[column] for row in found]
-            cells.append(f"{median(numbers):.3g} ({min(numbers):.3g}-{max(numbers):.3g})")
-        print(f"| {name} | {' | '.join(cells)} |")
+        print("| model | Leiden ARI | k-means ARI | mixing of plates | seconds |\n|---|---|---|---|---|")
+        rows = {}
+        for name in ("PCA-16", "PCA-50", *chosen.only):
+            fit = partial(principal, path, int(name[4:])) if name.startswith("PCA-") else partial(trained, name, path)
+            rows[name] = [fit(seed) for seed in range(chosen.seeds)]
+            print(f"| {name} | {' | '.join(_cells(rows[name]))} |", flush=True)
     if chosen.output:
         chosen.output.write_text(json.dumps(rows, indent=2), encoding="utf-8")
 

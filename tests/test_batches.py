@@ -8,6 +8,7 @@ from typing import Any
 import anndata
 import numpy as np
 import pytest
+import torch
 
 from anncoder import CountAutoencoder
 from anncoder.config import NetworkConfig, TrainingConfig
@@ -46,7 +47,8 @@ def test_minibatches_carry_the_batch_of_each_cell(counts: anndata.AnnData, tmp_p
     training = TrainingConfig(batch_key="plate", batch_size=16).model_copy(
         update={k: v for k, v in NetworkConfig().suited.items() if k != "batch_size"}
     )
-    data = prepare(source, split_cells(source.n_obs, source.column, training), NetworkConfig(), training)
+    split = split_cells(source.n_obs, source.column, training)
+    data = prepare(source, split, NetworkConfig(), training, torch.device("cpu"))
     assert data.batches == ["x", "y"]
     assert data.valid is not None
     for loader in (data.train, data.valid, data.in_order):

@@ -84,7 +84,7 @@ def in_turn(adata: anndata.AnnData, size: int) -> Callable[[], Any]:
 
 
 @pytest.mark.parametrize("like", READERS)
-def test_fit_embed_denoise_and_evaluate(like: Callable[..., Any], counts: anndata.AnnData) -> None:
+def test_fit_embed_and_denoise(like: Callable[..., Any], counts: anndata.AnnData) -> None:
     source = IterableSource(like(counts.copy()), counts.var_names, counts.n_obs, counts.obs)
     model = CountAutoencoder(n_latent=3).fit(source, valid_stratify="group", **QUICK)
     memory = CountAutoencoder(n_latent=3).fit(counts, valid_stratify="group", **QUICK)
@@ -93,7 +93,11 @@ def test_fit_embed_denoise_and_evaluate(like: Callable[..., Any], counts: anndat
     np.testing.assert_allclose(model.history_["valid_loss"], memory.history_["valid_loss"], rtol=0.05)
     np.testing.assert_allclose(model.embed(source), model.embed(counts), atol=1e-5)  # in the order of the rows
     np.testing.assert_allclose(model.denoise(source), model.denoise(counts), rtol=1e-4, atol=1e-5)
-    of_source, of_memory = (ac.evaluate(model, data, labels="group", max_cells=70) for data in (source, counts))
+
+
+def test_evaluate(counts: anndata.AnnData, fitted: CountAutoencoder) -> None:
+    source = IterableSource(annbatch_like(counts), counts.var_names, counts.n_obs, counts.obs)
+    of_source, of_memory = (ac.evaluate(fitted, data, labels="group", max_cells=70) for data in (source, counts))
     np.testing.assert_allclose(of_source.table, of_memory.table, rtol=1e-4)
 
 

@@ -132,20 +132,21 @@ class TestEstimator:
         assert model.history_["train_kl"].iloc[-1] <= 1.25 * theirs
 
     def test_new_cells_find_their_class(self) -> None:
-        row, _ = ten_classes(0, n_obs=1500, n_new=1000, max_steps=60, batch_size=300)
-        assert row["simplex, mapped 5-NN: model"] > row["simplex, mapped 5-NN: PCA-2"] + 0.1
+        row, _ = ten_classes(0, n_obs=1500, n_new=1000, exaggeration_steps=30, max_steps=200, batch_size=500)
+        assert row["simplex, mapped 5-NN: model"] > row["simplex, mapped 5-NN: PCA-2"] + 0.2
 
     @pytest.mark.parametrize("on_disk", [False, True])
     def test_a_given_picture_is_learned(self, counts: anndata.AnnData, tmp_path: Path, on_disk: bool) -> None:
-        logs = counts.X.log1p().toarray()
-        counts.obsm["X_tsne"] = 20 * PCA(2).fit_transform(logs) / np.std(logs)
+        sizes = counts.X.toarray().sum(axis=1, keepdims=True)
+        logs = np.log1p(counts.X.toarray() / (sizes / np.median(sizes)))
+        counts.obsm["X_tsne"] = 10 * PCA(2).fit_transform(logs)
         counts.write_h5ad(tmp_path / "a.h5ad")
         data = str(tmp_path / "a.h5ad") if on_disk else counts
         model = NetSNE(target="X_tsne", n_pcs=10).fit(data, max_epochs=400, valid_fraction=0.2, progress=False)
         held_out = counts.obs_names.isin(model.valid_obs_)
         truth = counts.obsm["X_tsne"][held_out]
         missed = np.square(model.embed(counts)[held_out] - truth).sum() / np.square(truth - truth.mean(axis=0)).sum()
-        assert missed < 0.3
+        assert missed < 0.15
         assert "train_regression" in model.history_
 
     def test_nothing_of_the_fitted_cells_is_kept(self, counts: anndata.AnnData, tmp_path: Path) -> None:
@@ -166,7 +167,17 @@ class TestEstimator:
     def test_the_command_line_trains_it_and_names_a_missing_slot(
         self, counts_file: Path, tmp_path: Path, anncoder: Callable[..., Result]
     ) -> None:
-        words = ("train", counts_file, "-o", tmp_path / "out.h5ad", "--model", "netsne", "--set", "max_epochs=1")
+        words = (
+            "train",
+            counts_file,
+            "-o",
+            tmp_path / "out.h5ad",
+            "--no-evaluation",
+            "--model",
+            "netsne",
+            "--set",
+            "max_epochs=1",
+        )
         missing = anncoder(*words, "--set", "target=X_usr")
         assert missing.exit_code == 2
         assert "did you mean 'X_user'" in missing.output

@@ -1,17 +1,29 @@
-"""Minibatches made on the device are those of the loader in memory; here the device is the CPU."""
+"""Minibatches made on the device are those of the loader in memory; when a step on them can be recorded.
+
+Here the device is the CPU.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from scipy.sparse import random as random_sparse
 
-from anncoder import CountAutoencoder, device, preparation
+from anncoder import CountAutoencoder, device, preparation, recording
+from anncoder.config import NetworkConfig, TrainingConfig
 from anncoder.data.memory import MemoryLoader, Stored
 from anncoder.data.resident import Resident, ResidentLoader
 from anncoder.distributed import Share
-from anncoder.types import Batch, Loader
+from anncoder.errors import ConfigError
+from anncoder.models.count import CountConfig
+from anncoder.models.undercomplete import UndercompleteConfig
+from anncoder.types import CSR, Batch, Loader
 
 CPU = torch.device("cpu")
 
@@ -75,3 +87,82 @@ def test_only_a_matrix_that_fits_goes_to_the_gpu(monkeypatch: pytest.MonkeyPatch
     from_disk = object()
     assert preparation.on_device([from_disk], gpu) == [from_disk]
     assert not device.fits(0, CPU)
+
+
+class Recording:
+    """Stands for CUDA: counts what is recorded and replayed."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+
+    def take_step(self, *_: object) -> tuple[str, torch.Tensor]:
+        self.log.append("step")
+        return f"loss {len(self.log)}", torch.tensor(True)
+
+    @contextmanager
+    def graph(self, graph: object) -> Iterator[None]:
+        self.log.append("record")
+        yield
+
+    def replay(self) -> None:
+        self.log.append("replay")
+
+
+def test_a_step_is_recorded_once_and_again_for_another_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = Recording()
+    monkeypatch.setattr(recording, "take_step", cuda.take_step)
+    for name in ("device", "stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda _: nullcontext())
+    for name in ("Stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda: SimpleNamespace(wait_stream=lambda other: None))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "graph", cuda.graph)
+    place, other = (Batch(CSR(*torch.zeros(3, 4), 5), torch.ones(3), torch.zeros(3)) for _ in range(2))
+    network, optimizer = torch.nn.Linear(1, 1), torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    take = recording.RecordedStep(place)
+
+    def steps(batch: Batch, n: int) -> list[str]:
+        cuda.log.clear()
+        for _ in range(n):
+            take(network, batch, optimizer, TrainingConfig())
+        return cuda.log
+
+    assert steps(place, 3) == ["step"] * 3
+    assert steps(place, 3) == ["record", "step", "replay", "replay", "replay"]
+    assert steps(other, 1) == ["step"]
+    assert steps(place, 1) == ["replay"]
+    optimizer.param_groups[0]["lr"] = 0.01
+    assert steps(place, 2) == ["record", "step", "replay", "replay"]
+
+
+def test_what_cannot_be_recorded_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_memory = loader()
+    made = ResidentLoader(in_memory, Resident(in_memory.stored, CPU), in_place=True)
+    small = ResidentLoader(loader(9), Resident(loader(9).stored, CPU), in_place=True)
+    alone, count = Share(0, 1), CountConfig()
+
+    def taken(loader: Loader = made, config: NetworkConfig = count, share: Share = alone, **settings: Any) -> Any:
+        training = TrainingConfig(cuda_graph=True, **settings).suited_to(config)
+        return recording.taking(loader, config, training, share)
+
+    monkeypatch.setattr(recording, "on_gpu", lambda values: True)
+    assert isinstance(taken(), recording.RecordedStep)
+    assert recording.taking(in_memory, count, TrainingConfig(), alone) is None
+    refused = [
+        ({"config": CountConfig(dropout_rate=0.1)}, "does not do the same"),
+        ({"config": UndercompleteConfig()}, "does not do the same"),
+        ({"optimizer": "rmsprop"}, "Adam"),
+        ({"clip_value": 1.0}, "Adam"),
+        ({"share": Share(0, 2)}, "several processes"),
+        ({"loader": in_memory}, "CUDA GPU with Triton"),
+        ({"loader": small}, "fewer cells"),
+    ]
+    for arguments, reason in refused:
+        with pytest.raises(ConfigError, match=reason) as caught:
+            taken(**arguments)  # type: ignore[arg-type]
+        assert caught.value.code == "no-cuda-graph"
+
+
+def test_a_fit_on_the_cpu_says_that_it_cannot_be_recorded(counts) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ConfigError, match="CUDA GPU with Triton"):
+        CountAutoencoder(n_latent=2).fit(counts, device="cpu", cuda_graph=True, progress=False)

@@ -125,7 +125,15 @@ class TestEstimator:
         self, counts_file: Path, tmp_path: Path, anncoder: Callable[..., Result]
     ) -> None:
         result = anncoder(
-            "train", counts_file, "-o", tmp_path / "out.h5ad", "--model", "scvis", "--set", "max_epochs=1"
+            "train",
+            counts_file,
+            "-o",
+            tmp_path / "out.h5ad",
+            "--no-evaluation",
+            "--model",
+            "scvis",
+            "--set",
+            "max_epochs=1",
         )
         assert result.exit_code == 0, result.output
         assert "ae_log_likelihood" in anndata.read_h5ad(tmp_path / "out.h5ad").obs

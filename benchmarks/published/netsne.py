@@ -19,11 +19,14 @@ PERPLEXITY = 30
 MANY = 100_000
 
 
-def ten_classes(seed: int, n_obs: int = 2200, n_new: int = 4000, **settings: Any) -> tuple[Row, NetSNE]:
+def ten_classes(
+    seed: int, n_obs: int = 2200, n_new: int = 4000, *, exaggeration_steps: int = 250, **settings: Any
+) -> tuple[Row, NetSNE]:
     """Fit 2,200 cells of ten classes in 50 dimensions, map 4,000 others; the fitted model too."""
     (x, label), (new, truth) = simplex(seed, n_obs), simplex(1000 + seed, n_new)
     data = [anndata.AnnData(part.astype(np.float32)) for part in (x, new)]
-    model = NetSNE(transform="none", perplexity=PERPLEXITY).fit(data[0], seed=seed, progress=False, **settings)
+    unfitted = NetSNE(transform="none", perplexity=PERPLEXITY, exaggeration_steps=exaggeration_steps)
+    model = unfitted.fit(data[0], seed=seed, progress=False, **settings)
     pca = PCA(2).fit(x)
     fitted, mapped = (model.embed(part) for part in data)
     row = {

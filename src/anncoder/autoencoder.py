@@ -28,6 +28,7 @@ from anncoder.models import MODELS
 from anncoder.opening import open_for_model, open_source
 from anncoder.preparation import Prepared, limited, prepare, split_cells
 from anncoder.progress import TrainingReport, announce, warn_interrupted
+from anncoder.recording import taking
 from anncoder.refusals import refuse_unfitted, refuse_width
 from anncoder.resume import Checkpoint, Checkpoints, going_on, keeper_of, run_of
 from anncoder.sources import Data, Genes, MemorySource, Source
@@ -105,6 +106,7 @@ class Autoencoder:
         device: str = "auto",
         threads: int | None = None,
         precision: PrecisionName = "float32",
+        cuda_graph: bool = False,
         progress: bool | None = None,
         checkpoint: str | Path | Checkpoint | None = None,
     ) -> Self:
@@ -136,9 +138,10 @@ class Autoencoder:
             Multiply the step size by the factor after so many epochs without improvement; 0 for never.
         seed
             Start of every random stream. The same seed, machine and number of threads give the same arrays.
-        device, threads, precision
+        device, threads, precision, cuda_graph
             ``"auto"`` (a CUDA GPU if there is one, else the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``; CPU
-            threads, None for torch's choice; ``"tf32"`` for faster products on a GPU, of factors with three digits.
+            threads, None for torch's choice; ``"tf32"`` for faster products on a CUDA GPU, of factors with three
+            digits; whether to record a step there and replay it (experimental; count autoencoder, data in memory).
         progress
             True for a progress bar, False for silence, None for a bar where there is a terminal or notebook.
         checkpoint
@@ -174,6 +177,7 @@ class Autoencoder:
             keeper = keeper_of(checkpoint, run, noise, share, on)
             data_of = prepare(source, split, self.config, training, on, share)
             training = limited(training, len(data_of.train))
+            take = taking(data_of.train, self.config, training, share)
             network = self._start(data_of, noise, on)
             if progress is not False:
                 n_threads = torch.get_num_threads()
@@ -181,7 +185,7 @@ class Autoencoder:
             try:
                 report = TrainingReport(len(data_of.train), given(training.max_epochs), show=progress)
                 with products_in(training.precision, on), report:
-                    history = train(network, data_of.train, data_of.valid, training, on, report, share, keeper)
+                    history = train(network, data_of.train, data_of.valid, training, on, report, share, keeper, take)
             except DivergenceError as error:
                 self._keep(error.history, data_of, on, keeper)
                 raise error.named(list(source.names(np.array(error.rows, dtype=np.int64))), source.var_names) from error

@@ -101,6 +101,15 @@ class NetworkConfig(Settings):
         return self.n_latent
 
     @property
+    def recordable(self) -> bool:
+        """Whether a step does the same for every minibatch, so that it can be recorded as a CUDA graph.
+
+        Its forward is then made of the kernels and dense products alone, draws no random numbers, keeps nothing in
+        Python, and never waits for the device.
+        """
+        return False
+
+    @property
     def batches(self) -> Literal["unused", "optional", "needed"]:
         """What becomes of ``batch_key``."""
         return "unused"
@@ -210,6 +219,7 @@ class TrainingConfig(Settings):
     device: Annotated[str, Field(description="auto, cpu, cuda, cuda:1, mps")] = "auto"
     threads: Annotated[int | None, Field(ge=1, description="CPU threads; null for torch's choice")] = None
     precision: Annotated[PrecisionName, Field(description="matrix products on a CUDA GPU")] = "float32"
+    cuda_graph: Annotated[bool, Field(description="record a step on a CUDA GPU once and replay it")] = False
 
     def suited_to(self, model: NetworkConfig) -> Self:
         """Return the settings with what is left open filled in by what suits the model.

@@ -27,6 +27,9 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 
+LOCK = ".anncoder-lock-"
+
+
 @contextmanager
 def atomic_path(target: str | Path) -> Iterator[Path]:
     """Give a temporary path beside a target file; on a clean exit it becomes the target.
@@ -137,7 +140,7 @@ def locked(target: str | Path) -> Iterator[None]:
         Another process holds it.
     """
     target = Path(target).resolve()
-    lock = target.parent / f".anncoder-lock-{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}"
+    lock = target.parent / f"{LOCK}{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}"
     with _disk_errors(target):
         descriptor = _lock(lock)
     if descriptor is None:
@@ -193,6 +196,11 @@ def sweep(folder: Path) -> None:
     """Remove the temporaries of processes that were killed, of this machine only: others' may be alive."""
     if os.name == "nt":  # there is no harmless way to ask whether a process lives
         return
+    for lock in folder.glob(f"{LOCK}*"):
+        descriptor = _lock(lock)
+        if descriptor is not None:  # nobody holds it
+            lock.unlink(missing_ok=True)
+            os.close(descriptor)
     for scratch in folder.glob(f"{_prefix()}*"):
         number = scratch.name.removeprefix(_prefix()).split("-")[0]
         if not number.isdigit() or _lives(int(number)):

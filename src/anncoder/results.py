@@ -175,7 +175,7 @@ def _refuse_full_disk(shards: Iterable[Shard], folder: Path, *, n_latent: int, d
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise ResourceError(
-            f"the output needs {needed / 2**30:,.1f} GiB, {free / 2**30:,.1f} GiB are free in {str(folder)!r}",
+            f"the output needs {needed / 2**20:,.0f} MiB, {free / 2**20:,.0f} MiB are free in {str(folder)!r}",
             code="disk-too-small",
             where=str(folder),
             remedy="write to another disk; without the denoised layer the output is little larger than the input",

@@ -20,6 +20,8 @@ from anncoder.errors import DivergenceError
 from anncoder.types import Batch, Loader, Loss
 
 Record = dict[str, float]
+# takes a step, where that is not simply done; returns the loss, and whether all is finite, () bool
+Take = Callable[[nn.Module, Batch, torch.optim.Optimizer, TrainingConfig], tuple[Loss, Tensor]]
 
 
 class Progress(Protocol):
@@ -123,6 +125,7 @@ def train(
     progress: Progress,
     share: Share = ALONE,
     keeper: Keeper | None = None,
+    take: Take | None = None,
 ) -> History:
     """Fit a network in place and leave it with its best weights, in evaluation mode.
 
@@ -142,6 +145,8 @@ def train(
         Which of several processes this is.
     keeper
         Has the state to go on from, and keeps the later ones.
+    take
+        Takes the steps, where they are not simply taken; see :mod:`anncoder.recording`.
 
     Raises
     ------
@@ -158,7 +163,7 @@ def train(
     try:
         for epoch in range(len(records), given(config.max_epochs)):
             began = time.perf_counter()
-            fitted = fit_epoch(parallel, loader, state, config, progress, share, keeper)
+            fitted = fit_epoch(parallel, loader, state, config, progress, share, keeper, take)
             average_buffers(network, share)
             means = {f"train_{k}": v for k, v in fitted.items()}
             if valid_loader is not None:
@@ -196,7 +201,8 @@ def optimizer_of(network: nn.Module, config: TrainingConfig, device: torch.devic
     betas = (given(config.beta1), 0.999)
     # clipping by value has to see every entry before the step does
     fused = device.type != "mps" and not config.clip_value
-    return torch.optim.Adam(parameters, lr=rate, betas=betas, eps=epsilon, weight_decay=decay, fused=fused)
+    recorded = config.cuda_graph
+    return torch.optim.Adam(parameters, rate, betas, epsilon, decay, fused=fused, capturable=recorded)
 
 
 def fit_epoch(
@@ -207,6 +213,7 @@ def fit_epoch(
     progress: Progress,
     share: Share = ALONE,
     keeper: Keeper | None = None,
+    take: Take | None = None,
 ) -> Record:
     """Take the steps that are left of an epoch, one a minibatch; return the mean of each term over all its cells."""
     network.train()
@@ -214,10 +221,11 @@ def fit_epoch(
     epoch, done = len(state.records), state.mean.n_steps
     for number, host_batch in enumerate(islice(loader.epoch(epoch), done, None), done):
         batch = host_batch if device.type == "cpu" else host_batch.to(device)
-        loss: Loss = network(batch)
-        state.optimizer.zero_grad(set_to_none=True)
-        loss.total.backward()  # type: ignore[no-untyped-call]
-        finite = step(state.optimizer, loss.total.detach(), config)
+        if take is None:
+            loss: Loss = network(batch)
+            finite = descend(state.optimizer, loss, config)
+        else:
+            loss, finite = take(network, batch, state.optimizer, config)
         state.healthy = finite if state.healthy is None else state.healthy & finite
         # on the CPU the answer is there; a GPU would have to be waited for, and is asked once an epoch
         if device.type == "cpu" and not bool(finite):
@@ -229,6 +237,13 @@ def fit_epoch(
     if state.healthy is not None and not bool(state.healthy):
         raise _diverged(network, batch, loss, epoch, number)
     return state.mean.result(share)
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: Loss, config: TrainingConfig) -> Tensor:
+    """Take a step down the gradient of a loss; return whether all is finite, () bool."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.total.backward()  # type: ignore[no-untyped-call]
+    return step(optimizer, loss.total.detach(), config)
 
 
 def step(optimizer: torch.optim.Optimizer, total: Tensor, config: TrainingConfig) -> Tensor:

@@ -24,6 +24,7 @@ from anncoder.distributed import ALONE, Share
 from anncoder.types import CSR, Batch
 
 BLOCK = 32  # rows read at once; where the stored chunks are compressed, as many as one holds
+IN_ORDER = 8_192  # cells read at once where nothing is shuffled
 POOL = 32_768  # cells shuffled at once, and
 BLOCKS = 128  # the blocks that they come from, at least; but no more than
 POOL_BYTES = 128 * 2**20
@@ -80,7 +81,8 @@ class DiskLoader:
         self.batch_size, self.seed, self.batch_code, self.share = batch_size, seed, batch_code, share
         block = max(BLOCK, shards.chunk_rows) if block is None else block
         if pool is None:
-            pool = min(max(POOL, BLOCKS * block), POOL_BYTES // max(shards.row_bytes, 1))
+            shuffled = max(POOL, BLOCKS * block)
+            pool = min(IN_ORDER if seed is None else shuffled, POOL_BYTES // max(shards.row_bytes, 1))
         self.pool = max(pool, 2 * batch_size)
         self.blocks = np.array(list(shards.borders(block)), dtype=np.int64).reshape(-1, 2)
         self.n_obs = int(np.count_nonzero(chosen))

@@ -56,4 +56,5 @@ def _has_kernels(device: torch.device, *, interpreted: bool) -> bool:
         import triton
     except ImportError:
         return False
-    return tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 4)
+    major, minor = triton.__version__.split(".")[:2]
+    return (int(major), int(minor.split("+")[0])) >= (3, 4)

@@ -125,8 +125,8 @@ def agreement(per_cell: Tensor, weight: float) -> Tensor:
     return agreed
 
 
-def take_rows(matrix: Matrix, rows: Tensor, starts: Tensor, nnz: int) -> Arrays:
-    """Return indptr, indices and values of some rows of a matrix.
+def take_rows(matrix: Matrix, rows: Tensor, starts: Tensor, columns: Tensor, data: Tensor) -> None:
+    """Copy some rows of a matrix.
 
     Parameters
     ----------
@@ -134,15 +134,14 @@ def take_rows(matrix: Matrix, rows: Tensor, starts: Tensor, nnz: int) -> Arrays:
         indptr (int64), indices (int32) and values (float32) of a CSR matrix.
     rows
         (b,) int64, in any order.
-    starts, nnz
-        (b + 1,) int64 where each row begins in the copy, which becomes its indptr; the last of them, which the caller
-        knows without asking the device.
+    starts
+        (b + 1,) int64 where each row begins in the copy, and the last one ends.
+    columns, data
+        int64 and float32, written; at least that long.
     """
-    columns, data = rows.new_empty(nnz), matrix[2].new_empty(nnz)
-    if nnz:
+    if columns.numel():
         with _device_of(rows):
             triton_sparse.take_rows[len(rows),](*matrix, rows, starts, columns, data, BLOCK=STORED)
-    return starts, columns, data
 
 
 def log_normalize(counts: Arrays, size_factor: Tensor) -> Tensor:

@@ -93,7 +93,7 @@ def log1p_64(t: tl.tensor) -> tl.tensor:
 @triton.jit
 def log_factorial(x: tl.tensor, known: tl.tensor, FACTORIALS: tl.constexpr) -> tl.tensor:
     """Return ``lgamma(x + 1)`` in float64, for x >= 0; ``known`` has the first ``FACTORIALS`` of the whole x."""
-    whole = tl.minimum(x, 1.0 * FACTORIALS - 1.0).to(tl.int32)
+    whole = tl.minimum(tl.maximum(x, 0.0), 1.0 * FACTORIALS - 1.0).to(tl.int32)  # within the table, whatever x is
     value = tl.load(known + whole)
     others = x != whole.to(tl.float64)
     if tl.max(others.to(tl.int32), axis=0) > 0:

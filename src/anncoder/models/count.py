@@ -39,6 +39,11 @@ class CountConfig(LayeredConfig):
         """A likelihood of counts has small gradients: at a step of 1e-3 it takes four times the epochs."""
         return {**super().suited, "learning_rate": 5e-3}
 
+    @property
+    def recordable(self) -> bool:
+        """All of it, but for the likelihood that has no kernel and the layers that draw random numbers."""
+        return self.likelihood != "gaussian" and self.transform == "log1p" and self.dropout_rate == 0
+
     def model_post_init(self, context: Any, /) -> None:
         """Refuse an input that the likelihood cannot have."""
         if self.transform == "none" and self.likelihood != "gaussian":

@@ -114,7 +114,12 @@ def nearest(x: Array, k: int) -> tuple[Array, Array]:
         return indices, distances**2
     from pynndescent import NNDescent
 
-    indices, distances = NNDescent(x, n_neighbors=k + 1, random_state=0).neighbor_graph
-    own = indices == np.arange(len(x))[:, None]
+    indices, distances = others(*NNDescent(x, n_neighbors=k + 1, random_state=0).neighbor_graph)
+    return indices, distances**2
+
+
+def others(indices: Array, distances: Array) -> tuple[Array, Array]:
+    """Return neighbours without the cells themselves, (n, k) of (n, k + 1); else without the last."""
+    own = indices == np.arange(len(indices))[:, None]
     own[~own.any(axis=1), -1] = True  # among many duplicates a cell may not find itself
-    return indices[~own].reshape(len(x), k), distances[~own].reshape(len(x), k) ** 2
+    return indices[~own].reshape(len(indices), -1), distances[~own].reshape(len(indices), -1)

@@ -1,0 +1,116 @@
+"""Steps as a CUDA graph: what a step launches is recorded once, and replayed for the minibatches after it.
+
+A step of a small network is a hundred short launches, and Python needs longer to make them than the GPU to do them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from anncoder.config import NetworkConfig, TrainingConfig
+from anncoder.data.resident import ResidentLoader
+from anncoder.distributed import Share
+from anncoder.errors import ConfigError
+from anncoder.kernels import on_gpu
+from anncoder.training import Take, descend
+from anncoder.types import Batch, Loader, Loss
+
+WARM_UP = 3  # steps: kernels are compiled, libraries make their plans, the optimizer its state
+
+
+def take_step(
+    network: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer, config: TrainingConfig
+) -> tuple[Loss, Tensor]:
+    """Take a step; return the loss, and whether all is finite, () bool.
+
+    Its graph ends here: nodes of it that lived on would be of the stream that they were made on.
+    """
+    loss: Loss = network(batch)
+    finite = descend(optimizer, loss, config)
+    return loss._replace(total=loss.total.detach()), finite
+
+
+class RecordedStep:
+    """Takes steps on minibatches in one place; see :func:`anncoder.training.train`.
+
+    The first steps are taken as ever. Then one is recorded, and replayed from there on; it is recorded anew if the step
+    size has changed, which is part of the recording. A minibatch in another place, the last one of an epoch, is taken
+    as ever.
+
+    Parameters
+    ----------
+    place
+        The minibatch whose memory all full ones take; see :class:`anncoder.data.resident.ResidentLoader`.
+    """
+
+    def __init__(self, place: Batch) -> None:
+        self.place = place
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.rate, self.taken = 0.0, 0
+        self.result: tuple[Loss, Tensor] | None = None  # in the memory of the recording
+
+    def __call__(
+        self, network: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer, config: TrainingConfig
+    ) -> tuple[Loss, Tensor]:
+        """Take a step."""
+        if batch.rows.data_ptr() != self.place.rows.data_ptr():
+            return take_step(network, batch, optimizer, config)
+        with torch.cuda.device(batch.rows.device):
+            if self.taken < WARM_UP:
+                self.taken += 1
+                return self._on_the_side(network, batch, optimizer, config)
+            rate = optimizer.param_groups[0]["lr"]
+            if self.graph is None or rate != self.rate:
+                self.graph, self.rate = torch.cuda.CUDAGraph(), rate
+                with torch.cuda.graph(self.graph):
+                    self.result = take_step(network, batch, optimizer, config)
+            self.graph.replay()
+        assert self.result is not None
+        loss, finite = self.result
+        return loss, finite.clone()  # looked at once an epoch, and the next step writes over it
+
+    @staticmethod
+    def _on_the_side(
+        network: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer, config: TrainingConfig
+    ) -> tuple[Loss, Tensor]:
+        # recording is done on a stream of its own, and so must be what makes a library ready for it
+        here, aside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        aside.wait_stream(here)
+        with torch.cuda.stream(aside):
+            result = take_step(network, batch, optimizer, config)
+        here.wait_stream(aside)
+        return result
+
+
+def taking(loader: Loader, config: NetworkConfig, training: TrainingConfig, share: Share) -> Take | None:
+    """Return how the steps of a fit are taken; None for simply.
+
+    Raises
+    ------
+    ConfigError
+        They are to be recorded, and cannot be.
+    """
+    if not training.cuda_graph:
+        return None
+    reason = None
+    if not config.recordable:
+        reason = "the model, as it is set, does not do the same for every minibatch"
+    elif training.optimizer != "adam" or training.clip_value:
+        reason = "it takes Adam, and no clip_value"
+    elif share.size > 1:
+        reason = "several processes exchange their gradients in each step"
+    elif not isinstance(loader, ResidentLoader) or not on_gpu(loader.resident.arrays[2]):
+        reason = "it takes a CUDA GPU with Triton, and data from memory that fit on it"
+    elif loader.place is None:
+        reason = "there are fewer cells than batch_size"
+    if reason is not None:
+        raise ConfigError(
+            f"the step cannot be recorded: {reason}",
+            code="no-cuda-graph",
+            where="cuda_graph",
+            remedy="leave cuda_graph out: the steps are the same, only slower",
+        )
+    assert isinstance(loader, ResidentLoader)
+    assert loader.place is not None
+    return RecordedStep(loader.place)
