@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,11 +22,11 @@ from anncoder.data.memory import Stored
 from anncoder.device import threads_set
 from anncoder.kernels import sparse, threads
 from anncoder.kernels.vector_math import digamma, exp_minus, exp_minus_64, log1p_unit, log1p_unit_64, log_64
-from anncoder.likelihoods import nb_nll, poisson_nll, squared_error, zinb_nll
+from anncoder.likelihoods import nb_nll, one_pass, poisson_nll, squared_error, zinb_nll
 from anncoder.likelihoods.reference import nb_reference, poisson_reference, zinb_reference
 from anncoder.nn.inputs import LogNormalize
 from anncoder.nn.sparse import sparse_matmul
-from anncoder.types import CSR, Batch
+from anncoder.types import CSR, Batch, Product
 
 THETA = {"gene": (37,), "shared": (40, 1), "gene-cell": (40, 37)}
 
@@ -310,20 +311,37 @@ def test_a_softmax_mean_is_the_eager_one(likelihood: str, spread: float) -> None
         torch.testing.assert_close(fast, exact, rtol=1e-5, atol=1e-5 * float(exact.abs().max()))
 
 
-@pytest.mark.parametrize("zero_inflated", [False, True])
-def test_gradients_written_over_the_parameters_are_the_same(zero_inflated: bool) -> None:
+@pytest.mark.parametrize("likelihood", ["nb", "zinb", "poisson", "squared"])
+@pytest.mark.parametrize("weights", ["mean", "another", "unequal"])
+@pytest.mark.parametrize("threshold", [1, 1 << 20])
+def test_an_output_layer_in_blocks_is_the_layer_and_the_loss(
+    likelihood: str, weights: str, threshold: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """150 cells are one block, or blocks of 64, the last one not full; gradients are those of autograd in float64."""
+    monkeypatch.setattr(one_pass, "BLOCK", threshold)
     generator = torch.Generator().manual_seed(0)
-    counts = CSR(torch.tensor([0, 2, 2, 3]), torch.tensor([1, 4, 0]), torch.tensor([3.0, 1.0, 7.0]), 5)
-    hidden, weight = torch.randn(3, 4, generator=generator), torch.randn(4, 5, generator=generator)
-    log_theta, pi = torch.randn(5, generator=generator), torch.randn(4, 5, generator=generator)
+    n, g, h = 150, 37, 5
+    x = torch.poisson(torch.rand(n, g, generator=generator), generator=generator)
+    sizes = torch.rand(n, generator=generator) + 0.5
+    layers = [torch.randn(shape, generator=generator) for _ in range(3) for shape in ((n, h), (g, h), (g,))]
+    weight = {"mean": torch.full((n,), 1 / n), "another": torch.full((n,), 0.3), "unequal": torch.rand(n)}[weights]
+
+    def loss(counts: CSR, sizes: Tensor, mean: Any, theta: Any, pi: Any) -> Tensor:
+        forms: dict[str, Callable[[], Tensor]] = {
+            "nb": lambda: nb_nll(counts, mean, theta, sizes),
+            "zinb": lambda: zinb_nll(counts, mean, theta, pi, sizes),
+            "poisson": lambda: poisson_nll(counts, mean, sizes),
+            "squared": lambda: squared_error(counts, mean),
+        }
+        return forms[likelihood]()
+
     found = []
-    for overwrite in (False, True):
-        leaves = [p.clone().requires_grad_() for p in (weight, log_theta, pi)]
-        parameters = [hidden @ leaves[0], leaves[1], *([hidden @ leaves[2]] if zero_inflated else [])]
-        nll = (zinb_nll if zero_inflated else nb_nll)(counts, *parameters, torch.ones(3), overwrite=overwrite)
-        (nll.mean() / 5).backward(retain_graph=True)
-        found.append([nll.detach(), *(p.grad for p in leaves[: 2 + zero_inflated])])
-    for plain, over in zip(*found, strict=True):
-        torch.testing.assert_close(plain, over, rtol=0, atol=0)
-    with pytest.raises(RuntimeError, match="differentiated once"):
-        nll.sum().backward()
+    for in_blocks, precision in ((True, torch.float32), (False, torch.float64)):
+        leaves = [p.to(precision, copy=True).requires_grad_() for p in layers]
+        products = [Product(*leaves[k : k + 3]) for k in (0, 3, 6)]
+        value = loss(csr(x.to(precision)), sizes.to(precision), *(p if in_blocks else p.taken() for p in products))
+        gradients = torch.autograd.grad((value * weight.to(precision)).sum(), leaves, allow_unused=True)
+        found.append([value.detach().double(), *(gradient.double() for gradient in gradients if gradient is not None)])
+    assert len(found[0]) == 1 + 3 * {"nb": 2, "zinb": 3, "poisson": 1, "squared": 1}[likelihood]
+    for fast, exact in zip(*found, strict=True):
+        torch.testing.assert_close(fast, exact, rtol=1e-5, atol=1e-5 * float(exact.abs().max()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from anncoder import CountAutoencoder, DenoisingAutoencoder, UndercompleteAutoencoder
 from anncoder.config import NetworkConfig, TrainingConfig
 from anncoder.errors import DivergenceError
-from anncoder.training import History, Watch, optimizer_of, step, train
+from anncoder.optimizers import Adam, optimizer_of, step
+from anncoder.training import History, Watch, train
 from anncoder.types import CSR, Batch, Loss
 
 CPU = torch.device("cpu")
@@ -236,12 +237,17 @@ def test_losses_are_means_over_cells_not_over_minibatches(counts) -> None:  # ty
     assert whole.history_["train_loss"][0] == pytest.approx(parts.history_["train_loss"][0], rel=1e-5)
 
 
+def torch_adam(parameters: Any, lr: float) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr, fused=True)
+
+
+@pytest.mark.parametrize("adam", [Adam, torch_adam])
 @pytest.mark.parametrize("clip_norm", [0.5, 1e3])
-def test_a_step_clips_the_gradient_as_torch_does(clip_norm: float) -> None:
+def test_a_step_clips_the_gradient_as_torch_does(clip_norm: float, adam: Callable[..., torch.optim.Optimizer]) -> None:
     torch.manual_seed(0)
     ours, theirs = nn.Linear(5, 3), nn.Linear(5, 3)
     theirs.load_state_dict(ours.state_dict())
-    fused = torch.optim.Adam(ours.parameters(), lr=0.1, fused=True)
+    fused = adam(ours.parameters(), lr=0.1)
     plain = torch.optim.Adam(theirs.parameters(), lr=0.1)
     for _ in range(4):
         x = 10 * torch.randn(8, 5)
@@ -258,10 +264,11 @@ def test_a_step_clips_the_gradient_as_torch_does(clip_norm: float) -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_a_step_that_is_not_finite_changes_nothing() -> None:
+@pytest.mark.parametrize("adam", [Adam, torch_adam])
+def test_a_step_that_is_not_finite_changes_nothing(adam: Callable[..., torch.optim.Optimizer]) -> None:
     network = nn.Linear(5, 3)
     before = [p.detach().clone() for p in network.parameters()]
-    optimizer = torch.optim.Adam(network.parameters(), lr=0.1, fused=True)
+    optimizer = adam(network.parameters(), lr=0.1)
     loss = (network(torch.ones(2, 5)) * float("inf")).sum()
     loss.backward()
     assert not bool(step(optimizer, loss.detach(), suited(clip_norm=1.0)))

@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 
 class CSR(NamedTuple):
@@ -71,6 +72,32 @@ class Batch(NamedTuple):
         """Return the minibatch on another device."""
         code = None if self.batch_code is None else self.batch_code.to(device)
         return Batch(self.counts.to(device), self.size_factor.to(device), self.rows.to(device), code)
+
+
+class Product(NamedTuple):
+    """An output layer whose product has not been taken: ``hidden @ weight.T + bias``, (b, g).
+
+    A likelihood takes it by blocks of cells and puts the gradient in the place of each, so that what is as large as the
+    data, made dense, never is in memory.
+    """
+
+    hidden: Tensor  # (b, h)
+    weight: Tensor  # (g, h)
+    bias: Tensor  # (g,)
+
+    def taken(self) -> Tensor:
+        """Return the product, (b, g)."""
+        return linear(self.hidden, self.weight, self.bias)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of cells and of genes, (b, g)."""
+        return self.hidden.shape[0], self.weight.shape[0]
+
+
+def taken(parameter: Tensor | Product) -> Tensor:
+    """Return a parameter whose product has been taken, if it is one."""
+    return parameter.taken() if isinstance(parameter, Product) else parameter
 
 
 class Loss(NamedTuple):

@@ -8,6 +8,7 @@ variable ``ANNCODER_KERNELS=torch`` and :func:`use` switch them off.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Literal
 
@@ -30,19 +31,24 @@ def use(backend: Backend) -> Backend:
     return before
 
 
-def fused(*tensors: Tensor | None) -> bool:
+def fused(*tensors: Tensor | tuple[Tensor, ...] | None) -> bool:
     """Tell whether the numba kernels serve these tensors: float32, on the CPU, and not switched off."""
-    return _backend == "numba" and all(
-        t is None or (t.dtype == torch.float32 and t.device.type == "cpu") for t in tensors
-    )
+    return _backend == "numba" and all(t.dtype == torch.float32 and t.device.type == "cpu" for t in _each(tensors))
 
 
-def on_gpu(*tensors: Tensor | None) -> bool:
+def on_gpu(*tensors: Tensor | tuple[Tensor, ...] | None) -> bool:
     """Tell whether the Triton kernels serve these tensors: float32, on a CUDA GPU, and not switched off."""
     return _backend != "torch" and all(
-        t is None or (t.dtype == torch.float32 and _has_kernels(t.device, interpreted=_backend == "triton"))
-        for t in tensors
+        t.dtype == torch.float32 and _has_kernels(t.device, interpreted=_backend == "triton") for t in _each(tensors)
     )
+
+
+def _each(tensors: Iterable[Tensor | tuple[Tensor, ...] | None]) -> Iterator[Tensor]:
+    for entry in tensors:
+        if isinstance(entry, tuple):
+            yield from entry
+        elif entry is not None:
+            yield entry
 
 
 @cache

@@ -89,6 +89,8 @@ def nb(address: Scalar) -> None:
             if by_mean.shape[0]:
                 by_mean[i] = mean_row  # not before: it may be the memory of the logits
             keep_theta(by_theta, theta_row, i, chunk, per_gene, log_theta, limits)
+        if per_gene:
+            keep_within(by_theta[chunk], log_theta[0], limits)
         chunk = take_ticket(table)
 
 
@@ -290,3 +292,11 @@ def keep_theta(
         for j in range(row.shape[0]):
             v = log_theta[i, j]
             by_theta[i, j] = row[j] if limits[2] <= v <= limits[3] else F(0)
+
+
+@njit(fastmath=EXACT, error_model="numpy")
+def keep_within(by_theta: Vector, log_theta: Vector, limits: Vector) -> None:
+    """Leave no gradient for what is beyond the limits of log theta."""
+    for j in range(by_theta.shape[0]):
+        v = log_theta[j]
+        by_theta[j] = by_theta[j] if limits[2] <= v <= limits[3] else F(0)

@@ -69,23 +69,22 @@ def _poisson_zeros(
         by_mean[j] = mu * (weight if m == v else F(0))
 
 
-@kernel("f4", "f4", "i8", "i8", "f4", "f8", "f4")
+@kernel("f4", "f4", "f4", "i8", "i8", "f4", "f4", "f8", "f4")
 def squared(address: Scalar) -> None:
     """Write the squared error of each cell and the gradient of its weighted sum.
 
-    Arrays, in order: mean, (b, g); weight, (b,); indptr, indices, values of the target; error, (b,) float64, written;
-    by_mean, (b, g) or (0, g), written. A ticket a chunk of rows.
+    Arrays, in order: mean, (b, g), offset (not used), weight, (b,), indptr, indices, values of the target, limits (not
+    used), error, (b,) float64, written, by_mean, (b, g) or (0, g), written. A ticket a chunk of rows.
     """
     table = arguments(address)
-    mean, weight = f32(table, 0), f32_line(table, 1)
-    indptr, indices, values = i64_line(table, 2), i64_line(table, 3), f32_line(table, 4)
-    error, by_mean = f64_line(table, 5), f32(table, 6)
+    mean, weight = f32(table, 0), f32_line(table, 2)
+    indptr, indices, values = i64_line(table, 3), i64_line(table, 4), f32_line(table, 5)
+    error, by_mean = f64_line(table, 7), f32(table, 8)
     n, g = mean.shape
-    loss, scratch = np.empty(g, F), np.empty(g, F)
+    loss, gradient = np.empty(g, F), np.empty(g, F)
     chunk = take_ticket(table)
     while chunk >= 0:
         for i in range(chunk * CHUNK, min(n, (chunk + 1) * CHUNK)):
-            gradient = by_mean[i] if by_mean.shape[0] else scratch
             _squares(mean[i], weight[i], loss, gradient)
             total = 0.0
             for k in range(indptr[i], indptr[i + 1]):
@@ -95,6 +94,8 @@ def squared(address: Scalar) -> None:
                 loss[j] = F(0)
                 gradient[j] = 2 * difference * weight[i]
             error[i] = total + row_sum(loss)
+            if by_mean.shape[0]:  # not before: it may be the memory of the mean
+                by_mean[i] = gradient
         chunk = take_ticket(table)
 
 

@@ -9,6 +9,7 @@ its pieces of work by tickets, so that it does not matter how many threads there
 from __future__ import annotations
 
 import ctypes
+from array import array
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -21,10 +22,12 @@ from llvmlite import ir
 from numba import carray, cfunc, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+from torch import Tensor
 
 from anncoder.kernels.vector_math import EXACT, Scalar, Vector
 
 ENTRY = 3  # a row of the table: address, and two lengths
+DTYPES = {"f4": torch.float32, "f8": torch.float64, "i4": torch.int32, "i8": torch.int64}
 
 
 class Kernel:
@@ -40,27 +43,32 @@ class Kernel:
 
     def __init__(self, function: Callable[[Any], None], dtypes: tuple[str, ...]) -> None:
         self.function = function
-        self.dtypes = tuple(np.dtype(name) for name in dtypes)
+        self.dtypes = dtypes
         self._compiled: Any = None
 
-    def __call__(self, n_tickets: int, *arrays: Vector) -> None:
-        """Run the function until so many tickets are taken; arrays have one or two dimensions.
+    def __call__(self, n_tickets: int, *arrays: Vector | Tensor) -> None:
+        """Run the function until so many tickets are taken; arrays and tensors have one or two dimensions.
 
         Raises
         ------
         TypeError
             An array is not of the type that the function was compiled for: it would read garbage.
         """
-        for array, dtype in zip(arrays, self.dtypes, strict=True):
-            if array.dtype != dtype or not array.flags.c_contiguous:
-                raise TypeError(f"{self.function.__name__}: expected contiguous {dtype}, got {array.dtype}")
         if self._compiled is None:
             decorate = cfunc(types.void(types.voidptr), cache=True, fastmath=EXACT, error_model="numpy")
             self._compiled = decorate(self.function)
-        ticket = np.zeros(1, dtype=np.int64)
-        table = [(a.ctypes.data, a.shape[0], a.shape[1] if a.ndim > 1 else 1) for a in (ticket, *arrays)]
-        entries = np.array([(0, n_tickets, len(table)), *table], dtype=np.int64)
-        _in_parallel(self._compiled, entries.ctypes.data, min(torch.get_num_threads(), n_tickets))
+        ticket = array("q", [0])
+        entries = array("q", [0, n_tickets, len(arrays) + 1, ticket.buffer_info()[0], 1, 1])
+        for data, dtype in zip(arrays, self.dtypes, strict=True):
+            if isinstance(data, Tensor):
+                fits, address = data.dtype is DTYPES[dtype] and data.is_contiguous(), data.data_ptr()
+            else:
+                fits, address = data.dtype == dtype and data.flags.c_contiguous, data.ctypes.data
+            if not fits:
+                raise TypeError(f"{self.function.__name__}: expected contiguous {np.dtype(dtype)}, got {data.dtype}")
+            size = data.shape
+            entries.extend((address, size[0], size[1] if len(size) > 1 else 1))
+        _in_parallel(self._compiled, entries.buffer_info()[0], min(torch.get_num_threads(), n_tickets))
 
 
 def kernel(*dtypes: str) -> Callable[[Callable[[Any], None]], Kernel]:
@@ -73,7 +81,9 @@ def kernel(*dtypes: str) -> Callable[[Callable[[Any], None]], Kernel]:
 
 
 @intrinsic
-def _pointer(_context: Any, _address: Any) -> Any:
+def pointer(_context: Any, _address: Any) -> Any:
+    """Return an address, int64, as a pointer."""
+
     def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
         return builder.inttoptr(arguments[0], cgutils.voidptr_t)
 
@@ -107,31 +117,43 @@ def take_ticket(table: Vector) -> Scalar:
 @njit
 def f32(table: Vector, k: int) -> Any:
     """Return array k, float32 of two dimensions."""
-    return carray(_pointer(table[k + 2, 0]), (table[k + 2, 1], table[k + 2, 2]), np.float32)
+    return carray(pointer(table[k + 2, 0]), (table[k + 2, 1], table[k + 2, 2]), np.float32)
 
 
 @njit
 def f32_line(table: Vector, k: int) -> Any:
     """Return array k, float32 of one dimension."""
-    return carray(_pointer(table[k + 2, 0]), (table[k + 2, 1],), np.float32)
+    return carray(pointer(table[k + 2, 0]), (table[k + 2, 1],), np.float32)
 
 
 @njit
 def f64_line(table: Vector, k: int) -> Any:
     """Return array k, float64 of one dimension."""
-    return carray(_pointer(table[k + 2, 0]), (table[k + 2, 1],), np.float64)
+    return carray(pointer(table[k + 2, 0]), (table[k + 2, 1],), np.float64)
 
 
 @njit
 def i64_line(table: Vector, k: int) -> Any:
     """Return array k, int64 of one dimension."""
-    return carray(_pointer(table[k + 2, 0]), (table[k + 2, 1],), np.int64)
+    return carray(pointer(table[k + 2, 0]), (table[k + 2, 1],), np.int64)
+
+
+@njit
+def f64(table: Vector, k: int) -> Any:
+    """Return array k, float64 of two dimensions."""
+    return carray(pointer(table[k + 2, 0]), (table[k + 2, 1], table[k + 2, 2]), np.float64)
+
+
+@njit
+def i64(table: Vector, k: int) -> Any:
+    """Return array k, int64 of two dimensions."""
+    return carray(pointer(table[k + 2, 0]), (table[k + 2, 1], table[k + 2, 2]), np.int64)
 
 
 @njit
 def i32_line(table: Vector, k: int) -> Any:
     """Return array k, int32 of one dimension."""
-    return carray(_pointer(table[k + 2, 0]), (table[k + 2, 1],), np.int32)
+    return carray(pointer(table[k + 2, 0]), (table[k + 2, 1],), np.int32)
 
 
 def _in_parallel(compiled: Any, address: int, threads: int) -> None:

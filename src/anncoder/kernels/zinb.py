@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from anncoder.kernels.nb import CHUNK, keep_theta, nb_stored, nb_zeros, softmax_of, theta_of, through_softmax
+from anncoder.kernels.nb import CHUNK, keep_theta, keep_within, nb_stored, nb_zeros, softmax_of, theta_of, through_softmax
 from anncoder.kernels.threads import arguments, f32, f32_line, f64_line, i64_line, kernel, take_ticket
 from anncoder.kernels.vector_math import (
     EXACT,
@@ -81,6 +81,8 @@ def zinb(address: Scalar) -> None:
             if by_mean.shape[0]:  # not before: it may be the memory of the parameters
                 by_mean[i], by_pi[i] = mean_row, pi_row
             keep_theta(by_theta, theta_row, i, chunk, per_gene, log_theta, limits)
+        if per_gene:
+            keep_within(by_theta[chunk], log_theta[0], limits)
         chunk = take_ticket(table)
 
 

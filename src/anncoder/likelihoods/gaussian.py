@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from anncoder.kernels import fused, on_gpu
 from anncoder.likelihoods.gpu_pass import Of, in_gpu_pass
-from anncoder.likelihoods.limits import LOG_THETA_RANGE
-from anncoder.likelihoods.one_pass import Array, Pass, arrays, in_one_pass, plain
-from anncoder.types import CSR
+from anncoder.likelihoods.limits import LOG_THETA_RANGE, OF_MEAN
+from anncoder.likelihoods.one_pass import Pass, in_one_pass
+from anncoder.types import CSR, Product, taken
 
 LOG_2_PI = math.log(2 * math.pi)
 
 
-def squared_error(x: CSR, mean: Tensor) -> Tensor:
+def squared_error(x: CSR, mean: Tensor | Product) -> Tensor:
     """Return the squared error of each cell, (b,), summed over its genes.
 
     Parameters
@@ -28,30 +27,17 @@ def squared_error(x: CSR, mean: Tensor) -> Tensor:
     x
         (b, g) expression values.
     mean
-        (b, g) reconstruction on the same scale.
+        (b, g) reconstruction on the same scale, or the output layer that gives it.
     """
     if fused(mean):
-        return in_one_pass(_squared_in_one_pass(x, mean), mean)
+        from anncoder.kernels.poisson import squared
+
+        return in_one_pass(Pass(squared, x, None, OF_MEAN["exp"]), mean)
     if on_gpu(mean):
-        return in_gpu_pass(Of("squared", x), mean, overwrite=False)
+        return in_gpu_pass(Of("squared", x), mean)
+    mean = taken(mean)
     stored = mean.reshape(-1)[x.flat()]
     return mean.square().sum(dim=1) + x.with_values(x.values * (x.values - 2 * stored)).row_sums()
-
-
-def _squared_in_one_pass(x: CSR, mean: Tensor) -> Pass:
-    from anncoder.kernels.nb import CHUNK
-    from anncoder.kernels.poisson import squared
-
-    n, g = mean.shape
-    values, data = plain(mean), arrays(x, None)[1:]
-
-    def run(weight: Array | None) -> tuple[Array, tuple[Array, ...]]:
-        weights = np.empty(n, np.float32) if weight is None else weight
-        error, by_mean = np.empty(n), np.empty((n * (weight is not None), g), np.float32)
-        squared(-(-n // CHUNK), values, weights, *data, error, by_mean)
-        return error, () if weight is None else (by_mean,)
-
-    return run
 
 
 def absolute_error(x: CSR, mean: Tensor) -> Tensor:

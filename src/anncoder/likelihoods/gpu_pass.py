@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import log_softmax
 
 from anncoder.likelihoods.limits import LIMITS, MeanName
-from anncoder.types import CSR
+from anncoder.types import CSR, Product, taken
 
 RANGES = tuple(float(limit) for limit in LIMITS)
 
@@ -29,9 +29,15 @@ class Of(NamedTuple):
 
 
 def in_gpu_pass(
-    of: Of, log_mean: Tensor, log_theta: Tensor | None = None, pi_logits: Tensor | None = None, *, overwrite: bool
+    of: Of,
+    log_mean: Tensor | Product,
+    log_theta: Tensor | Product | None = None,
+    pi_logits: Tensor | Product | None = None,
 ) -> Tensor:
     """Return the loss of each cell, (n,), differentiable once.
+
+    Where mean and dropout are products of output layers, the gradients take the memory of the products. If the cells
+    are then not weighed alike, the gradient for a dispersion of each gene is NaN.
 
     Parameters
     ----------
@@ -39,15 +45,14 @@ def in_gpu_pass(
         Likelihood and data.
     log_mean, log_theta, pi_logits
         What is differentiated.
-    overwrite
-        The gradients for ``log_mean`` and ``pi_logits`` may take their memory, unless they are leaves of the graph. If
-        the cells are then not weighed alike, the gradient for a dispersion of each gene is NaN.
     """
+    overwrite = isinstance(log_mean, Product) and not isinstance(pi_logits, Tensor)
+    log_mean = taken(log_mean)
+    log_theta, pi_logits = (None if p is None else taken(p) for p in (log_theta, pi_logits))
     n, g = log_mean.shape
     if of.mean == "softmax":  # limited after the size, which the kernel then need not know
         log_size = 0.0 if of.size_factor is None else of.size_factor.log().unsqueeze(1)
         log_mean, of = log_softmax(log_mean, dim=1) + log_size, of._replace(size_factor=None)
-    overwrite = overwrite and all(t is None or (t.is_contiguous() and not t.is_leaf) for t in (log_mean, pi_logits))
     if log_theta is not None and log_theta.dim() == 2 and log_theta.shape not in ((n, 1), (n, g)):
         log_theta = log_theta.expand(n, g)
     tensors = (log_mean, log_theta, None if pi_logits is None else pi_logits.expand(n, g))
@@ -85,7 +90,7 @@ class _GpuPass(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None  # handed out once: whoever gets them may change them
         if ctx.overwrite:
             if gradients is None:
-                raise RuntimeError("with overwrite=True the loss is differentiated once")
+                raise RuntimeError("the loss of a product is differentiated once")
             scale(gradients, ctx.weight, upstream[0])
         elif gradients is None:
             gradients = gradients_for(_parameters(ctx.of, *ctx.saved_tensors), upstream[0])

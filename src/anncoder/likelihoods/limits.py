@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
+import torch
 
 # Beyond these no count can tell the difference; inside them float32 neither overflows nor loses the gradient. They are
 # float32 numbers, so that every precision has the same limits.
@@ -14,7 +15,4 @@ LOG_THETA_RANGE = (float(LIMITS[2]), float(LIMITS[3]))
 
 MeanName = Literal["exp", "softmax"]
 # as the kernels take them: the limits, and whether the mean is a softmax
-OF_MEAN: dict[str, np.ndarray[Any, np.dtype[np.float32]]] = {
-    "exp": np.append(LIMITS, np.float32(0)),
-    "softmax": np.append(LIMITS, np.float32(1)),
-}
+OF_MEAN = {"exp": torch.tensor([*LIMITS, 0.0]), "softmax": torch.tensor([*LIMITS, 1.0])}

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax, logsigmoid
@@ -23,8 +22,8 @@ from anncoder.kernels import fused, on_gpu
 from anncoder.likelihoods.entries import at_entries, put_entries, weighted_to_shape
 from anncoder.likelihoods.gpu_pass import Of, in_gpu_pass
 from anncoder.likelihoods.limits import LOG_MEAN_RANGE, LOG_THETA_RANGE, OF_MEAN, MeanName
-from anncoder.likelihoods.one_pass import Array, Pass, arrays, in_one_pass, plain, room_for
-from anncoder.types import CSR
+from anncoder.likelihoods.one_pass import Pass, in_one_pass
+from anncoder.types import CSR, Product, taken
 
 
 class NBTerms(NamedTuple):
@@ -55,24 +54,40 @@ def nb_positive(x: Tensor, log_mu: Tensor, log_theta: Tensor) -> NBTerms:
     theta = log_theta.exp()
     s = torch.sigmoid(u)
     rest = torch.sigmoid(-u)
-    log_coefficient = torch.lgamma(x + theta) - torch.lgamma(theta) - torch.lgamma(x + 1)
-    log_coefficient_by_theta = torch.digamma(x + theta) - torch.digamma(theta)
+    log_rising, by_theta = rising(x, theta)
     sp = softplus(u)
     return NBTerms(
-        theta * sp + x * softplus(-u) - log_coefficient,
+        theta * sp + x * softplus(-u) - (log_rising - torch.lgamma(x + 1)),
         theta * s - x * rest,
-        theta * _softplus_minus_sigmoid(u, sp, s) + x * rest - theta * log_coefficient_by_theta,
+        theta * _softplus_minus_sigmoid(u, sp, s) + x * rest - theta * by_theta,
+    )
+
+
+def rising(x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``lgamma(x + theta) - lgamma(theta)`` and its derivative by theta, for x >= 0.
+
+    Where theta is large both are small differences of large numbers, and come from Stirling's series instead.
+    """
+    t = theta.clamp(min=100)
+    z = x + t
+    ratio = torch.log1p(x / t)
+    of_log = (t - 0.5) * ratio + x * (z.log() - 1)
+    of_log = of_log + (1 / z - 1 / t) / 12 - (z**-3 - t**-3) / 360 + (z**-5 - t**-5) / 1260
+    slope = ratio + (1 / t - 1 / z) / 2 + (t**-2 - z**-2) / 12 - (t**-4 - z**-4) / 120 + (t**-6 - z**-6) / 252
+    large = theta > 100
+    return (
+        torch.where(large, of_log, torch.lgamma(x + theta) - torch.lgamma(theta)),
+        torch.where(large, slope, torch.digamma(x + theta) - torch.digamma(theta)),
     )
 
 
 def nb_nll(
     counts: CSR,
-    log_mean: Tensor,
-    log_theta: Tensor,
+    log_mean: Tensor | Product,
+    log_theta: Tensor | Product,
     size_factor: Tensor | None = None,
     *,
     mean: MeanName = "exp",
-    overwrite: bool = False,
 ) -> Tensor:
     """Return the negative binomial negative log-likelihood of each cell, (b,).
 
@@ -81,7 +96,8 @@ def nb_nll(
     counts
         (b, g) raw counts.
     log_mean
-        (b, g) logarithm of the expected count at size factor 1; limited to ``LOG_MEAN_RANGE`` here.
+        (b, g) logarithm of the expected count at size factor 1, or the output layer that gives it; limited to
+        ``LOG_MEAN_RANGE`` here.
     log_theta
         Logarithm of the inverse dispersion: (g,) one a gene, (b, 1) one a cell, or (b, g); limited to
         ``LOG_THETA_RANGE`` here.
@@ -90,18 +106,25 @@ def nb_nll(
     mean
         ``"softmax"``: ``log_mean`` are logits, the expected count is ``size_factor * softmax(logits)`` over the genes,
         and ``size_factor`` a library size (scVI: Lopez et al. 2018, doi 10.1038/s41592-018-0229-2); limited after that.
-    overwrite
-        ``log_mean`` is not used again: its gradient may be written in its place. The loss must then be a mean over
-        cells, differentiated once.
     """
     if fused(log_mean, log_theta):
-        run = _one_pass(counts, log_mean, log_theta, size_factor, OF_MEAN[mean], overwrite)
-        return in_one_pass(run, log_mean, log_theta, once=overwrite)
+        from anncoder.kernels.nb import nb
+
+        return in_one_pass(Pass(nb, counts, size_factor, OF_MEAN[mean]), log_mean, known_shape(log_theta, log_mean.shape))
     if on_gpu(log_mean, log_theta):
-        return in_gpu_pass(Of("nb", counts, size_factor, mean), log_mean, log_theta, overwrite=overwrite)
-    log_mu = at_size(log_mean, size_factor, mean)
-    nll: Tensor = _NegativeBinomial.apply(log_mu, log_theta.clamp(*LOG_THETA_RANGE), counts)  # type: ignore[no-untyped-call]
+        return in_gpu_pass(Of("nb", counts, size_factor, mean), log_mean, log_theta)
+    log_mu = at_size(taken(log_mean), size_factor, mean)
+    log_theta = taken(log_theta).clamp(*LOG_THETA_RANGE)
+    nll: Tensor = _NegativeBinomial.apply(log_mu, log_theta, counts)  # type: ignore[no-untyped-call]
     return nll
+
+
+def known_shape(log_theta: Tensor | Product, shape: tuple[int, ...]) -> Tensor | Product:
+    """Return log theta in a shape that the kernels know: (g,), (b, 1) or (b, g)."""
+    n, g = shape
+    if isinstance(log_theta, Product) or log_theta.dim() == 1 or log_theta.shape in ((n, 1), (n, g)):
+        return log_theta
+    return log_theta.expand(n, g)
 
 
 def at_size(log_mean: Tensor, size_factor: Tensor | None, mean: MeanName = "exp") -> Tensor:
@@ -110,50 +133,6 @@ def at_size(log_mean: Tensor, size_factor: Tensor | None, mean: MeanName = "exp"
     if mean == "softmax":
         return (log_softmax(log_mean, dim=1) + log_size).clamp(*LOG_MEAN_RANGE)
     return log_mean.clamp(*LOG_MEAN_RANGE) + log_size
-
-
-def theta_rows(log_theta: Tensor, n: int, g: int) -> tuple[Array, tuple[int, int]]:
-    """Return log theta as a kernel takes it, and the shape of the gradient that the kernel writes.
-
-    One value a gene is (1, g), and its gradient one partial sum a chunk of rows.
-    """
-    from anncoder.kernels.nb import CHUNK
-
-    if log_theta.dim() == 1:
-        return plain(log_theta)[None, :], (-(-n // CHUNK), g)
-    if log_theta.shape not in ((n, 1), (n, g)):
-        log_theta = log_theta.expand(n, g)
-    return plain(log_theta), (n, log_theta.shape[1])
-
-
-def to_shape(by_theta: Array, log_theta: Tensor) -> Array:
-    """Return the gradient of a kernel in the shape of log theta, and none beyond its limits."""
-    if log_theta.dim() == 1:
-        low, high = LOG_THETA_RANGE
-        value = plain(log_theta)
-        total: Array = by_theta.sum(axis=0) * ((value >= low) & (value <= high))
-        return total
-    return by_theta if by_theta.shape == log_theta.shape else by_theta.sum(axis=0, keepdims=True)
-
-
-def _one_pass(
-    counts: CSR, log_mean: Tensor, log_theta: Tensor, size_factor: Tensor | None, limits: Array, overwrite: bool
-) -> Pass:
-    from anncoder.kernels.nb import CHUNK, nb
-
-    n, g = log_mean.shape
-    logits, data = plain(log_mean), arrays(counts, size_factor)
-    rows, shape = theta_rows(log_theta, n, g)
-
-    def run(weight: Array | None) -> tuple[Array, tuple[Array, ...]]:
-        wanted = weight is not None
-        weights = np.empty(n, np.float32) if weight is None else weight
-        nll, by_mean = np.empty(n), room_for(logits, wanted=wanted, overwrite=overwrite)
-        by_theta = np.empty((shape[0] * wanted, shape[1]), np.float32)
-        nb(-(-n // CHUNK), logits, rows, data[0], weights, *data[1:], limits, nll, by_mean, by_theta)
-        return nll, (by_mean, to_shape(by_theta, log_theta)) if wanted else ()
-
-    return run
 
 
 class _NegativeBinomial(torch.autograd.Function):

@@ -1,92 +1,208 @@
-"""Between autograd and a kernel that writes loss and gradients in the same pass."""
+"""Between autograd and a kernel that writes loss and gradients in the same pass.
+
+A parameter is a tensor, or the :class:`~anncoder.types.Product` of an output layer. Then the pass goes by blocks of
+cells: the product of a block, its loss, the gradient in place of the product, and the products of that gradient with
+weights and hidden units, while the block is in the processor's cache.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import threading
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from anncoder.types import CSR
+from anncoder.kernels.nb import CHUNK
+from anncoder.kernels.threads import Kernel
+from anncoder.types import CSR, Product
 
-Array = np.ndarray[Any, Any]
-# takes the weight of each cell, (b,), or None where no gradient is wanted; returns the loss of each cell, and the
-# gradients of the weighted sum for each parameter
-Pass = Callable[[Array | None], tuple[Array, tuple[Array, ...]]]
+BLOCK = 1 << 20  # bytes of a product at a time, to fit into a core's second cache
+FEWEST = 64  # rows of a block: products of fewer are slow
 
 
-def in_one_pass(run: Pass, *parameters: Tensor, once: bool = False) -> Tensor:
-    """Return the loss of each cell, (b,), as ``run`` computes it; differentiable once.
+class Pass(NamedTuple):
+    """A kernel and what it reads beside its parameters."""
+
+    kernel: Kernel  # of parameters, offset, weight, indptr, indices, values, limits, loss, gradients
+    counts: CSR
+    size_factor: Tensor | None  # (b,)
+    limits: Tensor  # (5,) float32; see anncoder.kernels.nb.nb
+
+    def run(self, parameters: list[Tensor | Product], weight: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        """Return the loss of each cell, (b,) float64, and the gradients of the weighted sum, none for no weight.
+
+        A product has three: for hidden units, weight and bias.
+        """
+        counts, wanted = self.counts, weight is not None
+        n, g = parameters[0].shape
+        loss, weights = torch.empty(n, dtype=torch.float64), torch.empty(n) if weight is None else weight
+        offset = torch.zeros(n) if self.size_factor is None else self.size_factor.log().float()
+        values = counts.values.float().contiguous()
+        parts = [_part(place, parameter, wanted=wanted) for place, parameter in enumerate(parameters)]
+        for rows in _blocks(n, g, parameters):
+            opened = [part.open(rows) for part in parts]
+            cells = (offset[rows], weights[rows], counts.indptr[rows.start : rows.stop + 1], counts.indices, values)
+            arrays = (*(value for value, _ in opened), *cells, self.limits, loss[rows], *(room for _, room in opened))
+            self.kernel(-(-(rows.stop - rows.start) // CHUNK), *arrays)
+            for part in parts:
+                part.close(rows)
+        return loss, [gradient for part in parts for gradient in part.gradients]
+
+
+def in_one_pass(what: Pass, *parameters: Tensor | Product) -> Tensor:
+    """Return the loss of each cell, (b,); differentiable once.
 
     Gradients are written with the weight that a mean over cells and genes has, so that in training nothing is left to
     do when they are asked for; another common weight multiplies them, and different ones run the pass again.
 
     Parameters
     ----------
-    run
+    what
         The kernel, with its data.
     parameters
-        What is differentiated; the first is (b, g).
-    once
-        The kernel writes gradients over its parameters: it cannot run again.
+        What is differentiated, float32: (b, g) tensors or products, (b, 1), or (g,).
     """
-    if torch.is_grad_enabled() and any(p.requires_grad for p in parameters):
-        loss: Tensor = _OnePass.apply(run, once, *parameters)  # type: ignore[no-untyped-call]
+    tensors = [t for p in parameters for t in (p if isinstance(p, Product) else (p,))]
+    products = tuple(isinstance(p, Product) for p in parameters)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        loss: Tensor = _OnePass.apply(what, products, *tensors)  # type: ignore[no-untyped-call]
         return loss
-    return _tensor(run(None)[0], parameters[0])
+    return what.run(_gathered(products, tensors), None)[0].float()
 
 
 class _OnePass(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, run: Pass, once: bool, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, what: Pass, products: tuple[bool, ...], *tensors: Tensor) -> Tensor:
+        parameters = _gathered(products, tensors)
         n, g = parameters[0].shape
-        ctx.run, ctx.once, ctx.weight = run, once, 1 / max(n * g, 1)
-        loss, ctx.gradients = run(np.full(n, ctx.weight, dtype=np.float32))
-        return _tensor(loss, parameters[0])
+        ctx.what, ctx.products, ctx.weight = what, products, 1 / max(n * g, 1)
+        ctx.save_for_backward(*tensors)
+        loss, ctx.gradients = what.run(parameters, torch.full((n,), ctx.weight))
+        return loss.float()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         per_cell = upstream[0]
-        written, ctx.gradients = ctx.gradients, None  # handed out once: whoever gets them may change them
-        if written is None or not bool((per_cell == per_cell[:1]).all()):
-            if ctx.once:
-                raise RuntimeError("with overwrite=True the loss is a mean over cells, and differentiated once")
-            written, factor = ctx.run(per_cell.contiguous().numpy())[1], 1.0
-        else:
-            factor = float(per_cell[0]) / ctx.weight if per_cell.numel() else 1.0
-        gradients = tuple(torch.from_numpy(a) for a in written)
+        gradients, ctx.gradients = ctx.gradients, None  # handed out once: whoever gets them may change them
+        if gradients is None or not bool((per_cell == per_cell[:1]).all()):
+            gradients = ctx.what.run(_gathered(ctx.products, ctx.saved_tensors), per_cell.contiguous())[1]
+            return (None, None, *gradients)
+        factor = float(per_cell[0]) / ctx.weight if per_cell.numel() else 1.0
         if abs(factor - 1) > 1e-6:  # nearer than that is the rounding of the weight itself
-            gradients = tuple(a * factor for a in gradients)
+            gradients = [gradient * factor for gradient in gradients]
         return (None, None, *gradients)
 
 
-def arrays(counts: CSR, size_factor: Tensor | None) -> tuple[Array, Array, Array, Array]:
-    """Return what every kernel takes of the data: log size factor, (b,), and the CSR arrays."""
-    offset = counts.values.new_zeros(counts.n_rows) if size_factor is None else size_factor.log()
-    return (
-        offset.float().numpy(),
-        counts.indptr.numpy(),
-        counts.indices.numpy(),
-        counts.values.float().contiguous().numpy(),
-    )
+class _Part(Protocol):
+    """A parameter, as the kernel sees it block by block, and its gradients."""
+
+    gradients: tuple[Tensor, ...]
+
+    def open(self, rows: slice) -> tuple[Tensor, Tensor]:
+        """Return the values of a block, and where its gradient is to be written: (0, g) if none is wanted."""
+        ...
+
+    def close(self, rows: slice) -> None:
+        """Take in the gradient of a block."""
+        ...
 
 
-def room_for(parameter: Array, *, wanted: bool, overwrite: bool) -> Array:
-    """Return where the gradient of a (b, g) parameter goes: nowhere, in its place, or into memory of its own."""
-    if wanted and overwrite:
-        return parameter
-    return np.empty((len(parameter) * wanted, parameter.shape[1]), np.float32)
+class _OfEntries:
+    """Of every entry or every cell, (b, g) or (b, 1)."""
+
+    def __init__(self, value: Tensor, *, wanted: bool) -> None:
+        self.value, self.wanted = value.contiguous(), wanted
+        self.gradients: tuple[Tensor, ...] = (torch.empty(value.shape if wanted else (0, value.shape[1])),)
+
+    def open(self, rows: slice) -> tuple[Tensor, Tensor]:
+        (gradient,) = self.gradients
+        return self.value[rows], gradient[rows] if self.wanted else gradient
+
+    def close(self, rows: slice) -> None:
+        """Do nothing: the kernel has written the gradient where it belongs."""
 
 
-def plain(parameter: Tensor) -> Array:
-    """Return a parameter as a contiguous array, outside autograd."""
-    array: Array = parameter.detach().contiguous().numpy()
-    return array
+class _OfGenes:
+    """Of every gene, (g,); the gradient of a block is a partial sum for each chunk of rows."""
+
+    def __init__(self, value: Tensor, *, wanted: bool) -> None:
+        self.value, self.wanted = value.contiguous()[None], wanted
+        self.gradients: tuple[Tensor, ...] = (torch.zeros_like(self.value[0]),)
+
+    def open(self, rows: slice) -> tuple[Tensor, Tensor]:
+        n_chunks = -(-(rows.stop - rows.start) // CHUNK) * self.wanted
+        self.partial = torch.empty(n_chunks, self.value.shape[1])
+        return self.value, self.partial
+
+    def close(self, rows: slice) -> None:
+        if self.wanted:
+            self.gradients[0].add_(self.partial.sum(dim=0))
 
 
-def _tensor(loss: Array, like: Tensor) -> Tensor:
-    return torch.from_numpy(loss).to(like.dtype)
+class _OfLayer:
+    """The product of an output layer; the gradient takes its place."""
+
+    def __init__(self, place: int, product: Product, *, wanted: bool) -> None:
+        self.place, self.product, self.wanted = place, product, wanted
+        self.transposed = product.weight.T
+        like = product if wanted else ()
+        self.gradients: tuple[Tensor, ...] = tuple(torch.empty_like(t) for t in like)
+
+    def open(self, rows: slice) -> tuple[Tensor, Tensor]:
+        hidden, _, bias = self.product
+        block = _scratch(self.place, rows.stop - rows.start, len(bias))
+        torch.addmm(bias, hidden[rows], self.transposed, out=block)
+        self.gradient = block if self.wanted else block[:0]
+        return block, self.gradient
+
+    def close(self, rows: slice) -> None:
+        if not self.wanted:
+            return
+        hidden, weight, _ = self.product
+        by_hidden, by_weight, by_bias = self.gradients
+        torch.mm(self.gradient, weight, out=by_hidden[rows])
+        by_weight.addmm_(self.gradient.T, hidden[rows], beta=float(rows.start > 0))  # the first block begins the sums
+        if rows.start == 0:
+            torch.sum(self.gradient, 0, out=by_bias)
+        else:
+            by_bias.add_(self.gradient.sum(dim=0))
+
+
+def _part(place: int, parameter: Tensor | Product, *, wanted: bool) -> _Part:
+    if isinstance(parameter, Product):
+        return _OfLayer(place, parameter, wanted=wanted)
+    return _OfGenes(parameter, wanted=wanted) if parameter.dim() == 1 else _OfEntries(parameter, wanted=wanted)
+
+
+def _blocks(n: int, g: int, parameters: list[Tensor | Product]) -> Iterator[slice]:
+    size = n
+    if any(isinstance(parameter, Product) for parameter in parameters):
+        size = max(BLOCK // (4 * g) // CHUNK * CHUNK, FEWEST)
+    for start in range(0, max(n, 1), max(size, 1)):
+        yield slice(start, min(start + size, n))
+
+
+def _gathered(products: tuple[bool, ...], tensors: Any) -> list[Tensor | Product]:
+    # the parameters whose tensors these are, outside autograd
+    each = iter(tensors)
+    return [
+        Product(*(next(each).detach().contiguous() for _ in Product._fields)) if product else next(each).detach()
+        for product in products
+    ]
+
+
+_kept = threading.local()
+
+
+def _scratch(place: int, n: int, g: int) -> Tensor:
+    # memory of this thread that is used again and again: to get it anew from the system costs as much as the product.
+    # In an array, because a tensor remembers whether it was made in inference mode.
+    memory: dict[int, np.ndarray[Any, Any]] = _kept.__dict__
+    if place not in memory or memory[place].size < n * g:
+        memory[place] = np.empty(n * g, dtype=np.float32)
+    return torch.from_numpy(memory[place][: n * g]).view(n, g)

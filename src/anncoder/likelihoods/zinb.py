@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,20 +19,19 @@ from anncoder.kernels import fused, on_gpu
 from anncoder.likelihoods.entries import at_entries, put_entries, weighted_to_shape
 from anncoder.likelihoods.gpu_pass import Of, in_gpu_pass
 from anncoder.likelihoods.limits import LOG_THETA_RANGE, OF_MEAN, MeanName
-from anncoder.likelihoods.nb import at_size, nb_positive, nb_zero, softplus, theta_rows, to_shape
-from anncoder.likelihoods.one_pass import Array, Pass, arrays, in_one_pass, plain, room_for
-from anncoder.types import CSR
+from anncoder.likelihoods.nb import at_size, nb_positive, nb_zero, softplus, known_shape
+from anncoder.likelihoods.one_pass import Pass, in_one_pass
+from anncoder.types import CSR, Product, taken
 
 
 def zinb_nll(
     counts: CSR,
-    log_mean: Tensor,
-    log_theta: Tensor,
-    pi_logits: Tensor,
+    log_mean: Tensor | Product,
+    log_theta: Tensor | Product,
+    pi_logits: Tensor | Product,
     size_factor: Tensor | None = None,
     *,
     mean: MeanName = "exp",
-    overwrite: bool = False,
 ) -> Tensor:
     """Return the zero-inflated negative binomial negative log-likelihood of each cell, (b,).
 
@@ -42,7 +40,8 @@ def zinb_nll(
     counts
         (b, g) raw counts.
     log_mean
-        (b, g) logarithm of the expected count before zero inflation at size factor 1; limited to ``LOG_MEAN_RANGE``.
+        (b, g) logarithm of the expected count before zero inflation at size factor 1, or the output layer that gives
+        it, as with the next two; limited to ``LOG_MEAN_RANGE``.
     log_theta
         Logarithm of the inverse dispersion: (g,) one a gene, (b, 1) one a cell, or (b, g); limited to
         ``LOG_THETA_RANGE``.
@@ -50,45 +49,21 @@ def zinb_nll(
         Logit of the dropout probability: (b, g), (g,) or (b, 1).
     size_factor
         (b,) factor of the mean; None for 1.
-    mean, overwrite
-        With the latter, ``log_mean`` and ``pi_logits`` are not used again: see :func:`anncoder.likelihoods.nb_nll`.
+    mean
+        See :func:`anncoder.likelihoods.nb_nll`.
     """
     if fused(log_mean, log_theta, pi_logits):
-        dense_logits = pi_logits.expand_as(log_mean)
-        run = _one_pass(counts, log_mean, log_theta, dense_logits, size_factor, OF_MEAN[mean], overwrite)
-        return in_one_pass(run, log_mean, log_theta, dense_logits, once=overwrite)
+        from anncoder.kernels.zinb import zinb
+
+        what = Pass(zinb, counts, size_factor, OF_MEAN[mean])
+        dropout = pi_logits if isinstance(pi_logits, Product) else pi_logits.expand(log_mean.shape)
+        return in_one_pass(what, log_mean, known_shape(log_theta, log_mean.shape), dropout)
     if on_gpu(log_mean, log_theta, pi_logits):
-        return in_gpu_pass(Of("zinb", counts, size_factor, mean), log_mean, log_theta, pi_logits, overwrite=overwrite)
-    log_mu = at_size(log_mean, size_factor, mean)
-    nll: Tensor = _ZeroInflated.apply(log_mu, log_theta.clamp(*LOG_THETA_RANGE), pi_logits, counts)  # type: ignore[no-untyped-call]
+        return in_gpu_pass(Of("zinb", counts, size_factor, mean), log_mean, log_theta, pi_logits)
+    log_mu = at_size(taken(log_mean), size_factor, mean)
+    log_theta = taken(log_theta).clamp(*LOG_THETA_RANGE)
+    nll: Tensor = _ZeroInflated.apply(log_mu, log_theta, taken(pi_logits), counts)  # type: ignore[no-untyped-call]
     return nll
-
-
-def _one_pass(
-    counts: CSR,
-    log_mean: Tensor,
-    log_theta: Tensor,
-    pi_logits: Tensor,
-    size_factor: Tensor | None,
-    limits: Array,
-    overwrite: bool,
-) -> Pass:
-    from anncoder.kernels.nb import CHUNK
-    from anncoder.kernels.zinb import zinb
-
-    n, g = log_mean.shape
-    logits, dropout, data = plain(log_mean), plain(pi_logits), arrays(counts, size_factor)
-    rows, shape = theta_rows(log_theta, n, g)
-
-    def run(weight: Array | None) -> tuple[Array, tuple[Array, ...]]:
-        wanted = weight is not None
-        weights = np.empty(n, np.float32) if weight is None else weight
-        nll, by_theta = np.empty(n), np.empty((shape[0] * wanted, shape[1]), np.float32)
-        by_mean, by_pi = (room_for(a, wanted=wanted, overwrite=overwrite) for a in (logits, dropout))
-        zinb(-(-n // CHUNK), logits, rows, dropout, data[0], weights, *data[1:], limits, nll, by_mean, by_theta, by_pi)
-        return nll, (by_mean, to_shape(by_theta, log_theta), by_pi) if wanted else ()
-
-    return run
 
 
 class _ZeroInflated(torch.autograd.Function):

@@ -21,7 +21,7 @@ from anncoder.nn.heads import CountHeads, CountParameters
 from anncoder.nn.inputs import LogNormalize, Standardize
 from anncoder.nn.layers import Decoder, Encoder
 from anncoder.nn.penalties import WeightPenalty
-from anncoder.types import Batch, Loader, Loss, Noise, Shape, Summary
+from anncoder.types import Batch, Loader, Loss, Noise, Shape, Summary, taken
 
 
 class CountConfig(LayeredConfig):
@@ -99,17 +99,17 @@ class CountNetwork(nn.Module):
     def forward(self, batch: Batch) -> Loss:
         """Return the negative log-likelihood, a mean over cells and genes, and the penalties."""
         log_mean, log_theta, pi_logits = self.heads(self.decoder(self.raw_latent(batch)))
+        if self.config.ridge_pi and pi_logits is not None:
+            pi_logits = taken(pi_logits)  # it is read twice
         if self.config.likelihood == "gaussian":
             assert log_theta is not None
-            nll = gaussian_nll(self.inputs(batch), log_mean, log_theta)
+            nll = gaussian_nll(self.inputs(batch), taken(log_mean), taken(log_theta))
         elif log_theta is None:
-            nll = poisson_nll(batch.counts, log_mean, batch.size_factor, overwrite=True)
+            nll = poisson_nll(batch.counts, log_mean, batch.size_factor)
         elif pi_logits is None:
-            nll = nb_nll(batch.counts, log_mean, log_theta, batch.size_factor, overwrite=True)
+            nll = nb_nll(batch.counts, log_mean, log_theta, batch.size_factor)
         else:
-            nll = zinb_nll(
-                batch.counts, log_mean, log_theta, pi_logits, batch.size_factor, overwrite=not self.config.ridge_pi
-            )
+            nll = zinb_nll(batch.counts, log_mean, log_theta, pi_logits, batch.size_factor)
         terms = {"nll": nll.mean() / batch.counts.n_vars, **self.penalty(self.parameters())}
         if self.config.ridge_pi and pi_logits is not None:
             terms["ridge_pi"] = self.config.ridge_pi * pi_logits.sigmoid().square().mean()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from anncoder.config import DispersionName, LikelihoodName
 from anncoder.likelihoods.limits import LOG_MEAN_RANGE, LOG_THETA_RANGE
 from anncoder.nn.layers import linear
-from anncoder.types import Noise
+from anncoder.types import Noise, Product, taken
 
 
 class CountParameters(NamedTuple):
@@ -19,6 +19,14 @@ class CountParameters(NamedTuple):
     log_mean: Tensor  # (b, g) log expected count at size factor 1; for "gaussian" the mean itself
     log_theta: Tensor | None  # (g,), (b, 1) or (b, g) log inverse dispersion; for "gaussian" log sigma
     pi_logits: Tensor | None  # (b, g) logit of the dropout probability
+
+
+class CountProducts(NamedTuple):
+    """The same before the products of the output layers are taken."""
+
+    log_mean: Product
+    log_theta: Tensor | Product | None
+    pi_logits: Product | None
 
 
 class CountHeads(nn.Module):
@@ -56,14 +64,24 @@ class CountHeads(nn.Module):
         if likelihood == "zinb":
             self.pi = linear(n_in, n_vars, noise)
 
-    def forward(self, hidden: Tensor) -> CountParameters:
+    def forward(self, hidden: Tensor) -> CountProducts:
         """Return the parameters for (b, n_in) hidden values, not yet limited: the likelihoods do that."""
-        log_theta = self.gene_log_theta if self.theta is None else self.theta(hidden)
-        return CountParameters(self.mean(hidden), log_theta, None if self.pi is None else self.pi(hidden))
+        log_theta: Tensor | Product | None = self.gene_log_theta
+        if self.theta is not None:
+            # one value a cell is no product worth putting off
+            log_theta = self.theta(hidden) if self.theta.out_features == 1 else product_of(self.theta, hidden)
+        pi_logits = None if self.pi is None else product_of(self.pi, hidden)
+        return CountProducts(product_of(self.mean, hidden), log_theta, pi_logits)
 
     def limited(self, hidden: Tensor) -> CountParameters:
         """Return the parameters as the likelihoods read them."""
-        mean, log_theta, pi_logits = self(hidden)
+        mean, log_theta, pi_logits = (None if p is None else taken(p) for p in self(hidden))
+        assert mean is not None
         if self.likelihood != "gaussian":
             mean = mean.clamp(*LOG_MEAN_RANGE)
         return CountParameters(mean, None if log_theta is None else log_theta.clamp(*LOG_THETA_RANGE), pi_logits)
+
+
+def product_of(layer: nn.Linear, hidden: Tensor) -> Product:
+    """Return the product of an output layer, not yet taken."""
+    return Product(hidden, layer.weight, layer.bias)

@@ -1,0 +1,132 @@
+"""What moves the weights: the optimizer of a network, and a step that clips, and is not taken where it would do harm."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from anncoder.config import TrainingConfig, given
+from anncoder.kernels import fused
+
+
+def optimizer_of(network: nn.Module, config: TrainingConfig, device: torch.device) -> torch.optim.Optimizer:
+    """Return the optimizer of a network's trainable parameters."""
+    rate, decay, epsilon = given(config.learning_rate), given(config.weight_decay), given(config.epsilon)
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    if config.optimizer == "rmsprop":  # rho is Keras's; torch's own is 0.99
+        return torch.optim.RMSprop(parameters, lr=rate, alpha=0.9, eps=epsilon, weight_decay=decay)
+    betas = (given(config.beta1), 0.999)
+    if fused(*parameters) and not config.clip_value:
+        return Adam(parameters, rate, betas, epsilon, decay)
+    # clipping by value has to see every entry before the step does
+    in_one_pass = device.type != "mps" and not config.clip_value
+    return torch.optim.Adam(
+        parameters, rate, betas, epsilon, decay, fused=in_one_pass, capturable=config.cuda_graph
+    )
+
+
+def step(optimizer: torch.optim.Optimizer, total: Tensor, config: TrainingConfig) -> Tensor:
+    """Clip the gradients and take a step, unless something is not finite; return whether all is, () bool."""
+    clip_norm = config.clip_norm or float("inf")
+    if isinstance(optimizer, Adam):
+        return torch.tensor(optimizer.descend(float(total), clip_norm))
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = nn.utils.get_total_norm([p.grad for p in parameters])
+    finite = torch.isfinite(total + norm)
+    if optimizer.defaults.get("fused"):
+        # the fused step divides by the one and does nothing for the other, as it reads the gradients anyway; these are
+        # the attributes by which torch's own GradScaler tells it
+        optimizer.grad_scale = (norm / clip_norm).clamp(min=1)  # type: ignore[attr-defined]
+        optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+    else:
+        nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+        if config.clip_value:
+            nn.utils.clip_grad_value_(parameters, config.clip_value)
+    optimizer.step()
+    return finite
+
+
+Array = np.ndarray[Any, Any]
+
+
+class Adam(torch.optim.Adam):
+    """torch's Adam for float32 on the CPU, with steps in two passes over memory and next to no Python.
+
+    Its state is torch's, so that either can go on from the other.
+    """
+
+    _plan: Plan | None = None
+
+    @torch.no_grad()
+    def descend(self, total: float, clip_norm: float) -> bool:
+        """Take a step down the gradient, scaled to a norm of at most ``clip_norm``; return whether all was finite.
+
+        Nothing is changed where the norm or the loss, ``total``, is not finite.
+        """
+        from anncoder.kernels.adam import adam, sum_squares
+
+        (group,) = self.param_groups
+        beta1, beta2 = group["betas"]
+        parameters = [p for p in group["params"] if p.grad is not None]
+        if self._plan is None or self._plan.parameters != [id(p) for p in parameters]:
+            self._plan = self._planned(parameters)
+        plan = self._plan
+        gradients = np.array([_address(p.grad) for p in parameters], dtype=np.int64)
+        pieces = plan.pieces
+        np.add(gradients[plan.owners], plan.starts, out=pieces[:, 1])
+        sums = np.empty(len(pieces))
+        sum_squares(len(pieces), pieces, sums)
+        norm = math.sqrt(float(sums.sum()))
+        if not math.isfinite(norm + total):
+            return False
+        t = plan.taken.add_(1).double().numpy()
+        sizes = np.stack([group["lr"] / (1 - beta1**t), 1 / np.sqrt(1 - beta2**t)], axis=1)[plan.owners]
+        factor = min(1.0, clip_norm / norm) if norm else 1.0
+        numbers = np.array([factor, group["weight_decay"], 1 - beta1, 1 - beta2, group["eps"]])
+        adam(len(pieces), pieces, sizes, numbers)
+        return True
+
+    def load_state_dict(self, state_dict: Any) -> None:
+        """Take the state of another optimizer of the same parameters."""
+        self._plan = None
+        super().load_state_dict(state_dict)
+
+    def _planned(self, parameters: list[Tensor]) -> Plan:
+        from anncoder.kernels.adam import PIECE
+
+        for p in parameters:
+            if not self.state[p]:
+                self.state[p]["step"] = torch.tensor(0.0)
+                self.state[p]["exp_avg"], self.state[p]["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
+        states = [self.state[p] for p in parameters]
+        taken = torch.stack([state["step"] for state in states])
+        pieces, owners, starts = [], [], []
+        for owner, (p, state) in enumerate(zip(parameters, states, strict=True)):
+            state["step"] = taken[owner]  # one addition moves them all
+            p_at, m_at, v_at = (_address(t) for t in (p, state["exp_avg"], state["exp_avg_sq"]))
+            for start in range(0, p.numel(), PIECE):
+                length, at = min(PIECE, p.numel() - start), 4 * start
+                pieces.append([p_at + at, 0, m_at + at, v_at + at, length])
+                owners.append(owner)
+                starts.append(at)
+        return Plan([id(p) for p in parameters], taken, np.array(pieces), np.array(owners), np.array(starts))
+
+
+class Plan(NamedTuple):
+    """Where the pieces of parameters and moments lie, for :mod:`anncoder.kernels.adam`."""
+
+    parameters: list[int]  # their identities
+    taken: Tensor  # (n_parameters,) number of steps; the state has views of it
+    pieces: Array  # (n, 5) int64, all but the addresses of the gradients
+    owners: Array  # (n,) number of the parameter that each is a piece of
+    starts: Array  # (n,) how many bytes into it
+
+
+def _address(tensor: Tensor | None) -> int:
+    assert tensor is not None
+    assert tensor.is_contiguous()
+    return tensor.data_ptr()
