@@ -10,11 +10,13 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from anncoder.kernels.threads import arguments, f32, f32_line, i32_line, i64_line, kernel, take_ticket
-from anncoder.kernels.vector_math import EXACT, Scalar, Vector, log_64
+from anncoder.kernels.vector_math import EXACT, Scalar, Vector, add_row, log_64
 
 F = np.float32
 ROWS = 16  # rows a ticket
 STRIP = 32  # columns of the first layer's gradient a ticket
+STRIP_TYPE = ir.VectorType(ir.FloatType(), STRIP)
+GENES = 128  # rows of the gradient at a time: with STRIP columns half of a core's nearest cache
 
 
 def pieces(n: int, size: int) -> int:
@@ -61,46 +63,94 @@ def _log_row(values: Vector, per_count: Scalar, out: Vector) -> None:
         out[k] = log_64(1.0 + values[k] * per_count)
 
 
-@kernel("i8", "i8", "f4", "f4", "f4")
+@kernel("i8", "i8", "f4", "f4", "f4", "f4", "f4")
 def transposed_matmul(address: Scalar) -> None:
-    """Write ``x.T @ dense``, (g, h), for a CSR x; a ticket a strip of ``STRIP`` columns of the result.
+    """Write ``(x - mean).T @ dense``, (g, h), for a CSR x, and the sums of the columns of ``dense``.
 
-    Arrays, in order: indptr, indices, values of x; dense, (b, h); what is written. A strip is one thread's, small
-    enough for its cache, and takes the cells one after the other: no sorting by genes, and one order of the sum,
-    whatever the number of threads.
+    Arrays, in order: indptr, indices, values of x; mean, (g,), or (0,) for none; dense, (b, h); what is written, (g, h)
+    and (h,). A ticket is a strip of ``STRIP`` columns, which one thread takes gene block by gene block, so that what it
+    adds to is in its nearest cache. Columns of x that are sorted within a row make that so; no result depends on it.
+    The cells come one after the other: no sorting by genes, and one order of the sum, whatever the number of threads.
     """
     table = arguments(address)
     indptr, indices, values = i64_line(table, 0), i64_line(table, 1), f32_line(table, 2)
-    dense, out = f32(table, 3), f32(table, 4)
+    mean, dense, out, sums = f32_line(table, 3), f32(table, 4), f32(table, 5), f32_line(table, 6)
+    n, g = dense.shape[0], out.shape[0]
+    reached = np.empty(n, np.int64)
     part = take_ticket(table)
     while part >= 0:
         first, last = part * STRIP, min(out.shape[1], (part + 1) * STRIP)
-        for j in range(out.shape[0]):
-            out[j, first:last] = F(0)
-        for i in range(dense.shape[0]):
-            line = dense[i, first:]
-            for k in range(indptr[i], indptr[i + 1]):
-                row = out[indices[k], first:]
+        sums[first:last] = F(0)
+        for i in range(n):
+            reached[i] = indptr[i]
+            add_row(sums[first:last], dense[i, first:last])
+        for block in range(0, g, GENES):
+            end = min(g, block + GENES)
+            for j in range(block, end):
+                _put_scaled(out[j, first:last], sums[first:last], -mean[j] if mean.shape[0] else F(0))
+            for i in range(n):
+                line, k, stop = dense[i, first:], reached[i], indptr[i + 1]
                 if last - first == STRIP:
-                    _add_strip(row.ctypes.data, line.ctypes.data, values[k])
-                else:
+                    reached[i] = _add_strips(
+                        out[0, first:].ctypes.data,
+                        4 * out.shape[1],
+                        line.ctypes.data,
+                        indices.ctypes.data,
+                        values.ctypes.data,
+                        k,
+                        stop,
+                        end,
+                    )
+                    continue
+                while k < stop and indices[k] < end:
+                    row = out[indices[k], first:]
                     for c in range(last - first):
                         row[c] += values[k] * line[c]
+                    k += 1
+                reached[i] = k
         part = take_ticket(table)
 
 
-@intrinsic
-def _add_strip(_context: Any, _row: Any, _line: Any, _value: Any) -> Any:
-    # row[:STRIP] += value * line[:STRIP] on addresses, in vectors: LLVM does not see by itself that row and line are
-    # apart, and would check it for every stored value
-    def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
-        vector = ir.VectorType(ir.FloatType(), STRIP)
-        row, line = (builder.inttoptr(a, vector.as_pointer()) for a in arguments[:2])
-        splat = builder.insert_element(ir.Constant(vector, ir.Undefined), arguments[2], ir.IntType(32)(0))
-        zeros = ir.Constant(ir.VectorType(ir.IntType(32), STRIP), [0] * STRIP)
-        splat = builder.shuffle_vector(splat, ir.Constant(vector, ir.Undefined), zeros)
-        product = builder.fmul(splat, builder.load(line, align=4), flags=("contract",))
-        builder.store(builder.fadd(builder.load(row, align=4), product, flags=("contract",)), row, align=4)
-        return context.get_dummy_value()
+@njit(fastmath=EXACT)
+def _put_scaled(out: Vector, row: Vector, factor: Scalar) -> None:
+    for c in range(out.shape[0]):
+        out[c] = factor * row[c]
 
-    return types.void(types.uintp, types.uintp, types.float32), generate
+
+@intrinsic
+def _add_strips(
+    _context: Any, _out: Any, _stride: Any, _line: Any, _indices: Any, _values: Any, _k: Any, _stop: Any, _end: Any
+) -> Any:
+    # out[indices[k], :STRIP] += values[k] * line[:STRIP] for the entries of a row from k on, until one is of a column
+    # from end on; its number is returned. On addresses, the line in registers; stride is that of the rows of out, in
+    # bytes. LLVM would not see by itself that out and line are apart, and numba looks for negative indices.
+    def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
+        out_at, stride, line_at, indices_at, values_at, start, stop, end = arguments
+        indices = builder.inttoptr(indices_at, ir.IntType(64).as_pointer())
+        values = builder.inttoptr(values_at, ir.FloatType().as_pointer())
+        line = builder.load(builder.inttoptr(line_at, STRIP_TYPE.as_pointer()), align=4)
+        before = builder.block
+        head, look, body, done = (builder.append_basic_block(f"strips.{name}") for name in ("head", "look", "body", "done"))
+        builder.branch(head)
+        builder.position_at_end(head)
+        k = builder.phi(ir.IntType(64))
+        k.add_incoming(start, before)
+        builder.cbranch(builder.icmp_signed("<", k, stop), look, done)
+        builder.position_at_end(look)
+        gene = builder.load(builder.gep(indices, [k]))
+        builder.cbranch(builder.icmp_signed("<", gene, end), body, done)
+        builder.position_at_end(body)
+        row = builder.inttoptr(builder.add(out_at, builder.mul(gene, stride)), STRIP_TYPE.as_pointer())
+        value = builder.load(builder.gep(values, [k]))
+        one = builder.insert_element(ir.Constant(STRIP_TYPE, ir.Undefined), value, ir.IntType(32)(0))
+        zeros = ir.Constant(ir.VectorType(ir.IntType(32), STRIP), [0] * STRIP)
+        everywhere = builder.shuffle_vector(one, ir.Constant(STRIP_TYPE, ir.Undefined), zeros)
+        product = builder.fmul(everywhere, line, flags=("contract",))
+        builder.store(builder.fadd(builder.load(row, align=4), product, flags=("contract",)), row, align=4)
+        k.add_incoming(builder.add(k, ir.IntType(64)(1)), body)
+        builder.branch(head)
+        builder.position_at_end(done)
+        return k
+
+    numbers = (types.uintp, types.intp, types.uintp, types.uintp, types.uintp, types.intp, types.intp, types.intp)
+    return types.intp(*numbers), generate

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from scipy.sparse import csc_array
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import embedding_bag
 
 from anncoder.kernels import fused, on_gpu, sparse
 from anncoder.types import CSR, Noise
@@ -38,6 +40,9 @@ class SparseLinear(nn.Module):
     def forward(self, x: CSR | Tensor, mean: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
         """Return (b, n_out); ``mean`` is subtracted from the input first, and ``scale`` divides it, (n_in,) each."""
         weight = self.weight if scale is None else self.weight / scale.unsqueeze(1)
+        if isinstance(x, CSR) and fused(x.values, weight, self.bias, mean):
+            product: Tensor = _Centred.apply(weight, self.bias, x, mean)  # type: ignore[no-untyped-call]
+            return product
         bias = self.bias if mean is None else self.bias - mean @ weight
         return sparse_matmul(x, weight) + bias
 
@@ -54,25 +59,49 @@ def sparse_matmul(x: CSR | Tensor, weight: Tensor) -> Tensor:
     """Return ``x @ weight``, (b, h), for a CSR or dense (b, g) x and a (g, h) weight."""
     if isinstance(x, Tensor):
         return x @ weight
+    if fused(x.values, weight):
+        centred: Tensor = _Centred.apply(weight, weight.new_zeros(weight.shape[1]), x, None)  # type: ignore[no-untyped-call]
+        return centred
     if on_gpu(x.values, weight):
         return _dense(x) @ weight
     product: Tensor = _SparseMatmul.apply(weight, x)  # type: ignore[no-untyped-call]
     return product
 
 
+def bag(x: CSR, weight: Tensor) -> Tensor:
+    """Return ``x @ weight`` by the fastest of torch's sparse products, whose own gradient is the slowest."""
+    values = x.values.to(weight.dtype)
+    return embedding_bag(x.indices, weight, x.indptr, mode="sum", per_sample_weights=values, include_last_offset=True)
+
+
+class _Centred(torch.autograd.Function):
+    # (x - mean) @ weight + bias, (b, h), and its gradients in one kernel
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, bias: Tensor, x: CSR, mean: Tensor | None) -> Tensor:
+        ctx.x, ctx.mean = x, mean
+        start = bias if mean is None else torch.addmv(bias, weight.T, mean, alpha=-1)
+        return bag(x, weight).add_(start)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        return (*centred_transposed_matmul(ctx.x, ctx.mean, upstream[0]), None, None)
+
+
+def centred_transposed_matmul(x: CSR, mean: Tensor | None, dense: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``(x - mean).T @ dense``, (g, h), and the sums of the columns of ``dense``, (h,); float32 on the CPU."""
+    out, sums = torch.empty(x.n_vars, dense.shape[1]), torch.empty(dense.shape[1])
+    centre = torch.empty(0) if mean is None else mean
+    arrays = (x.indptr, x.indices, x.values.contiguous(), centre, dense.contiguous(), out, sums)
+    sparse.transposed_matmul(sparse.pieces(dense.shape[1], sparse.STRIP), *arrays)
+    return out, sums
+
+
 class _SparseMatmul(torch.autograd.Function):
-    # embedding_bag is the fastest sparse product forward, and its own backward the slowest: hence written by hand
     @staticmethod
     def forward(ctx: Any, weight: Tensor, x: CSR) -> Tensor:
         ctx.x = x
-        return torch.nn.functional.embedding_bag(
-            x.indices,
-            weight,
-            x.indptr,
-            mode="sum",
-            per_sample_weights=x.values.to(weight.dtype),
-            include_last_offset=True,
-        )
+        return bag(x, weight)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
@@ -89,10 +118,7 @@ def _dense(x: CSR) -> Tensor:
 def transposed_matmul(x: CSR, dense: Tensor) -> Tensor:
     """Return ``x' @ dense``, (g, h), for a (b, g) x and a dense (b, h)."""
     if fused(x.values, dense):
-        out = torch.empty(x.n_vars, dense.shape[1])
-        arrays = (x.indptr, x.indices, x.values.contiguous(), dense.contiguous(), out)
-        sparse.transposed_matmul(sparse.pieces(dense.shape[1], sparse.STRIP), *(a.numpy() for a in arrays))
-        return out
+        return centred_transposed_matmul(x, None, dense)[0]
     if dense.device.type != "cpu":
         return x.to_dense().T @ dense
     # the CSR arrays of x are the CSC arrays of its transpose, so nothing is sorted or copied
