@@ -17,7 +17,6 @@ from anncoder.kernels.vector_math import (
     EXACT,
     Scalar,
     Vector,
-    add_row,
     digamma,
     exp_minus,
     exp_minus_64,
@@ -29,6 +28,7 @@ from anncoder.kernels.vector_math import (
 
 F = np.float32
 CHUNK = 16  # rows
+STORED = 9  # numbers that are kept of a stored value
 STEPS = 16  # nearly all counts are below
 LARGE = 32  # up to here lgamma(x + theta) - lgamma(theta) is a product of x factors
 LOG_FACTORIAL = np.array([math.lgamma(k + 1) for k in range(LARGE + 1)])
@@ -64,34 +64,50 @@ def nb(address: Scalar) -> None:
     indptr, indices, values = i64_line(table, 4), i64_line(table, 5), f32_line(table, 6)
     limits, nll, by_mean, by_theta = f32_line(table, 7), f64_line(table, 8), f32(table, 9), f32(table, 10)
     n, g = logits.shape
-    lt, theta = np.empty(g, F), np.empty(g, F)
-    loss, mean_row, theta_row = np.empty(g, F), np.empty(g, F), np.empty(g, F)
-    stored, share, bounds = np.empty((7, g)), np.empty(g, F), limits.copy()
+    lt, theta, loss, share = np.empty(g, F), np.empty(g, F), np.empty(g, F), np.empty(g, F)
+    scratch, theta_row = np.empty((1, g), F), np.zeros(g, F)
+    stored, bounds = np.empty((STORED, g)), limits.copy()
+    rows = by_mean if by_mean.shape[0] else scratch
     per_gene = log_theta.shape[0] == 1 and by_theta.shape[0] > 0
     if log_theta.shape[0] == 1:
         theta_of(log_theta[0], limits, lt, theta)
     chunk = take_ticket(table)
     while chunk >= 0:
-        if per_gene:
-            by_theta[chunk, :] = 0
+        of_theta = by_theta[chunk] if per_gene else theta_row
+        of_theta[:] = F(0)
         for i in range(chunk * CHUNK, min(n, (chunk + 1) * CHUNK)):
             if log_theta.shape[0] > 1:
                 theta_of(log_theta[i], limits, lt, theta)
-            at = offset[i]
-            if limits[4] > F(0):
-                at = softmax_of(logits[i], at, limits, share, bounds)
-            nb_zeros(logits[i], lt, theta, at, weight[i], bounds, loss, mean_row, theta_row)
             a, b = indptr[i], indptr[i + 1]
-            nb_stored(logits[i], lt, at, bounds, indices[a:b], values[a:b], stored)
-            nll[i] = put_stored(indices[a:b], stored, weight[i], logits[i], bounds, loss, mean_row, theta_row)
+            row, at = working_row(logits[i], rows[i if by_mean.shape[0] else 0]), offset[i]
             if limits[4] > F(0):
-                through_softmax(share, mean_row)
-            if by_mean.shape[0]:
-                by_mean[i] = mean_row  # not before: it may be the memory of the logits
-            keep_theta(by_theta, theta_row, i, chunk, per_gene, log_theta, limits)
+                at = softmax_of(row, at, limits, share, bounds)
+            nb_stored(row, lt, at, bounds, indices[a:b], values[a:b], stored)
+            remember(of_theta, indices[a:b], stored[3], per_gene)
+            nb_zeros(row, lt, theta, at, weight[i], bounds, loss, of_theta, F(1) if per_gene else F(0))
+            nll[i] = put_stored(indices[a:b], stored, weight[i], loss, row, of_theta)
+            if limits[4] > F(0):
+                through_softmax(share, row)
+            if not per_gene:
+                keep_theta(by_theta, theta_row, i, log_theta, limits)
         if per_gene:
-            keep_within(by_theta[chunk], log_theta[0], limits)
+            keep_within(of_theta, log_theta[0], limits)
         chunk = take_ticket(table)
+
+
+@njit(fastmath=EXACT, error_model="numpy")
+def working_row(values: Vector, room: Vector) -> Vector:
+    """Return a row to compute in, with these values: the gradient takes the place of what it is of."""
+    if room.ctypes.data != values.ctypes.data:
+        room[:] = values
+    return room
+
+
+@njit(fastmath=EXACT, error_model="numpy")
+def remember(row: Vector, indices: Vector, before: Vector, wanted: bool) -> None:
+    """Write what a row has at the stored entries before zeros are added everywhere; 0 where nothing is added."""
+    for k in range(indices.shape[0]):
+        before[k] = row[indices[k]] if wanted else F(0)
 
 
 @njit(inline="always", fastmath=EXACT, error_model="numpy")
@@ -142,20 +158,20 @@ def theta_of(row: Vector, limits: Vector, lt: Vector, theta: Vector) -> None:
 
 @njit(fastmath=EXACT, error_model="numpy")
 def nb_zeros(
-    logits: Vector,
+    row: Vector,
     lt: Vector,
     theta: Vector,
     offset: Scalar,
     weight: Scalar,
     limits: Vector,
     loss: Vector,
-    by_mean: Vector,
     by_theta: Vector,
+    keep: Scalar,
 ) -> None:
-    """Write loss and weighted gradients of a row of zeros."""
+    """Write the loss of a row of zeros; weighted gradients in place of the logits, and after ``keep`` times by_theta."""
     low, high = limits[0], limits[1]
-    for j in range(logits.shape[0]):
-        v = logits[j]
+    for j in range(row.shape[0]):
+        v = row[j]
         m = limited(v, low, high)
         # u = m + offset - log theta, and what rounding took from it: at |u| = 30 that is 1e-6, and exp keeps it
         a = m + offset
@@ -171,9 +187,10 @@ def nb_zeros(
         sigmoid = t * r if below else r
         softplus = (F(0) if below else u) + (t - t * t * p)
         difference = t * t * (r - p) if below else softplus - sigmoid
+        weighted = theta[j] * weight
         loss[j] = theta[j] * softplus
-        by_mean[j] = theta[j] * sigmoid * (weight if m == v else F(0))
-        by_theta[j] = theta[j] * difference * weight
+        row[j] = sigmoid * (weighted if m == v else F(0))
+        by_theta[j] = keep * by_theta[j] + difference * weighted
 
 
 @njit(fastmath=EXACT, error_model="numpy")
@@ -182,15 +199,19 @@ def nb_stored(
 ) -> None:
     """Write, for the stored counts of a row, loss and gradients into ``out[0], out[1], out[2]``, in float64.
 
-    ``out`` is (7, >= nnz). An offset of the loss that no parameter changes, log x!, is included.
+    ``out`` is (STORED, >= nnz), and row 3 is left alone. An offset of the loss that no parameter changes, log x!, is
+    included.
     """
-    u, theta, x, factors, slopes = out[0], out[1], out[2], out[3], out[4]
-    log_x, by_x = out[5], out[6]
+    u, theta, x, factors, slopes = out[0], out[1], out[2], out[4], out[5]
+    log_x, by_x, free = out[6], out[7], out[8]
     n, low, high = indices.shape[0], limits[0], limits[1]
     for k in range(n):
         j = indices[k]
+        v = logits[j]
+        m = limited(v, low, high)
         theta[k] = np.float64(lt[j])
-        u[k] = np.float64(limited(logits[j], low, high)) + np.float64(offset) - np.float64(lt[j])
+        u[k] = np.float64(m) + np.float64(offset) - np.float64(lt[j])
+        free[k] = 1.0 if m == v else 0.0
         x[k] = values[k]
     for k in range(n):
         theta[k] = exp_minus_64(-theta[k])
@@ -212,7 +233,7 @@ def nb_stored(
         coefficient = log_64(factors[k]) + log_x[k]
         by_coefficient = slopes[k] / factors[k] + by_x[k]
         u[k] = th * softplus + c * (down + log1p) - coefficient
-        theta[k] = th * sigmoid - c * rest
+        theta[k] = (th * sigmoid - c * rest) * free[k]
         x[k] = th * (softplus - sigmoid) + c * rest - th * by_coefficient
 
 
@@ -255,14 +276,7 @@ def _coefficient(
 
 @njit(fastmath=EXACT, error_model="numpy")
 def put_stored(
-    indices: Vector,
-    stored: Vector,
-    weight: Scalar,
-    logits: Vector,
-    limits: Vector,
-    loss: Vector,
-    by_mean: Vector,
-    by_theta: Vector,
+    indices: Vector, stored: Vector, weight: Scalar, loss: Vector, by_mean: Vector, by_theta: Vector
 ) -> Scalar:
     """Replace the stored entries of a row of zeros; return the loss of the row."""
     total = 0.0
@@ -270,22 +284,17 @@ def put_stored(
         j = indices[k]
         total += stored[0, k]
         loss[j] = F(0)
-        free = limits[0] <= logits[j] <= limits[1]
-        by_mean[j] = stored[1, k] * weight if free else 0.0
-        by_theta[j] = stored[2, k] * weight
+        by_mean[j] = stored[1, k] * weight
+        by_theta[j] = stored[3, k] + stored[2, k] * weight
     return total + row_sum(loss)
 
 
 @njit(fastmath=EXACT, error_model="numpy")
-def keep_theta(
-    by_theta: Vector, row: Vector, i: int, chunk: int, per_gene: bool, log_theta: Vector, limits: Vector
-) -> None:
+def keep_theta(by_theta: Vector, row: Vector, i: int, log_theta: Vector, limits: Vector) -> None:
     """Put a row of the gradient for log theta where its shape wants it; none beyond the limits."""
     if by_theta.shape[0] == 0:
         return
-    if per_gene:
-        add_row(by_theta[chunk], row)
-    elif by_theta.shape[1] == 1:
+    if by_theta.shape[1] == 1:
         free = limits[2] <= log_theta[i, 0] <= limits[3]
         by_theta[i, 0] = row_sum(row) if free else 0.0
     else:

@@ -10,12 +10,24 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from anncoder.kernels.nb import CHUNK, keep_theta, keep_within, nb_stored, nb_zeros, softmax_of, theta_of, through_softmax
+from anncoder.kernels.nb import (
+    CHUNK,
+    STORED,
+    keep_theta,
+    keep_within,
+    nb_stored,
+    nb_zeros,
+    softmax_of,
+    theta_of,
+    through_softmax,
+    working_row,
+)
 from anncoder.kernels.threads import arguments, f32, f32_line, f64_line, i64_line, kernel, take_ticket
 from anncoder.kernels.vector_math import (
     EXACT,
     Scalar,
     Vector,
+    add_row,
     exp_minus,
     exp_minus_64,
     log1p_minus_half,
@@ -43,9 +55,10 @@ def zinb(address: Scalar) -> None:
     limits, nll, by_mean, by_theta = f32_line(table, 8), f64_line(table, 9), f32(table, 10), f32(table, 11)
     by_pi = f32(table, 12)
     n, g = logits.shape
-    lt, theta = np.empty(g, F), np.empty(g, F)
-    loss, mean_row, theta_row, pi_row = np.empty(g, F), np.empty(g, F), np.empty(g, F), np.empty(g, F)
-    stored, share, bounds = np.empty((7, g)), np.empty(g, F), limits.copy()
+    lt, theta, loss, share = np.empty(g, F), np.empty(g, F), np.empty(g, F), np.empty(g, F)
+    scratch, theta_row = np.empty((2, g), F), np.zeros(g, F)
+    stored, pi, bounds = np.zeros((STORED, g)), np.empty((2, g)), limits.copy()
+    wanted = by_mean.shape[0] > 0
     per_gene = log_theta.shape[0] == 1 and by_theta.shape[0] > 0
     if log_theta.shape[0] == 1:
         theta_of(log_theta[0], limits, lt, theta)
@@ -56,41 +69,37 @@ def zinb(address: Scalar) -> None:
         for i in range(chunk * CHUNK, min(n, (chunk + 1) * CHUNK)):
             if log_theta.shape[0] > 1:
                 theta_of(log_theta[i], limits, lt, theta)
-            at = offset[i]
-            if limits[4] > F(0):
-                at = softmax_of(logits[i], at, limits, share, bounds)
-            nb_zeros(logits[i], lt, theta, at, weight[i], bounds, loss, mean_row, theta_row)
-            inflate(pi_logits[i], weight[i], loss, mean_row, theta_row, pi_row)
             a, b = indptr[i], indptr[i + 1]
-            nb_stored(logits[i], lt, at, bounds, indices[a:b], values[a:b], stored)
+            row, at = working_row(logits[i], by_mean[i] if wanted else scratch[0]), offset[i]
+            pi_row = working_row(pi_logits[i], by_pi[i] if wanted else scratch[1])
+            if limits[4] > F(0):
+                at = softmax_of(row, at, limits, share, bounds)
+            nb_stored(row, lt, at, bounds, indices[a:b], values[a:b], stored)
+            _pi_stored(pi_row, indices[a:b], pi)
+            nb_zeros(row, lt, theta, at, weight[i], bounds, loss, theta_row, F(0))
+            inflate(weight[i], loss, row, theta_row, pi_row)
             nll[i] = _put_stored(
-                indices[a:b],
-                values[a:b],
-                stored,
-                weight[i],
-                logits[i],
-                pi_logits[i],
-                bounds,
-                loss,
-                mean_row,
-                theta_row,
-                pi_row,
+                indices[a:b], values[a:b], stored, pi, weight[i], loss, row, theta_row, pi_row
             )
             if limits[4] > F(0):
-                through_softmax(share, mean_row)
-            if by_mean.shape[0]:  # not before: it may be the memory of the parameters
-                by_mean[i], by_pi[i] = mean_row, pi_row
-            keep_theta(by_theta, theta_row, i, chunk, per_gene, log_theta, limits)
+                through_softmax(share, row)
+            if per_gene:
+                add_row(by_theta[chunk], theta_row)
+            else:
+                keep_theta(by_theta, theta_row, i, log_theta, limits)
         if per_gene:
             keep_within(by_theta[chunk], log_theta[0], limits)
         chunk = take_ticket(table)
 
 
 @njit(fastmath=EXACT, error_model="numpy")
-def inflate(pi_logits: Vector, weight: Scalar, loss: Vector, by_mean: Vector, by_theta: Vector, by_pi: Vector) -> None:
-    """Turn loss and gradients of a row of NB zeros into those of zero-inflated ones, in place."""
-    for j in range(pi_logits.shape[0]):
-        nb0, logit = loss[j], pi_logits[j]  # nb0 = -log NB(0) >= 0
+def inflate(weight: Scalar, loss: Vector, by_mean: Vector, by_theta: Vector, pi_row: Vector) -> None:
+    """Turn loss and gradients of a row of NB zeros into those of zero-inflated ones, in place.
+
+    ``pi_row`` has the logits of the dropout before, and their gradients after.
+    """
+    for j in range(pi_row.shape[0]):
+        nb0, logit = loss[j], pi_row[j]  # nb0 = -log NB(0) >= 0
         t = exp_minus(abs(logit), F(0))
         r = F(1) / (F(1) + t)
         up = logit > F(0)
@@ -105,7 +114,20 @@ def inflate(pi_logits: Vector, weight: Scalar, loss: Vector, by_mean: Vector, by
         loss[j] = -log1p_minus_half(min(q, F(0.5))) if q < F(0.5) else large
         by_mean[j] *= from_nb
         by_theta[j] *= from_nb
-        by_pi[j] = -from_pi * rest * lost * weight
+        pi_row[j] = -from_pi * rest * lost * weight
+
+
+@njit(fastmath=EXACT, error_model="numpy")
+def _pi_stored(pi_logits: Vector, indices: Vector, out: Vector) -> None:
+    # pi and softplus(logit) of the stored entries, in float64
+    pi, softplus = out[0], out[1]
+    for k in range(indices.shape[0]):
+        pi[k] = pi_logits[indices[k]]
+    for k in range(indices.shape[0]):
+        logit = pi[k]
+        t = exp_minus_64(abs(logit))
+        pi[k] = (1.0 if logit > 0 else t) / (1 + t)
+        softplus[k] = (logit if logit > 0 else 0.0) + log1p_unit_64(t)
 
 
 @njit(fastmath=EXACT, error_model="numpy")
@@ -113,32 +135,21 @@ def _put_stored(
     indices: Vector,
     values: Vector,
     stored: Vector,
+    pi: Vector,
     weight: Scalar,
-    logits: Vector,
-    pi_logits: Vector,
-    limits: Vector,
     loss: Vector,
     by_mean: Vector,
     by_theta: Vector,
     by_pi: Vector,
 ) -> Scalar:
-    total, n = 0.0, indices.shape[0]
-    pi, softplus = stored[3], stored[4]
-    for k in range(n):
-        pi[k] = pi_logits[indices[k]]
-    for k in range(n):
-        logit = pi[k]
-        t = exp_minus_64(abs(logit))
-        pi[k] = (1.0 if logit > 0 else t) / (1 + t)
-        softplus[k] = (logit if logit > 0 else 0.0) + log1p_unit_64(t)
-    for k in range(n):
+    total = 0.0
+    for k in range(indices.shape[0]):
         if values[k] == 0:  # a stored zero keeps the form of a zero
             continue
         j = indices[k]
-        total += stored[0, k] + softplus[k]
+        total += stored[0, k] + pi[1, k]
         loss[j] = F(0)
-        free = limits[0] <= logits[j] <= limits[1]
-        by_mean[j] = stored[1, k] * weight if free else 0.0
+        by_mean[j] = stored[1, k] * weight
         by_theta[j] = stored[2, k] * weight
-        by_pi[j] = pi[k] * weight
+        by_pi[j] = pi[0, k] * weight
     return total + row_sum(loss)
