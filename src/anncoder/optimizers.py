@@ -29,11 +29,11 @@ def optimizer_of(network: nn.Module, config: TrainingConfig, device: torch.devic
     )
 
 
-def step(optimizer: torch.optim.Optimizer, total: Tensor, config: TrainingConfig) -> Tensor:
+def step(optimizer: torch.optim.Optimizer, total: Tensor, config: TrainingConfig) -> Tensor | bool:
     """Clip the gradients and take a step, unless something is not finite; return whether all is, () bool."""
     clip_norm = config.clip_norm or float("inf")
     if isinstance(optimizer, Adam):
-        return torch.tensor(optimizer.descend(float(total), clip_norm))
+        return optimizer.descend(float(total), clip_norm)
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     norm = nn.utils.get_total_norm([p.grad for p in parameters])
     finite = torch.isfinite(total + norm)
@@ -70,24 +70,20 @@ class Adam(torch.optim.Adam):
         from anncoder.kernels.adam import adam, sum_squares
 
         (group,) = self.param_groups
-        beta1, beta2 = group["betas"]
         parameters = [p for p in group["params"] if p.grad is not None]
         if self._plan is None or self._plan.parameters != [id(p) for p in parameters]:
             self._plan = self._planned(parameters)
         plan = self._plan
         gradients = np.array([_address(p.grad) for p in parameters], dtype=np.int64)
-        pieces = plan.pieces
-        np.add(gradients[plan.owners], plan.starts, out=pieces[:, 1])
-        sums = np.empty(len(pieces))
-        sum_squares(len(pieces), pieces, sums)
-        norm = math.sqrt(float(sums.sum()))
+        np.add(gradients[plan.pieces[:, 5]], plan.starts, out=plan.pieces[:, 1])
+        sum_squares(len(plan.pieces), plan.pieces, plan.sums)
+        norm = math.sqrt(float(plan.sums.sum()))
         if not math.isfinite(norm + total):
             return False
-        t = plan.taken.add_(1).double().numpy()
-        sizes = np.stack([group["lr"] / (1 - beta1**t), 1 / np.sqrt(1 - beta2**t)], axis=1)[plan.owners]
+        plan.taken.add_(1)
         factor = min(1.0, clip_norm / norm) if norm else 1.0
-        numbers = np.array([factor, group["weight_decay"], 1 - beta1, 1 - beta2, group["eps"]])
-        adam(len(pieces), pieces, sizes, numbers)
+        numbers = np.array([factor, group["lr"], group["weight_decay"], *group["betas"], group["eps"]])
+        adam(len(plan.pieces), plan.pieces, plan.taken, numbers)
         return True
 
     def load_state_dict(self, state_dict: Any) -> None:
@@ -104,16 +100,16 @@ class Adam(torch.optim.Adam):
                 self.state[p]["exp_avg"], self.state[p]["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
         states = [self.state[p] for p in parameters]
         taken = torch.stack([state["step"] for state in states])
-        pieces, owners, starts = [], [], []
-        for owner, (p, state) in enumerate(zip(parameters, states, strict=True)):
-            state["step"] = taken[owner]  # one addition moves them all
+        pieces, starts = [], []
+        for number, (p, state) in enumerate(zip(parameters, states, strict=True)):
+            state["step"] = taken[number]  # one addition moves them all
             p_at, m_at, v_at = (_address(t) for t in (p, state["exp_avg"], state["exp_avg_sq"]))
-            for start in range(0, p.numel(), PIECE):
-                length, at = min(PIECE, p.numel() - start), 4 * start
-                pieces.append([p_at + at, 0, m_at + at, v_at + at, length])
-                owners.append(owner)
-                starts.append(at)
-        return Plan([id(p) for p in parameters], taken, np.array(pieces), np.array(owners), np.array(starts))
+            for start in range(0, 4 * p.numel(), 4 * PIECE):
+                length = min(PIECE, p.numel() - start // 4)
+                pieces.append([p_at + start, 0, m_at + start, v_at + start, length, number])
+                starts.append(start)
+        table = np.array(pieces, dtype=np.int64).reshape(-1, 6)
+        return Plan([id(p) for p in parameters], taken, table, np.array(starts, dtype=np.int64), np.empty(len(table)))
 
 
 class Plan(NamedTuple):
@@ -121,9 +117,9 @@ class Plan(NamedTuple):
 
     parameters: list[int]  # their identities
     taken: Tensor  # (n_parameters,) number of steps; the state has views of it
-    pieces: Array  # (n, 5) int64, all but the addresses of the gradients
-    owners: Array  # (n,) number of the parameter that each is a piece of
-    starts: Array  # (n,) how many bytes into it
+    pieces: Array  # (n, 6) int64, see the kernel; the addresses of the gradients are written before each step
+    starts: Array  # (n,) how many bytes into its parameter each begins
+    sums: Array  # (n,) float64, room for the kernel
 
 
 def _address(tensor: Tensor | None) -> int:

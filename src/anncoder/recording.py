@@ -21,7 +21,7 @@ WARM_UP = 3  # steps: kernels are compiled, libraries make their plans, the opti
 
 def take_step(
     network: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer, config: TrainingConfig
-) -> tuple[Loss, Tensor]:
+) -> tuple[Loss, Tensor | bool]:
     """Take a step; return the loss, and whether all is finite, () bool.
 
     Its graph ends here: nodes of it that lived on would be of the stream that they were made on.
@@ -48,11 +48,11 @@ class RecordedStep:
         self.place = place
         self.graph: torch.cuda.CUDAGraph | None = None
         self.rate, self.taken = 0.0, 0
-        self.result: tuple[Loss, Tensor] | None = None  # in the memory of the recording
+        self.result: tuple[Loss, Tensor | bool] | None = None  # in the memory of the recording
 
     def __call__(
         self, network: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer, config: TrainingConfig
-    ) -> tuple[Loss, Tensor]:
+    ) -> tuple[Loss, Tensor | bool]:
         """Take a step."""
         if batch.rows.data_ptr() != self.place.rows.data_ptr():
             return take_step(network, batch, optimizer, config)
@@ -73,7 +73,7 @@ class RecordedStep:
     @staticmethod
     def _on_the_side(
         network: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer, config: TrainingConfig
-    ) -> tuple[Loss, Tensor]:
+    ) -> tuple[Loss, Tensor | bool]:
         # recording is done on a stream of its own, and so must be what makes a library ready for it
         here, aside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(here)

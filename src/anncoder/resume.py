@@ -157,7 +157,7 @@ class Checkpoints:
         due = waited >= max(EVERY, self._took / COST) or (over and not self._took)
         if self.share.size > 1:  # the clock of the first process counts
             due = bool(summed(torch.tensor(float(due and not self.share.rank), device=self.device), self.share))
-        if due and (state.healthy is None or bool(state.healthy)):
+        if due and bool(state.healthy):
             began = time.perf_counter()
             self._keep(state)
             self._last = time.perf_counter()

@@ -22,7 +22,7 @@ from anncoder.types import Batch, Loader, Loss
 
 Record = dict[str, float]
 # takes a step, where that is not simply done; returns the loss, and whether all is finite, () bool
-Take = Callable[[nn.Module, Batch, torch.optim.Optimizer, TrainingConfig], tuple[Loss, Tensor]]
+Take = Callable[[nn.Module, Batch, torch.optim.Optimizer, TrainingConfig], tuple[Loss, Tensor | bool]]
 
 
 class Progress(Protocol):
@@ -114,7 +114,7 @@ class State:
         self.network, self.optimizer, self.watch = network, optimizer, Watch(config)
         self.records: list[Record] = []  # of the epochs that are over
         self.mean = RunningMean()  # of the losses in the epoch that is not
-        self.healthy: Tensor | None = None  # whether everything was finite in it, () bool
+        self.healthy: Tensor | bool = True  # whether everything was finite in it, () bool
 
 
 def train(
@@ -178,7 +178,7 @@ def train(
                 break
             if watch.reduces_rate():
                 optimizer.param_groups[0]["lr"] = rate * given(config.reduce_lr_factor)
-            state.mean, state.healthy = RunningMean(), None
+            state.mean, state.healthy = RunningMean(), True
             if keeper is not None:
                 keeper.see(state)
     except DivergenceError as error:
@@ -214,7 +214,7 @@ def fit_epoch(
             finite = descend(state.optimizer, loss, config)
         else:
             loss, finite = take(network, batch, state.optimizer, config)
-        state.healthy = finite if state.healthy is None else state.healthy & finite
+        state.healthy = finite & state.healthy
         # on the CPU the answer is there; a GPU would have to be waited for, and is asked once an epoch
         if device.type == "cpu" and not bool(finite):
             raise _diverged(network, batch, loss, epoch, number)
@@ -222,12 +222,12 @@ def fit_epoch(
         if keeper is not None:
             keeper.see(state)
         progress.step()
-    if state.healthy is not None and not bool(state.healthy):
+    if not bool(state.healthy):
         raise _diverged(network, batch, loss, epoch, number)
     return state.mean.result(share)
 
 
-def descend(optimizer: torch.optim.Optimizer, loss: Loss, config: TrainingConfig) -> Tensor:
+def descend(optimizer: torch.optim.Optimizer, loss: Loss, config: TrainingConfig) -> Tensor | bool:
     """Take a step down the gradient of a loss; return whether all is finite, () bool."""
     for group in optimizer.param_groups:  # as zero_grad does, which takes forty times as long
         for parameter in group["params"]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import carray, njit
 
-from anncoder.kernels.threads import arguments, f64, f64_line, i64, kernel, pointer, take_ticket
+from anncoder.kernels.threads import arguments, f32_line, f64_line, i64, kernel, pointer, take_ticket
 from anncoder.kernels.vector_math import EXACT, Scalar, Vector
 
 F = np.float32
@@ -20,7 +20,8 @@ PIECE = 8192  # numbers a ticket
 def sum_squares(address: Scalar) -> None:
     """Write the sum of the squared gradients of each piece.
 
-    Arrays, in order: pieces, (n, 5) int64 addresses of parameter, gradient and both moments, and a length; sums, (n,).
+    Arrays, in order: pieces, (n, 6) int64: addresses of parameter, gradient and both moments, a length, and the number
+    of the parameter; sums, (n,).
     """
     table = arguments(address)
     pieces, sums = i64(table, 0), f64_line(table, 1)
@@ -30,26 +31,25 @@ def sum_squares(address: Scalar) -> None:
         k = take_ticket(table)
 
 
-@kernel("i8", "f8", "f8")
+@kernel("i8", "f4", "f8")
 def adam(address: Scalar) -> None:
     """Take the step of Kingma & Ba 2015, arXiv 1412.6980, algorithm 1, in place.
 
-    Arrays, in order: pieces, as those of :func:`sum_squares`; sizes, (n, 2): step size over ``1 - beta1**t``, and one
-    over the root of ``1 - beta2**t``; numbers, (5,): factor of the gradient, weight decay, ``1 - beta1``,
-    ``1 - beta2``, epsilon.
+    Arrays, in order: pieces, as those of :func:`sum_squares`; taken, (n_parameters,), which step this is for each;
+    numbers, (6,): factor of the gradient, step size, weight decay, beta1, beta2, epsilon.
     """
     table = arguments(address)
-    pieces, sizes, numbers = i64(table, 0), f64(table, 1), f64_line(table, 2)
+    pieces, taken, numbers = i64(table, 0), f32_line(table, 1), f64_line(table, 2)
     k = take_ticket(table)
     while k >= 0:
-        size = (pieces[k, 4],)
+        t, size = np.float64(taken[pieces[k, 5]]), (pieces[k, 4],)
         _step(
             carray(pointer(pieces[k, 0]), size, F),
             carray(pointer(pieces[k, 1]), size, F),
             carray(pointer(pieces[k, 2]), size, F),
             carray(pointer(pieces[k, 3]), size, F),
-            F(sizes[k, 0]),
-            F(sizes[k, 1]),
+            F(numbers[1] / (1 - numbers[3] ** t)),
+            F(1 / np.sqrt(1 - numbers[4] ** t)),
             numbers,
         )
         k = take_ticket(table)
@@ -73,8 +73,8 @@ def _step(
     root: Scalar,
     numbers: Vector,
 ) -> None:
-    factor, decay, new_first, new_second = F(numbers[0]), F(numbers[1]), F(numbers[2]), F(numbers[3])
-    epsilon = F(numbers[4])
+    factor, decay, epsilon = F(numbers[0]), F(numbers[2]), F(numbers[5])
+    new_first, new_second = F(1 - numbers[3]), F(1 - numbers[4])
     for j in range(parameter.shape[0]):
         p = parameter[j]
         g = gradient[j] * factor + decay * p

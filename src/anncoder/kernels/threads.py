@@ -63,7 +63,7 @@ class Kernel:
             if isinstance(data, Tensor):
                 fits, address = data.dtype is DTYPES[dtype] and data.is_contiguous(), data.data_ptr()
             else:
-                fits, address = data.dtype == dtype and data.flags.c_contiguous, data.ctypes.data
+                fits, address = data.dtype == dtype and data.flags.c_contiguous, data.__array_interface__["data"][0]
             if not fits:
                 raise TypeError(f"{self.function.__name__}: expected contiguous {np.dtype(dtype)}, got {data.dtype}")
             size = data.shape
@@ -136,12 +136,6 @@ def f64_line(table: Vector, k: int) -> Any:
 def i64_line(table: Vector, k: int) -> Any:
     """Return array k, int64 of one dimension."""
     return carray(pointer(table[k + 2, 0]), (table[k + 2, 1],), np.int64)
-
-
-@njit
-def f64(table: Vector, k: int) -> Any:
-    """Return array k, float64 of two dimensions."""
-    return carray(pointer(table[k + 2, 0]), (table[k + 2, 1], table[k + 2, 2]), np.float64)
 
 
 @njit

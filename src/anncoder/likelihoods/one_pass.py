@@ -89,7 +89,8 @@ class _OnePass(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         per_cell = upstream[0]
         gradients, ctx.gradients = ctx.gradients, None  # handed out once: whoever gets them may change them
-        if gradients is None or not bool((per_cell == per_cell[:1]).all()):
+        alike = per_cell.stride() == (0,) or bool((per_cell == per_cell[:1]).all())  # a sum hands on one number
+        if gradients is None or not alike:
             gradients = ctx.what.run(_gathered(ctx.products, ctx.saved_tensors), per_cell.contiguous())[1]
             return (None, None, *gradients)
         factor = float(per_cell[0]) / ctx.weight if per_cell.numel() else 1.0

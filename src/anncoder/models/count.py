@@ -110,7 +110,7 @@ class CountNetwork(nn.Module):
             nll = nb_nll(batch.counts, log_mean, log_theta, batch.size_factor)
         else:
             nll = zinb_nll(batch.counts, log_mean, log_theta, pi_logits, batch.size_factor)
-        terms = {"nll": nll.mean() / batch.counts.n_vars, **self.penalty(self.parameters())}
+        terms = {"nll": nll.sum() / (len(nll) * batch.counts.n_vars), **self.penalty(self.parameters())}
         if self.config.ridge_pi and pi_logits is not None:
             terms["ridge_pi"] = self.config.ridge_pi * pi_logits.sigmoid().square().mean()
         return Loss.of(terms)
