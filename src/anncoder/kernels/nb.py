@@ -20,6 +20,7 @@ from anncoder.kernels.vector_math import (
     digamma,
     exp_minus,
     exp_minus_64,
+    exp_of_sum,
     log1p_rest,
     log1p_unit_64,
     log_64,
@@ -173,15 +174,12 @@ def nb_zeros(
     for j in range(row.shape[0]):
         v = row[j]
         m = limited(v, low, high)
-        # u = m + offset - log theta, and what rounding took from it: at |u| = 30 that is 1e-6, and exp keeps it
-        a = m + offset
-        back = a - m
-        error = (m - (a - back)) + (offset - back)
-        u = a - lt[j]
-        back = u - a
-        error += (a - (u - back)) - (lt[j] + back)
+        shift = offset - lt[j]
+        u = m + shift
         below = u < F(0)
-        t = exp_minus(abs(u), error if below else -error)
+        sign = F(1) if below else F(-1)
+        # of the sum, not of u, whose rounding at |u| = 30 would be 1e-6 of the loss
+        t = exp_of_sum(sign * m, sign * shift, abs(u))
         r = F(1) / (F(1) + t)
         p = log1p_rest(t)
         sigmoid = t * r if below else r
