@@ -74,15 +74,36 @@ def log1p_unit(t: Scalar) -> Scalar:
 
 
 @njit(inline="always", fastmath=EXACT, error_model="numpy")
+def minus_log_of_rest(q: Scalar, rest: Scalar) -> Scalar:
+    """Return ``-log(rest)`` in float32, for ``rest = 1 - q`` in [1e-38, 1], each given to its own precision."""
+    # rest is m 2^k with m between sqrt(1/2) and sqrt(2); near 1, where k is 0, m - 1 is -q, which has more digits
+    k = np.int32(np.int32(np.float32(rest).view(np.int32) - np.int32(0x3F3504F3)) >> np.int32(23))
+    m = rest * np.int32(np.int32(np.int32(127) - k) << np.int32(23)).view(np.float32)
+    f = -q if k == 0 else m - F(1)
+    f2 = f * f
+    a = F(0.4999999155043329) - f * F(0.3333395142364712)
+    b = F(0.2500176302617239) - f * F(0.19962024665052075)
+    c = F(0.16570263292036883) - f * F(0.1491826207495447)
+    d = F(0.14309622056069482) - f * F(0.08736725255952606)
+    return f2 * ((a + f2 * b) + (f2 * f2) * (c + f2 * d)) - f - F(k) * F(0.6931471805599453)
+
+
+@njit(inline="always", fastmath=EXACT, error_model="numpy")
 def minus_expm1_minus(a: Scalar) -> Scalar:
     """Return ``1 - exp(-a)`` in float32, for a >= 0."""
+    return minus_expm1(a, exp_minus(a, F(0)))
+
+
+@njit(inline="always", fastmath=EXACT, error_model="numpy")
+def minus_expm1(a: Scalar, exponential: Scalar) -> Scalar:
+    """Return ``1 - exp(-a)`` in float32, for a >= 0, given ``exp(-a)``."""
     p = F(1 / 5040)
     p = F(1 / 720) - a * p
     p = F(1 / 120) - a * p
     p = F(1 / 24) - a * p
     p = F(1 / 6) - a * p
     p = F(0.5) - a * p
-    return a - a * a * p if a < F(0.35) else F(1) - exp_minus(a, F(0))
+    return a - a * a * p if a < F(0.35) else F(1) - exponential
 
 
 @njit(inline="always", fastmath=EXACT, error_model="numpy")

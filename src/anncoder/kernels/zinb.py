@@ -1,8 +1,8 @@
 """Zero-inflated negative binomial: loss and gradients of a minibatch in one pass over the rows.
 
 Formulae in :mod:`anncoder.likelihoods.zinb`; the plan is that of :mod:`anncoder.kernels.nb`. With E = 1 - NB(0) and
-pi = sigmoid(l), an observed zero costs ``-log1p(-(1 - pi) E)``, which keeps its digits where it is small, and
-``softplus(l) - logaddexp(l, log NB(0))`` where it is large.
+pi = sigmoid(l), an observed zero costs ``-log1p(-(1 - pi) E)`` where that is small, ``-log(pi + (1 - pi) NB(0))`` where it
+is not, and ``softplus(l) - logaddexp(l, log NB(0))`` where it is beyond the exponents of float32.
 """
 
 from __future__ import annotations
@@ -33,11 +33,14 @@ from anncoder.kernels.vector_math import (
     log1p_minus_half,
     log1p_unit,
     log1p_unit_64,
+    minus_expm1,
     minus_expm1_minus,
+    minus_log_of_rest,
     row_sum,
 )
 
 F = np.float32
+DEEP = 40.0  # nats
 
 
 @kernel("f4", "f4", "f4", "f4", "f4", "i8", "i8", "f4", "f4", "f8", "f4", "f4", "f4")
@@ -98,6 +101,42 @@ def inflate(weight: Scalar, loss: Vector, by_mean: Vector, by_theta: Vector, pi_
 
     ``pi_row`` has the logits of the dropout before, and their gradients after.
     """
+    if _n_deep(loss, pi_row) > F(0):
+        _inflate_deep(weight, loss, by_mean, by_theta, pi_row)
+    else:
+        _inflate(weight, loss, by_mean, by_theta, pi_row)
+
+
+@njit(fastmath=EXACT | {"reassoc"})
+def _n_deep(loss: Vector, pi_row: Vector) -> Scalar:
+    n = F(0)
+    for j in range(loss.shape[0]):
+        n += F(1) if min(loss[j], -pi_row[j]) > F(DEEP) else F(0)
+    return n
+
+
+@njit(fastmath=EXACT, error_model="numpy")
+def _inflate(weight: Scalar, loss: Vector, by_mean: Vector, by_theta: Vector, pi_row: Vector) -> None:
+    for j in range(pi_row.shape[0]):
+        nb0, logit = loss[j], pi_row[j]  # nb0 = -log NB(0) >= 0
+        t = exp_minus(abs(logit), F(0))
+        r = F(1) / (F(1) + t)
+        up = logit > F(0)
+        pi, rest = (r, t * r) if up else (t * r, r)
+        zero = exp_minus(nb0, F(0))
+        q = rest * minus_expm1(nb0, zero)
+        probability = pi + rest * zero  # of a zero, 1 - q
+        each = F(1) / probability
+        from_nb = rest * zero * each
+        loss[j] = minus_log_of_rest(q, probability)
+        by_mean[j] *= from_nb
+        by_theta[j] *= from_nb
+        pi_row[j] = -pi * each * q * weight
+
+
+@njit(fastmath=EXACT, error_model="numpy")
+def _inflate_deep(weight: Scalar, loss: Vector, by_mean: Vector, by_theta: Vector, pi_row: Vector) -> None:
+    # the same where a zero has no probability that float32 could hold, neither by dropout nor by NB: by the larger
     for j in range(pi_row.shape[0]):
         nb0, logit = loss[j], pi_row[j]  # nb0 = -log NB(0) >= 0
         t = exp_minus(abs(logit), F(0))
