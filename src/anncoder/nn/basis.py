@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from anncoder.types import Batch
 
 METRIC_CELLS = 512  # a k x k average needs no more, and every one costs k passes of the decoder
+JACOBIAN, FEWEST = 1 << 25, 32  # bytes of the derivatives at a time, and cells of which they are at least
 
 
 class LatentBasis(nn.Module):
@@ -84,12 +85,13 @@ def pulled_back(decode: Callable[[Tensor], Tensor], latent: Tensor, information:
     """
     latent = latent[:METRIC_CELLS].detach()
     n, k = latent.shape
+    metric = latent.new_zeros(k, k)
     root = information(latent).sqrt()
-    jacobian = latent.new_empty(k, *root.shape)
-    for along, row in zip(_derivatives(decode, latent), jacobian, strict=True):
-        torch.mul(along, root, out=row)
-    jacobian = jacobian.view(k, -1)
-    return jacobian @ jacobian.T / n
+    n_at_once = max(JACOBIAN // (4 * k * root.shape[1]), FEWEST)
+    for cells, weight in zip(latent.split(n_at_once), root.split(n_at_once), strict=True):
+        jacobian = torch.stack([along.mul_(weight).view(-1) for along in _derivatives(decode, cells)])
+        metric.addmm_(jacobian, jacobian.T, alpha=1 / n)
+    return metric
 
 
 def unit_information(batch: Batch) -> Callable[[Tensor], Tensor]:
