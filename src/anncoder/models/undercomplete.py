@@ -18,7 +18,7 @@ from anncoder.errors import ConfigError
 from anncoder.likelihoods import absolute_error, squared_error
 from anncoder.nn.basis import LatentBasis, pulled_back, unit_information
 from anncoder.nn.inputs import LogNormalize, Standardize
-from anncoder.nn.layers import Decoder, Encoder, linear
+from anncoder.nn.layers import Decoder, Encoder, linear, product_of
 from anncoder.nn.penalties import WeightPenalty
 from anncoder.types import Batch, Loader, Loss, Noise, Shape, Summary
 
@@ -77,9 +77,14 @@ class UndercompleteNetwork(nn.Module):
 
     def forward(self, batch: Batch) -> Loss:
         """Return the reconstruction error and the penalties."""
-        x = self.inputs(batch)
-        error = squared_error if self.config.error == "squared" else absolute_error
-        reconstruction = error(x, self.decode(self.raw_latent(batch))).mean() / x.n_vars
+        x, latent = self.inputs(batch), self.raw_latent(batch)
+        if self.config.error == "absolute":
+            error = absolute_error(x, self.decode(latent))
+        elif self.config.tied:
+            error = squared_error(x, self.decode(latent))
+        else:
+            error = squared_error(x, product_of(self.output, self.decoder(latent)))
+        reconstruction = error.sum() / (len(error) * x.n_vars)
         terms = {"reconstruction": reconstruction, **self.penalty(self.parameters())}
         return Loss.of(terms)
 

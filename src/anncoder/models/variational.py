@@ -30,6 +30,7 @@ from anncoder.models.count import moment_log_theta
 from anncoder.nn.conditional import ConditionalLayers
 from anncoder.nn.heads import CountParameters
 from anncoder.nn.inputs import LogNormalize
+from anncoder.nn.layers import product_of
 from anncoder.nn.penalties import EpochWarmUp
 from anncoder.nn.sparse import SparseLinear
 from anncoder.types import Batch, Loader, Loss, Noise, Shape, Summary
@@ -173,19 +174,19 @@ class VariationalNetwork(nn.Module):
         hidden = self.decoder(latent, batch_code)
         outputs = {name: head(hidden, batch_code) for name, head in self.heads.items()}
         log_mean = torch.log_softmax(outputs["scale"], dim=1) + self.log_library
-        log_theta = outputs.get("theta")
-        if self.log_theta is not None:
-            log_theta = self.log_theta[0] if len(self.log_theta) == 1 else self.log_theta[batch_code]
-        return CountParameters(log_mean, log_theta, outputs.get("pi"))
+        return CountParameters(log_mean, self._log_theta(outputs.get("theta"), batch_code), outputs.get("pi"))
 
     def nll(self, batch: Batch, latent: Tensor) -> Tensor:
         """Return the negative log-likelihood of each cell given its latent, (b,)."""
-        log_mean, log_theta, pi_logits = self.decode(latent, batch.batch_code)
+        hidden = self.decoder(latent, batch.batch_code)
+        outputs = {name: self._output(name, hidden, batch.batch_code) for name in self.heads}
+        log_theta = self._log_theta(outputs.get("theta"), batch.batch_code)
+        library_size = batch.size_factor * self.log_library.exp()
         if log_theta is None:
-            return poisson_nll(batch.counts, log_mean, batch.size_factor)
-        if pi_logits is None:
-            return nb_nll(batch.counts, log_mean, log_theta, batch.size_factor)
-        return zinb_nll(batch.counts, log_mean, log_theta, pi_logits, batch.size_factor)
+            return poisson_nll(batch.counts, outputs["scale"], library_size, mean="softmax")
+        if "pi" not in outputs:
+            return nb_nll(batch.counts, outputs["scale"], log_theta, library_size, mean="softmax")
+        return zinb_nll(batch.counts, outputs["scale"], log_theta, outputs["pi"], library_size, mean="softmax")
 
     def elbo(self, batch: Batch, n_samples: int) -> Tensor:
         """Return the evidence lower bound of each cell, (b,): the same draws for all cells, so that each is its own."""
@@ -213,6 +214,19 @@ class VariationalNetwork(nn.Module):
         assert follow.running_var is not None
         factor = follow.weight / (follow.running_var + follow.eps).sqrt()
         return (product.weight * factor.unsqueeze(1)).detach()  # type: ignore[no-any-return]
+
+    def _log_theta(self, of_entries: Any, batch_code: Tensor | None) -> Any:
+        # (g,), or (b, g) where each experimental batch has its own; or what the decoder says of the entries
+        if self.log_theta is None:
+            return of_entries
+        return self.log_theta[0] if len(self.log_theta) == 1 else self.log_theta[batch_code]
+
+    def _output(self, name: str, hidden: Tensor, batch_code: Tensor | None) -> Any:
+        # a head that is a product and no more is left to the likelihood
+        product, follow = self._layer(name)
+        if self.decoder.products and isinstance(follow, nn.Identity):
+            return product_of(product, hidden)
+        return self.heads[name](hidden, batch_code)
 
     def _layer(self, name: str) -> tuple[Any, nn.Module]:
         # the product of a head, and the normalisation that follows it

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from anncoder.config import DispersionName, LikelihoodName
 from anncoder.likelihoods.limits import LOG_MEAN_RANGE, LOG_THETA_RANGE
-from anncoder.nn.layers import linear
+from anncoder.nn.layers import linear, product_of
 from anncoder.types import Noise, Product, taken
 
 
@@ -80,8 +80,3 @@ class CountHeads(nn.Module):
         if self.likelihood != "gaussian":
             mean = mean.clamp(*LOG_MEAN_RANGE)
         return CountParameters(mean, None if log_theta is None else log_theta.clamp(*LOG_THETA_RANGE), pi_logits)
-
-
-def product_of(layer: nn.Linear, hidden: Tensor) -> Product:
-    """Return the product of an output layer, not yet taken."""
-    return Product(hidden, layer.weight, layer.bias)

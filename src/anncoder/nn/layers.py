@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from anncoder.config import Layers
 from anncoder.nn.sparse import SparseLinear, reset
-from anncoder.types import CSR, Noise
+from anncoder.types import CSR, Noise, Product
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -68,6 +68,11 @@ def linear(n_in: int, n_out: int, noise: Noise) -> nn.Linear:
     reset(layer.weight, n_in, noise)
     reset(layer.bias, n_in, noise)
     return layer
+
+
+def product_of(layer: nn.Linear, hidden: Tensor) -> Product:
+    """Return the product of an output layer, not yet taken: for a likelihood, or a squared error."""
+    return Product(hidden, layer.weight, layer.bias)
 
 
 def after(width: int, layers: Layers, noise: Noise) -> nn.Sequential:
