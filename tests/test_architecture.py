@@ -25,7 +25,8 @@ ALLOWED = {
     "likelihoods": {"likelihoods", "kernels", "types"},
     "nn": {"nn", "kernels", "likelihoods", "types", "config"},
     "models": {"models", "nn", "likelihoods", "types", "config", "errors"},
-    "training": {"types", "config", "errors", "distributed"},
+    "training": {"types", "config", "errors", "distributed", "optimizers"},
+    "optimizers": {"config", "kernels"},
     "data": {"data", "distributed", "kernels", "types", "config", "errors"},
     "progress": {"training"},
 }
@@ -36,6 +37,7 @@ FORBIDDEN = {
     "likelihoods": {"anndata", "scanpy", "pandas", "h5py", "scipy"},
     "kernels": {"anndata", "scanpy", "pandas", "h5py", "scipy"},
     "training": {"anndata", "scanpy", "pandas", "h5py", "scipy"},
+    "optimizers": {"anndata", "scanpy", "pandas", "h5py", "scipy"},
     "cli": {"anndata", "torch", "scanpy", "numpy", "pandas", "pydantic"},
     "cli_dca": {"anndata", "torch", "scanpy", "numpy", "pandas", "pydantic"},
 }

@@ -34,8 +34,8 @@ from anncoder.models import MODELS
 from anncoder.models.count import CountConfig
 from anncoder.nn.inputs import LogNormalize
 from anncoder.nn.sparse import sparse_matmul
-from anncoder.recording import take_step
 from anncoder.optimizers import optimizer_of
+from anncoder.recording import take_step
 from anncoder.training import State
 from anncoder.types import CSR, Batch, Noise, Product, Shape
 

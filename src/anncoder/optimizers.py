@@ -1,4 +1,4 @@
-"""What moves the weights: the optimizer of a network, and a step that clips, and is not taken where it would do harm."""
+"""What moves the weights: the optimizer of a network, and a step that is clipped, and not taken if it would do harm."""
 
 from __future__ import annotations
 
@@ -24,9 +24,7 @@ def optimizer_of(network: nn.Module, config: TrainingConfig, device: torch.devic
         return Adam(parameters, rate, betas, epsilon, decay)
     # clipping by value has to see every entry before the step does
     in_one_pass = device.type != "mps" and not config.clip_value
-    return torch.optim.Adam(
-        parameters, rate, betas, epsilon, decay, fused=in_one_pass, capturable=config.cuda_graph
-    )
+    return torch.optim.Adam(parameters, rate, betas, epsilon, decay, fused=in_one_pass, capturable=config.cuda_graph)
 
 
 def step(optimizer: torch.optim.Optimizer, total: Tensor, config: TrainingConfig) -> Tensor | bool:

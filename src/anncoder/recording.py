@@ -68,7 +68,7 @@ class RecordedStep:
             self.graph.replay()
         assert self.result is not None
         loss, finite = self.result
-        return loss, finite.clone()  # looked at once an epoch, and the next step writes over it
+        return loss, torch.as_tensor(finite).clone()  # looked at once an epoch, and the next step writes over it
 
     @staticmethod
     def _on_the_side(

@@ -30,7 +30,7 @@ from anncoder.kernels.vector_math import (
 F = np.float32
 CHUNK = 16  # rows
 STORED = 9  # numbers that are kept of a stored value
-STEPS = 16  # nearly all counts are below
+STEPS = 12  # nearly all counts are below
 LARGE = 32  # up to here lgamma(x + theta) - lgamma(theta) is a product of x factors
 LOG_FACTORIAL = np.array([math.lgamma(k + 1) for k in range(LARGE + 1)])
 
@@ -169,7 +169,7 @@ def nb_zeros(
     by_theta: Vector,
     keep: Scalar,
 ) -> None:
-    """Write the loss of a row of zeros; weighted gradients in place of the logits, and after ``keep`` times by_theta."""
+    """Write the loss of a row of zeros, and weighted gradients: in place of the logits, added to keep * by_theta."""
     low, high = limits[0], limits[1]
     for j in range(row.shape[0]):
         v = row[j]

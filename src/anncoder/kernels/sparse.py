@@ -130,7 +130,9 @@ def _add_strips(
         values = builder.inttoptr(values_at, ir.FloatType().as_pointer())
         line = builder.load(builder.inttoptr(line_at, STRIP_TYPE.as_pointer()), align=4)
         before = builder.block
-        head, look, body, done = (builder.append_basic_block(f"strips.{name}") for name in ("head", "look", "body", "done"))
+        head, look, body, done = (
+            builder.append_basic_block(f"strips.{name}") for name in ("head", "look", "body", "done")
+        )
         builder.branch(head)
         builder.position_at_end(head)
         k = builder.phi(ir.IntType(64))

@@ -1,9 +1,10 @@
 """Elementary functions that LLVM turns into vector instructions: no table, no call, no branch.
 
 Calls of ``math.exp`` and ``math.log1p`` keep a loop scalar, and so does a loop that also sums. These are polynomials
-with selects instead; loops over rows write into buffers, and sums are loops of their own. Coefficients are Chebyshev
-interpolants or best polynomials of the functions named (computed for this file), or Taylor series. Terms are paired (Estrin's scheme) and
-not nested (Horner's): the shorter chain of dependent operations made the loops a quarter faster.
+with selects instead; loops over rows write into buffers, and sums are loops of their own. Coefficients are best
+polynomials (Remez) or Chebyshev interpolants of the functions named, computed for this file, or Taylor series. Terms
+are paired (Estrin's scheme) and not nested (Horner's): the shorter chain of dependent operations made the loops a
+quarter faster.
 
 numba keeps compiled kernels by the age of their own file: after a change here, touch the other files of this folder.
 """

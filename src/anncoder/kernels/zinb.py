@@ -1,8 +1,8 @@
 """Zero-inflated negative binomial: loss and gradients of a minibatch in one pass over the rows.
 
 Formulae in :mod:`anncoder.likelihoods.zinb`; the plan is that of :mod:`anncoder.kernels.nb`. With E = 1 - NB(0) and
-pi = sigmoid(l), an observed zero costs ``-log1p(-(1 - pi) E)`` where that is small, ``-log(pi + (1 - pi) NB(0))`` where it
-is not, and ``softplus(l) - logaddexp(l, log NB(0))`` where it is beyond the exponents of float32.
+pi = sigmoid(l), an observed zero costs ``-log1p(-(1 - pi) E)`` where that is small, ``-log(pi + (1 - pi) NB(0))`` where
+it is not, and ``softplus(l) - logaddexp(l, log NB(0))`` where it is beyond the exponents of float32.
 """
 
 from __future__ import annotations
@@ -81,9 +81,7 @@ def zinb(address: Scalar) -> None:
             _pi_stored(pi_row, indices[a:b], pi)
             nb_zeros(row, lt, theta, at, weight[i], bounds, loss, theta_row, F(0))
             inflate(weight[i], loss, row, theta_row, pi_row)
-            nll[i] = _put_stored(
-                indices[a:b], values[a:b], stored, pi, weight[i], loss, row, theta_row, pi_row
-            )
+            nll[i] = _put_stored(indices[a:b], values[a:b], stored, pi, weight[i], loss, row, theta_row, pi_row)
             if limits[4] > F(0):
                 through_softmax(share, row)
             if per_gene:

@@ -110,7 +110,9 @@ def nb_nll(
     if fused(log_mean, log_theta):
         from anncoder.kernels.nb import nb
 
-        return in_one_pass(Pass(nb, counts, size_factor, OF_MEAN[mean]), log_mean, known_shape(log_theta, log_mean.shape))
+        return in_one_pass(
+            Pass(nb, counts, size_factor, OF_MEAN[mean]), log_mean, known_shape(log_theta, log_mean.shape)
+        )
     if on_gpu(log_mean, log_theta):
         return in_gpu_pass(Of("nb", counts, size_factor, mean), log_mean, log_theta)
     log_mu = at_size(taken(log_mean), size_factor, mean)

@@ -2,7 +2,7 @@
 
 A parameter is a tensor, or the :class:`~anncoder.types.Product` of an output layer. Then the pass goes by blocks of
 cells: the product of a block, its loss, the gradient in place of the product, and the products of that gradient with
-weights and hidden units, while the block is in the processor's cache.
+weights and hidden units, while the block is in a cache.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from anncoder.kernels.nb import CHUNK
 from anncoder.kernels.threads import Kernel
 from anncoder.types import CSR, Product
 
-BLOCK = 1 << 20  # bytes of a product at a time, to fit into a core's second cache
+BLOCK = 1 << 21  # bytes of a product at a time, to stay in a cache
 FEWEST = 64  # rows of a block: products of fewer are slow
 
 
@@ -156,7 +156,7 @@ class _OfLayer:
 
     def open(self, rows: slice) -> tuple[Tensor, Tensor]:
         hidden, _, bias = self.product
-        block = _scratch(self.place, rows.stop - rows.start, len(bias))
+        block = _scratch.block(self.place, rows.stop - rows.start, len(bias))
         torch.addmm(bias, hidden[rows], self.transposed, out=block)
         self.gradient = block if self.wanted else block[:0]
         return block, self.gradient
@@ -197,13 +197,18 @@ def _gathered(products: tuple[bool, ...], tensors: Any) -> list[Tensor | Product
     ]
 
 
-_kept = threading.local()
+class _Scratch(threading.local):
+    """Memory of a thread that is used again and again: to get it from the system costs as much as the product."""
+
+    def __init__(self) -> None:
+        # arrays, because a tensor remembers whether it was made in inference mode
+        self.arrays: dict[int, np.ndarray[Any, np.dtype[np.float32]]] = {}
+
+    def block(self, place: int, n: int, g: int) -> Tensor:
+        """Return (n, g) float32 of what is kept for a place, with what happens to be there."""
+        if place not in self.arrays or self.arrays[place].size < n * g:
+            self.arrays[place] = np.empty(n * g, dtype=np.float32)
+        return torch.from_numpy(self.arrays[place][: n * g]).view(n, g)
 
 
-def _scratch(place: int, n: int, g: int) -> Tensor:
-    # memory of this thread that is used again and again: to get it anew from the system costs as much as the product.
-    # In an array, because a tensor remembers whether it was made in inference mode.
-    memory: dict[int, np.ndarray[Any, Any]] = _kept.__dict__
-    if place not in memory or memory[place].size < n * g:
-        memory[place] = np.empty(n * g, dtype=np.float32)
-    return torch.from_numpy(memory[place][: n * g]).view(n, g)
+_scratch = _Scratch()

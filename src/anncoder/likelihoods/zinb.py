@@ -19,7 +19,7 @@ from anncoder.kernels import fused, on_gpu
 from anncoder.likelihoods.entries import at_entries, put_entries, weighted_to_shape
 from anncoder.likelihoods.gpu_pass import Of, in_gpu_pass
 from anncoder.likelihoods.limits import LOG_THETA_RANGE, OF_MEAN, MeanName
-from anncoder.likelihoods.nb import at_size, nb_positive, nb_zero, softplus, known_shape
+from anncoder.likelihoods.nb import at_size, known_shape, nb_positive, nb_zero, softplus
 from anncoder.likelihoods.one_pass import Pass, in_one_pass
 from anncoder.types import CSR, Product, taken
 

@@ -88,8 +88,10 @@ def pulled_back(decode: Callable[[Tensor], Tensor], latent: Tensor, information:
     metric = latent.new_zeros(k, k)
     root = information(latent).sqrt()
     n_at_once = max(JACOBIAN // (4 * k * root.shape[1]), FEWEST)
-    for cells, weight in zip(latent.split(n_at_once), root.split(n_at_once), strict=True):
-        jacobian = torch.stack([along.mul_(weight).view(-1) for along in _derivatives(decode, cells)])
+    for start in range(0, n, n_at_once):
+        cells = slice(start, start + n_at_once)
+        along = _derivatives(decode, latent[cells])
+        jacobian = torch.stack([outputs.mul_(root[cells]).view(-1) for outputs in along])
         metric.addmm_(jacobian, jacobian.T, alpha=1 / n)
     return metric
 
