@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import warnings
@@ -23,6 +24,7 @@ from anncoder import CountAutoencoder, UndercompleteAutoencoder
 from anncoder.checks import check
 from anncoder.data import held, prefetch, shard
 from anncoder.data.disk import DiskLoader
+from anncoder.data.extents import Extents
 from anncoder.data.prefetch import prefetched
 from anncoder.data.shards import Shards, open_shards
 from anncoder.errors import ConfigError, FileError, InputError
@@ -367,3 +369,44 @@ def iter_all(items: Iterator[int], into: list[int]) -> Iterator[int]:
     for item in items:
         into.append(item)
     yield from ()
+
+
+class TestExtents:
+    @pytest.mark.parametrize("dtype", ["<f4", "<i4", "<i8", "<u2", ">f4", "<f8"])
+    @pytest.mark.parametrize("chunks", [None, (7,), (64,)])
+    def test_the_bytes_are_those_that_hdf5_reads(self, dtype: str, chunks: tuple[int] | None, tmp_path: Path) -> None:
+        values = np.random.default_rng(0).integers(0, 200, 150).astype(dtype)
+        with h5py.File(tmp_path / "it.h5", "w") as file:
+            file.create_dataset("it", data=values, chunks=chunks, maxshape=None if chunks is None else (None,))
+        with h5py.File(tmp_path / "it.h5", "r") as file:
+            places = Extents.of(file["it"])
+            assert places is not None
+            for start, stop in [(0, 150), (3, 4), (6, 8), (0, 0), (60, 131), (149, 150)]:
+                for into in (np.float32, np.int32):
+                    out = np.full(stop - start, -1, dtype=into)
+                    places.read(start, stop, out)
+                    np.testing.assert_array_equal(out, values[start:stop].astype(into))
+
+    @pytest.mark.parametrize("how", ["gzip", "checksum", "gap", "empty", "writable", "closed"])
+    def test_what_only_hdf5_can_read_is_left_to_it(self, how: str, tmp_path: Path) -> None:
+        options: dict[str, Any] = {"gzip": {"compression": "gzip"}, "checksum": {"fletcher32": True}}.get(how, {})
+        with h5py.File(tmp_path / "it.h5", "w") as file:
+            size = 0 if how == "empty" else 90
+            array = file.create_dataset("it", (size,), "f4", chunks=(30,), maxshape=(None,), **options)
+            if how != "empty":
+                array[: 30 if how == "gap" else 90] = 1  # what was never written has no place
+        with h5py.File(tmp_path / "it.h5", "r+" if how == "writable" else "r") as file:
+            places = Extents.of(file["it"])
+            assert (places is not None) == (how in ("empty", "closed"))
+        if how == "closed":
+            assert places is not None
+            with pytest.raises(OSError, match="closed"):
+                places.read(0, 9, np.empty(9, np.float32))
+
+    def test_a_file_that_shrinks_while_it_is_read(self, tmp_path: Path) -> None:
+        path = write(make(2000, g=50), tmp_path / "it.h5ad")
+        shards = open_all(path)
+        os.truncate(path, path.stat().st_size // 2)
+        with pytest.raises(FileError, match=r"it\.h5ad") as error:
+            shards.read([(0, 2000)])
+        assert error.value.code == "file-changed"

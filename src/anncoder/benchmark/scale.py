@@ -100,7 +100,7 @@ def processes(bench: Bench) -> Iterator[Result]:
 def _epoch(command: list[str], path: Path, *, threads: int, batch_size: int) -> float:
     output = path.with_name("out.h5ad")
     options = ["--threads", str(threads), "--no-evaluation", "--quiet", "--in-place"]
-    for word in (f"batch_size={batch_size}", "max_epochs=4", "n_hidden=[64]", "n_latent=32", "early_stopping=false"):
+    for word in (f"batch_size={batch_size}", "max_epochs=8", "n_hidden=[64]", "n_latent=32", "early_stopping=false"):
         options += ["--set", word]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     subprocess.run(

@@ -19,6 +19,7 @@ from scipy.sparse import csc_matrix, csr_matrix
 
 from anncoder.config import unknown_key
 from anncoder.data.adata import coordinates_of, damaged, first_line, place
+from anncoder.data.extents import Extents
 from anncoder.data.held import OnDisk
 from anncoder.data.kind import traits
 from anncoder.data.problems import quoted, use
@@ -109,6 +110,8 @@ class Shard:
             if self.matrix.ndim == 2:
                 self.n_obs, self.n_vars = self.matrix.shape
         self._refuse_matrix()
+        with self.errors():
+            self._places = [Extents.of(array) for array in (self.matrix.values, self.matrix.indices)]
         self.chunk_rows = self._chunk_rows()
 
     @property
@@ -253,15 +256,19 @@ class Shard:
                 return csr_matrix(np.concatenate([np.asarray(matrix.values[a:b], np.float32) for a, b in ranges]))
             if matrix.format == "csc":
                 return self._transposed()[np.concatenate([np.arange(a, b) for a, b in ranges])]
-            pointers = np.zeros(sum(b - a for a, b in ranges) + 1, dtype=np.int64)
-            np.cumsum(np.concatenate([np.diff(indptr[a : b + 1]) for a, b in ranges]), out=pointers[1:])
+            rows = np.concatenate([np.arange(a, b) for a, b in ranges])
+            pointers = np.zeros(len(rows) + 1, dtype=np.int64)
+            np.cumsum(indptr[rows + 1] - indptr[rows], out=pointers[1:])
             data, indices = np.empty(pointers[-1], np.float32), np.empty(pointers[-1], np.int32)
-            at = 0
-            for a, b in ranges:
-                p, q = int(indptr[a]), int(indptr[b])
-                data[at : at + q - p] = matrix.values[p:q]
-                indices[at : at + q - p] = matrix.indices[p:q]
-                at += q - p
+            for array, places, out in zip((matrix.values, matrix.indices), self._places, (data, indices), strict=True):
+                at = 0
+                for a, b in ranges:
+                    p, q = int(indptr[a]), int(indptr[b])
+                    if places is None:
+                        out[at : at + q - p] = array[p:q]
+                    else:
+                        places.read(p, q, out[at : at + q - p])
+                    at += q - p
         if indices.size and (int(indices.min()) < 0 or int(indices.max()) >= self.n_vars):
             raise damaged(self.path, f"a gene index outside 0 to {self.n_vars - 1:,}")
         return csr_matrix((data, indices, pointers), shape=(len(pointers) - 1, self.n_vars), copy=False)
