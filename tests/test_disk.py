@@ -22,7 +22,7 @@ from scipy import sparse as sp
 
 from anncoder import CountAutoencoder, UndercompleteAutoencoder
 from anncoder.checks import check
-from anncoder.data import held, prefetch, shard
+from anncoder.data import disk, held, prefetch, shard
 from anncoder.data.disk import DiskLoader
 from anncoder.data.extents import Extents
 from anncoder.data.prefetch import prefetched
@@ -369,6 +369,22 @@ def iter_all(items: Iterator[int], into: list[int]) -> Iterator[int]:
     for item in items:
         into.append(item)
     yield from ()
+
+
+def test_cells_held_out_are_read_once(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    shards = open_all(*files)
+    inner = loader(shards, batch_size=10, seed=None)
+    outer = disk.kept(inner)
+    assert isinstance(outer, disk.KeptLoader)
+    assert (len(outer), outer.n_obs) == (len(inner), inner.n_obs)
+    first = [batch.rows.tolist() for batch in outer.epoch(0)]
+    assert first == [batch.rows.tolist() for batch in inner.epoch(0)]
+    monkeypatch.setattr(shards, "read", lambda _: pytest.fail("they are read again"))
+    assert first == [batch.rows.tolist() for batch in outer.epoch(1)]
+    shuffled = loader(shards, batch_size=10, seed=0)
+    assert disk.kept(shuffled) is shuffled
+    monkeypatch.setattr(disk, "POOL_BYTES", 100)
+    assert disk.kept(inner) is inner
 
 
 class TestExtents:

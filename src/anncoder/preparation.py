@@ -10,6 +10,7 @@ import torch
 
 from anncoder.config import NetworkConfig, TrainingConfig, given
 from anncoder.data.adata import batches_of, codes_of
+from anncoder.data.disk import kept
 from anncoder.data.memory import MemoryLoader
 from anncoder.data.order import Split, split_rows
 from anncoder.data.resident import Resident, ResidentLoader
@@ -79,7 +80,7 @@ def prepare(
     codes, batches = batches_in(source, training.batch_key)
     cells = PerCell(factors, codes)
     train = source.loader(cells, fitted, batch_size=given(training.batch_size), seed=training.seed, share=share)
-    valid = source.loader(cells, held_out, batch_size=VALID_BATCH, share=share) if len(split.valid) else None
+    valid = kept(source.loader(cells, held_out, batch_size=VALID_BATCH, share=share)) if len(split.valid) else None
     exact = source.sizes / library_size
     blocks = ((matrix, exact[rows]) for matrix, rows in source.blocks(fitted, SUMMARY_BLOCK))
     summary = summarize(blocks, len(source.var_names), library_size, transform=config.transform)

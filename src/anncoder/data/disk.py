@@ -146,6 +146,40 @@ class DiskLoader:
                 yield self.blocks[part]
 
 
+class KeptLoader:
+    """Few cells on disk, in their order: they are read once, and kept.
+
+    Cells held out at random are in every block of a file: to find them again in every epoch, all of it would be read.
+
+    Parameters
+    ----------
+    loader
+        Reads them.
+    """
+
+    def __init__(self, loader: DiskLoader) -> None:
+        self.loader, self.n_obs = loader, loader.n_obs
+        self._batches: list[Batch] | None = None
+
+    def __len__(self) -> int:
+        """Return the number of minibatches in an epoch."""
+        return len(self.loader)
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """Yield every row once."""
+        if self._batches is None:
+            self._batches = list(self.loader.epoch(number))
+        return iter(self._batches)
+
+
+def kept(loader: Any) -> Any:
+    """Return a loader that reads its cells once, if that is one from disk and they take no more memory than a pool."""
+    if not isinstance(loader, DiskLoader) or loader.seed is not None:
+        return loader
+    # an index has eight bytes in a minibatch, four on disk
+    return KeptLoader(loader) if 3 * loader.shards.row_bytes * loader.n_obs <= 2 * POOL_BYTES else loader
+
+
 def minibatches_of(
     pools: Iterator[Pool], size_factor: Array, batch_code: Array | None, batch_size: int
 ) -> Iterator[Batch]:
