@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 import time
@@ -369,6 +370,27 @@ def iter_all(items: Iterator[int], into: list[int]) -> Iterator[int]:
     for item in items:
         into.append(item)
     yield from ()
+
+
+def test_the_next_epoch_is_read_ahead_and_its_thread_ends(files: list[Path]) -> None:
+    def readers() -> int:
+        return sum(thread.name == "anncoder-reader" for thread in threading.enumerate())
+
+    before = readers()
+    shards = open_all(*files)
+    one, other = (loader(shards, batch_size=10, seed=0) for _ in range(2))
+    orders = [[batch.rows.tolist() for batch in one.epoch(number)] for number in (0, 1, 0, 3)]
+    assert readers() == before + 1
+    # read ahead or not, and whichever epoch is asked for, an epoch is a function of its number
+    assert orders[0] == orders[2]
+    assert [[batch.rows.tolist() for batch in other.epoch(number)] for number in (3, 1)] == [orders[3], orders[1]]
+    next(iter(other.epoch(2)))  # and left
+    del one, other
+    gc.collect()
+    for thread in threading.enumerate():
+        if thread.name == "anncoder-reader":
+            thread.join(timeout=10)
+    assert readers() == before
 
 
 def test_cells_held_out_are_read_once(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,6 +77,7 @@ class DiskLoader:
         block: int | None = None,
         pool: int | None = None,
     ) -> None:
+        self._ahead: tuple[int, prefetched[Pool]] | None = None  # the epoch that is being read ahead
         self.shards, self.size_factor, self.chosen = shards, size_factor, chosen
         self.batch_size, self.seed, self.batch_code, self.share = batch_size, seed, batch_code, share
         block = max(BLOCK, shards.chunk_rows) if block is None else block
@@ -108,21 +109,35 @@ class DiskLoader:
         steps = self._steps(number)
         return islice(self._all(number), steps)
 
-    def _all(self, number: int) -> Iterator[Batch]:
-        with closing(prefetched(self._pools(number), self.shards.shards[0].path.name)) as pools:
-            yield from minibatches_of(pools, self.size_factor, self.batch_code, self.batch_size)
+    def __del__(self) -> None:
+        """End the thread that reads for an epoch which did not come."""
+        if self._ahead is not None:
+            self._ahead[1].stop()
 
-    def _pools(self, number: int) -> Iterator[Pool]:
-        groups = list(self._groups(number))
-        for at, blocks in enumerate(groups):
-            blocks = blocks[np.argsort(blocks[:, 0])]
-            matrix = self.shards.read(_joined(blocks))
-            rows = np.concatenate([np.arange(a, b) for a, b in blocks])
-            order = np.flatnonzero(self.chosen[rows])
-            if self.seed is not None:
-                order = np.random.default_rng([self.seed, 2, number, at]).permutation(order)
-            yield Pool(Stored.of(matrix), rows, order, last=at == len(groups) - 1)
-            del matrix  # or it would be kept while the next one is read
+    def _all(self, number: int) -> Iterator[Batch]:
+        (ahead, pools), self._ahead = self._ahead or (None, None), None
+        if pools is not None and ahead != number:
+            pools.close()
+        if pools is None or ahead != number:
+            pools = self._started(number)
+        with closing(pools):
+            yield from minibatches_of(
+                self._and_ahead(pools, number), self.size_factor, self.batch_code, self.batch_size
+            )
+
+    def _and_ahead(self, pools: Iterator[Pool], number: int) -> Iterator[Pool]:
+        # the last pool of an epoch is used while the first one of the next is read
+        for pool in pools:
+            if pool.last and self.seed is not None:
+                self._ahead = number + 1, self._started(number + 1)
+            yield pool
+            del pool  # or it would be kept while the next one is read
+
+    def _started(self, number: int) -> prefetched[Pool]:
+        # of what the pools are made of, and not of this loader: the thread must not keep it alive
+        seed = None if self.seed is None else [self.seed, 2, number]
+        pools = pools_of(self.shards, self.chosen, list(self._groups(number)), seed)
+        return prefetched(pools, self.shards.shards[0].path.name)
 
     def _steps(self, number: int) -> int:
         rank, size = self.share
@@ -144,6 +159,29 @@ class DiskLoader:
         for part in np.split(order, cuts):
             if len(part):
                 yield self.blocks[part]
+
+
+def pools_of(shards: Shards, chosen: Array, groups: list[Array], seed: list[int] | None) -> Iterator[Pool]:
+    """Read the pools of an epoch.
+
+    Parameters
+    ----------
+    shards, chosen
+        As in :class:`DiskLoader`.
+    groups
+        The blocks of each pool, (n, 2).
+    seed
+        Start of the order of the cells, with the number of the pool; None for that of the data.
+    """
+    for at, blocks in enumerate(groups):
+        blocks = blocks[np.argsort(blocks[:, 0])]
+        matrix = shards.read(_joined(blocks))
+        rows = np.concatenate([np.arange(a, b) for a, b in blocks])
+        order = np.flatnonzero(chosen[rows])
+        if seed is not None:
+            order = np.random.default_rng([*seed, at]).permutation(order)
+        yield Pool(Stored.of(matrix), rows, order, last=at == len(groups) - 1)
+        del matrix  # or it would be kept while the next one is read
 
 
 class KeptLoader:

@@ -56,10 +56,14 @@ class prefetched(Generic[T]):
         self._taken.release()
         return item  # type: ignore[return-value]
 
-    def close(self) -> None:
-        """End the thread."""
+    def stop(self) -> None:
+        """Tell the thread to end, and do not wait for it: at the end of the interpreter nothing may be waited for."""
         self._over = self._stopped = True
         self._taken.release()
+
+    def close(self) -> None:
+        """End the thread."""
+        self.stop()
         self._thread.join()
 
     def _run(self) -> None:
