@@ -33,7 +33,7 @@ def low_rank() -> anndata.AnnData:
 
 def test_golden_value() -> None:
     """The published objective where its value is known: 1.65 in all, for 2 cells x 3 genes."""
-    network = AutoImputeNetwork(AutoImputeConfig(n_latent=2, transform="none"), Shape(3), Noise(0)).double()
+    network = AutoImputeNetwork(AutoImputeConfig(n_latent=2, lambda_w=1, transform="none"), Shape(3), Noise(0)).double()
     x = CSR(torch.tensor([0, 2, 3]), torch.tensor([0, 2, 1]), torch.tensor([1, 2, 3], dtype=torch.float64), 3)
     y = torch.tensor([[0.5, 0.2, 1.5], [0.1, 2, 0.3]], dtype=torch.float64)
     assert masked_error(x, y).tolist() == pytest.approx([0.5, 1.0])
@@ -131,6 +131,7 @@ def test_the_published_start() -> None:
     network = AutoImputeNetwork(AutoImputeConfig(n_latent=200, faithful=True), Shape(100), Noise(0))
     for parameter in network.parameters():
         assert 0.8 < parameter.std().item() < 1.2
+    assert [AutoImputeConfig(faithful=f).weight_penalty for f in (True, False)] == [1, 100]
     suited = AutoImputeConfig(faithful=True).suited
     assert (suited["optimizer"], suited["learning_rate"], suited["max_epochs"]) == ("rmsprop", 1e-4, 7000)
     assert AutoImputeNetwork(AutoImputeConfig(), Shape(1000), Noise(0)).hidden.weight.std().item() < 0.03

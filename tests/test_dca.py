@@ -450,6 +450,7 @@ def test_counts_between_integers_are_taken_where_asked(counts: anndata.AnnData) 
         ({"optimizer": "Adagrad"}, "unknown-key", "Adam"),
         ({"init": "orthogonal"}, "bad-value", "init"),
         ({"hidden_size": ()}, "bad-value", "hidden_size"),
+        ({"hidden_size": 64}, "bad-value", "hidden_size"),
         ({"hidden_size": (8, 4), "ae_type": "nb-fork"}, "bad-value", "nb-conddisp"),
         ({"network_kwds": {"file_path": "x"}}, "unknown-key", "network_kwds"),
         ({"training_kwds": {"epochs": 3}}, "unknown-key", "training_kwds"),

@@ -116,6 +116,9 @@ def test_a_minibatch_without_a_batch_is_refused_unless_it_is_what_is_left_of_an_
     network = SAUCIENetwork(SAUCIEConfig(lambda_b=1, n_hidden=(4,)), Shape(5, 3), Noise(0))
     network.train()(minibatch([0, 1, 2, 0]))
     network(minibatch([0, 1]))  # the last one of an epoch may be small
+    resumed = SAUCIENetwork(SAUCIEConfig(lambda_b=1, n_hidden=(4,)), Shape(5, 3), Noise(0))
+    resumed.load_state_dict(network.state_dict())
+    resumed.train()(minibatch([0, 1]))  # so may the first one of a run that goes on
     with pytest.raises(InputError, match="none of some experimental batch") as caught:
         network(minibatch([0, 1, 1, 0]))
     assert caught.value.code == "empty-batch-group"

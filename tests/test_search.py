@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import anndata
 import numpy as np
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 
 import anncoder as ac
 from anncoder.cli import app
-from anncoder.errors import ConfigError
+from anncoder.errors import ConfigError, FileError
 from anncoder.evaluation import evaluate, heldout_score
 from anncoder.trials import SPACE, Trial, draw, search
 
@@ -70,11 +71,21 @@ def test_a_trial_that_cannot_be_fitted_is_told_of_and_comes_last(counts: anndata
         ({"n_latent": 3}, "neither"),
         ({"n_latent": []}, "neither"),
         ({"learning_rate": {"low": 0.0, "high": 1.0, "log": True}}, "neither"),
+        ({"learning_rate": {"low": "1e-3", "high": 1e-2}}, "neither"),
+        (["n_latent"], "not a mapping"),
     ],
 )
-def test_a_space_that_is_none_is_refused(counts: anndata.AnnData, space: dict[str, object], said: str) -> None:
+def test_a_space_that_is_none_is_refused(counts: anndata.AnnData, space: Any, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         search(counts, space=space, n_trials=1, **QUICK)
+
+
+def test_no_trials_and_no_place_for_a_journal_are_named(counts: anndata.AnnData, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="n_trials = 0"):
+        search(counts, space=FEW, n_trials=0, **QUICK)
+    for journal in (tmp_path, tmp_path / "nowhere" / "it.jsonl"):
+        with pytest.raises(FileError, match="as a journal"):
+            search(counts, space=FEW, n_trials=1, journal=journal, **QUICK)
 
 
 def test_the_command_trains_the_winner(counts_file: Path, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ class Words(NamedTuple):
     normalize_per_cell: bool = True
     scale: bool = True
     log1p: bool = True
-    hidden_size: Sequence[int] = (64, 32, 64)
+    hidden_size: Any = (64, 32, 64)
     hidden_dropout: float = 0.0
     input_dropout: float = 0.0
     batchnorm: bool = True
@@ -61,9 +61,12 @@ class Words(NamedTuple):
         ConfigError
             A word or a value does not exist here.
         """
-        if len(self.hidden_size) == 0:
+        if isinstance(self.hidden_size, str) or not isinstance(self.hidden_size, Sequence) or not len(self.hidden_size):
             raise ConfigError(
-                "hidden_size names no layer", code="bad-value", where="hidden_size", remedy="hidden_size=(64, 32, 64)"
+                f"hidden_size = {self.hidden_size!r} names no layers",
+                code="bad-value",
+                where="hidden_size",
+                remedy="hidden_size=(64, 32, 64)",
             )
         centre, activation = len(self.hidden_size) // 2, ACTIVATIONS.get(str(self.activation), self.activation)
         return DCA(
@@ -108,8 +111,9 @@ class Words(NamedTuple):
         }
 
 
-def translated(given: Mapping[str, Any], known: Mapping[str, str], *, where: str) -> dict[str, Any]:
+def translated(given: Mapping[str, Any] | None, known: Mapping[str, str], *, where: str) -> dict[str, Any]:
     """Return settings under the names of :class:`Words`; an unknown one is a ConfigError."""
+    given = {} if given is None else given
     for name in given:
         if name not in known:
             raise unknown_key(str(name), sorted(known), where=where)

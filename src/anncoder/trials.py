@@ -20,7 +20,7 @@ import numpy as np
 
 from anncoder.autoencoder import Autoencoder
 from anncoder.config import split_settings, unknown_key
-from anncoder.errors import ConfigError, DivergenceError
+from anncoder.errors import ConfigError, DivergenceError, FileError
 from anncoder.estimators import ESTIMATORS
 from anncoder.evaluation import heldout_score
 from anncoder.models import MODELS
@@ -109,6 +109,8 @@ def search(
     ['n_latent']
     """
     space = _checked_space(model, SPACE if space is None else space, own=space is not None)
+    if n_trials < 1:
+        raise ConfigError(f"n_trials = {n_trials}", code="bad-value", where="n_trials", remedy="ask for one at least")
     split_settings(settings, MODELS[model].config)
     about = {"model": model, "space": dict(space), "settings": settings, "seed": seed, "shape": list(adata.shape)}
     trials = [] if journal is None else _journal(Path(journal), about)
@@ -169,11 +171,16 @@ def _checked_space(model: str, space: Space, *, own: bool) -> Space:
     if not own:
         known = set(config.model_fields) | {"learning_rate"}
         space = {name: values for name, values in space.items() if name in known}
+    if not isinstance(space, Mapping):
+        raise ConfigError(
+            f"space is a {type(space).__name__}, not a mapping",
+            code="bad-value",
+            where="space",
+            remedy="name each setting with its values: {'n_latent': [8, 16]}",
+        )
     split_settings(dict.fromkeys(space), config, where="space")
     for name, values in space.items():
-        ranged = isinstance(values, Mapping) and {"low", "high"} <= set(values) <= {"low", "high", "log"}
-        ranged = ranged and (0 if values.get("log") else -math.inf) < values["low"] < values["high"]
-        if not ranged and not (isinstance(values, list) and values):
+        if not _ranged(values) and not (isinstance(values, list) and values):
             raise ConfigError(
                 f"{name}: {values!r} is neither a list of values nor a range",
                 code="bad-value",
@@ -183,13 +190,30 @@ def _checked_space(model: str, space: Space, *, own: bool) -> Space:
     return space
 
 
+def _ranged(values: Any) -> bool:
+    if not isinstance(values, Mapping) or not {"low", "high"} <= set(values) <= {"low", "high", "log"}:
+        return False
+    low, high = values["low"], values["high"]
+    if any(isinstance(end, bool) or not isinstance(end, int | float) for end in (low, high)):
+        return False
+    return bool((0 if values.get("log") else -math.inf) < low < high < math.inf)
+
+
 def _journal(path: Path, about: Settings) -> list[Trial]:
     """Return the trials in a file, made if it is not there."""
     about = json.loads(json.dumps(about))
-    if not path.exists():
-        path.write_text(json.dumps(about) + "\n", encoding="utf-8")
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        if not path.exists():
+            path.write_text(json.dumps(about) + "\n", encoding="utf-8")
+            return []
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileError(
+            f"cannot use {str(path)!r} as a journal: {getattr(error, 'strerror', None) or error}",
+            code="unreadable",
+            where="journal",
+            remedy="name a file, in a folder that exists",
+        ) from error
     try:
         head, *rest = [json.loads(line) for line in lines]
         trials = [Trial(**line) for line in rest]

@@ -84,13 +84,14 @@ def widths(text: str) -> tuple[int, ...]:
 
 def refuse_unsupported(options: Sequence[str], normtype: str) -> None:
     """Raise a ConfigError for options of the published command that this one does not have."""
-    remedies = {"--tensorboard": "the loss of every epoch is in uns['dca_loss_history'] of dca.h5ad"}
+    history = "the loss of every epoch is in uns['dca_loss_history'] of dca.h5ad"
+    trials = "anncoder search INPUT.h5ad -o OUTPUT.h5ad --model dca tries settings, and trains the best"
     for option in options:
         raise ConfigError(
             f"`anncoder dca` has no {option}",
             code="bad-option",
             where=option,
-            remedy=remedies.get(option, "leave it out: this command fits one model with the settings given"),
+            remedy=history if option == "--tensorboard" else trials,
         )
     if normtype != "zheng":
         raise unknown_key(normtype, ["zheng"], where="--normtype")

@@ -30,7 +30,8 @@ class AutoImpute(Autoencoder):
     n_latent
         Units of the hidden layer, which is the latent; may be above the number of genes. The publication has 2,000.
     lambda_w
-        Weight of the squared weights, halved, beside the squared error of the whole matrix.
+        Weight of the squared weights, halved, beside the squared error of the whole matrix; None for 100, and with
+        ``faithful`` for the published 1.
     replace
         What ``denoise`` gives anew: ``"zeros"``, the others as observed, or ``"all"`` (as published).
     valid_mask
@@ -51,7 +52,7 @@ class AutoImpute(Autoencoder):
         self,
         *,
         n_latent: int = 200,
-        lambda_w: float = 1.0,
+        lambda_w: float | None = None,
         replace: Literal["zeros", "all"] = "zeros",
         valid_mask: float = 0.1,
         transform: TransformName = "log1p",

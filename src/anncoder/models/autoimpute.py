@@ -28,7 +28,9 @@ class AutoImputeConfig(NetworkConfig):
     compresses: ClassVar[bool] = False
 
     n_latent: LatentUnits = 200
-    lambda_w: Annotated[Weight, Field(description="weight of the squared weights")] = 1.0
+    lambda_w: Annotated[
+        Weight | None, Field(description="weight of the squared weights; null for 100, and with faithful for 1")
+    ] = None
     replace: Annotated[
         Literal["zeros", "all"], Field(description="values that denoise gives anew; the others stay as observed")
     ] = "zeros"
@@ -39,6 +41,13 @@ class AutoImputeConfig(NetworkConfig):
     faithful: Annotated[bool, Field(description="the published initial weights and training, with their quirks")] = (
         False
     )
+
+    @property
+    def weight_penalty(self) -> float:
+        """Weight of the squared weights."""
+        if self.lambda_w is None:
+            return 1.0 if self.faithful else 100.0
+        return self.lambda_w
 
     @property
     def suited(self) -> dict[str, Any]:
@@ -104,7 +113,8 @@ class AutoImputeNetwork(nn.Module):
         error = masked_error(scored, self.output(self._encode(seen))).sum()
         whole = x.values.count_nonzero() / scored.values.count_nonzero().clamp(min=1)
         n_entries = x.n_rows * x.n_vars
-        weights = self.config.lambda_w / 2 * (self.hidden.weight.square().sum() + self.output.weight.square().sum())
+        squares = self.hidden.weight.square().sum() + self.output.weight.square().sum()
+        weights = self.config.weight_penalty / 2 * squares
         terms = {"reconstruction": error * whole / n_entries, "weights": weights / (self.n_fitted * x.n_vars)}
         return Loss(terms["reconstruction"] + terms["weights"], {k: v.detach() for k, v in terms.items()})
 

@@ -110,6 +110,7 @@ class SAUCIENetwork(nn.Module):
     codebook: Tensor | None
     n_clusters: Tensor
     largest_activation: Tensor
+    n_whole: Tensor
 
     def __init__(self, config: SAUCIEConfig, shape: Shape, noise: Noise) -> None:
         super().__init__()
@@ -131,7 +132,8 @@ class SAUCIENetwork(nn.Module):
         self.register_buffer("n_clusters", torch.zeros((), dtype=torch.int64))
         self.register_buffer("largest_activation", torch.ones(()))
         self._cells: Loader | None = None  # from start_from to finish, which looks for clusters among them
-        self._full = 0  # cells in a whole minibatch: the last one of an epoch may have fewer
+        # cells in a whole minibatch: the last one of an epoch may have fewer
+        self.register_buffer("n_whole", torch.zeros((), dtype=torch.int64))
 
     def start_from(self, summary: Summary, cells: Loader) -> None:
         """Set the scale of the input, centre it, and start the output at the mean expression of each gene."""
@@ -226,8 +228,8 @@ class SAUCIENetwork(nn.Module):
         assert batch.batch_code is not None
         if self.training:
             # in evaluation, and in what is left at the end of an epoch, the batches that are there are compared
-            self._full = max(self._full, len(batch.rows))
-            if len(batch.rows) == self._full:
+            self.n_whole.clamp_(min=len(batch.rows))
+            if len(batch.rows) == int(self.n_whole):
                 _refuse_empty(batch.batch_code, self.n_batches)
         return batch.batch_code
 
