@@ -114,6 +114,29 @@ def test_the_eager_forms_say_the_same(theta: str) -> None:
             torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-6 * float(b.abs().max()))
 
 
+@pytest.mark.parametrize("theta", ["gene", "shared", "gene-cell"])
+def test_the_last_block_may_be_one_cell(theta: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One row of dispersions of a cell, or of its entries, is no row of dispersions of genes."""
+    monkeypatch.setattr(one_pass, "BLOCK", 1)
+    n, g = one_pass.FEWEST + 1, 37
+    generator = torch.Generator().manual_seed(1)
+    x = torch.poisson(torch.rand(n, g, generator=generator), generator=generator)
+    hidden, weight, bias = (torch.randn(shape, generator=generator) for shape in ((n, 3), (g, 3), (g,)))
+    shape = {"gene": (g,), "shared": (n, 1), "gene-cell": (n, g)}[theta]
+    log_theta = 9 * torch.randn(shape, generator=generator)  # some beyond the limits
+    found = []
+    for in_blocks, precision in ((True, torch.float32), (False, torch.float64)):
+        leaves = [p.to(precision, copy=True).requires_grad_() for p in (hidden, weight, bias, log_theta)]
+        mean = Product(*leaves[:3])
+        of_theta: Any = leaves[3]
+        if in_blocks and theta == "gene-cell":
+            of_theta = Product(leaves[3], torch.eye(g), torch.zeros(g))
+        loss = nb_nll(csr(x.to(precision)), mean if in_blocks else mean.taken(), of_theta)
+        found.append([loss.detach().double(), *(p.double() for p in torch.autograd.grad(loss.mean(), leaves))])
+    for fast, exact in zip(*found, strict=True):
+        torch.testing.assert_close(fast, exact, rtol=1e-5, atol=1e-5 * float(exact.abs().max()))
+
+
 @given(
     counts=st.lists(st.integers(0, 40) | st.integers(0, 1_000_000), min_size=1, max_size=6),
     log_mu=st.floats(np.log(1e-8), np.log(1e6)),

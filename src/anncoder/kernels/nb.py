@@ -50,8 +50,8 @@ def nb(address: Scalar) -> None:
     indptr, indices, values
         The counts, CSR: int64, int64, float32.
     limits
-        (5,) float32: least and largest log mean, least and largest log theta; 1 where the mean is a softmax of the
-        logits over the genes, 0 where it is their exponential.
+        (6,) float32: least and largest log mean, least and largest log theta; 1 where the mean is a softmax of the
+        logits over the genes, 0 where it is their exponential; 1 where there is one log theta a gene.
     nll
         (b,) float64, written.
     by_mean
@@ -69,29 +69,30 @@ def nb(address: Scalar) -> None:
     scratch, theta_row = np.empty((1, g), F), np.zeros(g, F)
     stored, bounds = np.empty((STORED, g)), limits.copy()
     rows = by_mean if by_mean.shape[0] else scratch
-    per_gene = log_theta.shape[0] == 1 and by_theta.shape[0] > 0
-    if log_theta.shape[0] == 1:
+    per_gene = limits[5] > F(0)
+    adds = per_gene and by_theta.shape[0] > 0
+    if per_gene:
         theta_of(log_theta[0], limits, lt, theta)
     chunk = take_ticket(table)
     while chunk >= 0:
-        of_theta = by_theta[chunk] if per_gene else theta_row
+        of_theta = by_theta[chunk] if adds else theta_row
         of_theta[:] = F(0)
         for i in range(chunk * CHUNK, min(n, (chunk + 1) * CHUNK)):
-            if log_theta.shape[0] > 1:
+            if not per_gene:
                 theta_of(log_theta[i], limits, lt, theta)
             a, b = indptr[i], indptr[i + 1]
             row, at = working_row(logits[i], rows[i if by_mean.shape[0] else 0]), offset[i]
             if limits[4] > F(0):
                 at = softmax_of(row, at, limits, share, bounds)
             nb_stored(row, lt, at, bounds, indices[a:b], values[a:b], stored)
-            remember(of_theta, indices[a:b], stored[3], per_gene)
-            nb_zeros(row, lt, theta, at, weight[i], bounds, loss, of_theta, F(1) if per_gene else F(0))
+            remember(of_theta, indices[a:b], stored[3], adds)
+            nb_zeros(row, lt, theta, at, weight[i], bounds, loss, of_theta, F(1) if adds else F(0))
             nll[i] = put_stored(indices[a:b], stored, weight[i], loss, row, of_theta)
             if limits[4] > F(0):
                 through_softmax(share, row)
-            if not per_gene:
+            if not adds:
                 keep_theta(by_theta, theta_row, i, log_theta, limits)
-        if per_gene:
+        if adds:
             keep_within(of_theta, log_theta[0], limits)
         chunk = take_ticket(table)
 

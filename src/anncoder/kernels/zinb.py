@@ -62,15 +62,16 @@ def zinb(address: Scalar) -> None:
     scratch, theta_row = np.empty((2, g), F), np.zeros(g, F)
     stored, pi, bounds = np.zeros((STORED, g)), np.empty((2, g)), limits.copy()
     wanted = by_mean.shape[0] > 0
-    per_gene = log_theta.shape[0] == 1 and by_theta.shape[0] > 0
-    if log_theta.shape[0] == 1:
+    per_gene = limits[5] > F(0)
+    adds = per_gene and by_theta.shape[0] > 0
+    if per_gene:
         theta_of(log_theta[0], limits, lt, theta)
     chunk = take_ticket(table)
     while chunk >= 0:
-        if per_gene:
+        if adds:
             by_theta[chunk, :] = 0
         for i in range(chunk * CHUNK, min(n, (chunk + 1) * CHUNK)):
-            if log_theta.shape[0] > 1:
+            if not per_gene:
                 theta_of(log_theta[i], limits, lt, theta)
             a, b = indptr[i], indptr[i + 1]
             row, at = working_row(logits[i], by_mean[i] if wanted else scratch[0]), offset[i]
@@ -84,11 +85,11 @@ def zinb(address: Scalar) -> None:
             nll[i] = _put_stored(indices[a:b], values[a:b], stored, pi, weight[i], loss, row, theta_row, pi_row)
             if limits[4] > F(0):
                 through_softmax(share, row)
-            if per_gene:
+            if adds:
                 add_row(by_theta[chunk], theta_row)
             else:
                 keep_theta(by_theta, theta_row, i, log_theta, limits)
-        if per_gene:
+        if adds:
             keep_within(by_theta[chunk], log_theta[0], limits)
         chunk = take_ticket(table)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from anncoder.kernels import fused, on_gpu
 from anncoder.likelihoods.gpu_pass import Of, in_gpu_pass
-from anncoder.likelihoods.limits import LOG_THETA_RANGE, OF_MEAN
+from anncoder.likelihoods.limits import LOG_THETA_RANGE, limits_of
 from anncoder.likelihoods.one_pass import Pass, in_one_pass
 from anncoder.types import CSR, Product, taken
 
@@ -32,7 +32,7 @@ def squared_error(x: CSR, mean: Tensor | Product) -> Tensor:
     if fused(mean):
         from anncoder.kernels.poisson import squared
 
-        return in_one_pass(Pass(squared, x, None, OF_MEAN["exp"]), mean)
+        return in_one_pass(Pass(squared, x, None, limits_of()), mean)
     if on_gpu(mean):
         return in_gpu_pass(Of("squared", x), mean)
     mean = taken(mean)

@@ -6,6 +6,9 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
+
+from anncoder.types import Product
 
 # Beyond these no count can tell the difference; inside them float32 neither overflows nor loses the gradient. They are
 # float32 numbers, so that every precision has the same limits.
@@ -14,5 +17,14 @@ LOG_MEAN_RANGE = (float(LIMITS[0]), float(LIMITS[1]))
 LOG_THETA_RANGE = (float(LIMITS[2]), float(LIMITS[3]))
 
 MeanName = Literal["exp", "softmax"]
-# as the kernels take them: the limits, and whether the mean is a softmax
-OF_MEAN = {"exp": torch.tensor([*LIMITS, 0.0]), "softmax": torch.tensor([*LIMITS, 1.0])}
+
+_AS_KERNELS_TAKE_THEM = {
+    (mean, per_gene): torch.tensor([*LIMITS, float(mean == "softmax"), float(per_gene)])
+    for mean in ("exp", "softmax")
+    for per_gene in (False, True)
+}
+
+
+def limits_of(mean: MeanName = "exp", log_theta: Tensor | Product | None = None) -> Tensor:
+    """Return the limits as the kernels take them, (6,), with the kinds of mean and dispersion: see ``kernels.nb.nb``."""
+    return _AS_KERNELS_TAKE_THEM[mean, isinstance(log_theta, Tensor) and log_theta.dim() == 1]

@@ -21,7 +21,7 @@ from torch.nn.functional import log_softmax, logsigmoid
 from anncoder.kernels import fused, on_gpu
 from anncoder.likelihoods.entries import at_entries, put_entries, weighted_to_shape
 from anncoder.likelihoods.gpu_pass import Of, in_gpu_pass
-from anncoder.likelihoods.limits import LOG_MEAN_RANGE, LOG_THETA_RANGE, OF_MEAN, MeanName
+from anncoder.likelihoods.limits import LOG_MEAN_RANGE, LOG_THETA_RANGE, MeanName, limits_of
 from anncoder.likelihoods.one_pass import Pass, in_one_pass
 from anncoder.types import CSR, Product, taken
 
@@ -111,7 +111,7 @@ def nb_nll(
         from anncoder.kernels.nb import nb
 
         return in_one_pass(
-            Pass(nb, counts, size_factor, OF_MEAN[mean]), log_mean, known_shape(log_theta, log_mean.shape)
+            Pass(nb, counts, size_factor, limits_of(mean, log_theta)), log_mean, known_shape(log_theta, log_mean.shape)
         )
     if on_gpu(log_mean, log_theta):
         return in_gpu_pass(Of("nb", counts, size_factor, mean), log_mean, log_theta)

@@ -30,7 +30,7 @@ class Pass(NamedTuple):
     kernel: Kernel  # of parameters, offset, weight, indptr, indices, values, limits, loss, gradients
     counts: CSR
     size_factor: Tensor | None  # (b,)
-    limits: Tensor  # (5,) float32; see anncoder.kernels.nb.nb
+    limits: Tensor  # (6,) float32; see anncoder.kernels.nb.nb
 
     def run(self, parameters: list[Tensor | Product], weight: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         """Return the loss of each cell, (b,) float64, and the gradients of the weighted sum, none for no weight.

@@ -10,7 +10,7 @@ from torch import Tensor
 from anncoder.kernels import fused, on_gpu
 from anncoder.likelihoods.entries import at_entries, put_entries
 from anncoder.likelihoods.gpu_pass import Of, in_gpu_pass
-from anncoder.likelihoods.limits import OF_MEAN, MeanName
+from anncoder.likelihoods.limits import MeanName, limits_of
 from anncoder.likelihoods.nb import at_size
 from anncoder.likelihoods.one_pass import Pass, in_one_pass
 from anncoder.types import CSR, Product, taken
@@ -40,7 +40,7 @@ def poisson_nll(
     if fused(log_mean):
         from anncoder.kernels.poisson import poisson
 
-        return in_one_pass(Pass(poisson, counts, size_factor, OF_MEAN[mean]), log_mean)
+        return in_one_pass(Pass(poisson, counts, size_factor, limits_of(mean)), log_mean)
     if on_gpu(log_mean):
         return in_gpu_pass(Of("poisson", counts, size_factor, mean), log_mean)
     log_mu = at_size(taken(log_mean), size_factor, mean)

@@ -18,7 +18,7 @@ from torch import Tensor
 from anncoder.kernels import fused, on_gpu
 from anncoder.likelihoods.entries import at_entries, put_entries, weighted_to_shape
 from anncoder.likelihoods.gpu_pass import Of, in_gpu_pass
-from anncoder.likelihoods.limits import LOG_THETA_RANGE, OF_MEAN, MeanName
+from anncoder.likelihoods.limits import LOG_THETA_RANGE, MeanName, limits_of
 from anncoder.likelihoods.nb import at_size, known_shape, nb_positive, nb_zero, softplus
 from anncoder.likelihoods.one_pass import Pass, in_one_pass
 from anncoder.types import CSR, Product, taken
@@ -55,7 +55,7 @@ def zinb_nll(
     if fused(log_mean, log_theta, pi_logits):
         from anncoder.kernels.zinb import zinb
 
-        what = Pass(zinb, counts, size_factor, OF_MEAN[mean])
+        what = Pass(zinb, counts, size_factor, limits_of(mean, log_theta))
         dropout = pi_logits if isinstance(pi_logits, Product) else pi_logits.expand(log_mean.shape)
         return in_one_pass(what, log_mean, known_shape(log_theta, log_mean.shape), dropout)
     if on_gpu(log_mean, log_theta, pi_logits):
