@@ -26,5 +26,5 @@ _AS_KERNELS_TAKE_THEM = {
 
 
 def limits_of(mean: MeanName = "exp", log_theta: Tensor | Product | None = None) -> Tensor:
-    """Return the limits as the kernels take them, (6,), with the kinds of mean and dispersion: see ``kernels.nb.nb``."""
+    """Return the limits as the kernels take them, (6,), with the kind of mean and dispersion: see ``kernels.nb.nb``."""
     return _AS_KERNELS_TAKE_THEM[mean, isinstance(log_theta, Tensor) and log_theta.dim() == 1]
