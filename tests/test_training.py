@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -235,6 +236,28 @@ def test_losses_are_means_over_cells_not_over_minibatches(counts) -> None:  # ty
     model = {"n_latent": 3, "n_hidden": (8,), "norm": "none"}
     whole, parts = (CountAutoencoder(**model).fit(counts, batch_size=b, **settings) for b in (1000, 37))
     assert whole.history_["train_loss"][0] == pytest.approx(parts.history_["train_loss"][0], rel=1e-5)
+
+
+def test_our_adam_is_torchs_and_goes_on_from_its_state() -> None:
+    """Weights of several pieces, decay, and parameters without a gradient in some steps; then each takes the other's."""
+    generator = torch.Generator().manual_seed(0)
+    start = [torch.randn(shape, generator=generator) for shape in ((130, 150), (7,), (3, 1))]
+    ours, theirs = ([nn.Parameter(p.clone()) for p in start] for _ in range(2))
+    settings: dict[str, Any] = {"lr": 0.05, "betas": (0.8, 0.99), "eps": 1e-3, "weight_decay": 0.1}
+    one: Any = Adam(ours, **settings)
+    other: Any = torch.optim.Adam(theirs, **settings)
+    for number in range(6):
+        if number == 3:  # each goes on from the other's state
+            states = copy.deepcopy(other.state_dict()), copy.deepcopy(one.state_dict())
+            for optimizer, state in zip((one, other), states, strict=True):
+                optimizer.load_state_dict(state)
+        for k, (p, q) in enumerate(zip(ours, theirs, strict=True)):
+            p.grad = None if k == 1 and number in (0, 4) else torch.randn(p.shape, generator=generator)
+            q.grad = None if p.grad is None else p.grad.clone()
+        assert one.descend(1.0, float("inf"))
+        other.step()
+    for p, q in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
 
 
 def torch_adam(parameters: Any, lr: float) -> torch.optim.Optimizer:
