@@ -239,7 +239,7 @@ def test_losses_are_means_over_cells_not_over_minibatches(counts) -> None:  # ty
 
 
 def test_our_adam_is_torchs_and_goes_on_from_its_state() -> None:
-    """Weights of several pieces, decay, and parameters without a gradient in some steps; then each takes the other's."""
+    """Weights of several pieces, decay, parameters without a gradient in some steps; then each takes the other's."""
     generator = torch.Generator().manual_seed(0)
     start = [torch.randn(shape, generator=generator) for shape in ((130, 150), (7,), (3, 1))]
     ours, theirs = ([nn.Parameter(p.clone()) for p in start] for _ in range(2))

@@ -90,8 +90,11 @@ def pulled_back(decode: Callable[[Tensor], Tensor], latent: Tensor, information:
     n_at_once = max(JACOBIAN // (4 * k * root.shape[1]), FEWEST)
     for start in range(0, n, n_at_once):
         cells = slice(start, start + n_at_once)
-        along = _derivatives(decode, latent[cells])
-        jacobian = torch.stack([outputs.mul_(root[cells]).view(-1) for outputs in along])
+        weight = root[cells]
+        jacobian = latent.new_empty(k, *weight.shape)
+        for outputs, row in zip(_derivatives(decode, latent[cells]), jacobian, strict=True):
+            torch.mul(outputs, weight, out=row)
+        jacobian = jacobian.view(k, -1)
         metric.addmm_(jacobian, jacobian.T, alpha=1 / n)
     return metric
 
