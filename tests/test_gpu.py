@@ -6,6 +6,7 @@ A process has the one or the other, because Triton decides when it is imported: 
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -34,7 +35,7 @@ from anncoder.models import MODELS
 from anncoder.models.count import CountConfig
 from anncoder.nn.inputs import LogNormalize
 from anncoder.nn.sparse import sparse_matmul
-from anncoder.optimizers import optimizer_of
+from anncoder.optimizers import GpuAdam, optimizer_of
 from anncoder.recording import take_step
 from anncoder.training import State
 from anncoder.types import CSR, Batch, Noise, Product, Shape
@@ -343,11 +344,14 @@ def test_a_step_waits_for_nothing(likelihood: str, in_place: bool, device: torch
     network = MODELS["count"].network(config, Shape(9), Noise(0)).to(device)
     settings = TrainingConfig().suited_to(config)
     optimizer = optimizer_of(network, settings, device)
-    resident = Resident(in_memory.stored, device)
-    batches = ResidentLoader(in_memory, resident, in_place=in_place).epoch(0)
+    loader = ResidentLoader(in_memory, Resident(in_memory.stored, device))
+    place = loader.in_one_place() if in_place else None
+    batches = loader.epoch(0)
     before = [p.detach().clone() for p in network.parameters()]
     for k, batch in enumerate(batches):
         with no_waiting(device) if k else nullcontext():  # the first step compiles, and makes what is made once
+            if place is not None:
+                place.fill()
             _, finite = take_step(network, batch, optimizer, settings)
             next_one = next(batches, None) if k else None
     assert next_one is None
@@ -357,11 +361,20 @@ def test_a_step_waits_for_nothing(likelihood: str, in_place: bool, device: torch
 
 def test_minibatches_made_by_the_kernel_are_those_of_the_loader_in_memory(device: torch.device) -> None:
     matrix = random_sparse(15, 300, 0.5, format="csr", dtype=np.float32, random_state=0)  # rows of more than a block
-    in_memory = MemoryLoader(Stored.of(matrix), np.ones(15), np.arange(15), batch_size=7, seed=1)
+    codes, sizes = np.arange(15) % 4, np.linspace(0.5, 2, 15)
+    in_memory = MemoryLoader(Stored.of(matrix), sizes, np.arange(15), batch_size=6, seed=1, batch_code=codes)
     made = ResidentLoader(in_memory, Resident(in_memory.stored, device))
     for one, other in zip(in_memory.epoch(0), made.epoch(0), strict=True):
-        for a, b in zip((*one.counts[:3], *one[1:3]), (*other.counts[:3], *other[1:3]), strict=True):
+        for a, b in zip((*one.counts[:3], *one[1:]), (*other.counts[:3], *other[1:]), strict=True):
             assert torch.equal(a, b.cpu())
+    place, full = made.in_one_place(), 0
+    for one, other in zip(in_memory.epoch(1), made.epoch(1), strict=True):
+        if other is place.batch:
+            place.fill()
+            full += 1
+        for a, b in zip((*one.counts[:3], *one[1:]), (*other.counts[:3], *other[1:]), strict=True):
+            assert torch.equal(a, b[: len(a)].cpu())
+    assert full == 2
 
 
 def test_steps_in_one_place_are_the_steps_on_minibatches_of_their_own(device: torch.device) -> None:
@@ -375,18 +388,54 @@ def test_steps_in_one_place_are_the_steps_on_minibatches_of_their_own(device: to
         config = CountConfig(n_latent=2, n_hidden=(4,), l2=0.1, warmup_steps=3)
         network = MODELS["count"].network(config, Shape(9), Noise(0)).to(device)
         settings = TrainingConfig().suited_to(config)
-        loader = ResidentLoader(in_memory, resident, in_place=in_place)
+        loader = ResidentLoader(in_memory, resident)
+        place = loader.in_one_place() if in_place else None
         state = State(network, optimizer_of(network, settings, device), settings)
         for batch in loader.epoch(0):
-            if in_place:
+            if place is not None:
+                if len(batch.rows) == 5:
+                    place.fill()
                 seen.append(batch.counts.values.data_ptr())
             loss, _ = take_step(network, batch, state.optimizer, settings)
             state.mean.add(loss, len(batch.rows))
         weights.append([*(p.detach() for p in network.parameters()), torch.tensor(state.mean.result()["loss"])])
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
-    assert seen == [loader.place.counts.values.data_ptr()] * 3 + seen[3:]
+    assert seen == [loader.in_one_place().batch.counts.values.data_ptr()] * 3 + seen[3:]
     assert len(seen) == 4
     assert seen[3] != seen[0]  # the last two cells have a place of their own
+
+
+def test_the_step_is_adams(device: torch.device) -> None:
+    """Clipped or not, with decay, over more tensors than a launch takes; and none where the loss is infinite."""
+    shapes = [(1500,), (3, 5), (1,), *[(2,)] * 31]
+    ours, theirs = (
+        [torch.nn.Parameter(torch.linspace(-1, 1, math.prod(s), device=device).view(s)) for s in shapes]
+        for _ in range(2)
+    )
+    settings: dict[str, Any] = {"lr": 0.05, "betas": (0.8, 0.99), "eps": 1e-3, "weight_decay": 0.1}
+    one, other = GpuAdam(ours, capturable=True, **settings), torch.optim.Adam(theirs, **settings)
+    generator = torch.Generator().manual_seed(0)
+    for clip_norm in (float("inf"), 1.0, 100.0):
+        for p, q in zip(ours, theirs, strict=True):
+            p.grad = torch.randn(p.shape, generator=generator).to(device)
+            q.grad = p.grad.clone()
+        assert bool(one.descend(torch.ones((), device=device), clip_norm))
+        torch.nn.utils.clip_grad_norm_(theirs, clip_norm)
+        other.step()
+        for p, q in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-6)
+    state = one.state_dict()
+    before = [p.detach().clone() for p in ours]
+    assert not bool(one.descend(torch.tensor(float("inf"), device=device), 1.0))
+    ours[3].grad[0] = float("nan")
+    assert not bool(one.descend(torch.ones((), device=device), 1.0))
+    assert all(torch.equal(p, q) for p, q in zip(ours, before, strict=True))
+    assert all(float(s["step"]) == 3 for s in state["state"].values())
+    again = GpuAdam(ours, capturable=True, **settings)
+    again.load_state_dict(state)
+    ours[3].grad[0] = 0
+    assert bool(again.descend(torch.ones((), device=device), 1.0))
+    assert all(float(s["step"]) == 4 for s in again.state_dict()["state"].values())
 
 
 def test_a_recorded_fit_is_the_same_fit(simulated, device: torch.device) -> None:  # type: ignore[no-untyped-def]
@@ -428,17 +477,24 @@ import sys
 from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from anncoder.kernels import gpu, triton_loss, triton_sparse
+from anncoder.kernels import gpu, triton_adam, triton_loss, triton_sparse
 
-FLOAT64, INT64 = {"known", "kept_theta", "partial"}, {"indptr", "indices", "rows", "starts", "columns"}
-NUMBERS = {"n", "g", "nnz", "per_cell_step", "step", "programs"}
+FLOAT64 = {"known", "kept_theta", "partial", "sums"}
+INT64 = {"indptr", "indices", "rows", "starts", "columns", "codes", "row", "code"}
+NUMBERS = {"n", "g", "nnz", "per_cell_step", "step", "programs", "n_parameters", "b"}
+FRACTIONS = {"common", "clip_norm", "rate", "log_beta1", "log_beta2", "decay", "new_first", "new_second", "epsilon"}
+THREE = ("*fp32",) * 3
+TUPLES = {"matrix": ("*i64", "*i32", "*fp32"), "plan": ("*i64",) * 3, "counts": ("*i64", "*i64", "*fp32")}
+TUPLES |= {"parameters": THREE, "gradients": THREE, "firsts": THREE, "seconds": THREE, "sizes": ("i32",) * 3}
 
 def compiled(kernel, capability, **constants):
     signature = {}
     for name in kernel.arg_names:
         if name not in constants:
             pointer = "*fp64" if name in FLOAT64 else "*i64" if name in INT64 else "*fp32"
-            signature[name] = "i32" if name in NUMBERS else "fp32" if name == "common" else pointer
+            signature[name] = "i32" if name in NUMBERS else "fp32" if name in FRACTIONS else TUPLES.get(name, pointer)
+    if "finite" in signature:
+        signature["finite"] = "*i1"
     if constants.get("THETA") == "gene":
         signature["by_theta"] = "*fp64"
     made = compile(
@@ -459,6 +515,10 @@ for capability, kind, theta, again in ((90, "nb", "gene", False), (75, "zinb", "
     compiled(triton_sparse.take_rows, capability, BLOCK=gpu.STORED)
     compiled(triton_sparse.log_normalize, capability, BLOCK=gpu.STORED)
     compiled(triton_sparse.densify, capability, COLUMNS=gpu.SCALED, BLOCK=gpu.STORED)
+    compiled(triton_sparse.fill, capability, CODED=True, BLOCK=gpu.STORED)
+    compiled(triton_adam.sum_squares, capability, BLOCK=gpu.PIECE)
+    compiled(triton_adam.settle, capability, BLOCK=gpu.SCALED)
+    compiled(triton_adam.adam, capability, BLOCK=gpu.PIECE)
 """
 
 
@@ -468,4 +528,4 @@ def test_the_kernels_compile_for_gpus_that_are_not_here(tmp_path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 14
+    assert len(done.stdout.splitlines()) == 22

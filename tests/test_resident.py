@@ -117,8 +117,9 @@ def test_a_step_is_recorded_once_and_again_for_another_rate(monkeypatch: pytest.
         monkeypatch.setattr(torch.cuda, name, lambda: SimpleNamespace(wait_stream=lambda other: None))
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: cuda)
     monkeypatch.setattr(torch.cuda, "graph", cuda.graph)
-    place, other = (Batch(CSR(*torch.zeros(3, 4), 5), torch.ones(3), torch.zeros(3)) for _ in range(2))
+    here, other = (Batch(CSR(*torch.zeros(3, 4), 5), torch.ones(3), torch.zeros(3)) for _ in range(2))
     network, optimizer = torch.nn.Linear(1, 1), torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    place: Any = SimpleNamespace(batch=here, fill=lambda: cuda.log.append("fill"))
     take = recording.RecordedStep(place)
 
     def steps(batch: Batch, n: int) -> list[str]:
@@ -127,27 +128,28 @@ def test_a_step_is_recorded_once_and_again_for_another_rate(monkeypatch: pytest.
             take(network, batch, optimizer, TrainingConfig())
         return cuda.log
 
-    assert steps(place, 3) == ["step"] * 3
-    assert steps(place, 3) == ["record", "step", "replay", "replay", "replay"]
+    assert steps(here, 3) == ["fill", "step"] * 3
+    assert steps(here, 3) == ["record", "fill", "step", "replay", "replay", "replay"]
     assert steps(other, 1) == ["step"]
-    assert steps(place, 1) == ["replay"]
+    assert steps(here, 1) == ["replay"]
     optimizer.param_groups[0]["lr"] = 0.01
-    assert steps(place, 2) == ["record", "step", "replay", "replay"]
+    assert steps(here, 2) == ["record", "fill", "step", "replay", "replay"]
 
 
 def test_what_cannot_be_recorded_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     in_memory = loader()
-    made = ResidentLoader(in_memory, Resident(in_memory.stored, CPU), in_place=True)
-    small = ResidentLoader(loader(9), Resident(loader(9).stored, CPU), in_place=True)
+    made = ResidentLoader(in_memory, Resident(in_memory.stored, CPU))
+    small = ResidentLoader(loader(9), Resident(loader(9).stored, CPU))
     alone, count = Share(0, 1), CountConfig()
 
     def taken(loader: Loader = made, config: NetworkConfig = count, share: Share = alone, **settings: Any) -> Any:
-        training = TrainingConfig(cuda_graph=True, **settings).suited_to(config)
+        training = TrainingConfig(**{"cuda_graph": True, **settings}).suited_to(config)
         return recording.taking(loader, config, training, share)
 
     monkeypatch.setattr(recording, "on_gpu", lambda values: True)
     assert isinstance(taken(), recording.RecordedStep)
-    assert recording.taking(in_memory, count, TrainingConfig(), alone) is None
+    assert isinstance(taken(cuda_graph=None), recording.RecordedStep)
+    assert taken(cuda_graph=False) is None
     refused = [
         ({"config": CountConfig(dropout_rate=0.1)}, "does not do the same"),
         ({"config": UndercompleteConfig()}, "does not do the same"),
@@ -161,6 +163,7 @@ def test_what_cannot_be_recorded_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         with pytest.raises(ConfigError, match=reason) as caught:
             taken(**arguments)  # type: ignore[arg-type]
         assert caught.value.code == "no-cuda-graph"
+        assert taken(**arguments, cuda_graph=None) is None  # type: ignore[arg-type]
 
 
 def test_a_fit_on_the_cpu_says_that_it_cannot_be_recorded(counts) -> None:  # type: ignore[no-untyped-def]

@@ -219,7 +219,10 @@ class TrainingConfig(Settings):
     device: Annotated[str, Field(description="auto, cpu, cuda, cuda:1, mps")] = "auto"
     threads: Annotated[int | None, Field(ge=1, description="CPU threads; null for torch's choice")] = None
     precision: Annotated[PrecisionName, Field(description="matrix products on a CUDA GPU")] = "float32"
-    cuda_graph: Annotated[bool, Field(description="record a step on a CUDA GPU once and replay it")] = False
+    cuda_graph: Annotated[
+        bool | None,
+        Field(description="record a step on a CUDA GPU once and replay it; null for where that can be done"),
+    ] = None
 
     def suited_to(self, model: NetworkConfig) -> Self:
         """Return the settings with what is left open filled in by what suits the model.

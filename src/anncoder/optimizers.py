@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from anncoder.config import TrainingConfig, given
-from anncoder.kernels import fused
+from anncoder.kernels import fused, on_gpu
 
 
 def optimizer_of(network: nn.Module, config: TrainingConfig, device: torch.device) -> torch.optim.Optimizer:
@@ -22,9 +22,11 @@ def optimizer_of(network: nn.Module, config: TrainingConfig, device: torch.devic
     betas = (given(config.beta1), 0.999)
     if fused(*parameters) and not config.clip_value:
         return Adam(parameters, rate, betas, epsilon, decay)
+    if on_gpu(*parameters) and not config.clip_value:
+        return GpuAdam(parameters, rate, betas, epsilon, decay, capturable=True)
     # clipping by value has to see every entry before the step does
     in_one_pass = device.type != "mps" and not config.clip_value
-    return torch.optim.Adam(parameters, rate, betas, epsilon, decay, fused=in_one_pass, capturable=config.cuda_graph)
+    return torch.optim.Adam(parameters, rate, betas, epsilon, decay, fused=in_one_pass)
 
 
 def step(optimizer: torch.optim.Optimizer, total: Tensor, config: TrainingConfig) -> Tensor | bool:
@@ -32,6 +34,8 @@ def step(optimizer: torch.optim.Optimizer, total: Tensor, config: TrainingConfig
     clip_norm = config.clip_norm or float("inf")
     if isinstance(optimizer, Adam):
         return optimizer.descend(float(total), clip_norm)
+    if isinstance(optimizer, GpuAdam):
+        return optimizer.descend(total, clip_norm)
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     norm = nn.utils.get_total_norm([p.grad for p in parameters])
     finite = torch.isfinite(total + norm)
@@ -92,15 +96,10 @@ class Adam(torch.optim.Adam):
     def _planned(self, parameters: list[Tensor]) -> Plan:
         from anncoder.kernels.adam import PIECE
 
-        for p in parameters:
-            if not self.state[p]:
-                self.state[p]["step"] = torch.tensor(0.0)
-                self.state[p]["exp_avg"], self.state[p]["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
+        taken = counted(self, parameters)
         states = [self.state[p] for p in parameters]
-        taken = torch.stack([state["step"] for state in states])
         pieces, starts = [], []
         for number, (p, state) in enumerate(zip(parameters, states, strict=True)):
-            state["step"] = taken[number]  # one addition moves them all
             p_at, m_at, v_at = (_address(t) for t in (p, state["exp_avg"], state["exp_avg_sq"]))
             for start in range(0, 4 * p.numel(), 4 * PIECE):
                 length = min(PIECE, p.numel() - start // 4)
@@ -108,6 +107,54 @@ class Adam(torch.optim.Adam):
                 starts.append(start)
         table = np.array(pieces, dtype=np.int64).reshape(-1, 6)
         return Plan([id(p) for p in parameters], taken, table, np.array(starts, dtype=np.int64), np.empty(len(table)))
+
+
+class GpuAdam(torch.optim.Adam):
+    """torch's Adam for float32 on a CUDA GPU: norm, clipping and step in a few launches, and nothing is waited for.
+
+    Its state is torch's.
+    """
+
+    _taken: Tensor | None = None  # (n_parameters,) number of steps
+
+    @torch.no_grad()
+    def descend(self, total: Tensor, clip_norm: float) -> Tensor:
+        """Do what :meth:`Adam.descend` does; whether all was finite is said on the device, () bool."""
+        from anncoder.kernels.gpu import AdamSettings, Moved, adam_step
+
+        (group,) = self.param_groups
+        parameters = [p for p in group["params"] if p.grad is not None]
+        if self._taken is None or len(self._taken) != len(parameters):
+            self._taken = counted(self, parameters)
+        states = [self.state[p] for p in parameters]
+        moved = [
+            Moved(p, p.grad, state["exp_avg"], state["exp_avg_sq"]) for p, state in zip(parameters, states, strict=True)
+        ]
+        settings = AdamSettings(group["lr"], group["betas"], group["eps"], group["weight_decay"], clip_norm)
+        return adam_step(moved, self._taken, total, settings)
+
+    def load_state_dict(self, state_dict: Any) -> None:
+        """Take the state of another optimizer of the same parameters."""
+        self._taken = None
+        super().load_state_dict(state_dict)
+
+
+def counted(optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> Tensor:
+    """Give the parameters that have none the state of Adam's start; return the steps taken, (n,), that the states view.
+
+    One addition then counts a step of all of them.
+    """
+    for p in parameters:
+        if not optimizer.state[p]:
+            optimizer.state[p] = {
+                "step": torch.zeros((), device=p.device),
+                "exp_avg": torch.zeros_like(p),
+                "exp_avg_sq": torch.zeros_like(p),
+            }
+    taken = torch.stack([optimizer.state[p]["step"] for p in parameters])
+    for p, steps in zip(parameters, taken.unbind(), strict=True):
+        optimizer.state[p]["step"] = steps
+    return taken
 
 
 class Plan(NamedTuple):

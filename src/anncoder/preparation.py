@@ -89,14 +89,14 @@ def prepare(
     some = source.loader(cells, fitted, batch_size=min(SAMPLE, max(len(split.train), 2)), seed=training.seed)
     in_order = source.loader(cells, fitted, batch_size=VALID_BATCH)
     summary = summary._replace(n_steps=len(train))
-    train, valid = on_device([train, valid], device, in_place=training.cuda_graph)
+    train, valid = on_device([train, valid], device)
     return Prepared(train, valid, summary, next(iter(some.epoch(0))), in_order, batches)
 
 
-def on_device(loaders: list[Any], device: torch.device, *, in_place: bool = False) -> list[Any]:
+def on_device(loaders: list[Any], device: torch.device) -> list[Any]:
     """Return loaders of one matrix in memory that make their minibatches on a GPU, where the matrix fits on it.
 
-    Others, and None, are returned as they are. ``in_place`` is for the first of them: see :class:`ResidentLoader`.
+    Others, and None, are returned as they are.
     """
     in_memory = [loader for loader in loaders if isinstance(loader, MemoryLoader)]
     if not in_memory:
@@ -105,10 +105,7 @@ def on_device(loaders: list[Any], device: torch.device, *, in_place: bool = Fals
     if not fits(sum(array.nbytes for array in stored[:3]), device):
         return loaders
     resident = Resident(stored, device)
-    return [
-        ResidentLoader(loader, resident, in_place=in_place and loader is loaders[0]) if loader in in_memory else loader
-        for loader in loaders
-    ]
+    return [ResidentLoader(loader, resident) if loader in in_memory else loader for loader in loaders]
 
 
 def limited(training: TrainingConfig, n_minibatches: int) -> TrainingConfig:

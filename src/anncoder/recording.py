@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from anncoder.config import NetworkConfig, TrainingConfig
-from anncoder.data.resident import ResidentLoader
+from anncoder.data.resident import Place, ResidentLoader
 from anncoder.distributed import Share
 from anncoder.errors import ConfigError
 from anncoder.kernels import on_gpu
@@ -34,17 +34,17 @@ def take_step(
 class RecordedStep:
     """Takes steps on minibatches in one place; see :func:`anncoder.training.train`.
 
-    The first steps are taken as ever. Then one is recorded, and replayed from there on; it is recorded anew if the step
-    size has changed, which is part of the recording. A minibatch in another place, the last one of an epoch, is taken
-    as ever.
+    The first steps are taken as ever. Then one is recorded, the making of its minibatch included, and replayed from
+    there on; it is recorded anew if the step size has changed, which is part of the recording. A minibatch in another
+    place, the last one of an epoch, is taken as ever.
 
     Parameters
     ----------
     place
-        The minibatch whose memory all full ones take; see :class:`anncoder.data.resident.ResidentLoader`.
+        What makes the full minibatches; see :class:`anncoder.data.resident.ResidentLoader`.
     """
 
-    def __init__(self, place: Batch) -> None:
+    def __init__(self, place: Place) -> None:
         self.place = place
         self.graph: torch.cuda.CUDAGraph | None = None
         self.rate, self.taken = 0.0, 0
@@ -54,7 +54,7 @@ class RecordedStep:
         self, network: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer, config: TrainingConfig
     ) -> tuple[Loss, Tensor | bool]:
         """Take a step."""
-        if batch.rows.data_ptr() != self.place.rows.data_ptr():
+        if batch.rows.data_ptr() != self.place.batch.rows.data_ptr():
             return take_step(network, batch, optimizer, config)
         with torch.cuda.device(batch.rows.device):
             if self.taken < WARM_UP:
@@ -64,20 +64,21 @@ class RecordedStep:
             if self.graph is None or rate != self.rate:
                 self.graph, self.rate = torch.cuda.CUDAGraph(), rate
                 with torch.cuda.graph(self.graph):
+                    self.place.fill()
                     self.result = take_step(network, batch, optimizer, config)
             self.graph.replay()
         assert self.result is not None
         loss, finite = self.result
         return loss, torch.as_tensor(finite).clone()  # looked at once an epoch, and the next step writes over it
 
-    @staticmethod
     def _on_the_side(
-        network: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer, config: TrainingConfig
+        self, network: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer, config: TrainingConfig
     ) -> tuple[Loss, Tensor | bool]:
         # recording is done on a stream of its own, and so must be what makes a library ready for it
         here, aside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(here)
         with torch.cuda.stream(aside):
+            self.place.fill()
             result = take_step(network, batch, optimizer, config)
         here.wait_stream(aside)
         return result
@@ -91,9 +92,8 @@ def taking(loader: Loader, config: NetworkConfig, training: TrainingConfig, shar
     ConfigError
         They are to be recorded, and cannot be.
     """
-    if not training.cuda_graph:
+    if training.cuda_graph is False:
         return None
-    reason = None
     if not config.recordable:
         reason = "the model, as it is set, does not do the same for every minibatch"
     elif training.optimizer != "adam" or training.clip_value:
@@ -102,15 +102,15 @@ def taking(loader: Loader, config: NetworkConfig, training: TrainingConfig, shar
         reason = "several processes exchange their gradients in each step"
     elif not isinstance(loader, ResidentLoader) or not on_gpu(loader.resident.arrays[2]):
         reason = "it takes a CUDA GPU with Triton, and data from memory that fit on it"
-    elif loader.place is None:
+    elif loader.n_obs < loader.loader.batch_size:
         reason = "there are fewer cells than batch_size"
-    if reason is not None:
+    else:
+        return RecordedStep(loader.in_one_place())
+    if training.cuda_graph:
         raise ConfigError(
             f"the step cannot be recorded: {reason}",
             code="no-cuda-graph",
             where="cuda_graph",
             remedy="leave cuda_graph out: the steps are the same, only slower",
         )
-    assert isinstance(loader, ResidentLoader)
-    assert loader.place is not None
-    return RecordedStep(loader.place)
+    return None

@@ -55,10 +55,51 @@ class Resident:
         return CSR(starts, indices[entries].long(), values[entries], self.n_vars)
 
     def take_into(self, taken: CSR, rows: Tensor) -> None:
-        """Write some rows into memory that is there: indices and values, which may be longer, for the indptr given."""
+        """Write some rows into memory that is there, for the indptr given."""
         from anncoder.kernels.gpu import take_rows
 
         take_rows(self.arrays, rows, *taken[:3])
+
+
+class Place:
+    """Memory that minibatches of the full size take one after the other: a step on them can be recorded.
+
+    ``batch`` is the minibatch there. Its indices and values are longer than its indptr says, for the kernels only.
+
+    Parameters
+    ----------
+    resident
+        The matrix.
+    cells
+        What belongs to each of its rows: (n,) float32 size factors, and (n,) int64 codes or None.
+    rows
+        The rows that may come, all of them once an epoch.
+    batch_size
+        How many a minibatch has.
+    """
+
+    def __init__(self, resident: Resident, cells: tuple[Tensor, Tensor | None], rows: Rows, batch_size: int) -> None:
+        self.resident, self.cells = resident, cells
+        size_factor, code = cells
+        like, self.n_full = resident.arrays[0], len(rows) // batch_size
+        self.number = like.new_zeros(1)  # which minibatch of the epoch it is to be
+        self.rows = like.new_zeros(self.n_full * batch_size)
+        self.starts = like.new_zeros(self.n_full * (batch_size + 1))
+        nnz = int(np.sort(resident.lengths[rows])[-batch_size:].sum())  # of the rows with the most stored values
+        room = CSR(like.new_zeros(batch_size + 1), like.new_zeros(nnz), size_factor.new_zeros(nnz), resident.n_vars)
+        codes = None if code is None else like.new_zeros(batch_size)
+        self.batch = Batch(room, size_factor.new_ones(batch_size), like.new_zeros(batch_size), codes)
+
+    def begin(self, plan: Plan) -> None:
+        """Take the minibatches of an epoch."""
+        self.rows.copy_(plan.rows[: len(self.rows)])
+        self.starts.copy_(plan.starts[: len(self.starts)])
+
+    def fill(self) -> None:
+        """Make the minibatch of this number: launches of kernels alone, which find the number on the device."""
+        from anncoder.kernels.gpu import fill
+
+        fill(self.resident.arrays, (self.number, self.rows, self.starts), self.cells, self.batch)
 
 
 class Plan(NamedTuple):
@@ -78,17 +119,21 @@ class ResidentLoader:
         Has the rows, their order and what belongs to them.
     resident
         The matrix of that loader, on the device.
-    in_place
-        Minibatches of the full size all come in the same memory, ``self.place``: a step on them can be recorded. Their
-        indices and values are longer than their indptr says, for the kernels only.
     """
 
-    def __init__(self, loader: MemoryLoader, resident: Resident, *, in_place: bool = False) -> None:
+    def __init__(self, loader: MemoryLoader, resident: Resident) -> None:
         self.loader, self.resident, self.n_obs = loader, resident, loader.n_obs
         code = loader.batch_code
         self.size_factor = torch.from_numpy(loader.size_factor).to(resident.device)
         self.batch_code = None if code is None else torch.from_numpy(code).to(resident.device)
-        self.place = self._room() if in_place and self.n_obs >= loader.batch_size else None
+        self.place: Place | None = None
+
+    def in_one_place(self) -> Place:
+        """Return the place of all full minibatches from here on; whoever takes a step has it filled before."""
+        if self.place is None:
+            cells = (self.size_factor, self.batch_code)
+            self.place = Place(self.resident, cells, self.loader.rows, self.loader.batch_size)
+        return self.place
 
     def __len__(self) -> int:
         """Return the number of minibatches in an epoch."""
@@ -99,17 +144,18 @@ class ResidentLoader:
         plan = self.plan(list(self.loader.order(number)))
         size_factor = self.size_factor[plan.rows]
         code = None if self.batch_code is None else self.batch_code[plan.rows]
+        if self.place is not None:
+            self.place.begin(plan)
         done = 0
         for k, (n, nnz) in enumerate(plan.sizes):
             these = slice(done, done + n)
-            starts = plan.starts[done + k : done + k + n + 1]
-            own = None if code is None else code[these]
             if self.place is not None and n == self.loader.batch_size:
-                yield self._in_place(starts, size_factor[these], plan.rows[these], own)
+                self.place.number.fill_(k)
+                yield self.place.batch
             else:
-                yield Batch(
-                    self.resident.take(plan.rows[these], starts, nnz), size_factor[these], plan.rows[these], own
-                )
+                starts = plan.starts[done + k : done + k + n + 1]
+                counts = self.resident.take(plan.rows[these], starts, nnz)
+                yield Batch(counts, size_factor[these], plan.rows[these], None if code is None else code[these])
             done += n
 
     def plan(self, minibatches: list[Rows]) -> Plan:
@@ -117,21 +163,3 @@ class ResidentLoader:
         starts = [np.concatenate([[0], np.cumsum(self.resident.lengths[rows])]) for rows in minibatches]
         rows, begins = (torch.from_numpy(np.concatenate(a)).to(self.resident.device) for a in (minibatches, starts))
         return Plan(rows, begins, [(len(r), int(s[-1])) for r, s in zip(minibatches, starts, strict=True)])
-
-    def _room(self) -> Batch:
-        # for the rows with the most stored values there are
-        b, like = self.loader.batch_size, self.resident.arrays[0]
-        nnz = int(np.sort(self.resident.lengths[self.loader.rows])[-b:].sum())
-        counts = CSR(like.new_zeros(b + 1), like.new_zeros(nnz), self.size_factor.new_zeros(nnz), self.resident.n_vars)
-        code = None if self.batch_code is None else like.new_zeros(b)
-        return Batch(counts, self.size_factor.new_ones(b), like.new_zeros(b), code)
-
-    def _in_place(self, starts: Tensor, size_factor: Tensor, rows: Tensor, code: Tensor | None) -> Batch:
-        assert self.place is not None
-        self.place.counts.indptr.copy_(starts)
-        self.resident.take_into(self.place.counts, rows)
-        self.place.size_factor.copy_(size_factor)
-        self.place.rows.copy_(rows)
-        if code is not None and self.place.batch_code is not None:
-            self.place.batch_code.copy_(code)
-        return self.place

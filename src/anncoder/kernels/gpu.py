@@ -5,6 +5,8 @@ Only imported where :func:`anncoder.kernels.on_gpu` says that these kernels serv
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import cache
 from typing import Literal, NamedTuple, TypeAlias
@@ -12,19 +14,22 @@ from typing import Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from anncoder.kernels import triton_loss, triton_sparse
+from anncoder.kernels import triton_adam, triton_loss, triton_sparse
+from anncoder.types import Batch
 
 Kind = Literal["nb", "zinb", "poisson", "squared"]
 Theta = Literal["gene", "cell", "entry", "none"]
 
-ROWS = 4  # of a program; with COLUMNS, and ENTRIES of the stored values, never fewer numbers than it has threads
+ROWS = 8  # of a program; with COLUMNS, and ENTRIES of the stored values, never fewer numbers than it has threads
 COLUMNS = 256
 ENTRIES = 256
 WARPS = 8
 FACTORIALS = 1024  # from here on the logarithm of a factorial is computed
 STORED = 128  # stored values at a time, where a program has one row
 SCALED = 1024  # numbers at a time that are only read and multiplied
-TOTALS = 32  # genes of a program that adds up what the others found
+TOTALS = 16  # genes of a program that adds up what the others found
+PIECE = 1024  # numbers of a parameter, which a program of the optimizer has
+TENSORS = 32  # parameters of a launch, which has an upper limit of arguments
 
 
 Arrays: TypeAlias = tuple[Tensor, Tensor, Tensor]  # indptr (int64), indices (int64), values (float32)
@@ -58,6 +63,15 @@ class Gradients(NamedTuple):
     by_mean: Tensor  # (n, g)
     by_theta: Tensor | None  # of the shape of log theta
     by_pi: Tensor | None  # (n, g)
+
+
+class Moved(NamedTuple):
+    """A parameter and what moves it; contiguous float32 tensors of one shape."""
+
+    parameter: Tensor
+    gradient: Tensor
+    first: Tensor  # moment
+    second: Tensor
 
 
 class Again(NamedTuple):
@@ -144,6 +158,32 @@ def take_rows(matrix: Matrix, rows: Tensor, starts: Tensor, columns: Tensor, dat
             triton_sparse.take_rows[len(rows),](*matrix, rows, starts, columns, data, BLOCK=STORED)
 
 
+def fill(matrix: Matrix, plan: Arrays, cells: tuple[Tensor, Tensor | None], batch: Batch) -> None:
+    """Make a minibatch in memory that is there; which one is found on the device.
+
+    Parameters
+    ----------
+    matrix
+        As for :func:`take_rows`.
+    plan
+        (1,) int64 number k of the minibatch; (k_max * b,) int64 rows of all of them, and (k_max * (b + 1),) int64 where
+        each row begins in its minibatch, and the last one of each ends.
+    cells
+        (n,) float32 size factors, and (n,) int64 codes, of the rows of the matrix.
+    batch
+        Of b cells, written; indices and values at least as long as the minibatch needs.
+    """
+    size_factors, codes = cells
+    coded, nothing = codes is not None and batch.batch_code is not None, batch.rows
+    with _device_of(batch.rows):
+        triton_sparse.fill[len(batch.rows),](
+            *(matrix, plan, size_factors, codes if coded else nothing, tuple(batch.counts[:3])),
+            *(batch.size_factor, batch.rows, batch.batch_code if coded else nothing, len(batch.rows)),
+            CODED=coded,
+            BLOCK=STORED,
+        )
+
+
 def log_normalize(counts: Arrays, size_factor: Tensor) -> Tensor:
     """Return ``log1p(values / size_factor)`` of the stored values, (nnz,)."""
     indptr, _, values = counts
@@ -165,6 +205,53 @@ def densify(x: Arrays, n_vars: int) -> Tensor:
             arrays = (indptr, indices, values.contiguous())
             triton_sparse.densify[n,](*arrays, out, n_vars, COLUMNS=SCALED, BLOCK=STORED)
     return out
+
+
+class AdamSettings(NamedTuple):
+    """Of a step of Adam."""
+
+    rate: float
+    betas: tuple[float, float]
+    epsilon: float
+    decay: float
+    clip_norm: float
+
+
+def adam_step(tensors: Sequence[Moved], taken: Tensor, total: Tensor, settings: AdamSettings) -> Tensor:
+    """Take a step of Adam in place, unless the gradient or the loss is not finite; return whether they are, () bool.
+
+    Parameters
+    ----------
+    tensors
+        Parameters with what moves them.
+    taken
+        (len(tensors),) float32 number of steps taken, the same for all.
+    total
+        () float32 loss.
+    settings
+        Step size, and so on. Numbers of a recorded step are those it was recorded with.
+    """
+    groups = [tensors[k : k + TENSORS] for k in range(0, len(tensors), TENSORS)]
+    sizes = [tuple(of.parameter.numel() for of in group) for group in groups]
+    pieces = [sum(-(-n // PIECE) for n in each) for each in sizes]
+    sums = total.new_empty(sum(pieces), dtype=torch.float64)
+    numbers, finite = total.new_empty(3), total.new_empty((), dtype=torch.bool)
+    beta1, beta2 = settings.betas
+    with _device_of(total):
+        for group, each, n, own in zip(groups, sizes, pieces, sums.split(pieces), strict=True):
+            triton_adam.sum_squares[n,](tuple(of.gradient for of in group), each, own, BLOCK=PIECE)
+        triton_adam.settle[1,](
+            *(sums, len(sums), total, settings.clip_norm, settings.rate, math.log(beta1), math.log(beta2)),
+            *(taken, len(tensors), numbers, finite),
+            BLOCK=SCALED,
+        )
+        for group, each, n in zip(groups, sizes, pieces, strict=True):
+            triton_adam.adam[n,](
+                *(*zip(*group, strict=True), each, numbers, finite),
+                *(settings.decay, 1 - beta1, 1 - beta2, settings.epsilon),
+                BLOCK=PIECE,
+            )
+    return finite
 
 
 def _unwritten(of: Parameters, *, over_logits: bool) -> Gradients:
@@ -207,7 +294,7 @@ def _launch(of: Parameters, nll: Tensor, gradients: Gradients | None, weight: fl
             triton_loss.theta_total[-(-g // TOTALS),](
                 *(partial, of.log_theta, limits, agreed, by_theta, programs, g),
                 RERUN=again is not None,
-                ROWS=64,
+                ROWS=128,
                 COLUMNS=TOTALS,
             )
 

@@ -19,10 +19,55 @@ def take_rows(
 ) -> None:
     """Copy rows of a CSR matrix; arguments as those of :data:`anncoder.kernels.sparse.take_rows`."""
     i = tl.program_id(0)
-    begin, to = tl.load(indptr + tl.load(rows + i)), tl.load(starts + i)
-    for at in range(0, tl.load(starts + i + 1) - to, BLOCK):
+    to, stop = tl.load(starts + i), tl.load(starts + i + 1)
+    copy_row((indptr, indices, values), tl.load(rows + i), to, stop, columns, data, BLOCK)
+
+
+@triton.jit
+def fill(
+    matrix: tl.tensor,
+    plan: tl.tensor,
+    size_factors: tl.tensor,
+    codes: tl.tensor,
+    counts: tl.tensor,
+    size_factor: tl.tensor,
+    row: tl.tensor,
+    code: tl.tensor,
+    b: tl.tensor,
+    CODED: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    """Make the minibatch of a number that is on the device; see :func:`anncoder.kernels.gpu.fill`."""
+    number, rows, starts = plan
+    indptr, columns, data = counts
+    i, k = tl.program_id(0), tl.load(number)
+    one, starts = tl.load(rows + k * b + i), starts + k * (b + 1)
+    copy_row(matrix, one, tl.load(starts + i), tl.load(starts + i + 1), columns, data, BLOCK)
+    tl.store(indptr + i + 1, tl.load(starts + i + 1))
+    if i == 0:
+        tl.store(indptr, tl.load(starts))
+    tl.store(row + i, one)
+    tl.store(size_factor + i, tl.load(size_factors + one))
+    if CODED:
+        tl.store(code + i, tl.load(codes + one))
+
+
+@triton.jit
+def copy_row(
+    matrix: tl.tensor,
+    row: tl.tensor,
+    to: tl.tensor,
+    stop: tl.tensor,
+    columns: tl.tensor,
+    data: tl.tensor,
+    BLOCK: tl.constexpr,
+) -> None:
+    """Copy a row of a CSR matrix to where it begins and ends."""
+    indptr, indices, values = matrix
+    begin = tl.load(indptr + row)
+    for at in range(0, stop - to, BLOCK):
         k = at + tl.arange(0, BLOCK)
-        here = k < tl.load(starts + i + 1) - to
+        here = k < stop - to
         tl.store(columns + to + k, tl.load(indices + begin + k, mask=here, other=0).to(tl.int64), mask=here)
         tl.store(data + to + k, tl.load(values + begin + k, mask=here, other=0.0), mask=here)
 
