@@ -127,6 +127,7 @@ class ResidentLoader:
         self.size_factor = torch.from_numpy(loader.size_factor).to(resident.device)
         self.batch_code = None if code is None else torch.from_numpy(code).to(resident.device)
         self.place: Place | None = None
+        self._ahead: tuple[int, Plan] | None = None  # of the epoch of this number
 
     def in_one_place(self) -> Place:
         """Return the place of all full minibatches from here on; whoever takes a step has it filled before."""
@@ -141,7 +142,7 @@ class ResidentLoader:
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """Yield every row once, in the order of this epoch."""
-        plan = self.plan(list(self.loader.order(number)))
+        plan = self._ahead[1] if self._ahead is not None and self._ahead[0] == number else self._planned(number)
         size_factor = self.size_factor[plan.rows]
         code = None if self.batch_code is None else self.batch_code[plan.rows]
         if self.place is not None:
@@ -157,9 +158,20 @@ class ResidentLoader:
                 counts = self.resident.take(plan.rows[these], starts, nnz)
                 yield Batch(counts, size_factor[these], plan.rows[these], None if code is None else code[these])
             done += n
+        # the device has steps to take yet; without a seed all epochs are alike
+        self._ahead = (number, plan) if self.loader.seed is None else (number + 1, self._planned(number + 1))
+
+    def _planned(self, number: int) -> Plan:
+        return self.plan(list(self.loader.order(number)))
 
     def plan(self, minibatches: list[Rows]) -> Plan:
         """Return the minibatches of an epoch, on the device."""
         starts = [np.concatenate([[0], np.cumsum(self.resident.lengths[rows])]) for rows in minibatches]
-        rows, begins = (torch.from_numpy(np.concatenate(a)).to(self.resident.device) for a in (minibatches, starts))
+        rows, begins = (self._copied(np.concatenate(arrays)) for arrays in (minibatches, starts))
         return Plan(rows, begins, [(len(r), int(s[-1])) for r, s in zip(minibatches, starts, strict=True)])
+
+    def _copied(self, array: Rows) -> Tensor:
+        # pinned memory is copied in its turn, behind the steps that are waiting, while this goes on
+        host = torch.from_numpy(array)
+        device = self.resident.device
+        return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)

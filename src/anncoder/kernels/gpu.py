@@ -20,7 +20,9 @@ from anncoder.types import Batch
 Kind = Literal["nb", "zinb", "poisson", "squared"]
 Theta = Literal["gene", "cell", "entry", "none"]
 
-ROWS = 8  # of a program; with COLUMNS, and ENTRIES of the stored values, never fewer numbers than it has threads
+# with COLUMNS, and ENTRIES of the stored values, a program never has fewer numbers than threads
+ROWS = 8  # of a program; half as many where there are less than FEW
+FEW = 2048  # rows, of which there would be fewer programs than a large GPU runs at once
 COLUMNS = 256
 ENTRIES = 256
 WARPS = 8
@@ -238,7 +240,7 @@ def adam_step(tensors: Sequence[Moved], taken: Tensor, total: Tensor, settings: 
     numbers, finite = total.new_empty(3), total.new_empty((), dtype=torch.bool)
     beta1, beta2 = settings.betas
     with _device_of(total):
-        for group, each, n, own in zip(groups, sizes, pieces, sums.split(pieces), strict=True):
+        for group, each, n, own in zip(groups, sizes, pieces, torch.split(sums, pieces), strict=True):
             triton_adam.sum_squares[n,](tuple(of.gradient for of in group), each, own, BLOCK=PIECE)
         triton_adam.settle[1,](
             *(sums, len(sums), total, settings.clip_norm, settings.rate, math.log(beta1), math.log(beta2)),
@@ -264,7 +266,8 @@ def _unwritten(of: Parameters, *, over_logits: bool) -> Gradients:
 
 def _launch(of: Parameters, nll: Tensor, gradients: Gradients | None, weight: float, again: Again | None) -> None:
     n, g = of.logits.shape
-    programs, nnz, nothing = -(-n // ROWS), of.counts[1].numel(), nll
+    rows = ROWS if n >= FEW else ROWS // 2
+    programs, nnz, nothing = -(-n // rows), of.counts[1].numel(), nll
     limits, known = _limits(of.limits, nll.device), _log_factorials(nll.device)
     by_mean, by_theta, by_pi = (nothing if t is None else t for t in gradients or (None, None, None))
     per_gene = gradients is not None and of.theta == "gene"
@@ -283,7 +286,7 @@ def _launch(of: Parameters, nll: Tensor, gradients: Gradients | None, weight: fl
                 THETA=of.theta,
                 GRADIENT=gradients is not None,
                 RERUN=again is not None,
-                ROWS=ROWS,
+                ROWS=rows,
                 COLUMNS=COLUMNS,
                 ENTRIES=ENTRIES,
                 FACTORIALS=FACTORIALS,
