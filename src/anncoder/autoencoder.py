@@ -141,8 +141,8 @@ class Autoencoder:
         device, threads, precision, cuda_graph
             ``"auto"`` (a CUDA GPU if there is one, else the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``; CPU
             threads, None for torch's choice; ``"tf32"`` for faster products on a CUDA GPU, of factors with three
-            digits; whether to record a step there and replay it, None for where that can be done (see the page of the
-            model; data in memory).
+            digits; whether to record a step there and replay it, None for where that can be done (count autoencoder,
+            data in memory).
         progress
             True for a progress bar, False for silence, None for a bar where there is a terminal or notebook.
         checkpoint

@@ -99,7 +99,9 @@ class Place:
         """Make the minibatch of this number: launches of kernels alone, which find the number on the device."""
         from anncoder.kernels.gpu import fill
 
-        fill(self.resident.arrays, (self.number, self.rows, self.starts), self.cells, self.batch)
+        (indptr, indices, values, _), size_factor, rows, code = self.batch
+        plan = (self.number, self.rows, self.starts)
+        fill(self.resident.arrays, plan, self.cells, (indptr, indices, values), (size_factor, code), rows)
 
 
 class Plan(NamedTuple):

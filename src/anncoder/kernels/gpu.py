@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from anncoder.kernels import triton_adam, triton_loss, triton_sparse
-from anncoder.types import Batch
 
 Kind = Literal["nb", "zinb", "poisson", "squared"]
 Theta = Literal["gene", "cell", "entry", "none"]
@@ -36,6 +35,7 @@ TENSORS = 32  # parameters of a launch, which has an upper limit of arguments
 
 Arrays: TypeAlias = tuple[Tensor, Tensor, Tensor]  # indptr (int64), indices (int64), values (float32)
 Matrix: TypeAlias = tuple[Tensor, Tensor, Tensor]  # the same with int32 indices
+Cells: TypeAlias = tuple[Tensor, Tensor | None]  # (n,) float32 size factors, (n,) int64 codes if there are any
 
 
 class Parameters(NamedTuple):
@@ -160,7 +160,7 @@ def take_rows(matrix: Matrix, rows: Tensor, starts: Tensor, columns: Tensor, dat
             triton_sparse.take_rows[len(rows),](*matrix, rows, starts, columns, data, BLOCK=STORED)
 
 
-def fill(matrix: Matrix, plan: Arrays, cells: tuple[Tensor, Tensor | None], batch: Batch) -> None:
+def fill(matrix: Matrix, plan: Arrays, cells: Cells, counts: Arrays, taken: Cells, rows: Tensor) -> None:
     """Make a minibatch in memory that is there; which one is found on the device.
 
     Parameters
@@ -171,16 +171,16 @@ def fill(matrix: Matrix, plan: Arrays, cells: tuple[Tensor, Tensor | None], batc
         (1,) int64 number k of the minibatch; (k_max * b,) int64 rows of all of them, and (k_max * (b + 1),) int64 where
         each row begins in its minibatch, and the last one of each ends.
     cells
-        (n,) float32 size factors, and (n,) int64 codes, of the rows of the matrix.
-    batch
-        Of b cells, written; indices and values at least as long as the minibatch needs.
+        Of all rows of the matrix.
+    counts, taken, rows
+        Of the b cells of the minibatch, written; indices and values are at least as long as it needs.
     """
-    size_factors, codes = cells
-    coded, nothing = codes is not None and batch.batch_code is not None, batch.rows
-    with _device_of(batch.rows):
-        triton_sparse.fill[len(batch.rows),](
-            *(matrix, plan, size_factors, codes if coded else nothing, tuple(batch.counts[:3])),
-            *(batch.size_factor, batch.rows, batch.batch_code if coded else nothing, len(batch.rows)),
+    (size_factors, codes), (size_factor, code) = cells, taken
+    coded = codes is not None and code is not None
+    with _device_of(rows):
+        triton_sparse.fill[len(rows),](
+            *(matrix, plan, size_factors, codes if coded else rows, counts),
+            *(size_factor, rows, code if coded else rows, len(rows)),
             CODED=coded,
             BLOCK=STORED,
         )

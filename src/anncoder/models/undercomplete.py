@@ -29,11 +29,6 @@ class UndercompleteConfig(LayeredConfig):
     error: Annotated[Literal["squared", "absolute"], Field(description="reconstruction error")] = "squared"
     tied: Annotated[bool, Field(description="decoder weights are the encoder's, transposed")] = False
 
-    @property
-    def recordable(self) -> bool:
-        """All of it, but for the error that has no kernel and the layers that draw random numbers."""
-        return self.error == "squared" and self.transform == "log1p" and self.dropout_rate == 0
-
     def model_post_init(self, context: Any, /) -> None:
         """Refuse what cannot be tied."""
         if self.tied and (self.norm != "none" or self.linear_decoder):
