@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -357,6 +359,31 @@ class TestReadingAhead:
         monkeypatch.setattr(prefetch, "PATIENCE", 0.05)
         assert list(prefetched(slow(), "far.h5ad")) == [7]
         assert "nothing has come from far.h5ad" in caplog.text
+
+    def test_a_read_at_the_end_of_the_interpreter_keeps_no_lock(self) -> None:
+        """As of HDF5: who closes a file while the interpreter is taken down needs it."""
+        code = """
+import threading, time
+from anncoder.data.prefetch import prefetched
+
+lock, reading = threading.Lock(), threading.Event()
+
+def items():
+    with lock:
+        reading.set()
+        time.sleep(1)
+    yield 1
+
+class File:
+    def __del__(self):
+        with lock:
+            print("closed")
+
+file, ahead = File(), prefetched(items())
+reading.wait()
+"""
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+        assert done.stdout == "closed\n"
 
     def test_the_thread_ends_when_nobody_reads_on(self) -> None:
         before = threading.active_count()

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 from collections.abc import Iterator
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+from weakref import WeakSet
 
 logger = logging.getLogger("anncoder")
 
 T = TypeVar("T")
 PATIENCE = 120.0  # seconds without anything read, after which it is said which file it is
+AT_EXIT = 10.0  # seconds that the end of the interpreter waits for a read
+
+_running: WeakSet[Any] = WeakSet()
 
 
 class prefetched(Generic[T]):
@@ -34,6 +39,7 @@ class prefetched(Generic[T]):
         self._taken, self._made = threading.Semaphore(1), threading.Semaphore(0)
         self._thread = threading.Thread(target=self._run, name="anncoder-reader", daemon=True)
         self._thread.start()
+        _running.add(self)
 
     def __iter__(self) -> Iterator[T]:
         return self
@@ -57,14 +63,14 @@ class prefetched(Generic[T]):
         return item  # type: ignore[return-value]
 
     def stop(self) -> None:
-        """Tell the thread to end, and do not wait for it: at the end of the interpreter nothing may be waited for."""
+        """Tell the thread to end, and do not wait for it."""
         self._over = self._stopped = True
         self._taken.release()
 
-    def close(self) -> None:
-        """End the thread."""
+    def close(self, timeout: float | None = None) -> None:
+        """End the thread; wait for what it reads, or so many seconds."""
         self.stop()
-        self._thread.join()
+        self._thread.join(timeout)
 
     def _run(self) -> None:
         try:
@@ -79,3 +85,13 @@ class prefetched(Generic[T]):
         except BaseException as error:  # noqa: BLE001 - it is raised again, in the thread that waits for it
             self._error = error
         self._made.release()
+
+
+@atexit.register
+def close_all() -> None:
+    """End all threads, while that can be done: one that the interpreter kills while it reads keeps the lock of HDF5.
+
+    Whoever closes a file after that would wait for ever.
+    """
+    for items in list(_running):
+        items.close(AT_EXIT)
