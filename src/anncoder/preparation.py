@@ -23,7 +23,7 @@ from anncoder.types import Batch, Loader, Summary
 
 SAMPLE = 8192  # cells from which the natural axes of the latent are found
 VALID_BATCH = 1024
-SUMMARY_BLOCK = 8192  # cells at a time: the copies of a block's stored values are all the memory this needs
+SUMMARY_BLOCK = 8192  # cells at a time
 
 
 class Prepared(NamedTuple):

@@ -22,6 +22,7 @@ from anncoder.data.adata import coordinates_of, damaged, first_line, place
 from anncoder.data.extents import Extents
 from anncoder.data.held import OnDisk
 from anncoder.data.kind import traits
+from anncoder.data.pages import unwritten
 from anncoder.data.problems import quoted, use
 from anncoder.errors import FileError, InputError
 
@@ -259,7 +260,7 @@ class Shard:
             rows = np.concatenate([np.arange(a, b) for a, b in ranges])
             pointers = np.zeros(len(rows) + 1, dtype=np.int64)
             np.cumsum(indptr[rows + 1] - indptr[rows], out=pointers[1:])
-            data, indices = np.empty(pointers[-1], np.float32), np.empty(pointers[-1], np.int32)
+            data, indices = unwritten(int(pointers[-1]), np.float32), unwritten(int(pointers[-1]), np.int32)
             for array, places, out in zip((matrix.values, matrix.indices), self._places, (data, indices), strict=True):
                 at = 0
                 for a, b in ranges:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from scipy.sparse import csr_matrix
 from anncoder.types import Summary
 
 Array = np.ndarray[Any, Any]
+STORED = 2**18  # values at a time: a dozen copies of them are all the memory this needs
 
 
 def library_sizes(matrix: csr_matrix) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -37,16 +39,24 @@ def summarize(
     """
     sums, n_cells, smallest = np.zeros((4, n_vars)), 0, 0.0
     for block, size_factor in blocks:
-        values = block.data.astype(np.float64)
-        smallest = min(smallest, values.min(initial=0))
-        if transform != "none":
-            values /= np.repeat(np.maximum(size_factor, 1e-12), np.diff(block.indptr))
-        x = np.log1p(values) if transform == "log1p" else values
-        for total, weights in zip(sums, (values, values**2, x, x**2), strict=True):
-            total += np.bincount(block.indices, weights=weights, minlength=n_vars)
+        for first, last in _rows_at_a_time(block.indptr):
+            entries = slice(block.indptr[first], block.indptr[last])
+            values, indices = block.data[entries].astype(np.float64), block.indices[entries]
+            smallest = min(smallest, values.min(initial=0))
+            if transform != "none":
+                values /= np.repeat(np.maximum(size_factor[first:last], 1e-12), np.diff(block.indptr[first : last + 1]))
+            x = np.log1p(values) if transform == "log1p" else values
+            for total, weights in zip(sums, (values, values**2, x, x**2), strict=True):
+                total += np.bincount(indices, weights=weights, minlength=n_vars)
         n_cells += block.shape[0]
     mean, square, x_mean, x_square = sums / n_cells
     x_std = np.sqrt(np.maximum(x_square - x_mean**2, 0))
     moments = (mean, np.maximum(square - mean**2, 0), x_mean, np.where(x_std > 0, x_std, 1))
     a, b, c, d = (torch.from_numpy(moment.astype(np.float32)) for moment in moments)
     return Summary(n_cells, float(smallest), library_size, gene_mean=a, gene_var=b, x_mean=c, x_std=d)
+
+
+def _rows_at_a_time(indptr: Array) -> Iterator[tuple[int, int]]:
+    # a row more than have so many stored values
+    cuts = np.searchsorted(indptr, np.arange(STORED, indptr[-1], STORED))
+    return pairwise(np.unique([0, *cuts.tolist(), len(indptr) - 1]).tolist())
