@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +82,7 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path: Path) -> None:
     assert [r["name"][:4] for r in written["results"]] == ["NB l", "ZINB"]
     assert all(r["ratio"] > 1 for r in written["results"])
     assert all(f"{r['ratio']:.2f}" in done.output for r in written["results"])
-    assert written["about"]["versions"]["torch"] == torch.__version__
+    assert written["about"]["versions"]["torch"] == version("torch")
 
 
 def test_unknown_comparisons_are_refused() -> None:

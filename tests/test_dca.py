@@ -336,7 +336,7 @@ def test_nothing_is_lost_where_raw_and_columns_hold_something_else(counts: annda
         tl.dca(clash, **QUICK)
     assert caught.value.code == "key-taken"
     tl.dca(counts, mode="latent", **QUICK)
-    assert not list(counts.layers)
+    assert not list(filter(None, counts.layers))  # anndata 0.13 counts X among them
     tl.dca(counts, **QUICK)
     assert (counts.layers["dca_counts"] != before).nnz == 0
     assert (of_raw != counts.raw.X).nnz == 0

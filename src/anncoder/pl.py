@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from scipy import sparse
 
 from anncoder.autoencoder import Autoencoder
 from anncoder.config import unknown_key
@@ -207,7 +208,9 @@ def _pair(adata: anndata.AnnData, genes: tuple[str, str], layer: str | None) -> 
             raise unknown_key(gene, list(adata.var_names.astype(str)), where="var_names")
     if layer is not None and layer not in adata.layers:
         raise unknown_key(layer, [str(name) for name in adata.layers if name is not None], where="layer")
-    return np.stack([np.asarray(adata.obs_vector(gene, layer=layer)) for gene in genes], axis=1)
+    matrix = adata.X if layer is None else adata.layers[layer]
+    columns = matrix[:, adata.var_names.get_indexer(list(genes))]
+    return np.asarray(columns.toarray() if sparse.issparse(columns) else columns)
 
 
 def _groups(adata: anndata.AnnData, color: str | None) -> Groups:

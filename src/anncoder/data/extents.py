@@ -66,8 +66,8 @@ class Extents:
             return
         if not self.array:
             raise OSError("it was closed while it was read")
-        values = out if out.dtype == self.dtype else np.empty(stop - start, self.dtype)
-        room, size = memoryview(values.view(np.uint8)), self.dtype.itemsize  # type: ignore[arg-type]
+        values: Any = out if out.dtype == self.dtype else np.empty(stop - start, self.dtype)
+        room, size = memoryview(values.view(np.uint8)), self.dtype.itemsize
         at, end = start * size, stop * size
         while at < end:
             number, within = divmod(at, self.chunk * size)

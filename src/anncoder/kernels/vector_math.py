@@ -135,7 +135,8 @@ def exp_minus_64(a: Scalar) -> Scalar:
     b = (1 / 24 + r * (1 / 120)) + r2 * (1 / 720 + r * (1 / 5040))
     c = (1 / 40320 + r * (1 / 362880)) + r2 * (1 / 3628800 + r * (1 / 39916800))
     p = a + r4 * (b + r4 * (c + r4 * (1 / 479001600)))
-    return p * np.int64((np.float64(shifted).view(np.int64) + 1023) << 52).view(np.float64)
+    bits = np.int64(np.float64(shifted).view(np.int64)) + np.int64(1023)
+    return p * np.int64(bits << np.int64(52)).view(np.float64)
 
 
 @njit(inline="always", fastmath=EXACT, error_model="numpy")
