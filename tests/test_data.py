@@ -10,6 +10,7 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from anncoder.data import summary as summary_of
 from anncoder.data.adata import codes_of, obs_column, read_matrix
 from anncoder.data.genes import align, naming
 from anncoder.data.memory import MemoryLoader, Stored
@@ -164,8 +165,10 @@ class TestGenes:
             align(["a", "b"], ["a", "b", "a"])
 
 
+@pytest.mark.parametrize("stored", [1, 7, 2**18])
 @pytest.mark.parametrize("transform", ["log1p", "none"])
-def test_the_summary_is_that_of_dense_arrays(transform: str) -> None:
+def test_the_summary_is_that_of_dense_arrays(transform: str, stored: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(summary_of, "STORED", stored)
     generator = np.random.default_rng(0)
     dense = generator.poisson(1, (50, 6)).astype(np.float32)
     dense[:, 2] = 0

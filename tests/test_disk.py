@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,12 @@ from scipy import sparse as sp
 
 from anncoder import CountAutoencoder, UndercompleteAutoencoder
 from anncoder.checks import check
-from anncoder.data import disk, held, prefetch, shard
+from anncoder.data import disk, held, pages, prefetch, shard
 from anncoder.data.disk import DiskLoader
 from anncoder.data.extents import Extents
 from anncoder.data.prefetch import prefetched
 from anncoder.data.shards import Shards, open_shards
-from anncoder.errors import ConfigError, FileError, InputError
+from anncoder.errors import ConfigError, FileError, InputError, ResourceError
 
 QUICK: dict[str, Any] = {"max_epochs": 2, "progress": False, "batch_size": 32}
 
@@ -475,3 +476,33 @@ class TestExtents:
         with pytest.raises(FileError, match=r"it\.h5ad") as error:
             shards.read([(0, 2000)])
         assert error.value.code == "file-changed"
+
+
+class TestPages:
+    def test_an_array_can_be_written_and_is_gone_with_its_last_view(self) -> None:
+        for n in (0, 3, pages.LARGE):
+            array = pages.unwritten(n, np.float32)
+            array[:] = 2
+            assert array.dtype == np.float32
+            assert len(array) == n
+            assert float(array.sum(dtype=np.float64)) == 2 * n
+        base: Any = array.base
+        while isinstance(base, np.ndarray | memoryview):
+            base = base.base if isinstance(base, np.ndarray) else base.obj
+        assert type(base).__name__ == "mmap"
+        gone = weakref.ref(base)
+        tail = array[-1:]
+        del array, base
+        assert gone() is not None
+        del tail
+        assert gone() is None
+
+    def test_no_memory_is_not_a_damaged_file(self, files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(*_: object, **__: object) -> None:
+            raise OSError(12, "Cannot allocate memory")
+
+        monkeypatch.setattr(pages, "LARGE", 0)
+        monkeypatch.setattr(pages.mmap, "mmap", refuse)
+        with pytest.raises(ResourceError) as caught:
+            CountAutoencoder(n_latent=2).fit(files, **QUICK)
+        assert caught.value.code == "out-of-memory"

@@ -183,6 +183,17 @@ def test_a_gene_pair(drawn: anndata.AnnData) -> None:
     assert inside(raw.figure)
 
 
+def test_a_gene_pair_from_a_backed_dense_file(drawn: anndata.AnnData, tmp_path: Path) -> None:
+    dense = drawn.copy()
+    dense.X = dense.X.toarray()
+    dense.write_h5ad(tmp_path / "it.h5ad")
+    backed = anndata.read_h5ad(tmp_path / "it.h5ad", backed="r")
+    for pair in ([9, 4], [4, 4]):  # HDF5 takes no columns in this order, nor one twice
+        shown, wanted = (points(pl.gene_pair(adata, *drawn.var_names[pair])[0]) for adata in (backed, drawn))
+        np.testing.assert_allclose(shown, wanted, rtol=1e-6)
+    backed.file.close()
+
+
 def test_a_gene_pair_without_colours(drawn: anndata.AnnData) -> None:
     axes = pl.gene_pair(drawn, *drawn.var_names[:2])
     assert not axes[0].figure.legends

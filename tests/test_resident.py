@@ -100,7 +100,7 @@ class Recording:
         return f"loss {len(self.log)}", torch.tensor(True)
 
     @contextmanager
-    def graph(self, graph: object) -> Iterator[None]:
+    def graph(self, graph: object, **_: object) -> Iterator[None]:
         self.log.append("record")
         yield
 

@@ -7,10 +7,12 @@ import anndata
 from anncoder.checks import refuse_bad, refuse_empty
 from anncoder.data.genes import align
 from anncoder.data.shards import Shards, not_as_in_fit, open_files, open_shards
+from anncoder.device import memory_errors
 from anncoder.errors import some
 from anncoder.sources import Data, DiskSource, Genes, MemorySource, Reader, Source
 
 
+@memory_errors("opening the data")
 def open_source(data: Data, layer: str | None, *, counts: bool, to_fit: bool = True, integers: bool = True) -> Source:
     """Open and check what a model is to be fitted on.
 
@@ -44,6 +46,7 @@ def open_source(data: Data, layer: str | None, *, counts: bool, to_fit: bool = T
     return DiskSource(Shards(shards), counts=counts, warnings=warnings)
 
 
+@memory_errors("opening the data")
 def open_for_model(
     data: Data, layer: str | None, genes: Genes, *, counts: bool, layer_is_of_fit: bool, integers: bool = True
 ) -> Source:

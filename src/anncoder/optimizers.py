@@ -115,7 +115,8 @@ class GpuAdam(torch.optim.Adam):
     Its state is torch's.
     """
 
-    _taken: Tensor | None = None  # (n_parameters,) number of steps
+    _taken: Tensor | None = None  # (n_parameters,) number of steps, the same for all
+    _moved: tuple[int, ...] = ()  # identities of the parameters
 
     @torch.no_grad()
     def descend(self, total: Tensor, clip_norm: float) -> Tensor:
@@ -124,8 +125,11 @@ class GpuAdam(torch.optim.Adam):
 
         (group,) = self.param_groups
         parameters = [p for p in group["params"] if p.grad is not None]
-        if self._taken is None or len(self._taken) != len(parameters):
-            self._taken = counted(self, parameters)
+        identities = tuple(id(p) for p in parameters)
+        if self._taken is None or self._moved != identities:
+            if self._taken is not None:
+                raise RuntimeError("the parameters that have a gradient are others than in the steps before")
+            self._taken, self._moved = counted(self, parameters), identities
         states = [self.state[p] for p in parameters]
         moved = [
             Moved(p, p.grad, state["exp_avg"], state["exp_avg_sq"]) for p, state in zip(parameters, states, strict=True)

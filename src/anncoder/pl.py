@@ -209,8 +209,10 @@ def _pair(adata: anndata.AnnData, genes: tuple[str, str], layer: str | None) -> 
     if layer is not None and layer not in adata.layers:
         raise unknown_key(layer, [str(name) for name in adata.layers if name is not None], where="layer")
     matrix = adata.X if layer is None else adata.layers[layer]
-    columns = matrix[:, adata.var_names.get_indexer(list(genes))]
-    return np.asarray(columns.toarray() if sparse.issparse(columns) else columns)
+    # one by one: HDF5 takes columns in their order only, and none twice
+    places = (np.flatnonzero(adata.var_names == gene)[:1] for gene in genes)
+    columns = [matrix[:, place] for place in places]
+    return np.hstack([c.toarray() if sparse.issparse(c) else np.asarray(c) for c in columns])
 
 
 def _groups(adata: anndata.AnnData, color: str | None) -> Groups:

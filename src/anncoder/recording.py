@@ -62,14 +62,24 @@ class RecordedStep:
                 return self._on_the_side(network, batch, optimizer, config)
             rate = optimizer.param_groups[0]["lr"]
             if self.graph is None or rate != self.rate:
-                self.graph, self.rate = torch.cuda.CUDAGraph(), rate
-                with torch.cuda.graph(self.graph):
-                    self.place.fill()
-                    self.result = take_step(network, batch, optimizer, config)
+                self._record(network, batch, optimizer, config)
+                self.rate = rate
+            assert self.graph is not None
             self.graph.replay()
         assert self.result is not None
         loss, finite = self.result
         return loss, torch.as_tensor(finite).clone()  # looked at once an epoch, and the next step writes over it
+
+    def _record(
+        self, network: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer, config: TrainingConfig
+    ) -> None:
+        # torch's own stream for this is of the device of the first recording in the process; and what another thread
+        # does meanwhile is its own affair
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            self.place.fill()
+            self.result = take_step(network, batch, optimizer, config)
+        self.graph = graph
 
     def _on_the_side(
         self, network: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer, config: TrainingConfig

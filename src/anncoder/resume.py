@@ -38,7 +38,7 @@ SCHEMA = 1
 EVERY = 10.0  # seconds from one checkpoint to the next at least,
 COST = 0.02  # and as many as make writing them so much of the time at most
 HASHED = ("gene names", "library sizes", "cells held out")
-ELSEWHERE = ("device", "threads")  # settings that say where to compute, not what
+ELSEWHERE = ("device", "threads", "cuda_graph")  # settings that say where and how to compute, not what
 
 
 class Checkpoint(NamedTuple):

@@ -13,6 +13,8 @@ from typing import Any
 import h5py
 import numpy as np
 
+from anncoder.data.pages import unwritten
+
 Array = np.ndarray[Any, Any]
 
 
@@ -66,7 +68,7 @@ class Extents:
             return
         if not self.array:
             raise OSError("it was closed while it was read")
-        values: Any = out if out.dtype == self.dtype else np.empty(stop - start, self.dtype)
+        values: Any = out if out.dtype == self.dtype else unwritten(stop - start, self.dtype)
         room, size = memoryview(values.view(np.uint8)), self.dtype.itemsize
         at, end = start * size, stop * size
         while at < end:

@@ -15,12 +15,20 @@ def unwritten(n: int, dtype: Any) -> np.ndarray[Any, Any]:
     """Return an array of n numbers, not yet written, whose memory goes back to the system when it is dropped.
 
     What ``malloc`` is given back it may keep: arrays of tens of megabytes that come and go then take twice their room.
+
+    Raises
+    ------
+    MemoryError
+        There is not so much.
     """
     n_bytes = n * np.dtype(dtype).itemsize
     if n_bytes < LARGE:
         return np.empty(n, dtype)
     private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_ANONYMOUS") else {}
-    pages = mmap.mmap(-1, n_bytes, **private)
+    try:
+        pages = mmap.mmap(-1, n_bytes, **private)
+    except OSError as error:  # as of a file that cannot be read, which this is not
+        raise MemoryError(f"{n_bytes:,} bytes cannot be had") from error
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # fewer and larger pages, where the system has them
             pages.madvise(mmap.MADV_HUGEPAGE)

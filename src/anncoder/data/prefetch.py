@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any, Generic, TypeVar
 from weakref import WeakSet
@@ -91,7 +92,10 @@ class prefetched(Generic[T]):
 def close_all() -> None:
     """End all threads, while that can be done: one that the interpreter kills while it reads keeps the lock of HDF5.
 
-    Whoever closes a file after that would wait for ever.
+    Whoever closes a file after that would wait for ever - as after a read that takes longer than ``AT_EXIT``.
     """
-    for items in list(_running):
-        items.close(AT_EXIT)
+    running, until = list(_running), time.monotonic() + AT_EXIT
+    for items in running:
+        items.stop()
+    for items in running:
+        items.close(max(until - time.monotonic(), 0))

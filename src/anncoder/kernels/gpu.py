@@ -243,7 +243,7 @@ def adam_step(tensors: Sequence[Moved], taken: Tensor, total: Tensor, settings: 
         for group, each, n, own in zip(groups, sizes, pieces, torch.split(sums, pieces), strict=True):
             triton_adam.sum_squares[n,](tuple(of.gradient for of in group), each, own, BLOCK=PIECE)
         triton_adam.settle[1,](
-            *(sums, len(sums), total, settings.clip_norm, settings.rate, math.log(beta1), math.log(beta2)),
+            *(sums, len(sums), total, settings.clip_norm, settings.rate, _log(beta1), _log(beta2)),
             *(taken, len(tensors), numbers, finite),
             BLOCK=SCALED,
         )
@@ -254,6 +254,10 @@ def adam_step(tensors: Sequence[Moved], taken: Tensor, total: Tensor, settings: 
                 BLOCK=PIECE,
             )
     return finite
+
+
+def _log(share: float) -> float:
+    return math.log(share) if share else -math.inf
 
 
 def _unwritten(of: Parameters, *, over_logits: bool) -> Gradients:
