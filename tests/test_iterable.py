@@ -10,7 +10,6 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import sparse as sp
 
 import anncoder as ac
 from anncoder import CountAutoencoder, IterableSource
@@ -194,11 +193,8 @@ def test_annbatch_itself(counts: anndata.AnnData, tmp_path: Any) -> None:
         rng=np.random.default_rng(0),
         return_index=True,
         preload_to_gpu=False,
-        to_torch=False,
     )
     loader.add_adata(anndata.AnnData(X=anndata.io.sparse_dataset(group["X"]), obs=counts.obs))
-    source = IterableSource(
-        lambda: ((sp.csr_matrix(block["X"]), block["index"]) for block in loader), counts.var_names, counts.n_obs
-    )
+    source = IterableSource(lambda: ((block["X"], block["index"]) for block in loader), counts.var_names, counts.n_obs)
     model = CountAutoencoder(n_latent=3).fit(source, **QUICK)
     np.testing.assert_allclose(model.embed(source), model.embed(counts), atol=1e-5)
