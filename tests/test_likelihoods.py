@@ -68,6 +68,24 @@ def test_gaussian_is_scipy(shape: tuple[int, ...]) -> None:
     np.testing.assert_allclose(gaussian_nll(to_csr(x), mean, log_sigma), expected, rtol=1e-10)
 
 
+@pytest.mark.parametrize(("low", "sigma"), [(5.0, 1e-3), (5.0, 0.01), (100.0, 0.1), (1.0, 1.0)])
+def test_gaussian_keeps_its_digits_in_float32(low: float, sigma: float) -> None:
+    generator = np.random.default_rng(0)
+    mean = torch.from_numpy(generator.uniform(low, 2 * low, (6, 50)).astype(np.float32))
+    x = (mean.double() + sigma * torch.from_numpy(generator.standard_normal((6, 50)))).float()
+    x[:, ::3], mean[:, ::3] = 0, sigma / 2  # some are not stored
+    log_sigma = torch.full((50,), float(np.log(sigma)), dtype=torch.float32)
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        parameters = [p.to(dtype).requires_grad_() for p in (mean, log_sigma)]
+        value = gaussian_nll(to_csr(x.to(dtype)), *parameters)
+        found.append([value.detach(), *torch.autograd.grad(value.sum(), parameters)])
+    exact = gaussian_reference(x.double(), mean.double(), log_sigma.double().exp()).sum(1)
+    torch.testing.assert_close(found[1][0], exact, rtol=1e-9, atol=1e-9)
+    for got, want in zip(*found, strict=True):
+        torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5 * float(want.abs().max()))
+
+
 def test_errors_are_those_of_dense_arrays() -> None:
     x, mean, _, _ = problem((7,))
     np.testing.assert_allclose(squared_error(to_csr(x), mean), ((x - mean) ** 2).sum(1), rtol=1e-12)

@@ -1,6 +1,6 @@
 """Gaussian likelihood and squared error of a sparse matrix of expression values.
 
-The observations stay sparse: ``sum (m - x)^2 w = sum m^2 w + sum over stored values of (x^2 - 2 m x) w``.
+The squared error stays sparse: ``sum (m - x)^2 = sum m^2 + sum over stored values of (x^2 - 2 m x)``.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from anncoder.kernels import fused, on_gpu
+from anncoder.likelihoods.entries import at_entries
 from anncoder.likelihoods.gpu_pass import Of, in_gpu_pass
 from anncoder.likelihoods.limits import LOG_THETA_RANGE, limits_of
 from anncoder.likelihoods.one_pass import Pass, in_one_pass
@@ -59,9 +60,10 @@ def gaussian_nll(x: CSR, mean: Tensor, log_sigma: Tensor) -> Tensor:
         Logarithm of the standard deviation: (g,), (b, 1) or (b, g); limited to ``LOG_THETA_RANGE`` here.
     """
     log_sigma = log_sigma.clamp(*LOG_THETA_RANGE)
-    precision = torch.exp(-2 * log_sigma).expand_as(mean)
-    flat = x.flat()
-    stored_mean, stored_precision = mean.reshape(-1)[flat], precision.reshape(-1)[flat]
-    stored = x.with_values(0.5 * stored_precision * x.values * (x.values - 2 * stored_mean))
-    everywhere = 0.5 * mean.square() * precision + log_sigma.expand_as(mean) + 0.5 * LOG_2_PI
-    return everywhere.sum(dim=1) + stored.row_sums()
+    flat, mean = x.flat(), mean.contiguous()
+    stored_sigma = at_entries(log_sigma, x, flat)
+    stored = 0.5 * ((x.values.double() - at_entries(mean, x, flat)) * torch.exp(-stored_sigma)).square() + stored_sigma
+    everywhere = 0.5 * (mean * torch.exp(-log_sigma)).square() + log_sigma.expand_as(mean)
+    # what is stored takes the place of a zero: added to it, it would cancel most of its digits
+    whole = everywhere.double().reshape(-1).index_copy(0, flat, stored).view_as(mean)
+    return (whole.sum(dim=1) + 0.5 * LOG_2_PI * x.n_vars).to(mean.dtype)
