@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 
 import anncoder
@@ -16,6 +17,7 @@ from anncoder.data.summary import library_sizes, summarize
 from anncoder.errors import ConfigError, InputError
 from anncoder.estimators import ESTIMATORS
 from anncoder.models import MODELS
+from anncoder.models.count import moment_log_theta
 from anncoder.models.dca import TYPES
 from anncoder.types import Batch, Noise, Shape
 
@@ -214,3 +216,17 @@ def test_one_cell_can_be_embedded_but_not_fitted(counts: Any) -> None:
     np.testing.assert_allclose(model.embed(counts[5]), model.embed(counts)[5:6], rtol=1e-4, atol=1e-5)
     with pytest.raises(InputError, match="at least 2 cells"):
         CountAutoencoder(n_latent=3).fit(counts[5], progress=False)
+
+
+@pytest.mark.parametrize("deviation", [0.2, 0.8])  # of log library size
+@pytest.mark.parametrize("theta", [np.inf, 5.0, 0.5])
+def test_dispersion_starts_where_it_is_however_library_sizes_differ(deviation: float, theta: float) -> None:
+    generator = np.random.default_rng(0)
+    size = np.exp(deviation * generator.standard_normal(2000))[:, None]
+    mu = size * (generator.gamma(0.6, 1 / 0.3, 200) + 0.1)
+    rate = mu if np.isinf(theta) else generator.gamma(theta, mu / theta)
+    matrix = sp.csr_matrix(generator.poisson(rate).astype(np.float32))
+    sizes = library_sizes(matrix)
+    summary = summarize([(matrix, sizes / np.median(sizes))], 200, float(np.median(sizes)), transform="log1p")
+    median = float(moment_log_theta(summary).exp().median())
+    assert median == pytest.approx(min(theta, 100), rel=0.1)

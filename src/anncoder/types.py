@@ -135,6 +135,7 @@ class Summary(NamedTuple):
     x_std: Tensor  # (g,) standard deviation of the network input, 1 where it is 0
     n_steps: int = 0  # minibatches in an epoch: what a warm-up over epochs counts in
     target: Tensor | None = None  # (n, d) what the model is told to give each cell of the data, by ``Batch.rows``
+    inverse_size: float = 1.0  # mean of 1 / size_factor: how much wider counts / size_factor are than counts
 
 
 class Loader(Protocol):

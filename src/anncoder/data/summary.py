@@ -37,8 +37,9 @@ def summarize(
     transform
         As in the model.
     """
-    sums, n_cells, smallest = np.zeros((4, n_vars)), 0, 0.0
+    sums, n_cells, smallest, inverse = np.zeros((4, n_vars)), 0, 0.0, 0.0
     for block, size_factor in blocks:
+        inverse += float((1 / size_factor[size_factor > 0]).sum())
         for first, last in _rows_at_a_time(block.indptr):
             entries = slice(block.indptr[first], block.indptr[last])
             values, indices = block.data[entries].astype(np.float64), block.indices[entries]
@@ -53,7 +54,8 @@ def summarize(
     x_std = np.sqrt(np.maximum(x_square - x_mean**2, 0))
     moments = (mean, np.maximum(square - mean**2, 0), x_mean, np.where(x_std > 0, x_std, 1))
     a, b, c, d = (torch.from_numpy(moment.astype(np.float32)) for moment in moments)
-    return Summary(n_cells, float(smallest), library_size, gene_mean=a, gene_var=b, x_mean=c, x_std=d)
+    of_genes = Summary(n_cells, float(smallest), library_size, gene_mean=a, gene_var=b, x_mean=c, x_std=d)
+    return of_genes._replace(inverse_size=inverse / n_cells)
 
 
 def _rows_at_a_time(indptr: Array) -> Iterator[tuple[int, int]]:

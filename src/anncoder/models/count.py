@@ -131,11 +131,16 @@ class CountNetwork(nn.Module):
         return parameters
 
     def denoise(self, batch: Batch) -> Tensor:
-        """Return the expected expression at the median library size, (b, g)."""
+        """Return the expected expression at the median library size and before zero inflation, (b, g)."""
         mean = self.parameters_of(batch).log_mean
         if self.config.likelihood != "gaussian":
             return mean.exp()
         return self.inputs.inverse(mean)
+
+    def observed(self, batch: Batch) -> Tensor:
+        """Return the same less what zero inflation takes away, (b, g)."""
+        expected, pi_logits = self.denoise(batch), self.parameters_of(batch).pi_logits
+        return expected if pi_logits is None else expected * torch.sigmoid(-pi_logits)
 
     def _information(self, latent: Tensor) -> Tensor:
         # Fisher information of log mu, (b, g): mu / (1 + mu / theta), and mu for Poisson; of the mean for a Gaussian
@@ -148,10 +153,11 @@ class CountNetwork(nn.Module):
 
 
 def moment_log_theta(summary: Summary) -> Tensor:
-    """Return the moment estimate of log theta, (g,), from ``Var = m + m^2 / theta`` in normalised counts.
+    """Return the moment estimate of log theta, (g,), from ``Var = m E[1/s] + m^2 / theta`` in normalised counts.
 
-    Genes with no more than Poisson variance have theta = 100.
+    s are the size factors: divided by them, counts of small cells vary more. Genes with no more than Poisson variance
+    have theta = 100.
     """
-    excess = (summary.gene_var - summary.gene_mean).clamp(min=1e-8)
+    excess = (summary.gene_var - summary.gene_mean * summary.inverse_size).clamp(min=1e-8)
     theta = summary.gene_mean.square() / excess
     return theta.clamp(1e-2, 1e2).log()
