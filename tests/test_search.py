@@ -50,6 +50,9 @@ def test_a_stopped_search_goes_on_to_the_same_trials(counts: anndata.AnnData, tm
     with pytest.raises(ConfigError, match="another search") as caught:
         search(counts, space=FEW, n_trials=3, journal=journal, seed=1, **QUICK)
     assert caught.value.code == "other-search"
+    counts.layers["other"] = counts.X * 2
+    with pytest.raises(ConfigError, match="another search"):
+        search(counts, space=FEW, n_trials=3, journal=journal, layer="other", **QUICK)
 
 
 def test_the_score_is_that_of_evaluate(counts: anndata.AnnData) -> None:
@@ -92,7 +95,10 @@ def test_the_command_trains_the_winner(counts_file: Path, tmp_path: Path) -> Non
     space, output = tmp_path / "space.yaml", tmp_path / "out.h5ad"
     space.write_text("n_latent: [2, 3]\ndropout_rate: {low: 0.0, high: 0.3}\n")
     words = ["search", str(counts_file), "-o", str(output), "--space", str(space), "--trials", "3"]
-    done = CliRunner().invoke(app, [*words, "--set", "max_epochs=2", "--set", "n_hidden=[8]"])
+    wrong = CliRunner().invoke(app, [*words, "--set", "layer=counts"])
+    assert wrong.exit_code == 2
+    assert "say --layer" in wrong.output
+    done = CliRunner().invoke(app, [*words, "--set", "max_epochs=2", "--set", "n_hidden=[8]", "--set", "seed=4"])
     assert done.exit_code == 0, done.output
     lines = [json.loads(line) for line in output.with_suffix(".search.jsonl").read_text().splitlines()]
     best = min((Trial(**line) for line in lines[1:]), key=lambda t: t.heldout_nll)
@@ -100,3 +106,5 @@ def test_the_command_trains_the_winner(counts_file: Path, tmp_path: Path) -> Non
     assert record["hyperparameters"]["n_latent"] == best.settings["n_latent"]
     assert record["hyperparameters"]["dropout_rate"] == pytest.approx(best.settings["dropout_rate"])
     assert record["hyperparameters"]["n_hidden"] == [8]
+    assert record["training"]["seed"] == 4
+    assert lines[0]["seed"] == 4

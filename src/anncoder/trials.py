@@ -8,6 +8,7 @@ Bengio 2012, JMLR 13:281).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
@@ -112,7 +113,7 @@ def search(
     if n_trials < 1:
         raise ConfigError(f"n_trials = {n_trials}", code="bad-value", where="n_trials", remedy="ask for one at least")
     split_settings(settings, MODELS[model].config)
-    about = {"model": model, "space": dict(space), "settings": settings, "seed": seed, "shape": list(adata.shape)}
+    about = {"model": model, "space": dict(space), "settings": settings, "seed": seed, "data": _digest(adata, layer)}
     trials = [] if journal is None else _journal(Path(journal), about)
     for trial in trials[:n_trials]:
         if report is not None:
@@ -126,6 +127,15 @@ def search(
         if report is not None:
             report(trial)
     return sorted(trials[:n_trials], key=lambda t: math.inf if t.heldout_nll is None else t.heldout_nll)
+
+
+def _digest(adata: anndata.AnnData, layer: str | None) -> str:
+    # of what the trials were fitted to: genes, and the molecules of every cell
+    digest = hashlib.sha256("\n".join(map(str, adata.var_names)).encode())
+    matrix = adata.X if layer is None or layer not in adata.layers else adata.layers[layer]
+    if matrix is not None:
+        digest.update(np.asarray(matrix.sum(axis=1), dtype=np.float64).tobytes())
+    return digest.hexdigest()
 
 
 def draw(space: Space, seed: int, number: int) -> Settings:

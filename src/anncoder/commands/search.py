@@ -35,6 +35,9 @@ def run_search(request: SearchRequest) -> None:
     """Try, say how each did, and train the winner; a search that was stopped goes on where it was."""
     refuse_output(request.output)
     shared = parse_assignments(request.settings)
+    if "layer" in shared:
+        raise ConfigError("layer is no setting", code="bad-value", where="--set", remedy="say --layer")
+    seed = shared.pop("seed", request.seed)
     adata = read_input(request.data)
     trials = search(
         adata,
@@ -42,7 +45,7 @@ def run_search(request: SearchRequest) -> None:
         space=None if request.space is None else read_yaml(request.space),
         n_trials=request.n_trials,
         layer=request.layer,
-        seed=request.seed,
+        seed=seed,
         journal=request.output.with_suffix(".search.jsonl"),
         report=_say,
         **shared,
@@ -63,7 +66,7 @@ def run_search(request: SearchRequest) -> None:
             output=request.output,
             model=request.model,
             settings=tuple(words),
-            flags={"seed": request.seed},
+            flags={"seed": seed},
             layer=request.layer,
             labels=request.labels,
         )
