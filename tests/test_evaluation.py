@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from collections.abc import Iterator
@@ -21,8 +22,12 @@ import anncoder as ac
 from anncoder import baselines, evaluation
 from anncoder.autoencoder import Autoencoder
 from anncoder.baselines import Cells, GeneMean, Principal, Trained, blocks
+from anncoder.data.memory import Stored
+from anncoder.data.summary import library_sizes
 from anncoder.errors import ConfigError, InputError
-from anncoder.evaluation import HELD_OUT, cluster_scores, evaluate, heldout_nll, reconstruction_mse, thin
+from anncoder.evaluation import cluster_scores, evaluate, reconstruction_mse
+from anncoder.heldout import HELD_OUT, gene_factors, heldout_nll, thin
+from anncoder.types import Batch
 
 COLUMNS = ["heldout_nll", "reconstruction_mse", "leiden_ari", "leiden_nmi", "kmeans_ari", "kmeans_nmi", "silhouette"]
 QUICK: dict[str, Any] = {"batch_size": 32, "learning_rate": 3e-3, "threads": 1, "progress": False}
@@ -75,8 +80,10 @@ def dense(grouped: anndata.AnnData, fitted: Autoencoder) -> dict[str, Any]:
     def normalized(x: Any) -> Any:
         return x / x.sum(1, keepdims=True) * scale
 
-    others = normalized(grouped.X[~held].toarray().astype(np.float64))
+    counted = grouped.X[~held].toarray().astype(np.float64)
+    others = normalized(counted)
     pca = PCA(4, svd_solver="full").fit(np.log1p(others))
+    pooled = counted.sum(0) / counted.sum() * scale
 
     def by_pca(x: Any) -> Any:
         logs = np.log1p(normalized(x))
@@ -85,9 +92,10 @@ def dense(grouped: anndata.AnnData, fitted: Autoencoder) -> dict[str, Any]:
     def by_model(x: Any) -> Any:
         return fitted.denoise(anndata.AnnData(csr_matrix(x.astype(np.float32)), var=grouped.var), scale="normalized")
 
-    floor = normalized(grouped.X.toarray().astype(np.float64)).mean(0)
+    floor = np.asarray(grouped.X.sum(0, dtype=np.float64)).ravel() / grouped.X.sum(dtype=np.float64)
     parts = {"scored": scored, "kept": kept, "aside": aside, "normalized": normalized, "floor": floor}
-    return parts | {"model": by_model, "pca": by_pca, "gene_mean": lambda x: np.tile(others.mean(0), (len(x), 1))}
+    parts |= {"others": counted, "mean_log": np.log1p(others).mean(0)}
+    return parts | {"model": by_model, "pca": by_pca, "gene_mean": lambda x: np.tile(pooled, (len(x), 1))}
 
 
 METHODS = ["model", "pca", "gene_mean"]
@@ -95,7 +103,14 @@ METHODS = ["model", "pca", "gene_mean"]
 
 @pytest.mark.parametrize("method", METHODS)
 def test_held_out_likelihood_is_scipys(found: evaluation.Evaluation, dense: dict[str, Any], method: str) -> None:
-    share = 0.99 * dense[method](dense["kept"]) + 0.01 * dense["floor"]
+    def shares(x: Any) -> Any:
+        values = dense[method](x)
+        return values / values.sum(1, keepdims=True)
+
+    counted = dense["others"]
+    factor = (counted.sum(0) + 1) / ((shares(counted) * counted.sum(1, keepdims=True)).sum(0) + 1)
+    scaled = shares(dense["kept"]) * factor
+    share = 0.99 * scaled / scaled.sum(1, keepdims=True) + 0.01 * dense["floor"]
     rate = share / share.sum(1, keepdims=True) * dense["kept"].sum(1, keepdims=True) / 9
     expected = -poisson.logpmf(dense["aside"], rate).sum(1).mean()
     assert found.table.loc[method, "heldout_nll"] == pytest.approx(expected, rel=1e-4)
@@ -104,6 +119,8 @@ def test_held_out_likelihood_is_scipys(found: evaluation.Evaluation, dense: dict
 @pytest.mark.parametrize("method", METHODS)
 def test_reconstruction_error_is_numpys(found: evaluation.Evaluation, dense: dict[str, Any], method: str) -> None:
     logs, expected = np.log1p(dense["normalized"](dense["scored"])), np.log1p(dense[method](dense["scored"]))
+    if method == "gene_mean":  # what a constant is best at is the mean of the logarithms
+        expected = dense["mean_log"]
     mse = np.square(logs - expected).mean()
     assert found.table.loc[method, "reconstruction_mse"] == pytest.approx(mse, rel=1e-3)
 
@@ -111,7 +128,7 @@ def test_reconstruction_error_is_numpys(found: evaluation.Evaluation, dense: dic
 def test_the_three_rows_are_always_there(found: evaluation.Evaluation, grouped: anndata.AnnData) -> None:
     assert list(found.table.index) == METHODS
     assert list(found.table.columns) == COLUMNS
-    assert (found.n_obs, found.n_scored, found.labels) == (grouped.n_obs, 30, "group")
+    assert (found.n_obs, found.n_scored, found.scored, found.labels) == (grouped.n_obs, 30, "held-out", "group")
     printed = str(found)
     assert all(word in printed for word in [*METHODS, *COLUMNS])
 
@@ -146,12 +163,15 @@ class Known:
         return None
 
     def expected(self, cells: Cells) -> Any:
-        yield self.mean
+        yield self.mean if len(self.mean) == cells.matrix.shape[0] else cells.matrix.toarray()  # factors of one
+
+    def reconstructed(self, cells: Cells) -> Any:
+        raise AssertionError
 
 
 def test_nothing_beats_the_truth(grouped: anndata.AnnData, fitted: Autoencoder, found: evaluation.Evaluation) -> None:
     held = grouped.obs_names.isin(fitted.valid_obs_)
-    floor, parts = GeneMean(fitted, Cells(grouped.X)).mean, thin(Cells(grouped.X[held]), 0)
+    floor, parts = GeneMean(fitted, Cells(grouped.X)).mean, (*thin(Cells(grouped.X[held]), 0), Cells(grouped.X[~held]))
     truth = heldout_nll(Known(grouped.layers["true_mean"][held].astype(np.float64)), *parts, floor)
     assert truth < found.table["heldout_nll"].min()
     # a method that has seen the molecules set aside does: it must not be let see them
@@ -177,15 +197,99 @@ def test_no_method_has_seen_what_it_is_scored_on(
     assert sum((matrix.shape == others.shape) and (matrix != others).nnz == 0 for matrix in seen) == 2
 
 
-def test_new_cells_are_all_scored(grouped: anndata.AnnData, fitted: Autoencoder) -> None:
+def test_cells_that_all_have_seen_are_scored_on_no_molecules(grouped: anndata.AnnData, fitted: Autoencoder) -> None:
+    few = grouped[~grouped.obs_names.isin(fitted.valid_obs_[:15])].copy()  # 15 of the 30 are left
+    only = grouped[grouped.obs_names.isin(fitted.valid_obs_)].copy()  # none is left for the baselines
+    for data in (few, only):
+        found = evaluate(fitted, data)
+        assert (found.scored, found.n_scored) == ("seen", data.n_obs)
+        assert found.table["heldout_nll"].isna().all()
+        assert found.table["reconstruction_mse"].notna().all()
+        assert "no heldout_nll" in str(found)
+
+
+def test_of_new_cells_half_is_scored_and_the_baselines_are_of_the_other(
+    grouped: anndata.AnnData, fitted: Autoencoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     new = grouped.copy()
     new.obs_names = [f"new{i}" for i in range(new.n_obs)]
+    seen: list[int] = []
+    original = evaluation.Principal
+    monkeypatch.setattr(
+        evaluation,
+        "Principal",
+        lambda model, cells, seed: seen.append(cells.matrix.shape[0]) or original(model, cells, seed),
+    )
     found = evaluate(fitted, new)
-    assert found.n_scored == found.n_obs == new.n_obs
-    few = grouped[~grouped.obs_names.isin(fitted.valid_obs_[:15])].copy()  # 15 of the 30 are left
-    assert evaluate(fitted, few).n_scored == few.n_obs
-    only = grouped[grouped.obs_names.isin(fitted.valid_obs_)].copy()  # none is left for the baselines
-    assert evaluate(fitted, only).n_scored == 30
+    assert (found.scored, found.n_scored) == ("new", 75)
+    assert seen == [75]
+    assert found.table["heldout_nll"].notna().all()
+
+
+@pytest.mark.filterwarnings("ignore:Observation names are not unique")
+def test_cells_held_out_are_known_where_names_repeat(grouped: anndata.AnnData, found: evaluation.Evaluation) -> None:
+    counts = grouped.copy()
+    counts.obs_names = [f"c{i % 75}" for i in range(150)]  # of two samples with the same barcodes
+    model = ac.CountAutoencoder(n_latent=4, n_hidden=(32,)).fit(counts, max_epochs=60, valid_fraction=0.2, **QUICK)
+    same = evaluate(model, counts, labels="group")
+    pd.testing.assert_frame_equal(same.table, found.table)
+    assert same.n_scored == 30
+    # in other data nobody can tell which of two was held out
+    part = evaluate(model, counts[:100].copy())
+    assert (part.scored, part.n_scored) == ("seen", 100)
+    alone = evaluate(model, counts[:75].copy())  # unique here, but not where they were fitted
+    assert model.valid_obs_.is_unique or alone.scored == "seen"
+
+
+def test_cells_of_the_same_names_are_not_taken_for_those_of_the_fit(
+    grouped: anndata.AnnData, fitted: Autoencoder, tmp_path: Path
+) -> None:
+    other = grouped.copy()
+    other.X = csr_matrix(np.random.default_rng(5).poisson(grouped.layers["true_mean"]).astype(np.float32))
+    assert evaluate(fitted, other).scored == "seen"
+    fitted.save(tmp_path / "it.ac")
+    assert evaluate(ac.load(tmp_path / "it.ac"), other).scored == "seen"
+    assert evaluate(ac.load(tmp_path / "it.ac"), grouped).scored == "held-out"
+
+
+def test_zero_inflation_is_part_of_what_is_observed(grouped: anndata.AnnData) -> None:
+    lost = grouped.copy()
+    keep = np.random.default_rng(0).random(lost.shape) < np.linspace(0.2, 1, lost.n_vars)  # more of some genes
+    lost.X = csr_matrix(lost.X.multiply(keep).astype(np.float32))
+    for model in (
+        ac.CountAutoencoder(n_latent=4, n_hidden=(32,), likelihood="zinb"),
+        ac.DCA(ae_type="zinb-conddisp", n_hidden=(32,), n_latent=4),
+        ac.VariationalAutoencoder(n_latent=4, n_hidden=(32,), likelihood="zinb"),
+    ):
+        model.fit(lost, max_epochs=30, **QUICK)
+        network: Any = model.network_
+        sizes = torch.from_numpy(library_sizes(lost.X) / model.library_size_).float()
+        batch = Batch(Stored.of(lost.X).take(np.arange(lost.n_obs)), sizes, torch.arange(lost.n_obs))
+        with torch.no_grad():
+            if model.name == "variational":
+                parameters = network.decode(network.encode(batch), None)
+            else:
+                parameters = network.parameters_of(batch)
+            pi = torch.sigmoid(parameters.pi_logits.double())
+            mean = parameters.log_mean.double().exp()
+        expected = np.concatenate(list(Trained(model).expected(Cells(lost.X))))
+        np.testing.assert_allclose(expected, (1 - pi) * mean, rtol=1e-4)
+        np.testing.assert_allclose(model.denoise(lost, scale="normalized"), mean, rtol=1e-4)
+        assert pi.max() > 0.1
+
+
+def test_one_factor_a_gene_takes_a_bias_away(grouped: anndata.AnnData, fitted: Autoencoder) -> None:
+    class Biased(Trained):
+        def expected(self, cells: Cells) -> Any:
+            for block in super().expected(cells):
+                yield block * np.linspace(0.5, 2, block.shape[1])
+
+    held = grouped.obs_names.isin(fitted.valid_obs_)
+    others = Cells(grouped.X[~held])
+    floor, parts = GeneMean(fitted, Cells(grouped.X)).mean, (*thin(Cells(grouped.X[held]), 0), others)
+    fair, biased = (heldout_nll(method, *parts, floor) for method in (Trained(fitted), Biased(fitted)))
+    assert biased == pytest.approx(fair, rel=1e-3)
+    np.testing.assert_allclose(gene_factors(GeneMean(fitted, others), others), 1, rtol=1e-6)
 
 
 def test_a_gene_that_only_scored_cells_have_is_no_infinity(counts: anndata.AnnData, fitted: Autoencoder) -> None:
@@ -194,7 +298,9 @@ def test_a_gene_that_only_scored_cells_have_is_no_infinity(counts: anndata.AnnDa
     matrix[~held, 3] = 0
     matrix[held, 3] = 50
     counts.X = csr_matrix(matrix)
-    assert np.isfinite(evaluate(fitted, counts).table["heldout_nll"]).all()
+    counts_changed = copy.copy(fitted)
+    counts_changed.valid_sizes_ = np.asarray(matrix[held].sum(1))
+    assert np.isfinite(evaluate(counts_changed, counts).table["heldout_nll"]).all()
 
 
 def test_a_scale_of_its_own_does_not_help_a_method(grouped: anndata.AnnData, fitted: Autoencoder) -> None:
@@ -203,9 +309,10 @@ def test_a_scale_of_its_own_does_not_help_a_method(grouped: anndata.AnnData, fit
             for block in super().expected(cells):
                 yield block / 2
 
-    floor, parts = GeneMean(fitted, Cells(grouped.X)).mean, thin(Cells(grouped.X), 0)
+    cells = Cells(grouped.X)
+    floor, parts = GeneMean(fitted, cells).mean, (*thin(cells, 0), cells)
     whole, half = (heldout_nll(method, *parts, floor) for method in (Trained(fitted), Half(fitted)))
-    assert half == pytest.approx(whole, rel=1e-3)  # not equal: of half the mean the floor is twice the share
+    assert half == pytest.approx(whole, rel=1e-6)
 
 
 def test_thinning_is_binomial_and_sums_back(grouped: anndata.AnnData) -> None:
@@ -322,7 +429,9 @@ def test_genes_that_do_not_match(grouped: anndata.AnnData, fitted: Autoencoder) 
     with pytest.raises(InputError) as error:
         evaluate(fitted, narrow)
     assert error.value.code == "missing-genes"
-    assert evaluate(fitted, narrow, allow_missing=0.1).table["heldout_nll"].notna().all()
+    found = evaluate(fitted, narrow, allow_missing=0.1)
+    assert found.table["heldout_nll"].notna().all()
+    assert found.scored == "held-out"
 
 
 def test_at_most_so_many_cells(grouped: anndata.AnnData, fitted: Autoencoder) -> None:
@@ -333,7 +442,7 @@ def test_at_most_so_many_cells(grouped: anndata.AnnData, fitted: Autoencoder) ->
 
 def test_plain_values_for_a_file(found: evaluation.Evaluation) -> None:
     values = found.to_dict()
-    assert set(values) == {"schema", "n_obs", "n_scored", "labels", "methods"}
+    assert set(values) == {"schema", "n_obs", "n_scored", "scored", "labels", "methods"}
     assert list(values["methods"]) == METHODS
     assert all(list(row) == COLUMNS for row in values["methods"].values())
     assert values["methods"]["gene_mean"]["silhouette"] is None
@@ -362,8 +471,9 @@ def test_models_of_expression(counts: anndata.AnnData, model: str, settings: dic
 
 
 def test_a_linear_autoencoder_scores_as_pca_does(grouped: anndata.AnnData) -> None:
-    model = ac.UndercompleteAutoencoder(n_latent=4, n_hidden=(), norm="none")
-    model.fit(grouped, max_epochs=100, valid_fraction=0, **QUICK | {"learning_rate": 0.01})
+    model = ac.UndercompleteAutoencoder(n_latent=2, n_hidden=(), norm="none")  # as many as three groups span
+    to_the_end: dict[str, Any] = {"early_stopping": False, "keep_best": False, "reduce_lr_patience": 5}
+    model.fit(grouped, max_epochs=200, valid_fraction=0.2, **QUICK | to_the_end | {"learning_rate": 0.01})
     table = evaluate(model, grouped, labels="group").table
     assert table.loc["model", "reconstruction_mse"] == pytest.approx(table.loc["pca", "reconstruction_mse"], rel=0.01)
     assert table.loc["model", "heldout_nll"] == pytest.approx(table.loc["pca", "heldout_nll"], rel=0.01)
@@ -387,7 +497,7 @@ def test_blocks_give_what_the_whole_gives(
 
     def scores() -> list[float]:
         return [reconstruction_mse(m, cells, fitted) for m in methods] + [
-            heldout_nll(m, *thin(cells, 0), mean.mean) for m in methods
+            heldout_nll(m, *thin(cells, 0), cells, mean.mean) for m in methods
         ]
 
     whole = scores()

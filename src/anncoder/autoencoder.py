@@ -55,6 +55,8 @@ class Autoencoder:
         Median library size of the fitted cells: the scale of ``denoise(scale="normalized")``.
     valid_obs_
         Names of the cells that were held out for validation.
+    valid_sizes_
+        Their total counts, by which they are told from other cells of the same name.
     batches_
         Names of the experimental batches of ``batch_key``, in the order of their codes; empty without one.
     best_epoch_
@@ -172,6 +174,7 @@ class Autoencoder:
         split = split_cells(source.n_obs, source.column, training)
         self.layer_, self.training_ = layer, training
         self.var_names_, self.valid_obs_ = source.var_names, source.names(split.valid)
+        self.valid_sizes_ = np.asarray(source.sizes[split.valid])
         with processes() as share, threads_set(training.threads), memory_errors("fit"):
             on, noise = choose_device(training.device), Noise(training.seed)
             run = run_of(self.name, self.config, training, source, split)
@@ -270,6 +273,7 @@ class Autoencoder:
             stopped=self.stopped_,
             history=self.history_.to_dict(orient="list"),
             valid_obs=list(self.valid_obs_),
+            valid_sizes=self.valid_sizes_.tolist(),
         )
         checkpoint.write_model(folder, record, list(self.var_names_), weights)
 

@@ -13,6 +13,7 @@ from scipy.sparse import csr_matrix
 
 from anncoder.autoencoder import Array, Autoencoder
 from anncoder.data.summary import library_sizes
+from anncoder.inference import observed
 
 BLOCK = 1024  # cells that are dense at a time
 
@@ -39,6 +40,10 @@ class Method(Protocol):
         """Yield expected expression at the median library size, block of cells by block."""
         ...
 
+    def reconstructed(self, cells: Cells) -> Iterator[Array]:
+        """Yield what the method says of :func:`input_of` the cells, block by block."""
+        ...
+
 
 class Trained:
     """A fitted model, through its public verbs."""
@@ -51,9 +56,14 @@ class Trained:
         return self.model.embed(self._adata(cells), layer="X")
 
     def expected(self, cells: Cells) -> Iterator[Array]:
-        """Yield the model's denoised expression, block of cells by block."""
+        """Yield what the model expects to be observed, zero inflation included, block of cells by block."""
         for rows in blocks(cells.matrix.shape[0]):
-            yield self.model.denoise(self._adata(cells.take(rows)), layer="X", scale="normalized")
+            yield observed(self.model, self._adata(cells.take(rows)))
+
+    def reconstructed(self, cells: Cells) -> Iterator[Array]:
+        """Yield the logarithm of that, or the expected expression as it is."""
+        for block in self.expected(cells):
+            yield np.log1p(block) if self.model.reads_counts else block
 
     def _adata(self, cells: Cells) -> anndata.AnnData:
         names = pd.Index(np.arange(cells.matrix.shape[0]).astype(str))
@@ -80,7 +90,7 @@ class Principal:
         from sklearn.decomposition import PCA
 
         self.model = model
-        self.pca = PCA(model.config.n_latent, svd_solver="arpack", random_state=seed).fit(
+        self.pca = PCA(model.config.width, svd_solver="arpack", random_state=seed).fit(
             input_of(self.model, cells.matrix)
         )
 
@@ -91,13 +101,18 @@ class Principal:
 
     def expected(self, cells: Cells) -> Iterator[Array]:
         """Yield what the first components say, back on the normalised scale, block of cells by block."""
+        for block in self.reconstructed(cells):
+            yield np.expm1(block) if self.model.reads_counts else block
+
+    def reconstructed(self, cells: Cells) -> Iterator[Array]:
+        """Yield what the first components say; no logarithm of counts is below zero."""
         for rows in blocks(cells.matrix.shape[0]):
             x = self.pca.inverse_transform(self.pca.transform(input_of(self.model, cells.matrix[rows])))
-            yield np.expm1(x).clip(min=0) if self.model.reads_counts else x
+            yield x.clip(min=0) if self.model.reads_counts else x
 
 
 class GeneMean:
-    """Every cell is the average cell.
+    """Every cell is the average cell: the share of each gene among all molecules, and the mean of its logarithms.
 
     Parameters
     ----------
@@ -109,8 +124,10 @@ class GeneMean:
 
     def __init__(self, model: Autoencoder, cells: Cells) -> None:
         matrix = cells.matrix
-        normalized = _normalized(matrix, model.library_size_) if model.reads_counts else matrix
-        self.mean = np.asarray(normalized.mean(axis=0)).ravel()
+        total = matrix.sum(axis=0, dtype=np.float64)
+        of_all = total / total.sum() * model.library_size_ if model.reads_counts else total / matrix.shape[0]
+        self.mean = np.asarray(of_all).ravel()  # (g,) expected expression at the median library size
+        self.mean_input = np.asarray(input_of(model, matrix).mean(axis=0)).ravel()
 
     def latent(self, cells: Cells) -> Array | None:
         """Return None: the average cell has no coordinates."""
@@ -118,8 +135,15 @@ class GeneMean:
 
     def expected(self, cells: Cells) -> Iterator[Array]:
         """Yield the mean of each gene, block of cells by block."""
+        return self._repeated(self.mean, cells)
+
+    def reconstructed(self, cells: Cells) -> Iterator[Array]:
+        """Yield the mean of each gene's logarithms, or of its values."""
+        return self._repeated(self.mean_input, cells)
+
+    def _repeated(self, row: Array, cells: Cells) -> Iterator[Array]:
         for rows in blocks(cells.matrix.shape[0]):
-            yield np.broadcast_to(self.mean, (rows.stop - rows.start, len(self.mean)))
+            yield np.broadcast_to(row, (rows.stop - rows.start, len(row)))
 
 
 def blocks(n: int) -> Iterator[slice]:

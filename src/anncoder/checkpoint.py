@@ -45,6 +45,7 @@ class ModelRecord(Settings):
     stopped: Literal["early", "max_epochs", "interrupted", "diverged"]
     history: dict[str, list[int | Annotated[float, Field(allow_inf_nan=True)]]]
     valid_obs: list[str]
+    valid_sizes: Annotated[list[float], Field(default_factory=list)]
 
     def model_post_init(self, context: Any, /) -> None:
         """Refuse a history whose columns are not equally long, or do not reach the best epoch."""

@@ -5,43 +5,58 @@ Three yardsticks:
 - **Held-out molecules** (count data): a tenth of each cell's molecules is set aside by binomial thinning, the rest is
   embedded and denoised, and the expected counts are scored on the molecules set aside by their Poisson negative
   log-likelihood. It compares models whatever their own likelihood is (Batson, Royer, Webber 2019, doi 10.1101/786269).
-  Every expectation is first scaled to the cell's number of molecules: a model of logarithms expects too few of them
-  (the exponential of a mean logarithm is below the mean), and that alone should not decide.
+  Expectations are of what is observed, zero inflation included. A model of logarithms expects too few molecules (the
+  exponential of a mean logarithm is below the mean), of some genes more than of others, and that alone should not
+  decide: so every method's expectations are multiplied by one factor a gene, which makes them right on the cells that
+  PCA was fitted to, and scaled to the cell's number of molecules.
 - **Reconstruction**: mean squared error of log-normalised expression (of the values themselves, for models of
-  expression). It is what PCA minimises, and rewards copying noise: read it as a check, not as a race.
+  expression). It is what PCA minimises, and rewards copying noise: read it as a check, not as a race. The gene means
+  are means of logarithms here; a count model says the logarithm of a mean, which is above them.
 - **Clusters**: Leiden (the best of eleven resolutions, for all rows alike) and k-means against labels, and the
   silhouette of the labels (of the Leiden clusters, where there are no labels).
 
-The first two are of cells that none of the three has seen: those that were held out for validation when the model was
-fitted; PCA and the gene means are fitted to the others. Where the data have fewer than twenty of them, all cells are
-scored, PCA and the gene means have seen them, and ``n_scored`` is ``n_obs``. Clusters are of all cells.
+Which cells the first two are of stands in ``scored``:
+
+- ``"held-out"``: those that were held out for validation when the model was fitted; PCA and the gene means are fitted
+  to the others. No method was fitted to them; the model chose the epoch to stop at by them, which PCA did not.
+- ``"new"``: a random half of data that the fit had nothing of; PCA and the gene means are fitted to the other half (and
+  so to cells more like these than the model's may be).
+- ``"seen"``: all cells, where fewer than twenty were held out, or cannot be told from the others. All methods have seen
+  them, and ``heldout_nll`` is not given: it would reward memory.
+
+Clusters are of all cells.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import anndata
 import numpy as np
 import pandas as pd
-from scipy.sparse import csr_matrix
-from scipy.special import gammaln
 
 from anncoder.autoencoder import Array, Autoencoder
 from anncoder.baselines import Cells, GeneMean, Method, Principal, Trained, input_of
 from anncoder.data.adata import obs_column
 from anncoder.data.summary import library_sizes
 from anncoder.errors import InputError
-from anncoder.sampling import some_cells
+from anncoder.heldout import heldout_nll, thin
+from anncoder.refusals import refuse_unfitted
+from anncoder.sampling import Sample, some_cells
 from anncoder.sources import Data
 
 RESOLUTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.2, 1.5, 2.0)
-HELD_OUT = 0.1  # share of molecules set aside
-FLOOR = 0.01  # share of the gene mean mixed into every expectation: none may be zero where a molecule is found
 LARGEST_SILHOUETTE = 5000  # cells: it looks at every pair
 FEWEST = 20  # cells that tell anything
 SCHEMA = 1
+
+Scored = Literal["held-out", "new", "seen"]
+WHICH: dict[Scored, str] = {
+    "held-out": "those that the fit held out",
+    "new": "half of the new ones; PCA and gene means are of the other half",
+    "seen": "fitted to them, so no heldout_nll (it takes twenty cells held out, with names of their own)",
+}
 
 
 @dataclass(frozen=True)
@@ -52,13 +67,14 @@ class Evaluation:
     ----------
     table
         A row for the model, one for PCA of the same width, one for the gene means. ``heldout_nll``: nats a cell, lower
-        is better. ``reconstruction_mse``: lower is better. ``leiden_ari``, ``leiden_nmi``, ``kmeans_ari``,
+        is better; NaN without cells that were held out.
+        ``reconstruction_mse``: lower is better. ``leiden_ari``, ``leiden_nmi``, ``kmeans_ari``,
         ``kmeans_nmi``, ``silhouette``: higher is better; NaN where they have no meaning.
     n_obs
         Cells that were looked at.
-    n_scored
-        Cells that ``heldout_nll`` and ``reconstruction_mse`` are of: the validation cells of the fit that are among
-        the data, or all cells, where those are fewer than twenty.
+    n_scored, scored
+        Cells that ``heldout_nll`` and ``reconstruction_mse`` are of: how many, and which: ``"held-out"``, ``"new"`` or
+        ``"seen"``; see the top of :mod:`anncoder.evaluation`.
     labels
         The obs column, or None.
     """
@@ -66,10 +82,12 @@ class Evaluation:
     table: pd.DataFrame
     n_obs: int
     n_scored: int
+    scored: Scored
     labels: str | None
 
     def __str__(self) -> str:
-        return str(self.table.to_string(float_format=lambda v: f"{v:.4g}", na_rep="-"))
+        table = str(self.table.to_string(float_format=lambda v: f"{v:.4g}", na_rep="-"))
+        return f"{table}\n{self.n_scored:,} of {self.n_obs:,} cells scored: {WHICH[self.scored]}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values with stable names, as ``metrics.json`` has them."""
@@ -77,8 +95,8 @@ class Evaluation:
             str(name): {k: (None if pd.isna(v) else float(v)) for k, v in row.items()}
             for name, row in self.table.to_dict(orient="index").items()
         }
-        head = {"schema": SCHEMA, "n_obs": self.n_obs, "n_scored": self.n_scored, "labels": self.labels}
-        return head | {"methods": rows}
+        head = {"schema": SCHEMA, "n_obs": self.n_obs, "n_scored": self.n_scored, "scored": self.scored}
+        return head | {"labels": self.labels, "methods": rows}
 
 
 def evaluate(
@@ -124,60 +142,37 @@ def evaluate(
     ConfigError
         There is no such obs column.
     """
+    refuse_unfitted(model.network_)
     key = model.training_.batch_key if model.config.encodes_batches else None
     columns = [column for column in (labels, key) if column is not None]
-    adata = some_cells(model, data, layer, columns, max_cells=max_cells, seed=seed)
+    sample = some_cells(model, data, layer, columns, max_cells=max_cells, seed=seed, allow_missing=allow_missing)
+    adata, width = sample.adata, model.config.width
     in_memory = isinstance(data, anndata.AnnData) and (data.is_view or not data.isbacked)
     matrix = model.aligned_matrix(adata, layer if in_memory else "X", allow_missing)
-    if min(matrix.shape) <= model.config.n_latent or matrix.shape[0] < FEWEST:
+    if min(matrix.shape) <= width or matrix.shape[0] < FEWEST:
         raise InputError(
-            f"{matrix.shape[0]} cells x {matrix.shape[1]} genes are too few for {model.config.n_latent} components",
+            f"{matrix.shape[0]} cells x {matrix.shape[1]} genes are too few for {width} components",
             code="too-few-cells",
             where="evaluate",
             remedy="evaluate more cells",
         )
     cells = Cells(matrix, _batches_of(model, adata))
     truth = None if labels is None else adata.obs[labels].to_numpy(dtype=object, na_value=np.nan)
-    scored, others = _held_out(adata, model, cells)
+    scored, others, which = _apart(model, sample, cells, seed)
     methods: dict[str, Method] = {
         "model": Trained(model),
         "pca": Principal(model, others, seed),
         "gene_mean": GeneMean(model, others),
     }
-    parts, floor = thin(scored, seed) if model.reads_counts else None, GeneMean(model, cells).mean
-    rows = {}
+    parts = thin(scored, seed) if model.reads_counts and which != "seen" else None
+    floor, rows = GeneMean(model, cells).mean, {}
     for name, method in methods.items():
         decodes = name != "model" or model.config.decodes
-        nll = heldout_nll(method, *parts, floor) if decodes and parts is not None else np.nan
+        nll = heldout_nll(method, *parts, others, floor) if decodes and parts is not None else np.nan
         error = reconstruction_mse(method, scored, model) if decodes else np.nan
         scores = {"heldout_nll": nll, "reconstruction_mse": error}
         rows[name] = scores | cluster_scores(method.latent(cells), truth, seed)
-    return Evaluation(pd.DataFrame(rows).T, matrix.shape[0], scored.matrix.shape[0], labels)
-
-
-def heldout_nll(method: Method, kept: Cells, aside: csr_matrix, floor: Any) -> float:
-    """Return the Poisson negative log-likelihood of molecules set aside, in nats a cell.
-
-    Parameters
-    ----------
-    method
-        What gives the expected expression.
-    kept, aside
-        Counts of n cells, as :func:`thin` splits them; the method reads the first and is scored on the second, (n, g).
-    floor
-        (g,) expression of which every expectation has a hundredth mixed in, above zero wherever a molecule is found.
-    """
-    expected_aside = library_sizes(kept.matrix) * HELD_OUT / (1 - HELD_OUT)
-    total, start = 0.0, 0
-    for block in method.expected(kept):
-        stop = start + len(block)
-        share = (1 - FLOOR) * block + FLOOR * floor
-        rate = share * (expected_aside[start:stop] / share.sum(axis=1, dtype=np.float64))[:, None]
-        found = aside[start:stop].tocoo()
-        logs = found.data * np.log(rate[found.row, found.col]) - gammaln(found.data + 1)
-        total += float(rate.sum(dtype=np.float64) - logs.sum(dtype=np.float64))
-        start = stop
-    return total / float(kept.matrix.shape[0])
+    return Evaluation(pd.DataFrame(rows).T, matrix.shape[0], scored.matrix.shape[0], which, labels)
 
 
 def heldout_score(model: Autoencoder, data: anndata.AnnData, *, layer: str | None = None, seed: int = 0) -> float:
@@ -189,53 +184,21 @@ def heldout_score(model: Autoencoder, data: anndata.AnnData, *, layer: str | Non
         As in :func:`evaluate`.
     """
     matrix = model.aligned_matrix(data, layer)
+    sample = some_cells(model, data, layer, [], max_cells=data.n_obs, seed=seed)
     cells = Cells(matrix, _batches_of(model, data))
-    scored, _ = _held_out(data, model, cells)
-    return heldout_nll(Trained(model), *thin(scored, seed), GeneMean(model, cells).mean)
+    scored, others = cells.take(sample.held_out >= 0), cells.take(sample.held_out < 0)
+    return heldout_nll(Trained(model), *thin(scored, seed), others, GeneMean(model, cells).mean)
 
 
 def reconstruction_mse(method: Method, cells: Cells, model: Autoencoder) -> float:
     """Return the mean squared error of log-normalised expression, or of expression as it is."""
     x = input_of(model, cells.matrix)
     total, start = 0.0, 0
-    for block in method.expected(cells):
+    for block in method.reconstructed(cells):
         stop = start + len(block)
-        expected = np.log1p(block) if model.reads_counts else block
-        total += float(np.square(expected - x[start:stop].toarray(), dtype=np.float64).sum())
+        total += float(np.square(block - x[start:stop].toarray(), dtype=np.float64).sum())
         start = stop
     return total / float(x.shape[0] * x.shape[1])
-
-
-def thin(cells: Cells, seed: int) -> tuple[Cells, csr_matrix]:
-    """Split counts at random into molecules kept and molecules set aside, a tenth; cells left with none are dropped.
-
-    Parameters
-    ----------
-    cells
-        Those whose counts are split; left as they are.
-    seed
-        Start of the thinning.
-
-    Returns
-    -------
-    kept, aside
-        The same cells with the rest of their counts, and the counts set aside, (n, g): together they are the counts.
-
-    References
-    ----------
-    Batson, Royer, Webber 2019, doi 10.1101/786269.
-    """
-    generator, matrix = np.random.default_rng([seed, 2]), cells.matrix
-    aside = generator.binomial(matrix.data.astype(np.int64), HELD_OUT).astype(np.float32)
-    parts = [
-        # copies: zeros are removed in place, and the indices may be those of the user's own matrix
-        csr_matrix((values, matrix.indices, matrix.indptr), shape=matrix.shape, copy=True)
-        for values in (matrix.data - aside, aside)
-    ]
-    alive = library_sizes(parts[0]) > 0
-    for part in parts:
-        part.eliminate_zeros()
-    return cells._replace(matrix=parts[0]).take(alive), parts[1][alive]
 
 
 def cluster_scores(latent: Array | None, truth: Any, seed: int) -> dict[str, float]:
@@ -300,11 +263,25 @@ def _batches_of(model: Autoencoder, adata: anndata.AnnData) -> Any:
     return None if key is None else obs_column(adata, key, what="batch_key").to_numpy()
 
 
-def _held_out(adata: anndata.AnnData, model: Autoencoder, cells: Cells) -> tuple[Cells, Cells]:
-    # the cells to score, and those to fit the baselines to
-    unseen = adata.obs_names.astype(str).isin(model.valid_obs_)
-    enough = unseen.sum() >= FEWEST and (~unseen).sum() > max(FEWEST, model.config.n_latent)
-    return (cells.take(unseen), cells.take(~unseen)) if enough else (cells, cells)
+def _apart(model: Autoencoder, sample: Sample, cells: Cells, seed: int) -> tuple[Cells, Cells, Scored]:
+    # the cells to score, those to fit the baselines to, and which they are
+    which: Scored = "new" if sample.new else "held-out"
+    apart = sample.held_out >= 0
+    if sample.new:
+        apart = np.random.default_rng([seed, 6]).permutation(len(apart)) < len(apart) // 2
+    elif not _are_those(model, sample, cells):
+        apart[:] = False
+    enough = apart.sum() >= FEWEST and (~apart).sum() > max(FEWEST, model.config.width)
+    return (cells.take(apart), cells.take(~apart), which) if enough else (cells, cells, "seen")
+
+
+def _are_those(model: Autoencoder, sample: Sample, cells: Cells) -> bool:
+    # cells of other data may have the same names: they have other totals
+    known = sample.held_out >= 0
+    if not (model.reads_counts and len(model.valid_sizes_) and model.var_names_.isin(sample.adata.var_names).all()):
+        return True
+    sizes = model.valid_sizes_[sample.held_out[known]]
+    return bool(np.allclose(library_sizes(cells.matrix)[known], sizes, rtol=1e-3))
 
 
 def _agreement(labels: Any, clusters: Any) -> tuple[float, float]:

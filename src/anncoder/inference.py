@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+import anndata
 import numpy as np
 import torch
 from torch import Tensor
@@ -34,6 +35,16 @@ def expecting(model: Autoencoder, scale: str, genes: list[str] | None) -> Callab
         return mean * batch.size_factor.unsqueeze(1) if scale == "counts" else mean
 
     return expected
+
+
+def observed(model: Autoencoder, adata: anndata.AnnData) -> Array:
+    """Return what is expected to be counted in each cell, at the median library size, (n_obs, n_vars) float32.
+
+    That is :meth:`Autoencoder.denoise` but for zero inflation, which takes its share of each expectation here.
+    """
+    network = model._network()
+    source = model._source(adata, "X", 0.0)
+    return np.concatenate(list(blocks(model, source, getattr(network, "observed", network.denoise))))
 
 
 def blocks(model: Autoencoder, source: Source, compute: Callable[[Batch], Tensor]) -> Iterator[Array]:

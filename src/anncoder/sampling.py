@@ -1,8 +1,9 @@
-"""Some cells of data of any size, in memory."""
+"""Some cells of data of any size, in memory, and which of them a model was not fitted on."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import anndata
 import numpy as np
@@ -11,15 +12,33 @@ from scipy.sparse import vstack
 
 from anncoder.autoencoder import Autoencoder
 from anncoder.config import unknown_key
+from anncoder.data.adata import obs_column
 from anncoder.data.shards import Shards, open_files
+from anncoder.errors import ConfigError, InputError
+from anncoder.preparation import split_cells
 from anncoder.sources import Data, DiskSource, Genes, Reader, Source
 
 READ = 8192  # cells at a time
 
 
+class Sample(NamedTuple):
+    """Some cells of data, as seen from a model."""
+
+    adata: anndata.AnnData
+    held_out: Any  # (n,) int64, position of each cell among those that the fit held out, ``valid_obs_``; -1: not one
+    new: bool  # whether the fit held out cells, and none of these is one of them: then it had none of these data
+
+
 def some_cells(
-    model: Autoencoder, data: Data, layer: str | None, columns: list[str], *, max_cells: int, seed: int
-) -> anndata.AnnData:
+    model: Autoencoder,
+    data: Data,
+    layer: str | None,
+    columns: list[str],
+    *,
+    max_cells: int,
+    seed: int,
+    allow_missing: float = 0.0,
+) -> Sample:
     """Return cells taken at random, in their order; all where there are no more than that.
 
     Parameters
@@ -34,6 +53,8 @@ def some_cells(
         What else is needed, of obs.
     max_cells, seed
         How many, and the start of the random stream.
+    allow_missing
+        Share of the model's genes that a reader may lack.
 
     Raises
     ------
@@ -45,19 +66,66 @@ def some_cells(
         There is no such layer.
     """
     if isinstance(data, Reader):
-        source = data.opened(Genes(model.var_names_), counts=model.reads_counts, to_fit=False)
-        return _some(source, columns, max_cells, seed)
+        genes = Genes(model.var_names_, allow_missing)
+        return _some(model, data.opened(genes, counts=model.reads_counts, to_fit=False), columns, max_cells, seed)
     shards = open_files(data, model.layer_ if layer is None else layer, layer_is_of_fit=layer is None)
     if shards is not None:
-        return _some(DiskSource(Shards(shards), counts=False), columns, max_cells, seed)
+        return _some(model, DiskSource(Shards(shards), counts=False), columns, max_cells, seed)
     assert isinstance(data, anndata.AnnData)
     for key in columns:
         if key not in data.obs:
             raise unknown_key(key, [str(c) for c in data.obs.columns], where="labels (a column of obs)")
-    return data if data.n_obs <= max_cells else data[_rows(data.n_obs, max_cells, seed)].copy()
+    chosen = np.ones(data.n_obs, dtype=bool)
+    held_out, new = told_apart(model, data.n_obs, chosen, *_of_cells(data))
+    if data.n_obs <= max_cells:
+        return Sample(data, held_out, new)
+    rows = _rows(data.n_obs, max_cells, seed)
+    return Sample(data[rows].copy(), held_out[rows], new)
 
 
-def _some(source: Source, columns: list[str], max_cells: int, seed: int) -> anndata.AnnData:
+def told_apart(
+    model: Autoencoder, n_obs: int, rows: Any, names: Callable[[Any], pd.Index], column: Callable[..., Any]
+) -> tuple[Any, bool]:
+    """Return the position of cells among those that the fit held out, or -1, and whether the fit had none of the data.
+
+    The split of the fit is drawn again: in the same cells in the same order it holds out cells of the same names. In
+    other data cells are known by their names, and where those repeat none is known.
+
+    Parameters
+    ----------
+    model
+        A fitted model.
+    n_obs
+        Number of cells in the data.
+    rows
+        The cells that are asked about: a mask, or (n,) positions.
+    names, column
+        Give the names of cells by mask or positions, and a column of obs by its name.
+    """
+    try:
+        again = split_cells(n_obs, column, model.training_).valid
+    except (ConfigError, InputError):  # other data, which cannot be split as those of the fit
+        again = np.empty(0, dtype=np.int64)
+    if len(again) == len(model.valid_obs_) and (names(again) == model.valid_obs_).all():
+        positions = np.full(n_obs, -1)
+        positions[again] = np.arange(len(again))
+        return positions[rows], False
+    of_rows = names(rows)
+    if not of_rows.isin(model.valid_obs_).any():
+        return np.full(len(of_rows), -1), len(model.valid_obs_) > 0
+    if not (of_rows.is_unique and model.valid_obs_.is_unique):
+        return np.full(len(of_rows), -1), False
+    return model.valid_obs_.get_indexer(of_rows), False
+
+
+def _of_cells(data: anndata.AnnData) -> tuple[Callable[[Any], pd.Index], Callable[..., Any]]:
+    def column(key: str, *, what: str) -> Any:
+        return obs_column(data, key, what=what)
+
+    return lambda rows: pd.Index(data.obs_names[rows].astype(str), dtype=object), column
+
+
+def _some(model: Autoencoder, source: Source, columns: list[str], max_cells: int, seed: int) -> Sample:
     of_cells: dict[str, Any] = {key: source.column(key, what="labels") for key in columns}
     chosen = np.ones(source.n_obs, dtype=bool)
     if source.n_obs > max_cells:
@@ -69,7 +137,8 @@ def _some(source: Source, columns: list[str], max_cells: int, seed: int) -> annd
     matrix = vstack([matrix for matrix, _ in blocks], format="csr")[order]
     rows = rows[order]
     obs = pd.DataFrame({key: values[rows] for key, values in of_cells.items()}, index=source.names(rows))
-    return anndata.AnnData(matrix, obs=obs, var=pd.DataFrame(index=pd.Index(source.var_names, dtype=object)))
+    adata = anndata.AnnData(matrix, obs=obs, var=pd.DataFrame(index=pd.Index(source.var_names, dtype=object)))
+    return Sample(adata, *told_apart(model, source.n_obs, rows, source.names, source.column))
 
 
 def _rows(n_obs: int, max_cells: int, seed: int) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -93,4 +94,5 @@ def _restore(stored: checkpoint.Stored, folder: Path) -> Autoencoder:
     model.best_epoch_, model.stopped_ = config.best_epoch, config.stopped
     model.history_ = pd.DataFrame(config.history)
     model.valid_obs_ = pd.Index(config.valid_obs, dtype=object)
+    model.valid_sizes_ = np.array(config.valid_sizes)
     return model

@@ -4,7 +4,8 @@ A network is built from ``(config, shape, noise)`` and offers
 
 - ``forward(batch) -> Loss``: the objective, and the only place where it is put together;
 - ``encode(batch) -> (b, k)``: the latent, deterministic in evaluation;
-- ``denoise(batch) -> (b, g)``: expected expression at the median library size;
+- ``denoise(batch) -> (b, g)``: expected expression at the median library size; with zero inflation, before it, and then
+  ``observed(batch) -> (b, g)`` is the same with what it takes away;
 - ``start_from(summary, cells)`` and ``finish(batch)``: set what one pass over the data can set before training (or more
   passes of its own, over the loader ``cells``), and what a sample of the cells can set after it.
 

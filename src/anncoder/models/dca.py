@@ -235,13 +235,18 @@ class DCANetwork(nn.Module):
         return parameters
 
     def denoise(self, batch: Batch) -> Tensor:
-        """Return the expected counts at the median library size, (b, g)."""
+        """Return the expected counts at the median library size and before zero inflation, (b, g)."""
         mean = self.parameters_of(batch).log_mean
         if self.config.parts.likelihood != "gaussian":
             mean = mean.exp()
         elif not self.config.faithful:  # a linear output may be below zero, which no count is
             mean = mean.clamp(min=0)
         return mean if self.config.size_factors else mean / batch.size_factor.unsqueeze(1)
+
+    def observed(self, batch: Batch) -> Tensor:
+        """Return the same less what zero inflation takes away, (b, g)."""
+        expected, pi_logits = self.denoise(batch), self.parameters_of(batch).pi_logits
+        return expected if pi_logits is None else expected * torch.sigmoid(-pi_logits)
 
     def _penalties(self) -> dict[str, Tensor]:
         encoder = {id(p) for p in self.encoder.parameters()}

@@ -206,6 +206,11 @@ class VariationalNetwork(nn.Module):
         """Return the expected expression at the median library size and before zero inflation, (b, g)."""
         return self.decode(self.encode(batch), batch.batch_code).log_mean.exp()
 
+    def observed(self, batch: Batch) -> Tensor:
+        """Return the same less what zero inflation takes away, (b, g)."""
+        decoded = self.decode(self.encode(batch), batch.batch_code)
+        return decoded.log_mean.exp() * (1 if decoded.pi_logits is None else torch.sigmoid(-decoded.pi_logits))
+
     def loadings(self) -> Tensor:
         """Return what one unit of each latent adds to the log expression of each gene, (g, k); linear decoder only."""
         product, follow = self._layer("scale")
