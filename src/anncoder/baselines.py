@@ -53,24 +53,17 @@ class Trained:
 
     def latent(self, cells: Cells) -> Array | None:
         """Return the model's latent, (n, k)."""
-        return self.model.embed(self._adata(cells), layer="X")
+        return self.model.embed(as_adata(self.model, cells), layer="X")
 
     def expected(self, cells: Cells) -> Iterator[Array]:
         """Yield what the model expects to be observed, zero inflation included, block of cells by block."""
         for rows in blocks(cells.matrix.shape[0]):
-            yield observed(self.model, self._adata(cells.take(rows)))
+            yield observed(self.model, as_adata(self.model, cells.take(rows)))
 
     def reconstructed(self, cells: Cells) -> Iterator[Array]:
         """Yield the logarithm of that, or the expected expression as it is."""
         for block in self.expected(cells):
             yield np.log1p(block) if self.model.reads_counts else block
-
-    def _adata(self, cells: Cells) -> anndata.AnnData:
-        names = pd.Index(np.arange(cells.matrix.shape[0]).astype(str))
-        obs = pd.DataFrame(
-            {} if cells.batches is None else {self.model.training_.batch_key: cells.batches}, index=names
-        )
-        return anndata.AnnData(cells.matrix, obs=obs, var=pd.DataFrame(index=self.model.var_names_))
 
 
 class Principal:
@@ -144,6 +137,13 @@ class GeneMean:
     def _repeated(self, row: Array, cells: Cells) -> Iterator[Array]:
         for rows in blocks(cells.matrix.shape[0]):
             yield np.broadcast_to(row, (rows.stop - rows.start, len(row)))
+
+
+def as_adata(model: Autoencoder, cells: Cells) -> anndata.AnnData:
+    """Return cells as a model reads them, with its names of genes and, where it asks for them, their batches."""
+    names = pd.Index(np.arange(cells.matrix.shape[0]).astype(str))
+    obs = pd.DataFrame({} if cells.batches is None else {model.training_.batch_key: cells.batches}, index=names)
+    return anndata.AnnData(cells.matrix, obs=obs, var=pd.DataFrame(index=model.var_names_))
 
 
 def blocks(n: int) -> Iterator[slice]:

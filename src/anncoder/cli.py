@@ -224,6 +224,9 @@ def evaluate(
     layer: Layer = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The .json file to write.")] = Path("metrics.json"),
     allow_missing: AllowMissing = 0.0,
+    guard: Annotated[
+        bool, typer.Option("--guard", help="Fit again to permuted genes, and count the correlations invented.")
+    ] = False,
     seed: Seed = 0,
     debug: Debug = False,
 ) -> None:
@@ -240,6 +243,7 @@ def evaluate(
             layer=layer,
             output=output,
             allow_missing=allow_missing,
+            guard=guard,
             seed=seed,
         )
 

@@ -41,6 +41,7 @@ from anncoder.baselines import Cells, GeneMean, Method, Principal, Trained, inpu
 from anncoder.data.adata import obs_column
 from anncoder.data.summary import library_sizes
 from anncoder.errors import InputError
+from anncoder.guard import invented
 from anncoder.heldout import heldout_nll, thin
 from anncoder.refusals import refuse_unfitted
 from anncoder.sampling import Sample, some_cells
@@ -69,7 +70,8 @@ class Evaluation:
         A row for the model, one for PCA of the same width, one for the gene means. ``heldout_nll``: nats a cell, lower
         is better; NaN without cells that were held out.
         ``reconstruction_mse``: lower is better. ``leiden_ari``, ``leiden_nmi``, ``kmeans_ari``,
-        ``kmeans_nmi``, ``silhouette``: higher is better; NaN where they have no meaning.
+        ``kmeans_nmi``, ``silhouette``: higher is better; NaN where they have no meaning. With ``guard`` also
+        ``invented_correlations``: lower is better.
     n_obs
         Cells that were looked at.
     n_scored, scored
@@ -107,6 +109,7 @@ def evaluate(
     layer: str | None = None,
     allow_missing: float = 0.0,
     max_cells: int = 20_000,
+    guard: bool = False,
     seed: int = 0,
 ) -> Evaluation:
     """Compare a fitted model with PCA of the same width and with the gene means.
@@ -127,6 +130,9 @@ def evaluate(
         Share of the model's genes that may be missing.
     max_cells
         At most so many cells, taken at random.
+    guard
+        Whether to add the column ``invented_correlations``: the share of pairs of genes that the method correlates
+        significantly though they were permuted (:mod:`anncoder.guard`). It takes another fit.
     seed
         Start of every random stream.
 
@@ -172,7 +178,10 @@ def evaluate(
         error = reconstruction_mse(method, scored, model) if decodes else np.nan
         scores = {"heldout_nll": nll, "reconstruction_mse": error}
         rows[name] = scores | cluster_scores(method.latent(cells), truth, seed)
-    return Evaluation(pd.DataFrame(rows).T, matrix.shape[0], scored.matrix.shape[0], which, labels)
+    table = pd.DataFrame(rows).T
+    if guard:
+        table["invented_correlations"] = pd.Series(invented(model, cells, seed))
+    return Evaluation(table, matrix.shape[0], scored.matrix.shape[0], which, labels)
 
 
 def heldout_score(model: Autoencoder, data: anndata.AnnData, *, layer: str | None = None, seed: int = 0) -> float:

@@ -43,12 +43,15 @@ def run_evaluate(
     layer: str | None,
     output: Path,
     allow_missing: float,
+    guard: bool,
     seed: int,
 ) -> None:
     """Print the table and write it to a JSON file."""
     refuse_output(output, suffix=".json")
     fitted = load(model)
-    found = evaluate(fitted, list(data), labels=labels, layer=layer, allow_missing=allow_missing, seed=seed)
+    found = evaluate(
+        fitted, list(data), labels=labels, layer=layer, allow_missing=allow_missing, guard=guard, seed=seed
+    )
     print_evaluation(found)
     write_json(output, found.to_dict())
 
@@ -57,7 +60,8 @@ def print_evaluation(found: Evaluation) -> None:
     """Print a table with its legend."""
     typer.echo(f"{found.n_obs:,} cells" + (f", labels: {found.labels}" if found.labels else ""))
     typer.echo(str(found))
-    typer.echo("lower is better: heldout_nll (nats a cell), reconstruction_mse; higher is better: the others")
+    typer.echo("lower is better: heldout_nll (nats a cell), reconstruction_mse, invented_correlations")
+    typer.echo("higher is better: the others")
 
 
 def run_info(model: Path, *, as_json: bool) -> None:
