@@ -22,8 +22,10 @@ from scipy import sparse as sp
 from anncoder import CountAutoencoder
 from anncoder.data.disk import DiskLoader
 from anncoder.data.memory import MemoryLoader, Stored
+from anncoder.data.order import minibatches
 from anncoder.data.shards import Shards, open_shards
 from anncoder.distributed import Share
+from anncoder.errors import ConfigError
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
@@ -91,6 +93,35 @@ def test_a_process_that_disappears_is_named_and_nothing_hangs(written: Path, tmp
                 os.killpg(run.pid, signal.SIGKILL)
     assert run.returncode != 0
     assert "rank-lost" in errors or "SIGKILL" in errors or "Signal 9" in errors, errors[-3000:]
+
+
+def test_a_process_that_would_have_nothing_to_fit_on_is_refused(tmp_path: Path) -> None:
+    matrix = sp.csr_matrix(np.ones((65, 1), dtype=np.float32))
+    anndata.AnnData(matrix).write_h5ad(tmp_path / "it.h5ad")
+    shards = open_shards(str(tmp_path / "it.h5ad"), None)
+    assert shards is not None
+
+    def on_disk(n: int, size: int, seed: int | None) -> DiskLoader:
+        chosen = np.arange(65) < n
+        return DiskLoader(
+            Shards(shards), np.ones(65, np.float32), chosen, batch_size=8, seed=seed, share=Share(0, size), block=32
+        )
+
+    def in_memory(n: int, size: int, seed: int | None) -> MemoryLoader:
+        rows = np.arange(n)
+        return MemoryLoader(Stored.of(matrix), np.ones(65), rows, batch_size=8, seed=seed, share=Share(0, size))
+
+    # three blocks, the last of one cell
+    for make, n, size in ((on_disk, 65, 3), (on_disk, 64, 3), (in_memory, 5, 3), (in_memory, 2, 3)):
+        with pytest.raises(ConfigError, match=f"of {size} processes, one would have [01] cells"):
+            make(n, size, 0)
+        make(n, size, None)  # none to hold out is no harm
+    assert len(on_disk(64, 2, 0)) == 4
+    assert len(in_memory(6, 3, 0)) == 1
+
+
+def test_no_rows_are_no_minibatches() -> None:
+    assert list(minibatches(np.arange(0), 4)) == []
 
 
 def _children(pid: int) -> list[int]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from anncoder.config import TrainingConfig, given
-from anncoder.distributed import ALONE, Share, average_buffers, summed, unwrapped, wrapped
+from anncoder.distributed import ALONE, Share, average_buffers, names_of_all, summed, unwrapped, wrapped
 from anncoder.errors import DivergenceError
 from anncoder.optimizers import optimizer_of, step
 from anncoder.types import Batch, Loader, Loss
@@ -224,7 +224,7 @@ def fit_epoch(
         progress.step()
     if not bool(state.healthy):
         raise _diverged(network, batch, loss, epoch, number)
-    return state.mean.result(share)
+    return state.mean.result(device, share)
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: Loss, config: TrainingConfig) -> Tensor | bool:
@@ -243,7 +243,7 @@ def mean_loss(network: nn.Module, loader: Loader, device: torch.device, share: S
     mean = RunningMean()
     for batch in loader.epoch(0):
         mean.add(network(batch if device.type == "cpu" else batch.to(device)), len(batch.rows))
-    return mean.result(share)
+    return mean.result(device, share)
 
 
 class RunningMean:
@@ -263,13 +263,13 @@ class RunningMean:
         self.n_cells += n_cells
         self.n_steps += 1
 
-    def result(self, share: Share = ALONE) -> Record:
-        """Return the means, over the cells of all processes."""
-        where = {v.device for v in self.sums.values() if isinstance(v, Tensor)}
-        numbers = (*self.sums.values(), self.n_cells)
-        sums = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=next(iter(where), None)) for v in numbers])
+    def result(self, device: torch.device, share: Share = ALONE) -> Record:
+        """Return the means, over the cells of all processes; this one may have seen none."""
+        names = names_of_all(list(self.sums), share, device)
+        numbers = (*(self.sums.get(name, 0.0) for name in names), self.n_cells)
+        sums = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=device) for v in numbers])
         *totals, n_cells = summed(sums, share).tolist()
-        means = {name: total / n_cells for name, total in zip(self.sums, totals, strict=True)}
+        means = {name: total / n_cells for name, total in zip(names, totals, strict=True)}
         return {"loss": sum(means.values()), **means}
 
 
