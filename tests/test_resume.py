@@ -13,9 +13,11 @@ import pytest
 import torch
 
 from anncoder import CountAutoencoder, DenoisingAutoencoder, UndercompleteAutoencoder, files, resume
+from anncoder.distributed import Share
 from anncoder.errors import ConfigError, FileError, ResourceError
 from anncoder.estimators import ESTIMATORS
 from anncoder.progress import TrainingReport
+from anncoder.types import Noise
 
 Make = Callable[[], Any]
 KilledAfter = Callable[[int], None]
@@ -202,6 +204,27 @@ def test_a_checkpoint_is_written_after_the_first_epoch_and_then_seldom(
     kept.clear()
     CountAutoencoder(n_latent=3, n_hidden=(8,)).fit(counts, checkpoint=tmp_path, **SETTINGS)
     assert 1 <= len(kept) < 42 / 4  # writing takes longer than a minibatch here, and may take 2 % of the time
+
+
+def test_a_process_more_than_before_begins_its_own_noise(
+    counts: anndata.AnnData, unfinished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn, restore = [], resume.Checkpoints.restore
+    cpu = torch.device("cpu")
+
+    def restored(self: resume.Checkpoints, state: Any) -> None:
+        kept = self.kept
+        for rank in range(2):
+            self.kept, self.share, self.noise = kept, Share(rank, 2), Noise(3)
+            self.noise.part_ways(rank)
+            restore(self, state)
+            drawn.append(torch.rand(4, generator=self.noise.on(cpu)).tolist())
+        raise Killed
+
+    monkeypatch.setattr(resume.Checkpoints, "restore", restored)
+    with pytest.raises(Killed):
+        CountAutoencoder(n_latent=3, n_hidden=(8,)).fit(counts, checkpoint=unfinished, **SETTINGS)
+    assert drawn[0] != drawn[1]
 
 
 @pytest.fixture

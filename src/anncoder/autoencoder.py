@@ -180,7 +180,8 @@ class Autoencoder:
             del split  # eight bytes a cell, which nothing reads again
             training = limited(training, len(data_of.train))
             take = taking(data_of.train, self.config, training, share)
-            network = self._start(data_of, noise, on)
+            network = self._start(data_of, noise, on)  # of the same weights in all processes,
+            noise.part_ways(share.rank)  # whose noise in training is not
             if progress is not False:
                 n_threads = torch.get_num_threads()
                 announce(f"training on {on} ({n_threads} threads): {data_of.size}{going_on(keeper)}")

@@ -138,7 +138,8 @@ class Checkpoints:
         device = next(state.network.parameters()).device
         try:
             _put_back(numbers, tensors, state, device)
-            streams = _group(tensors, f"noise.{self.share.rank % numbers['processes']}")
+            # a process that there was not before has none, and begins its own
+            streams = _group(tensors, f"noise.{self.share.rank}")
             self.noise.restore({name: value.cpu() for name, value in streams.items()}, device)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise damaged(self.path, str(error).splitlines()[0]) from error
@@ -178,7 +179,6 @@ class Checkpoints:
                 "schema": SCHEMA,
                 "run": self.run,
                 "where": self.where,
-                "processes": self.share.size,
                 **_numbers_of(state),
             }
             self.path.parent.mkdir(exist_ok=True)
