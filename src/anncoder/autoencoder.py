@@ -18,6 +18,7 @@ from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 
 from anncoder import checkpoint
+from anncoder.attempt import attempt
 from anncoder.config import NetworkConfig, OptimizerName, PrecisionName, SplitName, TrainingConfig, given
 from anncoder.data.adata import open_data
 from anncoder.device import choose_device, memory_errors, products_in, refuse_size, threads_set
@@ -163,16 +164,17 @@ class Autoencoder:
         InputError
             The data are not what the model needs; see :func:`anncoder.check`.
         DivergenceError
-            The loss stopped being finite. The model then holds the best weights until then.
+            The loss stopped being finite. The model then holds the best weights until then; after any other error it is
+            what it was before, fitted or not.
         """
         settings = {k: v for k, v in locals().items() if k in TrainingConfig.model_fields}
         training = TrainingConfig(**settings).suited_to(self.config)
         source = open_source(data, layer, counts=self.reads_counts, integers=self.config.integers)
         refuse_width(self.config, len(source.var_names))
         split = split_cells(source.n_obs, source.column, training)
-        self.layer_, self.training_ = layer, training
-        self.var_names_, self.valid_obs_ = source.var_names, source.names(split.valid)
-        with processes() as share, threads_set(training.threads), memory_errors("fit"):
+        with attempt(self), processes() as share, threads_set(training.threads), memory_errors("fit"):
+            self.layer_, self.training_ = layer, training
+            self.var_names_, self.valid_obs_ = source.var_names, source.names(split.valid)
             on, noise = choose_device(training.device), Noise(training.seed)
             run = run_of(self.name, self.config, training, source, split)
             keeper = keeper_of(checkpoint, run, noise, share, on)
