@@ -233,6 +233,14 @@ def test_a_second_fit_that_fails_leaves_the_first(counts: Any, tmp_path: Path) -
     np.testing.assert_array_equal(before, model.embed(counts))
 
 
+def test_inference_mode_is_not_left_on_between_two_blocks(counts: Any) -> None:
+    model = CountAutoencoder(**SMALL).fit(counts, max_epochs=1, progress=False)
+    blocks = model._blocks(model._source(counts, None, 0.0), model._network().encode)
+    next(blocks)  # as in whoever fails to write the first block and is kept by the exception
+    assert not torch.is_inference_mode_enabled()
+    CountAutoencoder(**SMALL).fit(counts, max_epochs=1, progress=False)
+
+
 def test_one_cell_can_be_embedded_but_not_fitted(counts: Any) -> None:
     model = CountAutoencoder(n_latent=3, n_hidden=(8,)).fit(counts, max_epochs=1, progress=False)
     np.testing.assert_allclose(model.embed(counts[5]), model.embed(counts)[5:6], rtol=1e-4, atol=1e-5)
