@@ -287,14 +287,21 @@ def test_a_step_clips_the_gradient_as_torch_does(clip_norm: float, adam: Callabl
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("adam", [Adam, torch_adam])
-def test_a_step_that_is_not_finite_changes_nothing(adam: Callable[..., torch.optim.Optimizer]) -> None:
+@pytest.mark.parametrize("adam", [Adam, torch_adam, None])
+@pytest.mark.parametrize("settings", [{}, {"clip_value": 0.5}, {"optimizer": "rmsprop"}])
+def test_a_step_that_is_not_finite_changes_nothing(
+    settings: dict[str, Any], adam: Callable[..., torch.optim.Optimizer] | None
+) -> None:
     network = nn.Linear(5, 3)
-    before = [p.detach().clone() for p in network.parameters()]
-    optimizer = adam(network.parameters(), lr=0.1)
-    loss = (network(torch.ones(2, 5)) * float("inf")).sum()
-    loss.backward()
-    assert not bool(step(optimizer, loss.detach(), suited(clip_norm=1.0)))
+    config = suited(clip_norm=1.0, **settings)
+    optimizer = optimizer_of(network, config, CPU) if adam is None else adam(network.parameters(), lr=0.1)
+    for factor in (1.0, float("inf")):  # with what a first step leaves in the optimizer, too
+        before = [p.detach().clone() for p in network.parameters()]
+        optimizer.zero_grad()
+        loss = (network(torch.ones(2, 5)) * factor).sum()
+        loss.backward()
+        taken = bool(step(optimizer, loss.detach(), config))
+        assert taken == (factor == 1.0)
     assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
 
 
