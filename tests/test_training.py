@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from anncoder import CountAutoencoder, DenoisingAutoencoder, UndercompleteAutoencoder
 from anncoder.config import NetworkConfig, TrainingConfig
-from anncoder.errors import DivergenceError
+from anncoder.errors import ConfigError, DivergenceError
 from anncoder.optimizers import Adam, optimizer_of, step
-from anncoder.training import History, State, Watch, fit_epoch, train
+from anncoder.training import History, RunningMean, State, Watch, fit_epoch, train
 from anncoder.types import CSR, Batch, Loss
 
 CPU = torch.device("cpu")
@@ -265,6 +265,13 @@ class Meta:
     """Stands for a parameter that is not on the CPU."""
 
     device = torch.device("meta")
+
+
+def test_a_term_must_not_be_called_as_the_sum_is() -> None:
+    mean = RunningMean()
+    with pytest.raises(ConfigError, match="is called 'loss'") as caught:
+        mean.add(Loss(torch.ones(()), {"loss": torch.ones(())}), 2)
+    assert caught.value.code == "bad-name"
 
 
 def test_an_interrupted_fit_gives_the_best_model_until_then(counts, monkeypatch, caplog) -> None:  # type: ignore[no-untyped-def]

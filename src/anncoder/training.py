@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from anncoder import divergence
 from anncoder.config import TrainingConfig, given
 from anncoder.distributed import ALONE, Share, average_buffers, names_of_all, summed, wrapped
-from anncoder.errors import DivergenceError
+from anncoder.errors import ConfigError, DivergenceError
 from anncoder.optimizers import optimizer_of, step
 from anncoder.types import Batch, Loader, Loss
 
@@ -156,6 +156,8 @@ def train(
     DivergenceError
         The loss, on the cells to fit on or on those held out, or the gradient stopped being finite; the network holds
         the best weights until then, if there are any.
+    ConfigError
+        A term of the loss has a name that is taken.
     """
     network.to(device)
     optimizer = optimizer_of(network, config, device)
@@ -260,6 +262,13 @@ class RunningMean:
 
     def add(self, loss: Loss, n_cells: int) -> None:
         """Add the loss of a minibatch of n_cells."""
+        if "loss" in loss.terms:
+            raise ConfigError(
+                "a term of the model's loss is called 'loss', which is the name of their sum",
+                code="bad-name",
+                where="Loss.terms",
+                remedy="give the term another name in the model's forward",
+            )
         for name, value in loss.terms.items():
             # in float64: a million small minibatches must not drown in the sum
             here = value.item() if value.device.type == "cpu" else value.double()
