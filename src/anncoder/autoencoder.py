@@ -24,6 +24,7 @@ from anncoder.data.adata import open_data
 from anncoder.device import choose_device, memory_errors, products_in, refuse_size, threads_set
 from anncoder.distributed import processes
 from anncoder.errors import DivergenceError
+from anncoder.identity import run_of
 from anncoder.inference import blocks, expecting
 from anncoder.models import MODELS
 from anncoder.opening import open_for_model, open_source
@@ -31,7 +32,7 @@ from anncoder.preparation import Prepared, limited, prepare, split_cells
 from anncoder.progress import TrainingReport, announce, warn_interrupted
 from anncoder.recording import taking
 from anncoder.refusals import refuse_unfitted, refuse_width
-from anncoder.resume import Checkpoint, Checkpoints, going_on, keeper_of, run_of
+from anncoder.resume import Checkpoint, Checkpoints, going_on, keeper_of
 from anncoder.sources import Data, Genes, MemorySource, Source
 from anncoder.training import History, train
 from anncoder.types import Batch, Noise, Shape
@@ -176,9 +177,9 @@ class Autoencoder:
             self.layer_, self.training_ = layer, training
             self.var_names_, self.valid_obs_ = source.var_names, source.names(split.valid)
             on, noise = choose_device(training.device), Noise(training.seed)
-            run = run_of(self.name, self.config, training, source, split)
-            keeper = keeper_of(checkpoint, run, noise, share, on)
             data_of = prepare(source, split, self.config, training, on, share)
+            run = run_of(self.name, self.config, training, source, split, data_of)
+            keeper = keeper_of(checkpoint, run, noise, share, on)
             del split  # eight bytes a cell, which nothing reads again
             training = limited(training, len(data_of.train))
             take = taking(data_of.train, self.config, training, share)
