@@ -25,7 +25,8 @@ ALLOWED = {
     "likelihoods": {"likelihoods", "kernels", "types"},
     "nn": {"nn", "kernels", "likelihoods", "types", "config"},
     "models": {"models", "nn", "likelihoods", "types", "config", "errors"},
-    "training": {"types", "config", "errors", "distributed", "optimizers"},
+    "training": {"types", "config", "errors", "distributed", "optimizers", "divergence"},
+    "divergence": {"types", "errors", "distributed"},
     "optimizers": {"config", "kernels"},
     "data": {"data", "distributed", "kernels", "types", "config", "errors"},
     "progress": {"training"},
@@ -38,6 +39,7 @@ FORBIDDEN = {
     "kernels": {"anndata", "scanpy", "pandas", "h5py", "scipy"},
     "training": {"anndata", "scanpy", "pandas", "h5py", "scipy"},
     "optimizers": {"anndata", "scanpy", "pandas", "h5py", "scipy"},
+    "divergence": {"anndata", "scanpy", "pandas", "h5py", "scipy"},
     "cli": {"anndata", "torch", "scanpy", "numpy", "pandas", "pydantic"},
     "cli_dca": {"anndata", "torch", "scanpy", "numpy", "pandas", "pydantic"},
 }

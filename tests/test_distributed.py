@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -22,10 +23,34 @@ from scipy import sparse as sp
 from anncoder import CountAutoencoder
 from anncoder.data.disk import DiskLoader
 from anncoder.data.memory import MemoryLoader, Stored
+from anncoder.data.order import minibatches
 from anncoder.data.shards import Shards, open_shards
 from anncoder.distributed import Share
+from anncoder.errors import ConfigError
+from anncoder.types import Noise
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+FIT = """
+import json, os, sys
+from pathlib import Path
+import anndata, torch
+from anncoder import CountAutoencoder
+
+kept, seen = torch.Tensor.bernoulli_, []
+
+def bernoulli_(self, *arguments, **options):
+    seen.append(kept(self, *arguments, **options).flatten()[:64].tolist())
+    return self
+
+torch.Tensor.bernoulli_ = bernoulli_
+model = CountAutoencoder(n_latent=2, n_hidden=(8,), dropout_rate=0.5, norm="layer")
+model.fit(anndata.read_h5ad(sys.argv[1]), max_epochs=2, batch_size=8, valid_fraction=0.01, progress=False)
+weights = {name: value.tolist() for name, value in model.network_.state_dict().items()}
+found = {"masks": seen, "weights": weights, "losses": model.history_["valid_loss"].tolist()}
+Path(sys.argv[2], os.environ["RANK"] + ".json").write_text(json.dumps(found))
+"""
 
 
 @pytest.fixture
@@ -91,6 +116,67 @@ def test_a_process_that_disappears_is_named_and_nothing_hangs(written: Path, tmp
                 os.killpg(run.pid, signal.SIGKILL)
     assert run.returncode != 0
     assert "rank-lost" in errors or "SIGKILL" in errors or "Signal 9" in errors, errors[-3000:]
+
+
+def test_processes_have_the_same_weights_and_each_its_own_noise(written: Path, tmp_path: Path) -> None:
+    """With a single cell held out, which only one of the two has."""
+    (tmp_path / "fit.py").write_text(FIT)
+    done = subprocess.run(
+        [*TORCHRUN, str(tmp_path / "fit.py"), str(written), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first["weights"] == second["weights"]
+    assert first["losses"] == second["losses"]
+    assert len(first["masks"]) == len(second["masks"]) > 2
+    assert not any(a == b for a, b in zip(first["masks"], second["masks"], strict=True))
+
+
+def test_the_noise_of_the_first_process_is_that_of_one_alone() -> None:
+    def draws(rank: int) -> tuple[list[float], list[float]]:
+        noise = Noise(5)
+        weights = torch.rand(4, generator=noise.on(torch.device("cpu")))
+        noise.part_ways(rank)
+        return weights.tolist(), torch.rand(4, generator=noise.on(torch.device("cpu"))).tolist()
+
+    alone = torch.rand(8, generator=torch.Generator().manual_seed(5)).tolist()
+    found = [draws(rank) for rank in range(3)]
+    assert all(weights == alone[:4] for weights, _ in found)
+    assert found[0][1] == alone[4:]
+    assert len({tuple(noise) for _, noise in found}) == 3
+
+
+def test_a_process_that_would_have_nothing_to_fit_on_is_refused(tmp_path: Path) -> None:
+    matrix = sp.csr_matrix(np.ones((65, 1), dtype=np.float32))
+    anndata.AnnData(matrix).write_h5ad(tmp_path / "it.h5ad")
+    shards = open_shards(str(tmp_path / "it.h5ad"), None)
+    assert shards is not None
+
+    def on_disk(n: int, size: int, seed: int | None) -> DiskLoader:
+        chosen = np.arange(65) < n
+        return DiskLoader(
+            Shards(shards), np.ones(65, np.float32), chosen, batch_size=8, seed=seed, share=Share(0, size), block=32
+        )
+
+    def in_memory(n: int, size: int, seed: int | None) -> MemoryLoader:
+        rows = np.arange(n)
+        return MemoryLoader(Stored.of(matrix), np.ones(65), rows, batch_size=8, seed=seed, share=Share(0, size))
+
+    # three blocks, the last of one cell
+    for make, n, size in ((on_disk, 65, 3), (on_disk, 64, 3), (in_memory, 5, 3), (in_memory, 2, 3)):
+        with pytest.raises(ConfigError, match=f"of {size} processes, one would have [01] cells"):
+            make(n, size, 0)
+        make(n, size, None)  # none to hold out is no harm
+    assert len(on_disk(64, 2, 0)) == 4
+    assert len(in_memory(6, 3, 0)) == 1
+
+
+def test_no_rows_are_no_minibatches() -> None:
+    assert list(minibatches(np.arange(0), 4)) == []
 
 
 def _children(pid: int) -> list[int]:

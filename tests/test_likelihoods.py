@@ -192,6 +192,15 @@ def test_explicitly_stored_zeros_change_nothing() -> None:
     torch.testing.assert_close(poisson_nll(full, log_mu), poisson_nll(sparse, log_mu))
 
 
+def test_a_weight_that_is_not_finite_is_seen_in_the_gradients() -> None:
+    x, log_mu, log_theta, _ = (value.float() for value in problem((7,)))
+    for weight in (float("nan"), float("inf")):
+        log_mu.requires_grad_().grad = None
+        (nb_nll(to_csr(x), log_mu, log_theta).sum() * weight).backward()
+        assert log_mu.grad is not None
+        assert not torch.isfinite(log_mu.grad).any()
+
+
 class TestAgainstR:
     """bioChemists (Long 1990) with the coefficients of MASS::glm.nb and pscl::zeroinfl.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import anncoder
 from anncoder import CountAutoencoder, DenoisingAutoencoder, UndercompleteAutoencoder
 from anncoder.data.memory import MemoryLoader, Stored
 from anncoder.data.summary import library_sizes, summarize
-from anncoder.errors import ConfigError, InputError
+from anncoder.errors import ConfigError, InputError, ResourceError
 from anncoder.estimators import ESTIMATORS
 from anncoder.models import MODELS
 from anncoder.models.count import moment_log_theta
@@ -209,6 +210,37 @@ def test_public_names_are_there_and_documented() -> None:
     assert callable(anncoder.evaluate)
     with pytest.raises(AttributeError):
         _ = anncoder.nothing
+
+
+def test_a_first_fit_that_fails_leaves_the_model_unfitted(counts: Any) -> None:
+    counts.obs["plate"] = ["b"] + ["a"] * (counts.n_obs - 1)
+    model = anncoder.SAUCIE(n_latent=2, n_hidden=(8,), lambda_b=0.1)
+    with pytest.raises(InputError) as caught:  # in the first minibatch
+        model.fit(counts, batch_key="plate", batch_size=16, progress=False)
+    assert caught.value.code == "empty-batch-group"
+    assert "fitted" not in repr(model)
+    with pytest.raises(ConfigError, match="not fitted"):
+        model.save("nowhere")
+    with pytest.raises(ConfigError, match="not fitted"):
+        model.embed(counts)
+
+
+def test_a_second_fit_that_fails_leaves_the_first(counts: Any, tmp_path: Path) -> None:
+    model = CountAutoencoder(**SMALL).fit(counts, max_epochs=1, progress=False)
+    before, attributes = model.embed(counts), dict(vars(model))
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ResourceError):
+        model.fit(counts[:, ::-1].copy(), seed=1, checkpoint=tmp_path / "file", max_epochs=1, progress=False)
+    assert all(value is attributes[name] for name, value in vars(model).items())
+    np.testing.assert_array_equal(before, model.embed(counts))
+
+
+def test_inference_mode_is_not_left_on_between_two_blocks(counts: Any) -> None:
+    model = CountAutoencoder(**SMALL).fit(counts, max_epochs=1, progress=False)
+    blocks = model._blocks(model._source(counts, None, 0.0), model._network().encode)
+    next(blocks)  # as in whoever fails to write the first block and is kept by the exception
+    assert not torch.is_inference_mode_enabled()
+    CountAutoencoder(**SMALL).fit(counts, max_epochs=1, progress=False)
 
 
 def test_one_cell_can_be_embedded_but_not_fitted(counts: Any) -> None:

@@ -12,10 +12,12 @@ import pandas as pd
 import pytest
 import torch
 
-from anncoder import CountAutoencoder, DenoisingAutoencoder, UndercompleteAutoencoder, files, resume
+from anncoder import SAUCIE, CountAutoencoder, DenoisingAutoencoder, NetSNE, UndercompleteAutoencoder, files, resume
+from anncoder.distributed import Share
 from anncoder.errors import ConfigError, FileError, ResourceError
 from anncoder.estimators import ESTIMATORS
 from anncoder.progress import TrainingReport
+from anncoder.types import Noise
 
 Make = Callable[[], Any]
 KilledAfter = Callable[[int], None]
@@ -204,6 +206,27 @@ def test_a_checkpoint_is_written_after_the_first_epoch_and_then_seldom(
     assert 1 <= len(kept) < 42 / 4  # writing takes longer than a minibatch here, and may take 2 % of the time
 
 
+def test_a_process_more_than_before_begins_its_own_noise(
+    counts: anndata.AnnData, unfinished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn, restore = [], resume.Checkpoints.restore
+    cpu = torch.device("cpu")
+
+    def restored(self: resume.Checkpoints, state: Any) -> None:
+        kept = self.kept
+        for rank in range(2):
+            self.kept, self.share, self.noise = kept, Share(rank, 2), Noise(3)
+            self.noise.part_ways(rank)
+            restore(self, state)
+            drawn.append(torch.rand(4, generator=self.noise.on(cpu)).tolist())
+        raise Killed
+
+    monkeypatch.setattr(resume.Checkpoints, "restore", restored)
+    with pytest.raises(Killed):
+        CountAutoencoder(n_latent=3, n_hidden=(8,)).fit(counts, checkpoint=unfinished, **SETTINGS)
+    assert drawn[0] != drawn[1]
+
+
 @pytest.fixture
 def unfinished(counts: anndata.AnnData, tmp_path: Path, every_minibatch: None, killed_after: KilledAfter) -> Path:
     """Return a folder with a checkpoint of the second epoch."""
@@ -253,6 +276,38 @@ class TestAnotherRun:
             CountAutoencoder(n_latent=3, n_hidden=(8,)).fit(other, checkpoint=unfinished, **SETTINGS)
         said = {"cells": "number of cells was 120, is 100", "genes": "other gene names", "value": "other library sizes"}
         assert said[change] in caught.value.what
+
+    @pytest.mark.parametrize("change", ["gene means", "batch codes", "coordinates to fit to"])
+    def test_data_with_the_same_library_sizes(
+        self,
+        change: str,
+        counts: anndata.AnnData,
+        tmp_path: Path,
+        every_minibatch: None,
+        killed_after: KilledAfter,
+    ) -> None:
+        counts.X = counts.X.log1p()
+        counts.obs["plate"] = np.where(np.arange(counts.n_obs) % 2, "a", "b")
+        counts.obsm["X_map"] = np.arange(2.0 * counts.n_obs, dtype=np.float32).reshape(-1, 2)
+        other = counts.copy()
+        model: Any = UndercompleteAutoencoder(n_latent=3, n_hidden=(8,), transform="none")
+        settings: dict[str, Any] = {**SETTINGS, "checkpoint": tmp_path / "kept"}
+        if change == "gene means":
+            other.X = counts.X[:, [1, 0, *range(2, counts.n_vars)]].sorted_indices()
+        elif change == "batch codes":
+            model, settings["batch_key"] = SAUCIE(n_hidden=(8,), transform="none", lambda_b=0.1), "plate"
+            other.obs["plate"] = other.obs["plate"].to_numpy()[::-1]
+        else:
+            model = NetSNE(n_hidden=(8,), transform="none", target="X_map")
+            other.obsm["X_map"][5, 1] += 1
+        killed_after(5)
+        with pytest.raises(Killed):
+            model.fit(counts, **settings)
+        killed_after(-1)
+        with pytest.raises(ConfigError, match=rf"is another one: other {change} \[") as caught:
+            model.fit(other, **settings)
+        assert caught.value.code == "other-run"
+        model.fit(counts, **settings)
 
     def test_where_it_is_computed_makes_no_other_run_but_a_change_is_said(
         self,

@@ -235,6 +235,13 @@ def test_the_scale_of_the_input(cells: anndata.AnnData, caplog: pytest.LogCaptur
     )
 
 
+@pytest.mark.parametrize("lambda_c", [0.0, 0.1])
+def test_the_cells_are_not_kept_alive(lambda_c: float, cells: anndata.AnnData) -> None:
+    model = SAUCIE(lambda_c=lambda_c, **SMALL).fit(cells, max_epochs=1, **QUICK)
+    assert model.network_ is not None
+    assert not any(hasattr(value, "epoch") for value in vars(model.network_).values())
+
+
 def test_the_published_networks() -> None:
     def layers(**settings: Any) -> tuple[str, str]:
         network = SAUCIENetwork(SAUCIEConfig(**settings), Shape(20, 2), Noise(0))

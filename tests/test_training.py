@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from anncoder import CountAutoencoder, DenoisingAutoencoder, UndercompleteAutoencoder
 from anncoder.config import NetworkConfig, TrainingConfig
-from anncoder.errors import DivergenceError
+from anncoder.errors import ConfigError, DivergenceError
 from anncoder.optimizers import Adam, optimizer_of, step
-from anncoder.training import History, Watch, train
+from anncoder.training import History, RunningMean, State, Watch, fit_epoch, train
 from anncoder.types import CSR, Batch, Loss
 
 CPU = torch.device("cpu")
@@ -180,7 +180,7 @@ class TestDivergence:
     def test_it_is_named_and_the_last_good_weights_are_kept(self, counts) -> None:  # type: ignore[no-untyped-def]
         model = UndercompleteAutoencoder(n_latent=3, n_hidden=(), norm="none")
         with pytest.raises(DivergenceError, match=r"stopped being finite in epoch \d+, minibatch \d+") as caught:
-            model.fit(counts, learning_rate=1e25, max_epochs=50, clip_norm=1e30, progress=False)
+            model.fit(counts, learning_rate=1e25, max_epochs=50, clip_norm=1e30, valid_fraction=0, progress=False)
         assert caught.value.term in ("reconstruction", "gradient")
         assert "learning_rate" in caught.value.remedy
         assert model.network_ is not None
@@ -211,6 +211,67 @@ class TestDivergence:
             train(Poisoned(), loader, None, suited(max_epochs=2), CPU, Silent())
         assert caught.value.rows == (13,)
         assert caught.value.columns == (4,)
+
+    @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+    def test_of_the_cells_held_out(self, bad: float) -> None:
+        network = Scripted([5.0, 3.0, bad, 1.0])
+        with pytest.raises(DivergenceError, match=r"the part of the cells held out stopped .* in epoch 3") as caught:
+            train(network, OneBatch(), OneBatch(), suited(max_epochs=4, learning_rate=0.1), CPU, Silent())
+        assert caught.value.term == "part"
+        assert (caught.value.history.best_epoch, len(caught.value.history.records)) == (1, 2)
+        assert network.weight.item() == pytest.approx(-0.2, abs=1e-5)
+
+    def test_of_the_cells_held_out_from_the_start(self, counts, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+        from anncoder import training
+
+        monkeypatch.setattr(training, "mean_loss", lambda *_: {"loss": torch.inf, "nll": torch.inf})
+        model = CountAutoencoder(n_latent=3, n_hidden=(8,))
+        with pytest.raises(DivergenceError, match="the nll of the cells held out"):
+            model.fit(counts, max_epochs=30, progress=False)
+        assert "fitted" not in repr(model)
+
+    def test_off_the_cpu_the_last_minibatch_is_not_blamed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from anncoder import training
+
+        class Elsewhere(nn.Module):
+            """Not finite in the second of three minibatches."""
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.weight = nn.Parameter(torch.zeros(()))
+
+            def forward(self, batch: Batch) -> Loss:
+                total = self.weight * (torch.inf if 1 in batch.rows else 1.0)
+                return Loss(total, {"nll": total.detach()})
+
+        from scipy.sparse import csr_matrix
+
+        from anncoder.data.memory import MemoryLoader, Stored
+
+        loader = MemoryLoader(Stored.of(csr_matrix((6, 4))), np.ones(6), np.array([0, 2, 1, 3, 4, 5]), batch_size=2)
+        network = Elsewhere()
+        config = suited(learning_rate=0.1)
+        state = State(network, optimizer_of(network, config, CPU), config)
+        monkeypatch.setattr(Batch, "to", lambda self, device: self)
+        monkeypatch.setattr(training, "next", lambda _: Meta(), raising=False)
+        with pytest.raises(DivergenceError) as caught:
+            fit_epoch(network, loader, state, config, Silent())
+        assert caught.value.what == "the nll stopped being finite in epoch 1"
+        assert caught.value.rows == ()
+        assert network.weight.item() == pytest.approx(-0.2)  # of the two others
+
+
+class Meta:
+    """Stands for a parameter that is not on the CPU."""
+
+    device = torch.device("meta")
+
+
+def test_a_term_must_not_be_called_as_the_sum_is() -> None:
+    mean = RunningMean()
+    with pytest.raises(ConfigError, match="is called 'loss'") as caught:
+        mean.add(Loss(torch.ones(()), {"loss": torch.ones(())}), 2)
+    assert caught.value.code == "bad-name"
 
 
 def test_an_interrupted_fit_gives_the_best_model_until_then(counts, monkeypatch, caplog) -> None:  # type: ignore[no-untyped-def]
@@ -287,14 +348,21 @@ def test_a_step_clips_the_gradient_as_torch_does(clip_norm: float, adam: Callabl
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("adam", [Adam, torch_adam])
-def test_a_step_that_is_not_finite_changes_nothing(adam: Callable[..., torch.optim.Optimizer]) -> None:
+@pytest.mark.parametrize("adam", [Adam, torch_adam, None])
+@pytest.mark.parametrize("settings", [{}, {"clip_value": 0.5}, {"optimizer": "rmsprop"}])
+def test_a_step_that_is_not_finite_changes_nothing(
+    settings: dict[str, Any], adam: Callable[..., torch.optim.Optimizer] | None
+) -> None:
     network = nn.Linear(5, 3)
-    before = [p.detach().clone() for p in network.parameters()]
-    optimizer = adam(network.parameters(), lr=0.1)
-    loss = (network(torch.ones(2, 5)) * float("inf")).sum()
-    loss.backward()
-    assert not bool(step(optimizer, loss.detach(), suited(clip_norm=1.0)))
+    config = suited(clip_norm=1.0, **settings)
+    optimizer = optimizer_of(network, config, CPU) if adam is None else adam(network.parameters(), lr=0.1)
+    for factor in (1.0, float("inf")):  # with what a first step leaves in the optimizer, too
+        before = [p.detach().clone() for p in network.parameters()]
+        optimizer.zero_grad()
+        loss = (network(torch.ones(2, 5)) * factor).sum()
+        loss.backward()
+        taken = bool(step(optimizer, loss.detach(), config))
+        assert taken == (factor == 1.0)
     assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
 
 

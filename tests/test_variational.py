@@ -243,6 +243,12 @@ def test_results_have_slots_and_a_saved_model_gives_the_same_bits(counts: Any, t
     assert by_batch.of_genes()["theta"].shape == (60, 2)
 
 
+def test_a_loaded_model_gives_the_same_bound(counts: Any, tmp_path: Path) -> None:
+    model = VariationalAutoencoder(**SMALL).fit(counts, seed=5, max_epochs=1, progress=False)
+    model.save(tmp_path / "m.ac")
+    np.testing.assert_allclose(anncoder.load(tmp_path / "m.ac").elbo(counts), model.elbo(counts), rtol=1e-6)
+
+
 def test_the_command_line_trains_it(counts: Any, anncoder: Any, tmp_path: Path) -> None:
     counts.obs["plate"] = np.where(np.arange(counts.n_obs) % 2, "a", "b")
     counts.write_h5ad(tmp_path / "in.h5ad")

@@ -18,11 +18,13 @@ from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 
 from anncoder import checkpoint
+from anncoder.attempt import attempt
 from anncoder.config import NetworkConfig, OptimizerName, PrecisionName, SplitName, TrainingConfig, given
 from anncoder.data.adata import open_data
 from anncoder.device import choose_device, memory_errors, products_in, refuse_size, threads_set
 from anncoder.distributed import processes
 from anncoder.errors import DivergenceError
+from anncoder.identity import run_of
 from anncoder.inference import blocks, expecting
 from anncoder.models import MODELS
 from anncoder.opening import open_for_model, open_source
@@ -30,7 +32,7 @@ from anncoder.preparation import Prepared, limited, prepare, split_cells
 from anncoder.progress import TrainingReport, announce, warn_interrupted
 from anncoder.recording import taking
 from anncoder.refusals import refuse_unfitted, refuse_width
-from anncoder.resume import Checkpoint, Checkpoints, going_on, keeper_of, run_of
+from anncoder.resume import Checkpoint, Checkpoints, going_on, keeper_of
 from anncoder.sources import Data, Genes, MemorySource, Source
 from anncoder.training import History, train
 from anncoder.types import Batch, Noise, Shape
@@ -165,25 +167,27 @@ class Autoencoder:
         InputError
             The data are not what the model needs; see :func:`anncoder.check`.
         DivergenceError
-            The loss stopped being finite. The model then holds the best weights until then.
+            The loss stopped being finite. The model then holds the best weights until then; after any other error it is
+            what it was before, fitted or not.
         """
         settings = {k: v for k, v in locals().items() if k in TrainingConfig.model_fields}
         training = TrainingConfig(**settings).suited_to(self.config)
         source = open_source(data, layer, counts=self.reads_counts, integers=self.config.integers)
         refuse_width(self.config, len(source.var_names))
         split = split_cells(source.n_obs, source.column, training)
-        self.layer_, self.training_ = layer, training
-        self.var_names_, self.valid_obs_ = source.var_names, source.names(split.valid)
-        self.valid_sizes_ = np.asarray(source.sizes[split.valid])
-        with processes() as share, threads_set(training.threads), memory_errors("fit"):
+        with attempt(self), processes() as share, threads_set(training.threads), memory_errors("fit"):
+            self.layer_, self.training_ = layer, training
+            self.var_names_, self.valid_obs_ = source.var_names, source.names(split.valid)
+            self.valid_sizes_ = np.asarray(source.sizes[split.valid])
             on, noise = choose_device(training.device), Noise(training.seed)
-            run = run_of(self.name, self.config, training, source, split)
-            keeper = keeper_of(checkpoint, run, noise, share, on)
             data_of = prepare(source, split, self.config, training, on, share)
+            run = run_of(self.name, self.config, training, source, split, data_of)
+            keeper = keeper_of(checkpoint, run, noise, share, on)
             del split  # eight bytes a cell, which nothing reads again
             training = limited(training, len(data_of.train))
             take = taking(data_of.train, self.config, training, share)
-            network = self._start(data_of, noise, on)
+            network = self._start(data_of, noise, on)  # of the same weights in all processes,
+            noise.part_ways(share.rank)  # whose noise in training is not
             if progress is not False:
                 n_threads = torch.get_num_threads()
                 announce(f"training on {on} ({n_threads} threads): {data_of.size}{going_on(keeper)}")

@@ -117,6 +117,20 @@ def gathered(value: Tensor, share: Share, device: torch.device) -> list[Tensor]:
     return [part.cpu() for part in parts]
 
 
+def names_of_all(names: list[str], share: Share, device: torch.device) -> list[str]:
+    """Return the names that any process has, in the same order in all."""
+    if share.size == 1:
+        return names
+    content = "\n".join(names).encode()
+    lengths = [int(length) for length in gathered(torch.tensor([len(content)]), share, device)]
+    if not any(lengths):
+        return []
+    padded = bytearray(content.ljust(max(lengths), b"\n"))
+    texts = gathered(torch.frombuffer(padded, dtype=torch.uint8), share, device)
+    found = [name for text in texts for name in text.numpy().tobytes().decode().split("\n") if name]
+    return list(dict.fromkeys(found))
+
+
 def _meeting(store: Store, rank: int, size: int) -> str:
     """Return a name that the processes which are alive now have agreed on.
 

@@ -90,9 +90,10 @@ class DivergenceError(AnncoderError):
         """Return the error with names in place of positions: those of the cells ``rows``, and those of all genes."""
         cells = some(obs_names) if self.rows else "no single cell"
         genes = some([var_names[column] for column in self.columns]) if self.columns else "no single gene"
+        places = f"; cells: {cells}; genes: {genes}" if self.rows or self.columns else ""
         named = DivergenceError(
             self.what,
-            where=f"{self.where}; cells: {cells}; genes: {genes}",
+            where=f"{self.where}{places}",
             remedy=self.remedy,
             term=self.term,
             rows=self.rows,

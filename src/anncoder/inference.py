@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from anncoder.data.genes import columns_of
-from anncoder.device import threads_set
 from anncoder.preparation import batches_in
 from anncoder.refusals import refuse_scale
 from anncoder.sources import PerCell, Source
@@ -63,9 +62,10 @@ def _located(model: Autoencoder, source: Source, compute: Callable[[Batch], Tens
     codes, _ = batches_in(source, model.training_.batch_key if model.config.encodes_batches else None, model.batches_)
     loader = source.loader(PerCell(factors, codes), np.ones(source.n_obs, dtype=bool), batch_size=BLOCK)
     network.eval()
-    with threads_set(None), torch.inference_mode():
-        for batch in loader.epoch(0):
-            yield batch.rows.numpy(), compute(batch.to(device)).cpu().numpy()
+    for batch in loader.epoch(0):
+        with torch.inference_mode():  # left before the block is handed out: the mode is that of the caller's thread
+            values = compute(batch.to(device)).cpu().numpy()
+        yield batch.rows.numpy(), values
 
 
 def _put_in_order(found: Iterator[tuple[Array, Array]], n_obs: int) -> Array:

@@ -30,7 +30,11 @@ def optimizer_of(network: nn.Module, config: TrainingConfig, device: torch.devic
 
 
 def step(optimizer: torch.optim.Optimizer, total: Tensor, config: TrainingConfig) -> Tensor | bool:
-    """Clip the gradients and take a step, unless something is not finite; return whether all is, () bool."""
+    """Clip the gradients and take a step, unless something is not finite; return whether all is, () bool.
+
+    Off the CPU, a step of RMSprop, or of Adam with ``clip_value``, is then one of zero gradient: nothing is waited for,
+    the weights stay finite, and only what the optimizer remembers moves them.
+    """
     clip_norm = config.clip_norm or float("inf")
     if isinstance(optimizer, Adam):
         return optimizer.descend(float(total), clip_norm)
@@ -48,6 +52,12 @@ def step(optimizer: torch.optim.Optimizer, total: Tensor, config: TrainingConfig
         nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
         if config.clip_value:
             nn.utils.clip_grad_value_(parameters, config.clip_value)
+        if total.device.type != "cpu":
+            for p in parameters:
+                assert p.grad is not None
+                p.grad.masked_fill_(~finite, 0.0)
+        elif not bool(finite):
+            return finite
     optimizer.step()
     return finite
 

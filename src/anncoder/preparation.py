@@ -35,6 +35,7 @@ class Prepared(NamedTuple):
     sample: Batch  # some of the cells to fit on, at random: enough for averages
     in_order: Loader  # the cells to fit on, in the order of the data, for the models that look at them before training
     batches: list[str]  # names of the experimental batches, in the order of their codes; empty where there are none
+    codes: np.ndarray[Any, Any] | None  # (n_obs,) int64, the experimental batch of each cell
 
     @property
     def size(self) -> str:
@@ -90,7 +91,7 @@ def prepare(
     in_order = source.loader(cells, fitted, batch_size=VALID_BATCH)
     summary = summary._replace(n_steps=len(train))
     train, valid = on_device([train, valid], device)
-    return Prepared(train, valid, summary, next(iter(some.epoch(0))), in_order, batches)
+    return Prepared(train, valid, summary, next(iter(some.epoch(0))), in_order, batches, codes)
 
 
 def on_device(loaders: list[Any], device: torch.device) -> list[Any]:

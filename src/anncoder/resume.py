@@ -15,19 +15,16 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from anncoder import __version__
-from anncoder.config import NetworkConfig, TrainingConfig
-from anncoder.data.order import Split
 from anncoder.distributed import Share, gathered, sent, summed
 from anncoder.errors import ConfigError, FileError, some
 from anncoder.files import atomic_path, writable_folder
-from anncoder.sources import Source
+from anncoder.identity import differences
 from anncoder.training import RunningMean, State
 from anncoder.types import Noise
 
@@ -37,8 +34,6 @@ NAME = "checkpoint.safetensors"
 SCHEMA = 1
 EVERY = 10.0  # seconds from one checkpoint to the next at least,
 COST = 0.02  # and as many as make writing them so much of the time at most
-HASHED = ("gene names", "library sizes", "cells held out")
-ELSEWHERE = ("device", "threads", "cuda_graph")  # settings that say where and how to compute, not what
 
 
 class Checkpoint(NamedTuple):
@@ -59,20 +54,6 @@ class Kept(NamedTuple):
     tensors: dict[str, Tensor]
 
 
-def run_of(model: str, config: NetworkConfig, training: TrainingConfig, source: Source, split: Split) -> dict[str, Any]:
-    """Return what makes a run the same run: model, settings, and the data."""
-    settings = config.model_dump(mode="json") | training.model_dump(mode="json")
-    return {
-        "model": model,
-        **{name: value for name, value in settings.items() if name not in ELSEWHERE},
-        "number of cells": source.n_obs,
-        "number of genes": len(source.var_names),
-        "gene names": hashlib.sha256("\n".join(source.var_names).encode("utf-8", "surrogatepass")).hexdigest(),
-        "library sizes": hashlib.sha256(np.asarray(source.sizes, dtype="<f4").tobytes()).hexdigest(),
-        "cells held out": hashlib.sha256(np.asarray(split.valid, dtype="<i8").tobytes()).hexdigest(),
-    }
-
-
 def keeper_of(
     checkpoint: str | Path | Checkpoint | None, run: dict[str, Any], noise: Noise, share: Share, device: torch.device
 ) -> Checkpoints | None:
@@ -90,7 +71,7 @@ class Checkpoints:
     checkpoint
         Where; of several processes the first one's counts.
     run
-        Of :func:`run_of`.
+        Of :func:`anncoder.identity.run_of`.
     noise
         The network's random streams.
     share
@@ -138,7 +119,8 @@ class Checkpoints:
         device = next(state.network.parameters()).device
         try:
             _put_back(numbers, tensors, state, device)
-            streams = _group(tensors, f"noise.{self.share.rank % numbers['processes']}")
+            # a process that there was not before has none, and begins its own
+            streams = _group(tensors, f"noise.{self.share.rank}")
             self.noise.restore({name: value.cpu() for name, value in streams.items()}, device)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise damaged(self.path, str(error).splitlines()[0]) from error
@@ -178,7 +160,6 @@ class Checkpoints:
                 "schema": SCHEMA,
                 "run": self.run,
                 "where": self.where,
-                "processes": self.share.size,
                 **_numbers_of(state),
             }
             self.path.parent.mkdir(exist_ok=True)
@@ -207,10 +188,7 @@ class Checkpoints:
         return b"" if other else content
 
     def _differences(self, numbers: dict[str, Any]) -> list[str]:
-        before, now = numbers["run"], self.run
-        other = [name for name in {**now, **before} if before.get(name) != now.get(name)]
-        plain = [f"{name} was {before.get(name)}, is {now.get(name)}" for name in other if name not in HASHED]
-        found = plain or [f"other {name}" for name in other]  # with another seed, other cells are held out
+        found = differences(numbers["run"], self.run)
         if numbers["mean"]["n_steps"] and self.share.size > 1:
             found.append(f"one process was within an epoch, these are {self.share.size}")
         return found

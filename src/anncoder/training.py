@@ -6,6 +6,7 @@ It knows no model, no file format and no AnnData. A network is anything whose ``
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from itertools import islice
@@ -14,9 +15,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from anncoder import divergence
 from anncoder.config import TrainingConfig, given
-from anncoder.distributed import ALONE, Share, average_buffers, summed, unwrapped, wrapped
-from anncoder.errors import DivergenceError
+from anncoder.distributed import ALONE, Share, average_buffers, names_of_all, summed, wrapped
+from anncoder.errors import ConfigError, DivergenceError
 from anncoder.optimizers import optimizer_of, step
 from anncoder.types import Batch, Loader, Loss
 
@@ -152,7 +154,10 @@ def train(
     Raises
     ------
     DivergenceError
-        The loss or the gradient stopped being finite; the network holds the best weights until then.
+        The loss, on the cells to fit on or on those held out, or the gradient stopped being finite; the network holds
+        the best weights until then, if there are any.
+    ConfigError
+        A term of the loss has a name that is taken.
     """
     network.to(device)
     optimizer = optimizer_of(network, config, device)
@@ -166,9 +171,10 @@ def train(
             began = time.perf_counter()
             fitted = fit_epoch(parallel, loader, state, config, progress, share, keeper, take)
             average_buffers(network, share)
-            means = {f"train_{k}": v for k, v in fitted.items()}
-            if valid_loader is not None:
-                means |= {f"valid_{k}": v for k, v in mean_loss(network, valid_loader, device, share).items()}
+            held_out = {} if valid_loader is None else mean_loss(network, valid_loader, device, share)
+            if not all(math.isfinite(value) for value in held_out.values()):
+                raise divergence.in_epoch(held_out, epoch, held_out=True)
+            means = {f"train_{k}": v for k, v in fitted.items()} | {f"valid_{k}": v for k, v in held_out.items()}
             rate = optimizer.param_groups[0]["lr"]
             records.append({"epoch": epoch, "learning_rate": rate, "seconds": time.perf_counter() - began, **means})
             progress.epoch(records[-1])
@@ -217,14 +223,14 @@ def fit_epoch(
         state.healthy = finite & state.healthy
         # on the CPU the answer is there; a GPU would have to be waited for, and is asked once an epoch
         if device.type == "cpu" and not bool(finite):
-            raise _diverged(network, batch, loss, epoch, number)
+            raise divergence.in_minibatch(network, batch, loss, epoch, number)
         state.mean.add(loss, len(batch.rows))
         if keeper is not None:
             keeper.see(state)
         progress.step()
     if not bool(state.healthy):
-        raise _diverged(network, batch, loss, epoch, number)
-    return state.mean.result(share)
+        raise divergence.in_epoch(state.mean.sums, epoch)
+    return state.mean.result(device, share)
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: Loss, config: TrainingConfig) -> Tensor | bool:
@@ -243,7 +249,7 @@ def mean_loss(network: nn.Module, loader: Loader, device: torch.device, share: S
     mean = RunningMean()
     for batch in loader.epoch(0):
         mean.add(network(batch if device.type == "cpu" else batch.to(device)), len(batch.rows))
-    return mean.result(share)
+    return mean.result(device, share)
 
 
 class RunningMean:
@@ -256,6 +262,13 @@ class RunningMean:
 
     def add(self, loss: Loss, n_cells: int) -> None:
         """Add the loss of a minibatch of n_cells."""
+        if "loss" in loss.terms:
+            raise ConfigError(
+                "a term of the model's loss is called 'loss', which is the name of their sum",
+                code="bad-name",
+                where="Loss.terms",
+                remedy="give the term another name in the model's forward",
+            )
         for name, value in loss.terms.items():
             # in float64: a million small minibatches must not drown in the sum
             here = value.item() if value.device.type == "cpu" else value.double()
@@ -263,59 +276,11 @@ class RunningMean:
         self.n_cells += n_cells
         self.n_steps += 1
 
-    def result(self, share: Share = ALONE) -> Record:
-        """Return the means, over the cells of all processes."""
-        where = {v.device for v in self.sums.values() if isinstance(v, Tensor)}
-        numbers = (*self.sums.values(), self.n_cells)
-        sums = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=next(iter(where), None)) for v in numbers])
+    def result(self, device: torch.device, share: Share = ALONE) -> Record:
+        """Return the means, over the cells of all processes; this one may have seen none."""
+        names = names_of_all(list(self.sums), share, device)
+        numbers = (*(self.sums.get(name, 0.0) for name in names), self.n_cells)
+        sums = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=device) for v in numbers])
         *totals, n_cells = summed(sums, share).tolist()
-        means = {name: total / n_cells for name, total in zip(self.sums, totals, strict=True)}
+        means = {name: total / n_cells for name, total in zip(names, totals, strict=True)}
         return {"loss": sum(means.values()), **means}
-
-
-def _diverged(network: nn.Module, batch: Batch, loss: Loss, epoch: int, number: int) -> DivergenceError:
-    network = unwrapped(network)
-    bad_terms = [name for name, value in loss.terms.items() if not bool(torch.isfinite(value))]
-    term = bad_terms[0] if bad_terms else "gradient"
-    rows, columns = _suspects(network, batch)
-    return DivergenceError(
-        f"the {term} stopped being finite in epoch {epoch + 1}, minibatch {number + 1}",
-        where=f"term {term!r}",
-        remedy="lower learning_rate (a tenth), or look at the cells and genes named; the last good weights are kept",
-        term=term,
-        rows=rows,
-        columns=columns,
-    )
-
-
-@torch.no_grad()
-def _suspects(network: nn.Module, batch: Batch) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    # cells whose own loss is not finite; and genes whose weights are not, or else the largest counts of those cells
-    network.eval()
-    loss_of: Callable[[Batch], Any] = network
-    counts = batch.counts
-    alone = [i for i in range(counts.n_rows) if not bool(torch.isfinite(loss_of(_only(batch, i)).total))]
-    genes: set[int] = set()
-    for parameter in network.parameters():
-        bad = ~torch.isfinite(parameter.detach())
-        for axis, size in enumerate(parameter.shape):
-            if size == counts.n_vars:
-                others = tuple(a for a in range(parameter.dim()) if a != axis)
-                genes |= set(torch.nonzero(bad.amax(dim=others) if others else bad).ravel().tolist())
-    if not genes:
-        for i in alone:
-            entries = slice(int(counts.indptr[i]), int(counts.indptr[i + 1]))
-            if counts.values[entries].numel():
-                genes.add(int(counts.indices[entries][counts.values[entries].argmax()]))
-    return tuple(batch.rows[alone].tolist()), tuple(sorted(genes))
-
-
-def _only(batch: Batch, i: int) -> Batch:
-    counts, entries = batch.counts, slice(int(batch.counts.indptr[i]), int(batch.counts.indptr[i + 1]))
-    one = counts._replace(
-        indptr=counts.indptr[i : i + 2] - counts.indptr[i],
-        indices=counts.indices[entries],
-        values=counts.values[entries],
-    )
-    code = None if batch.batch_code is None else batch.batch_code[i : i + 1]
-    return Batch(one, batch.size_factor[i : i + 1], batch.rows[i : i + 1], code)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
@@ -164,14 +165,21 @@ class Noise:
     """
 
     def __init__(self, seed: int) -> None:
-        self.seed = seed
+        self.seed = self._start = seed
         self._streams: dict[torch.device, torch.Generator] = {}
 
     def on(self, device: torch.device) -> torch.Generator:
         """Return the generator of a device, made at first use."""
         if device not in self._streams:
-            self._streams[device] = torch.Generator(device).manual_seed(self.seed)
+            self._streams[device] = torch.Generator(device).manual_seed(self._start)
         return self._streams[device]
+
+    def part_ways(self, rank: int) -> None:
+        """Let the streams of each process but the first, rank 0, go on as others than those of the rest."""
+        if rank:  # hashed into the 32 bits that torch's generator on the CPU looks at
+            self._start = int(np.random.SeedSequence([self.seed, rank]).generate_state(1)[0])
+            for generator in self._streams.values():
+                generator.manual_seed(self._start)
 
     def state(self) -> dict[str, Tensor]:
         """Return where the stream on each kind of device stands, (k,) uint8, for :meth:`restore`."""

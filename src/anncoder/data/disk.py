@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from anncoder.data.memory import Stored
-from anncoder.data.order import Rows, n_minibatches
+from anncoder.data.order import Rows, n_minibatches, refuse_small_share
 from anncoder.data.prefetch import prefetched
 from anncoder.data.shards import Shards
 from anncoder.distributed import ALONE, Share
@@ -62,6 +62,11 @@ class DiskLoader:
         Which of several processes this is: each reads every ``size``-th block of the epoch's order.
     block, pool
         Rows read at once, and cells shuffled at once; None for what suits the files.
+
+    Raises
+    ------
+    ConfigError
+        There are several processes, and too few blocks or cells to shuffle for one of them.
     """
 
     def __init__(
@@ -89,6 +94,9 @@ class DiskLoader:
         self.n_obs = int(np.count_nonzero(chosen))
         before = np.concatenate([[0], np.cumsum(chosen)])
         self._n_chosen = before[self.blocks[:, 1]] - before[self.blocks[:, 0]]
+        if seed is not None:  # in some epoch, a process may have as many of the smallest blocks as there are for each
+            smallest = np.sort(self._n_chosen[self._n_chosen > 0])
+            refuse_small_share(int(smallest[: len(smallest) // share.size].sum()), share.size)
 
     def __len__(self) -> int:
         """Return the number of minibatches in an epoch."""

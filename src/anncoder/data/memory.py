@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from scipy.sparse import csr_matrix
 
-from anncoder.data.order import Rows, minibatches, n_minibatches, shuffled
+from anncoder.data.order import Rows, minibatches, n_minibatches, refuse_small_share, shuffled
 from anncoder.distributed import ALONE, Share
 from anncoder.kernels import sparse
 from anncoder.types import CSR, Batch
@@ -62,6 +62,11 @@ class MemoryLoader:
         (n,) experimental batch of each cell, if there are any.
     share
         Which of several processes this is: each has its part of every minibatch of ``size * batch_size``.
+
+    Raises
+    ------
+    ConfigError
+        There are several processes, and too few cells to shuffle for one of them.
     """
 
     def __init__(
@@ -83,6 +88,8 @@ class MemoryLoader:
         self.seed = seed
         self.share = share
         self.n_obs = len(rows)
+        if seed is not None:
+            refuse_small_share(self.n_obs // share.size, share.size)
 
     def __len__(self) -> int:
         """Return the number of minibatches in an epoch."""

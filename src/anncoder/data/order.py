@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from anncoder.errors import InputError
+from anncoder.errors import ConfigError, InputError
 
 Rows = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -85,6 +85,8 @@ def minibatches(rows: Rows, batch_size: int, fewest: int = 2) -> Iterator[Rows]:
     (Batch normalisation has no meaning for one cell.)
     """
     starts = list(range(0, len(rows), batch_size))
+    if not starts:  # one of several processes may have none of the few cells held out
+        return
     if len(starts) > 1 and len(rows) - starts[-1] < fewest:
         starts.pop()
     for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True):
@@ -95,6 +97,20 @@ def n_minibatches(n_rows: int, batch_size: int, fewest: int = 2) -> int:
     """Return how many minibatches :func:`minibatches` makes."""
     whole, rest = divmod(n_rows, batch_size)
     return whole + (rest >= fewest or (rest > 0 and whole == 0))
+
+
+def refuse_small_share(fewest: int, n_processes: int) -> None:
+    """Raise a ConfigError if the process with the fewest cells to fit on has none, or one, which cannot be normalised.
+
+    Every process takes as many steps as the others, and they would wait for it.
+    """
+    if fewest < 2 and n_processes > 1:
+        raise ConfigError(
+            f"of {n_processes} processes, one would have {fewest} cells to fit on",
+            code="few-cells",
+            where="torchrun",
+            remedy="start fewer processes (--nproc-per-node), or fit more cells",
+        )
 
 
 def _stratified(strata: Rows, fraction: float, generator: np.random.Generator) -> Rows:

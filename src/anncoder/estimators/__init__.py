@@ -85,11 +85,11 @@ def _restore(stored: checkpoint.Stored, folder: Path) -> Autoencoder:
     hyperparameters = MODELS[config.model].config(**config.hyperparameters)
     model: Autoencoder = ESTIMATORS[config.model](**dict(hyperparameters))
     model.var_names_, model.batches_ = pd.Index(stored.genes, dtype=object), config.batches
+    model.training_ = TrainingConfig(**config.training)
     with torch.device("meta"):  # shapes only: nothing is allocated before the file is known to fit
-        network = model._build(Noise(0))
+        network = model._build(Noise(model.training_.seed))  # from which some evaluations draw, too
     checkpoint.read_weights(folder, network)
     model.network_ = network.eval()
-    model.training_ = TrainingConfig(**config.training)
     model.layer_, model.library_size_ = config.layer, config.library_size
     model.best_epoch_, model.stopped_ = config.best_epoch, config.stopped
     model.history_ = pd.DataFrame(config.history)

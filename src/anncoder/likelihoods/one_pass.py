@@ -94,7 +94,7 @@ class _OnePass(torch.autograd.Function):
             gradients = ctx.what.run(_gathered(ctx.products, ctx.saved_tensors), per_cell.contiguous())[1]
             return (None, None, *gradients)
         factor = float(per_cell[0]) / ctx.weight if per_cell.numel() else 1.0
-        if abs(factor - 1) > 1e-6:  # nearer than that is the rounding of the weight itself
+        if not abs(factor - 1) <= 1e-6:  # nearer than that is the rounding of the weight itself; a NaN is not near
             gradients = [gradient * factor for gradient in gradients]
         return (None, None, *gradients)
 

@@ -131,7 +131,7 @@ class SAUCIENetwork(nn.Module):
         self.register_buffer("codebook", codes)
         self.register_buffer("n_clusters", torch.zeros((), dtype=torch.int64))
         self.register_buffer("largest_activation", torch.ones(()))
-        self._cells: Loader | None = None  # from start_from to finish, which looks for clusters among them
+        self._cells: Loader | None = None  # from start_from to finish, if that looks for clusters among them
         # cells in a whole minibatch: the last one of an epoch may have fewer
         self.register_buffer("n_whole", torch.zeros((), dtype=torch.int64))
 
@@ -149,7 +149,7 @@ class SAUCIENetwork(nn.Module):
             self.standardize.mean.copy_(summary.x_mean * self.factor)
             with torch.no_grad():
                 self.output.bias.copy_(summary.x_mean * self.factor)
-        self._cells = cells
+        self._cells = cells if self.config.lambda_c else None  # or the model would keep them alive
 
     @torch.no_grad()
     def finish(self, batch: Batch) -> None:
