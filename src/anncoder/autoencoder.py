@@ -29,7 +29,7 @@ from anncoder.opening import open_for_model, open_source
 from anncoder.preparation import Prepared, limited, prepare, split_cells
 from anncoder.progress import TrainingReport, announce, warn_interrupted
 from anncoder.recording import taking
-from anncoder.refusals import refuse_unfitted, refuse_width
+from anncoder.refusals import refuse_unfitted, refuse_unloadable, refuse_width
 from anncoder.resume import Checkpoint, Checkpoints, going_on, keeper_of, run_of
 from anncoder.sources import Data, Genes, MemorySource, Source
 from anncoder.training import History, train
@@ -254,11 +254,12 @@ class Autoencoder:
         Raises
         ------
         FileError
-            The folder exists and is not a model.
+            The folder exists and is not a model, or the network is such that it could not be read back.
         ResourceError
             It cannot be written.
         """
         weights = self._network().state_dict()
+        refuse_unloadable(weights, checkpoint.shapes_only(self._build))
         record = checkpoint.ModelRecord(
             model=self.name,
             hyperparameters=self.config.model_dump(mode="json"),

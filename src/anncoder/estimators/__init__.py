@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 from anncoder import checkpoint
 from anncoder.autoencoder import Autoencoder
@@ -26,7 +25,6 @@ from anncoder.estimators.scvis import SCVIS
 from anncoder.estimators.undercomplete import UndercompleteAutoencoder
 from anncoder.estimators.variational import VariationalAutoencoder
 from anncoder.models import MODELS
-from anncoder.types import Noise
 
 __all__ = [
     "DCA",
@@ -84,8 +82,7 @@ def _restore(stored: checkpoint.Stored, folder: Path) -> Autoencoder:
     hyperparameters = MODELS[config.model].config(**config.hyperparameters)
     model: Autoencoder = ESTIMATORS[config.model](**dict(hyperparameters))
     model.var_names_, model.batches_ = pd.Index(stored.genes, dtype=object), config.batches
-    with torch.device("meta"):  # shapes only: nothing is allocated before the file is known to fit
-        network = model._build(Noise(0))
+    network = checkpoint.shapes_only(model._build)  # nothing is allocated before the file is known to fit
     checkpoint.read_weights(folder, network)
     model.network_ = network.eval()
     model.training_ = TrainingConfig(**config.training)
