@@ -126,7 +126,7 @@ def evaluate(
     """
     key = model.training_.batch_key if model.config.encodes_batches else None
     columns = [column for column in (labels, key) if column is not None]
-    adata = some_cells(model, data, layer, columns, max_cells=max_cells, seed=seed)
+    adata = some_cells(model, data, layer, columns, max_cells=max_cells, seed=seed, allow_missing=allow_missing)
     in_memory = isinstance(data, anndata.AnnData) and (data.is_view or not data.isbacked)
     matrix = model.aligned_matrix(adata, layer if in_memory else "X", allow_missing)
     if min(matrix.shape) <= model.config.n_latent or matrix.shape[0] < FEWEST:

@@ -18,7 +18,14 @@ READ = 8192  # cells at a time
 
 
 def some_cells(
-    model: Autoencoder, data: Data, layer: str | None, columns: list[str], *, max_cells: int, seed: int
+    model: Autoencoder,
+    data: Data,
+    layer: str | None,
+    columns: list[str],
+    *,
+    max_cells: int,
+    seed: int,
+    allow_missing: float = 0.0,
 ) -> anndata.AnnData:
     """Return cells taken at random, in their order; all where there are no more than that.
 
@@ -34,6 +41,8 @@ def some_cells(
         What else is needed, of obs.
     max_cells, seed
         How many, and the start of the random stream.
+    allow_missing
+        Share of the model's genes that a reader may lack; they are taken as zero. Others are returned as they are.
 
     Raises
     ------
@@ -42,10 +51,11 @@ def some_cells(
     FileError
         A file cannot be read.
     InputError
-        There is no such layer.
+        There is no such layer, or the cells of a reader are not what the model needs.
     """
     if isinstance(data, Reader):
-        source = data.opened(Genes(model.var_names_), counts=model.reads_counts, to_fit=False)
+        genes, integers = Genes(model.var_names_, allow_missing), model.config.integers
+        source = data.opened(genes, counts=model.reads_counts, to_fit=False, integers=integers)
         return _some(source, columns, max_cells, seed)
     shards = open_files(data, model.layer_ if layer is None else layer, layer_is_of_fit=layer is None)
     if shards is not None:
