@@ -11,6 +11,7 @@ import torch
 from anncoder.distributed import own_gpu
 from anncoder.errors import ConfigError, ResourceError, out_of_memory
 
+CGROUP = Path("/sys/fs/cgroup")  # of this container, where there is one
 RESIDENT_SHARE = 0.4  # of the free memory of a GPU, for the data
 
 
@@ -77,10 +78,17 @@ def available_memory() -> int | None:
         return None
     fields = dict(line.split(":", 1) for line in meminfo.read_text(encoding="ascii").splitlines())
     free = int(fields["MemAvailable"].split()[0]) * 1024
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    limit, used = CGROUP / "memory.max", CGROUP / "memory.current"
     if limit.exists() and used.exists() and (text := limit.read_text(encoding="ascii").strip()) != "max":
-        free = min(free, int(text) - int(used.read_text(encoding="ascii")))
+        free = min(free, int(text) - int(used.read_text(encoding="ascii")) + _reclaimable())
     return free
+
+
+def _reclaimable() -> int:
+    # bytes of files that were read counts as used, and the kernel gives them up as soon as memory is wanted
+    stat = CGROUP / "memory.stat"
+    lines = stat.read_text(encoding="ascii").splitlines() if stat.exists() else []
+    return int(dict(line.split(maxsplit=1) for line in lines).get("inactive_file", "0"))
 
 
 def fits(n_bytes: int, device: torch.device) -> bool:
