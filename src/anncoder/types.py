@@ -138,7 +138,7 @@ class Summary(NamedTuple):
 
 
 class Loader(Protocol):
-    """Minibatches of one set of rows; iterating it once is one epoch."""
+    """Minibatches of one set of rows; going through ``epoch(number)`` is one epoch."""
 
     n_obs: int
 
