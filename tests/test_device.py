@@ -1,13 +1,15 @@
-"""The machine as it is seen: how much memory is free."""
+"""The machine as it is seen: which GPU is whose, and how much memory is free."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+import torch
 
 from anncoder import device
-from anncoder.device import available_memory
+from anncoder.device import available_memory, choose_device
+from anncoder.errors import ConfigError
 
 MIB = 2**20
 
@@ -19,6 +21,35 @@ def container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "memory.max").write_text(f"{96 * MIB}\n")
     (tmp_path / "memory.current").write_text(f"{90 * MIB}\n")
     return tmp_path
+
+
+class TestOwnGPU:
+    @pytest.mark.parametrize(
+        ("rank", "visible", "name", "chosen"),
+        [
+            ("1", 2, "cuda", "cuda:1"),
+            ("1", 2, "auto", "cuda:1"),
+            ("1", 2, "cuda:0", "cuda:0"),
+            ("1", 2, "cpu", "cpu"),
+            ("1", 1, "cuda", "cuda"),
+            (None, 2, "cuda", "cuda"),
+        ],
+    )
+    def test_each_process_has_its_own(  # of a machine with GPUs, which this one need not be
+        self, rank: str | None, visible: int, name: str, chosen: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("LOCAL_RANK", raising=False)
+        if rank is not None:
+            monkeypatch.setenv("LOCAL_RANK", rank)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+        monkeypatch.setattr(torch, "empty", lambda *_, **__: None)
+        assert choose_device(name) == torch.device(chosen)
+
+    def test_one_that_is_not_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("LOCAL_RANK", "99")
+        with pytest.raises(ConfigError, match="cannot be used here"):
+            choose_device("cuda")
 
 
 @pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="the system does not say")

@@ -172,7 +172,7 @@ class Autoencoder:
         split = split_cells(source.n_obs, source.column, training)
         self.layer_, self.training_ = layer, training
         self.var_names_, self.valid_obs_ = source.var_names, source.names(split.valid)
-        with processes() as share, threads_set(training.threads), memory_errors("fit"):
+        with processes(training.device) as share, threads_set(training.threads), memory_errors("fit"):
             on, noise = choose_device(training.device), Noise(training.seed)
             run = run_of(self.name, self.config, training, source, split)
             keeper = keeper_of(checkpoint, run, noise, share, on)

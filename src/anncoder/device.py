@@ -18,7 +18,8 @@ RESIDENT_SHARE = 0.4  # of the free memory of a GPU, for the data
 def choose_device(name: str) -> torch.device:
     """Return the device of a name; ``"auto"`` is a CUDA GPU if there is one, else the CPU.
 
-    Apple's ``mps`` is used only where it is asked for: some operations there are wrong or missing.
+    Of several processes on a machine each gets a GPU of its own, by either of ``"auto"`` and ``"cuda"``. Apple's
+    ``mps`` is used only where it is asked for: some operations there are wrong or missing.
 
     Raises
     ------
@@ -26,7 +27,8 @@ def choose_device(name: str) -> torch.device:
         There is no such device.
     """
     if name == "auto":
-        return torch.device(own_gpu() if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    name = own_gpu() if name == "cuda" else name
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
