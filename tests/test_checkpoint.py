@@ -382,13 +382,17 @@ class TestHostile:
         assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 200 * 2**20
 
 
+FLOATS, INTEGERS = ("float64", "float32", "float16", "bfloat16"), ("int64", "int32", "int16", "int8")
+KINDS = (*FLOATS, *INTEGERS, "uint64", "uint32", "uint16", "uint8", "bool")
+
+
 class Own(UndercompleteNetwork):
     """A network as somebody may write it: buffers of every kind, and random numbers drawn in ``__init__``."""
 
     def __init__(self, config: UndercompleteConfig, shape: Shape, noise: Noise) -> None:
         super().__init__(config, shape, noise)
-        for dtype in checkpoint.DTYPES:
-            self.register_buffer(str(dtype).replace("torch.", "of_"), torch.tensor([[0, 1], [1, 0]]).to(dtype))
+        for kind in KINDS:
+            self.register_buffer(f"of_{kind}", torch.tensor([[0, 1], [1, 0]]).to(getattr(torch, kind)))
         self.drawn = torch.nn.Parameter(torch.empty(3))
         with torch.no_grad():
             self.drawn.normal_(generator=noise.on(self.drawn.device))
