@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -66,6 +67,13 @@ def test_imports_go_one_way(path: Path) -> None:
         assert rooms <= ALLOWED[room(path)]
     outside = {name.split(".")[0] for name in names}
     assert not outside & FORBIDDEN.get(room(path), set())
+
+
+@pytest.mark.parametrize("package", ["benchmark", "data"])
+def test_a_package_that_says_what_its_modules_do_names_them_all(package: str) -> None:
+    described = ast.get_docstring(ast.parse((PACKAGE / package / "__init__.py").read_text(encoding="utf-8")))
+    modules = {path.stem for path in (PACKAGE / package).glob("*.py")} - {"__init__"}
+    assert set(re.findall(r"``(\w+)``", described or "")) == modules
 
 
 def functions(path: Path) -> Iterator[tuple[str, int]]:

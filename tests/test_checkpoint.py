@@ -21,6 +21,9 @@ import torch
 from anncoder import CountAutoencoder, DenoisingAutoencoder, UndercompleteAutoencoder, checkpoint, load
 from anncoder.checkpoint import CONFIG, GENES, MANIFEST, WEIGHTS, decode_names, encode_names
 from anncoder.errors import FileError, InputError, ResourceError
+from anncoder.models import MODELS, Model
+from anncoder.models.undercomplete import UndercompleteConfig, UndercompleteNetwork
+from anncoder.types import Batch, Loss, Noise, Shape
 
 FILES = (CONFIG, WEIGHTS, GENES, MANIFEST)
 
@@ -377,6 +380,87 @@ class TestHostile:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         self.refuse(model, "does not fit")
         assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 200 * 2**20
+
+
+FLOATS, INTEGERS = ("float64", "float32", "float16", "bfloat16"), ("int64", "int32", "int16", "int8")
+KINDS = (*FLOATS, *INTEGERS, "uint64", "uint32", "uint16", "uint8", "bool")
+
+
+class Own(UndercompleteNetwork):
+    """A network as somebody may write it: buffers of every kind, and random numbers drawn in ``__init__``."""
+
+    def __init__(self, config: UndercompleteConfig, shape: Shape, noise: Noise) -> None:
+        super().__init__(config, shape, noise)
+        for kind in KINDS:
+            self.register_buffer(f"of_{kind}", torch.tensor([[0, 1], [1, 0]]).to(getattr(torch, kind)))
+        self.drawn = torch.nn.Parameter(torch.empty(3))
+        with torch.no_grad():
+            self.drawn.normal_(generator=noise.on(self.drawn.device))
+
+    def forward(self, batch: Batch) -> Loss:
+        """Return the loss, of which every parameter is a part."""
+        return Loss.of({"reconstruction": super().forward(batch).total, "own": self.drawn.square().sum()})
+
+
+def fit_own(counts: anndata.AnnData, monkeypatch: pytest.MonkeyPatch) -> UndercompleteAutoencoder:
+    monkeypatch.setitem(MODELS, "undercomplete", Model(UndercompleteConfig, Own))
+    return UndercompleteAutoencoder(n_latent=3, n_hidden=()).fit(counts, max_epochs=1, progress=False)
+
+
+class TestOwnNetworks:
+    """What the table of models promises to a new one, in saving rather than in loading."""
+
+    def test_every_type_of_buffer_comes_back(
+        self, counts: anndata.AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model = fit_own(counts, monkeypatch)
+        model.save(tmp_path / "model")
+        again = load(tmp_path / "model")
+        assert again.embed(counts).tobytes() == model.embed(counts).tobytes()
+        kept = again._network().state_dict()
+        for name, value in model._network().state_dict().items():
+            assert kept[name].dtype == value.dtype
+            assert torch.equal(kept[name], value)
+
+    @pytest.mark.parametrize(
+        ("name", "value", "said"),
+        [
+            ("own", torch.zeros(2, dtype=torch.complex64), "own is of type torch.complex64"),
+            ("own", torch.eye(2).to_sparse(), "sparse_coo"),
+            ("drawn", torch.nn.Parameter(torch.tensor([1.0, float("inf"), 1.0])), "drawn holds values that are not"),
+            ("of_float16", torch.full((2, 2), float("nan"), dtype=torch.float16), "of_float16 holds values"),
+            ("own", torch.zeros(2), "other names, shapes or types: 'own'"),
+            ("of_bool", torch.zeros(3, dtype=torch.bool), "'of_bool'"),
+            ("of_int32", torch.zeros(2, 2, dtype=torch.int16), "'of_int32'"),
+        ],
+    )
+    def test_what_could_not_be_loaded_is_not_saved(
+        self,
+        name: str,
+        value: torch.Tensor,
+        said: str,
+        counts: anndata.AnnData,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        model = fit_own(counts, monkeypatch)
+        if isinstance(value, torch.nn.Parameter):
+            setattr(model._network(), name, value)
+        else:
+            model._network().register_buffer(name, value)
+        with pytest.raises(FileError, match=said) as caught:
+            model.save(tmp_path / "model")
+        assert caught.value.code == "unsavable"
+        assert not (tmp_path / "model").exists()
+
+    def test_one_tensor_under_two_names(
+        self, counts: anndata.AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model = fit_own(counts, monkeypatch)
+        network = model._network()
+        network.again = network.drawn
+        with pytest.raises(FileError, match="are the same tensor"):
+            model.save(tmp_path / "model")
 
 
 def test_loading_leaves_the_folder_alone_and_needs_no_write_access(model: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -19,9 +20,10 @@ import pytest
 import yaml
 from scipy.sparse import csr_matrix, issparse
 
-from anncoder import CountAutoencoder, load
+from anncoder import CountAutoencoder, cli, load
 from anncoder.commands.outcome import Signals, outcome
 from anncoder.errors import ConfigError, FileError
+from anncoder.models import MODELS
 
 Run = Callable[..., Any]
 
@@ -422,6 +424,11 @@ class TestOtherCommands:
         assert anncoder("--version").stdout.startswith("anncoder 0.")
         for command in ("check", "train", "embed", "denoise", "evaluate", "info", "config", "simulate", "demo"):
             assert anncoder(command, "--help").exit_code == 0
+
+    @pytest.mark.parametrize("command", ["train", "config", "search"])
+    def test_help_names_every_model(self, anncoder: Run, command: str) -> None:
+        assert set(MODELS) <= set(re.findall(r"\w+", anncoder(command, "--help").stdout))
+        assert set(re.findall(r"\w+", cli.MODELS)) == set(MODELS) | {"published", "systems"}
 
 
 class TestSignals:

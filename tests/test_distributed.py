@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse as sp
 
-from anncoder import CountAutoencoder
+from anncoder import CountAutoencoder, distributed
 from anncoder.data.disk import DiskLoader
 from anncoder.data.memory import MemoryLoader, Stored
 from anncoder.data.order import minibatches
@@ -177,6 +177,31 @@ def test_a_process_that_would_have_nothing_to_fit_on_is_refused(tmp_path: Path) 
 
 def test_no_rows_are_no_minibatches() -> None:
     assert list(minibatches(np.arange(0), 4)) == []
+
+
+@pytest.mark.parametrize(
+    ("there", "device", "backend"),
+    [
+        (True, "auto", "nccl"),
+        (True, "cuda", "nccl"),
+        (True, "cuda:1", "nccl"),
+        (True, "cpu", "gloo"),
+        (False, "auto", "gloo"),
+        (False, "cpu", "gloo"),
+    ],
+)
+def test_the_backend_is_that_of_the_device(
+    there: bool, device: str, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    monkeypatch.setattr(distributed, "rendezvous", lambda *_, **__: iter([(torch.distributed.HashStore(), 0, 2)]))
+    monkeypatch.setattr(distributed, "_meeting", lambda *_: "here")
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda name, **_: asked.append(name))
+    with distributed.processes(device):
+        assert asked == [backend]
 
 
 def _children(pid: int) -> list[int]:

@@ -381,6 +381,22 @@ def test_where_the_data_are_does_not_matter(
         pd.testing.assert_frame_equal(table, found.table, rtol=1e-4)
 
 
+def test_the_number_of_threads_stays_what_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    import scanpy as sc
+
+    neighbors, before = sc.pp.neighbors, torch.get_num_threads()
+
+    def as_if_numba_started(*arguments: Any, **options: Any) -> None:  # which it does once in a process
+        neighbors(*arguments, **options)
+        torch.set_num_threads(before + 1)
+
+    monkeypatch.setattr(sc.pp, "neighbors", as_if_numba_started)
+    evaluation.leiden(np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32), (1.0,), 0)
+    after = torch.get_num_threads()
+    torch.set_num_threads(before)
+    assert after == before
+
+
 def test_without_labels(grouped: anndata.AnnData, fitted: Autoencoder, found: evaluation.Evaluation) -> None:
     table = evaluate(fitted, grouped).table
     assert table[["leiden_ari", "leiden_nmi", "kmeans_ari", "kmeans_nmi"]].isna().all(axis=None)

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 import anncoder as ac
-from anncoder import CountAutoencoder, IterableSource
+from anncoder import DCA, CountAutoencoder, IterableSource
 from anncoder.distributed import Share
 from anncoder.errors import AnncoderError
 from anncoder.sources import PerCell
@@ -98,6 +98,21 @@ def test_evaluate(counts: anndata.AnnData, fitted: CountAutoencoder) -> None:
     source = IterableSource(annbatch_like(counts), counts.var_names, counts.n_obs, counts.obs)
     of_source, of_memory = (ac.evaluate(fitted, data, labels="group", max_cells=70) for data in (source, counts))
     np.testing.assert_allclose(of_source.table, of_memory.table, rtol=1e-4)
+
+
+def test_evaluate_where_genes_are_missing(counts: anndata.AnnData, fitted: CountAutoencoder) -> None:
+    few = counts[:, :58].copy()
+    source = IterableSource(in_turn(few, 50), few.var_names, counts.n_obs)
+    of_source, of_memory = (ac.evaluate(fitted, data, allow_missing=0.1, max_cells=70) for data in (source, few))
+    np.testing.assert_allclose(of_source.table, of_memory.table, rtol=1e-4)
+
+
+def test_counts_that_are_no_integers(counts: anndata.AnnData) -> None:
+    counts.X = counts.X * np.float32(0.5)
+    source = IterableSource(in_turn(counts, 50), counts.var_names, counts.n_obs)
+    model = DCA(n_latent=3, n_hidden=(8,), check_counts=False).fit(source, **QUICK)
+    np.testing.assert_allclose(model.embed(source), model.embed(counts), atol=1e-5)
+    assert np.isfinite(ac.evaluate(model, source).table.loc["model", "reconstruction_mse"])
 
 
 def test_genes_are_matched_by_name(counts: anndata.AnnData, fitted: CountAutoencoder) -> None:

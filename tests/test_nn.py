@@ -167,6 +167,13 @@ class TestLayers:
         assert torch.equal(one.eval()(x), x)
 
 
+def test_where_there_are_only_shapes_noise_is_asked_and_not_drawn_from() -> None:
+    noise, meta = Noise(1), torch.device("meta")
+    with meta:
+        assert torch.empty(3).normal_(generator=noise.on(meta)).is_meta
+    assert not noise.state()
+
+
 class TestPenalties:
     def test_values(self) -> None:
         weights = [torch.tensor([[1.0, -2.0]]), torch.tensor([3.0])]  # the bias is not penalised

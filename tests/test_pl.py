@@ -221,6 +221,14 @@ def test_a_gene_pair_of_expression_is_shown_as_it_is(counts: anndata.AnnData) ->
     assert points(denoised).shape == (counts.n_obs, 2)
 
 
+def test_a_gene_pair_of_counts_that_a_model_reads_without_a_logarithm(counts: anndata.AnnData) -> None:
+    ac.tl.autoencode(counts, "scscope", denoise=True, n_latent=4, max_epochs=1, threads=1, progress=False)
+    raw, denoised = pl.gene_pair(counts, *counts.var_names[:2])
+    assert [ax.get_title() for ax in (raw, denoised)] == ["measured counts", "denoised counts"]
+    exact = np.sort(np.log1p(counts.X[:, :2].toarray()), axis=0)
+    assert np.abs(np.sort(points(raw), axis=0) - exact).max() <= pl.JITTER + 1e-6
+
+
 def test_a_gene_pair_refuses_what_is_not_there(counts: anndata.AnnData, drawn: anndata.AnnData) -> None:
     genes = list(drawn.var_names[:2])
     with pytest.raises(ConfigError, match="did you mean 'Gene1'"):

@@ -31,7 +31,7 @@ from anncoder.opening import open_for_model, open_source
 from anncoder.preparation import Prepared, limited, prepare, split_cells
 from anncoder.progress import TrainingReport, announce, warn_interrupted
 from anncoder.recording import taking
-from anncoder.refusals import refuse_unfitted, refuse_width
+from anncoder.refusals import refuse_unfitted, refuse_unloadable, refuse_width
 from anncoder.resume import Checkpoint, Checkpoints, going_on, keeper_of
 from anncoder.sources import Data, Genes, MemorySource, Source
 from anncoder.training import History, train
@@ -175,7 +175,12 @@ class Autoencoder:
         source = open_source(data, layer, counts=self.reads_counts, integers=self.config.integers)
         refuse_width(self.config, len(source.var_names))
         split = split_cells(source.n_obs, source.column, training)
-        with attempt(self), processes() as share, threads_set(training.threads), memory_errors("fit"):
+        with (
+            attempt(self),
+            processes(training.device) as share,
+            threads_set(training.threads),
+            memory_errors("fit"),
+        ):
             self.layer_, self.training_ = layer, training
             self.var_names_, self.valid_obs_ = source.var_names, source.names(split.valid)
             self.valid_sizes_ = np.asarray(source.sizes[split.valid])
@@ -261,11 +266,12 @@ class Autoencoder:
         Raises
         ------
         FileError
-            The folder exists and is not a model.
+            The folder exists and is not a model, or the network is such that it could not be read back.
         ResourceError
             It cannot be written.
         """
         weights = self._network().state_dict()
+        refuse_unloadable(weights, checkpoint.shapes_only(self._build))
         record = checkpoint.ModelRecord(
             model=self.name,
             hyperparameters=self.config.model_dump(mode="json"),

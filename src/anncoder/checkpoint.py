@@ -11,6 +11,7 @@ import json
 import platform
 import re
 import struct
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -25,11 +26,26 @@ from anncoder import __version__
 from anncoder.config import Settings
 from anncoder.errors import ConfigError, FileError, InputError, some
 from anncoder.files import atomic_folder, refuse_occupied, writable_folder
+from anncoder.types import Noise
 
 SCHEMA = 1
 CONFIG, WEIGHTS, GENES, MANIFEST = "config.json", "weights.safetensors", "genes.txt", "manifest.json"
 LARGEST = 256 * 2**20  # bytes of JSON or gene names that are read
-DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64", torch.uint8: "U8"}
+DTYPES = {  # what torch 2.6 and safetensors 0.5 both know, and torch can tell whether it is finite
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint64: "U64",
+    torch.uint32: "U32",
+    torch.uint16: "U16",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 
 
 class ModelRecord(Settings):
@@ -76,6 +92,12 @@ def refuse_target(folder: Path) -> None:
     refuse_occupied(folder, MANIFEST)
 
 
+def shapes_only(build: Callable[[Noise], nn.Module], seed: int = 0) -> nn.Module:
+    """Return a network on the ``meta`` device, where nothing is allocated, as it is built when a model is loaded."""
+    with torch.device("meta"):
+        return build(Noise(seed))
+
+
 def write_model(folder: str | Path, config: ModelRecord, genes: list[str], weights: dict[str, Tensor]) -> None:
     """Write a model folder, whole or not at all.
 
@@ -88,7 +110,7 @@ def write_model(folder: str | Path, config: ModelRecord, genes: list[str], weigh
     genes
         Names of the genes, in the model's order.
     weights
-        ``state_dict()`` of the network.
+        ``state_dict()`` of the network, which :func:`anncoder.refusals.refuse_unloadable` has seen.
 
     Raises
     ------
@@ -160,22 +182,37 @@ def read_weights(folder: str | Path, network: nn.Module) -> None:
         The weights do not belong to this network, or some are not finite.
     """
     folder, path = Path(folder), Path(folder) / WEIGHTS
-    expected = {name: (DTYPES[value.dtype], list(value.shape)) for name, value in network.state_dict().items()}
     header = _header(path)
     found = {name: (entry.get("dtype"), entry.get("shape")) for name, entry in header.items()}
-    if found != expected:
-        wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-        raise broken(folder, f"{WEIGHTS} does not fit {CONFIG}: {some(map(repr, wrong), 3)}")
+    wrong = misfits(found, layout(network.state_dict()))
+    if wrong:
+        raise broken(folder, f"{WEIGHTS} does not fit {CONFIG}: {wrong}")
     try:
         # read, not mapped: a file that is cut while it is mapped ends the process
         weights = safetensors.torch.load(path.read_bytes())
     except (OSError, SafetensorError, ValueError) as error:
         raise broken(folder, f"{WEIGHTS} cannot be read: {error}") from None
     for name, value in weights.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        if not finite(value):
             raise broken(folder, f"{name} in {WEIGHTS} holds values that are not finite")
     # copied into memory of torch's own: the last bit of a matrix product may depend on how its factors are aligned
     network.load_state_dict({name: value.clone() for name, value in weights.items()}, assign=True)
+
+
+def finite(value: Tensor) -> bool:
+    """Tell whether no value is infinite or NaN."""
+    return not value.is_floating_point() or bool(torch.isfinite(value).all())
+
+
+def layout(weights: dict[str, Tensor]) -> dict[str, tuple[Any, Any]]:
+    """Return type and shape of each tensor, as the header of a file has them."""
+    return {name: (DTYPES.get(value.dtype, str(value.dtype)), list(value.shape)) for name, value in weights.items()}
+
+
+def misfits(found: dict[str, tuple[Any, Any]], expected: dict[str, tuple[Any, Any]]) -> str:
+    """Return the first names in which two layouts differ, as text; empty where they are the same."""
+    wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    return some(map(repr, wrong), 3)
 
 
 def versions() -> dict[str, str]:

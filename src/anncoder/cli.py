@@ -48,6 +48,10 @@ Resume = Annotated[
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and errors.")]
+# spelt out, for --help must not wait for torch; a test holds it to anncoder.models.MODELS
+MODELS = (
+    "count, denoising, undercomplete, variational; published systems: autoimpute, dca, netsne, saucie, scscope, scvis."
+)
 Seed = Annotated[int, typer.Option(min=0, help="Start of every random stream.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="key=value, any number of times; keys: anncoder config.")
@@ -99,7 +103,7 @@ def check(
 def train(
     data: Inputs,
     output: Outputs,
-    model: Annotated[str | None, typer.Option(help="count, denoising or undercomplete.")] = None,
+    model: Annotated[str | None, typer.Option(help=MODELS)] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of settings.")] = None,
     settings: Settings = None,
     layer: Layer = None,
@@ -152,7 +156,7 @@ def train(
 def search(
     data: Annotated[Path, typer.Argument(help="An .h5ad file or .zarr folder.", show_default=False)],
     output: Output,
-    model: Annotated[str, typer.Option(help="The model to search settings for.")] = "count",
+    model: Annotated[str, typer.Option(help=f"The model to search settings for: {MODELS}")] = "count",
     space: Annotated[
         Path | None, typer.Option(help="YAML: for each setting a list of values, or {low: a, high: b, log: true}.")
     ] = None,
@@ -265,7 +269,7 @@ def info(
 
 @app.command()
 def config(
-    model: Annotated[str, typer.Option(help="count, denoising or undercomplete.")] = "count",
+    model: Annotated[str, typer.Option(help=MODELS)] = "count",
     settings: Settings = None,
     debug: Debug = False,
 ) -> None:

@@ -11,13 +11,15 @@ import torch
 from anncoder.distributed import own_gpu
 from anncoder.errors import ConfigError, ResourceError, out_of_memory
 
+CGROUP = Path("/sys/fs/cgroup")  # of this container, where there is one
 RESIDENT_SHARE = 0.4  # of the free memory of a GPU, for the data
 
 
 def choose_device(name: str) -> torch.device:
     """Return the device of a name; ``"auto"`` is a CUDA GPU if there is one, else the CPU.
 
-    Apple's ``mps`` is used only where it is asked for: some operations there are wrong or missing.
+    Of several processes on a machine each gets a GPU of its own, by either of ``"auto"`` and ``"cuda"``. Apple's
+    ``mps`` is used only where it is asked for: some operations there are wrong or missing.
 
     Raises
     ------
@@ -25,7 +27,8 @@ def choose_device(name: str) -> torch.device:
         There is no such device.
     """
     if name == "auto":
-        return torch.device(own_gpu() if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    name = own_gpu() if name == "cuda" else name
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -77,10 +80,17 @@ def available_memory() -> int | None:
         return None
     fields = dict(line.split(":", 1) for line in meminfo.read_text(encoding="ascii").splitlines())
     free = int(fields["MemAvailable"].split()[0]) * 1024
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    limit, used = CGROUP / "memory.max", CGROUP / "memory.current"
     if limit.exists() and used.exists() and (text := limit.read_text(encoding="ascii").strip()) != "max":
-        free = min(free, int(text) - int(used.read_text(encoding="ascii")))
+        free = min(free, int(text) - int(used.read_text(encoding="ascii")) + _reclaimable())
     return free
+
+
+def _reclaimable() -> int:
+    # bytes of files that were read counts as used, and the kernel gives them up as soon as memory is wanted
+    stat = CGROUP / "memory.stat"
+    lines = stat.read_text(encoding="ascii").splitlines() if stat.exists() else []
+    return int(dict(line.split(maxsplit=1) for line in lines).get("inactive_file", "0"))
 
 
 def fits(n_bytes: int, device: torch.device) -> bool:

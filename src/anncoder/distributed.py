@@ -36,8 +36,13 @@ ALONE = Share()
 
 
 @contextmanager
-def processes() -> Iterator[Share]:
+def processes(device: str = "auto") -> Iterator[Share]:
     """Join the other processes, if ``torchrun`` started any, for the time of a block.
+
+    Parameters
+    ----------
+    device
+        On which kind of device they will compute, as ``fit`` takes it: NCCL sends nothing that is on the CPU.
 
     Raises
     ------
@@ -49,9 +54,11 @@ def processes() -> Iterator[Share]:
         with _gone():
             if ours:
                 store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
-                backend = "nccl" if torch.cuda.is_available() else "gloo"
+                on_gpu = torch.cuda.is_available() and (device == "auto" or device.startswith("cuda"))
                 store = PrefixStore(_meeting(store, rank, size), store)
-                distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+                distributed.init_process_group(
+                    "nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE
+                )
             yield Share(distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else ALONE
     finally:
         if ours and distributed.is_initialized():
@@ -59,8 +66,12 @@ def processes() -> Iterator[Share]:
 
 
 def own_gpu() -> str:
-    """Return the GPU of this process: one each of those that torchrun started on a machine, else torch's current."""
-    return f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
+    """Return the GPU of this process: one each of those that torchrun started on a machine, else torch's current.
+
+    Where a process sees a single GPU, that is the one it was given.
+    """
+    alone = "LOCAL_RANK" not in os.environ or torch.cuda.device_count() == 1
+    return "cuda" if alone else f"cuda:{os.environ['LOCAL_RANK']}"
 
 
 def wrapped(network: nn.Module, share: Share) -> nn.Module:

@@ -35,11 +35,13 @@ from typing import Any, Literal
 import anndata
 import numpy as np
 import pandas as pd
+import torch
 
 from anncoder.autoencoder import Array, Autoencoder
 from anncoder.baselines import Cells, GeneMean, Method, Principal, Trained, input_of
 from anncoder.data.adata import obs_column
 from anncoder.data.summary import library_sizes
+from anncoder.device import threads_set
 from anncoder.errors import InputError
 from anncoder.guard import invented
 from anncoder.heldout import heldout_nll, thin
@@ -253,7 +255,9 @@ def leiden(latent: Array, resolutions: tuple[float, ...], seed: int) -> list[Any
     import scanpy as sc
 
     cells = anndata.AnnData(obs=pd.DataFrame(index=[str(i) for i in range(len(latent))]), obsm={"latent": latent})
-    sc.pp.neighbors(cells, use_rep="latent", n_neighbors=min(15, len(latent) - 1), random_state=seed)
+    # numba's first parallel loop gives the OpenMP that it shares with torch as many threads as there are cores
+    with threads_set(torch.get_num_threads()):
+        sc.pp.neighbors(cells, use_rep="latent", n_neighbors=min(15, len(latent) - 1), random_state=seed)
     for resolution in resolutions:
         sc.tl.leiden(
             cells,

@@ -78,7 +78,7 @@ class IterableSource:
                 remedy="give a row for each cell, in the order of the row numbers",
             )
 
-    def opened(self, genes: Genes | None, *, counts: bool, to_fit: bool) -> Source:
+    def opened(self, genes: Genes | None, *, counts: bool, to_fit: bool, integers: bool = True) -> Source:
         """Return the cells, checked in one pass, in the order of some genes or, for None, in their own."""
         alignment = align(
             list(self.var_names if genes is None else genes.names),
@@ -86,7 +86,7 @@ class IterableSource:
             allow_missing=0.0 if genes is None else genes.allow_missing,
         )
         names = self.var_names if genes is None else genes.names
-        return BlockSource(self, alignment, names, counts=counts, to_fit=to_fit)
+        return BlockSource(self, alignment, names, counts=counts, to_fit=to_fit, integers=integers)
 
 
 class BlockSource:
@@ -96,16 +96,22 @@ class BlockSource:
     where = "the blocks"
 
     def __init__(
-        self, given: IterableSource, alignment: Alignment, var_names: pd.Index, *, counts: bool, to_fit: bool
+        self,
+        given: IterableSource,
+        alignment: Alignment,
+        var_names: pd.Index,
+        *,
+        counts: bool,
+        to_fit: bool,
+        integers: bool,
     ) -> None:
         self.given, self.n_obs, self.var_names, self._alignment = given, given.n_obs, var_names, alignment
         self.sizes = np.ones(self.n_obs)
         if self.n_obs < (2 if to_fit else 1):
             raise self._bad(f"a model needs at least 2 cells, this has {self.n_obs}", code="too-few-cells")
         for raw, rows in self._raw():
-            found, _ = check_matrix(
-                raw, obs_names=self.names(rows), var_names=given.var_names, where=self.where, counts=counts
-            )
+            names = {"obs_names": self.names(rows), "var_names": given.var_names}
+            found, _ = check_matrix(raw, **names, where=self.where, counts=counts, integers=integers)
             raise_first(problem for problem in found if problem.code != "too-few-cells")
             if counts:
                 self.sizes[rows] = library_sizes(self._aligned(raw))

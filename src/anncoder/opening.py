@@ -37,7 +37,7 @@ def open_source(data: Data, layer: str | None, *, counts: bool, to_fit: bool = T
         The matrix is not what the model needs, or the files have different genes.
     """
     if isinstance(data, Reader):
-        return data.opened(None, counts=counts, to_fit=to_fit)
+        return data.opened(None, counts=counts, to_fit=to_fit, integers=integers)
     shards = open_shards(data, layer)
     if shards is None:
         assert isinstance(data, anndata.AnnData)
@@ -73,7 +73,7 @@ def open_for_model(
     source: Source
     shards = None if isinstance(data, Reader) else open_files(data, layer, layer_is_of_fit=layer_is_of_fit)
     if isinstance(data, Reader):
-        source = data.opened(genes, counts=counts, to_fit=False)
+        source = data.opened(genes, counts=counts, to_fit=False, integers=integers)
     elif shards is not None:
         together = Shards(shards, *genes)
         refuse_bad(shards, counts=counts, to_fit=False, integers=integers)

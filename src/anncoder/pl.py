@@ -182,7 +182,7 @@ def gene_pair(
             remedy="ac.tl.denoise(adata, model)",
         )
     read = json.loads(_results(adata, key)["params_json"])
-    counts = read["hyperparameters"]["transform"] == "log1p"
+    counts = read["hyperparameters"]["transform"] != "none"
     layer = read["layer"] if layer is None else None if layer == "X" else layer
     groups = _groups(adata, color)
     raw, denoised = (_pair(adata, (gene_x, gene_y), slot) for slot in (layer, f"{key}_denoised"))

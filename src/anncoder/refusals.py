@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from anncoder.checkpoint import DTYPES, finite, layout, misfits
 from anncoder.config import NetworkConfig
-from anncoder.errors import ConfigError
+from anncoder.errors import ConfigError, FileError
 
 
 def refuse_unfitted(network: object | None) -> None:
@@ -58,3 +64,36 @@ def refuse_scale(config: NetworkConfig, scale: str) -> None:
             where="scale",
             remedy=f"pass scale={allowed}",
         )
+
+
+def refuse_unloadable(weights: dict[str, Any], network: nn.Module) -> None:
+    """Raise a FileError in saving for weights that loading would refuse; now the fitted model is still there.
+
+    Parameters
+    ----------
+    weights
+        ``state_dict()`` of the network to be saved.
+    network
+        The network that they will be read into, of :func:`anncoder.checkpoint.shapes_only`.
+    """
+    names: dict[int, str] = {}
+    for name, value in weights.items():
+        if not isinstance(value, Tensor) or value.layout != torch.strided or value.dtype not in DTYPES:
+            kind = f"{value.dtype} ({value.layout})" if isinstance(value, Tensor) else type(value).__name__
+            known = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+            raise _unsavable(f"{name} is of type {kind}", f"keep it as a dense tensor of one of {known}")
+        if not finite(value):
+            raise _unsavable(f"{name} holds values that are not finite", "keep finite values in parameters and buffers")
+        other = names.setdefault(value.data_ptr(), name) if value.numel() else name
+        if other != name:
+            raise _unsavable(f"{other} and {name} are the same tensor", "register a tensor under one name")
+    wrong = misfits(layout(weights), layout(network.state_dict()))
+    if wrong:
+        raise _unsavable(
+            f"built anew from its configuration it has other names, shapes or types: {wrong}",
+            "register every parameter and buffer in __init__, with a shape that `config` and `shape` decide",
+        )
+
+
+def _unsavable(why: str, remedy: str) -> FileError:
+    return FileError(f"the network cannot be saved: {why}", code="unsavable", where="state_dict", remedy=remedy)

@@ -131,7 +131,7 @@ class Checkpoints:
             logger.warning("the result may differ from that of an undisturbed run: %s", said)
 
     def see(self, state: State) -> None:
-        """Keep the state if that is due: after the first epoch, and then as often as ``EVERY`` and ``COST`` say."""
+        """Keep the state if that is due: as ``EVERY`` and ``COST`` say, the first time at the latest after an epoch."""
         over = not state.mean.n_steps
         if self.share.size > 1 and not over:
             return  # within an epoch each process has running statistics of its own

@@ -54,7 +54,7 @@ def some_cells(
     max_cells, seed
         How many, and the start of the random stream.
     allow_missing
-        Share of the model's genes that a reader may lack.
+        Share of the model's genes that a reader may lack; they are taken as zero. Others are returned as they are.
 
     Raises
     ------
@@ -63,11 +63,12 @@ def some_cells(
     FileError
         A file cannot be read.
     InputError
-        There is no such layer.
+        There is no such layer, or the cells of a reader are not what the model needs.
     """
     if isinstance(data, Reader):
-        genes = Genes(model.var_names_, allow_missing)
-        return _some(model, data.opened(genes, counts=model.reads_counts, to_fit=False), columns, max_cells, seed)
+        genes, integers = Genes(model.var_names_, allow_missing), model.config.integers
+        source = data.opened(genes, counts=model.reads_counts, to_fit=False, integers=integers)
+        return _some(model, source, columns, max_cells, seed)
     shards = open_files(data, model.layer_ if layer is None else layer, layer_is_of_fit=layer is None)
     if shards is not None:
         return _some(model, DiskSource(Shards(shards), counts=False), columns, max_cells, seed)

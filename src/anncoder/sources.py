@@ -53,8 +53,11 @@ class Genes(NamedTuple):
 class Reader(Protocol):
     """Cells that something else reads, such as :class:`anncoder.IterableSource`."""
 
-    def opened(self, genes: Genes | None, *, counts: bool, to_fit: bool) -> Source:
-        """Return the cells, checked, in the order of some genes or, for None, in their own."""
+    def opened(self, genes: Genes | None, *, counts: bool, to_fit: bool, integers: bool = True) -> Source:
+        """Return the cells, checked, in the order of some genes or, for None, in their own.
+
+        ``integers``: whether counts must be integers.
+        """
         ...
 
 
@@ -165,7 +168,7 @@ class DiskSource:
             self._kept = stacked([matrix for matrix, _ in blocks])
         self.sizes = self._library_sizes() if sizes is None else sizes
 
-    def opened(self, genes: Genes | None, *, counts: bool, to_fit: bool) -> Source:
+    def opened(self, genes: Genes | None, *, counts: bool, to_fit: bool, integers: bool = True) -> Source:
         """Return these cells: they are open, and checked for the model that asks."""
         assert counts == self._counts
         assert genes is None or genes.names.equals(self.var_names)

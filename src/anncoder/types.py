@@ -140,7 +140,7 @@ class Summary(NamedTuple):
 
 
 class Loader(Protocol):
-    """Minibatches of one set of rows; iterating it once is one epoch."""
+    """Minibatches of one set of rows; going through ``epoch(number)`` is one epoch."""
 
     n_obs: int
 
@@ -170,6 +170,8 @@ class Noise:
 
     def on(self, device: torch.device) -> torch.Generator:
         """Return the generator of a device, made at first use."""
+        if device.type == "meta":  # it has none, draws nothing, and its operations take one of the CPU
+            return torch.Generator("cpu").manual_seed(self.seed)
         if device not in self._streams:
             self._streams[device] = torch.Generator(device).manual_seed(self._start)
         return self._streams[device]

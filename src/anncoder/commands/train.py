@@ -102,7 +102,7 @@ def run_train(request: TrainRequest) -> None:
     Of several processes (``torchrun``) all train, and the first does the rest.
     """
     plan = make_plan(request)
-    with processes() as share:
+    with processes(plan.training.device) as share:
         if share.rank == 0:
             _train_and_write(request, plan)
         else:

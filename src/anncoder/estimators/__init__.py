@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from anncoder import checkpoint
 from anncoder.autoencoder import Autoencoder
@@ -27,7 +26,6 @@ from anncoder.estimators.scvis import SCVIS
 from anncoder.estimators.undercomplete import UndercompleteAutoencoder
 from anncoder.estimators.variational import VariationalAutoencoder
 from anncoder.models import MODELS
-from anncoder.types import Noise
 
 __all__ = [
     "DCA",
@@ -86,8 +84,8 @@ def _restore(stored: checkpoint.Stored, folder: Path) -> Autoencoder:
     model: Autoencoder = ESTIMATORS[config.model](**dict(hyperparameters))
     model.var_names_, model.batches_ = pd.Index(stored.genes, dtype=object), config.batches
     model.training_ = TrainingConfig(**config.training)
-    with torch.device("meta"):  # shapes only: nothing is allocated before the file is known to fit
-        network = model._build(Noise(model.training_.seed))  # from which some evaluations draw, too
+    # nothing is allocated before the file is known to fit; from the seed some evaluations draw, too
+    network = checkpoint.shapes_only(model._build, model.training_.seed)
     checkpoint.read_weights(folder, network)
     model.network_ = network.eval()
     model.layer_, model.library_size_ = config.layer, config.library_size

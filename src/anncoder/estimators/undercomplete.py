@@ -12,8 +12,9 @@ from anncoder.models.undercomplete import UndercompleteConfig
 class UndercompleteAutoencoder(Autoencoder):
     """Fewer latent units than genes, fitted to reconstruct log-normalised expression.
 
-    With ``activation="linear"`` and squared error its latent spans the principal subspace: it *is* PCA, up to a
-    rotation (Baldi & Hornik 1989, doi 10.1016/0893-6080(89)90014-2).
+    With ``activation="linear"`` and squared error its optimum is PCA, up to a rotation (Baldi & Hornik 1989,
+    doi 10.1016/0893-6080(89)90014-2). Training reaches the leading components that are well apart in variance; the
+    settings of ``configs/linear.yaml`` come closer to the rest than the defaults do.
 
     Parameters
     ----------
@@ -39,7 +40,7 @@ class UndercompleteAutoencoder(Autoencoder):
         z-score the genes of the network input.
     natural_axes
         After training, turn and scale the latent so that its distances are those of the output distribution and its
-        axes are principal, largest first (:mod:`anncoder.nn.basis`); for a linear model the latent then *is* PCA's.
+        axes are principal, largest first (:mod:`anncoder.nn.basis`); of a linear model at its optimum, PCA's.
     l1, l2
         Penalties on the weights.
     warmup_steps

@@ -9,6 +9,16 @@ A network is built from ``(config, shape, noise)`` and offers
 - ``start_from(summary, cells)`` and ``finish(batch)``: set what one pass over the data can set before training (or more
   passes of its own, over the loader ``cells``), and what a sample of the cells can set after it.
 
+What the rest relies on:
+
+- A loaded model is built on the ``meta`` device, where nothing has a value, and takes its values from the file: no
+  ``__init__`` may read a number out of a tensor. ``noise.on(device)`` works there.
+- What must be kept is a parameter or a persistent buffer under one name, finite, and of a shape that ``config`` and
+  ``shape`` decide. All else is lost in saving, and where an unfinished fit goes on; ``save`` refuses what it can see.
+- ``cells`` yields minibatches on the CPU, also where the network is on a GPU.
+- ``start_from`` runs with gradients on unless it turns them off (``torch.no_grad``).
+- No term of the loss is called ``"loss"``: the history has the sum under this name.
+
 ``MODELS`` is the one table of them; a new model is a file and an entry.
 """
 
