@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import json
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,21 @@ def test_layer_at_embed(counts: anndata.AnnData, fitted: Autoencoder) -> None:
     with pytest.raises(InputError) as error:
         tl.denoise(counts, fitted, layer="nowhere")
     assert error.value.code == "missing-layer"
+
+
+def test_x_as_a_layer_means_x_in_every_verb(counts: anndata.AnnData, tmp_path: Path) -> None:
+    model = tl.autoencode(counts, layer="X", **QUICK)
+    assert model.layer_ is None
+    np.testing.assert_array_equal(model.embed(counts, layer="X"), counts.obsm["X_ae"])
+    assert ac.check(counts, layer="X").ok
+    counts.layers["X"] = counts.X.copy()  # which one is meant?
+    path = tmp_path / "it.h5ad"
+    counts.write_h5ad(path)
+    for data in (counts, path, anndata.read_h5ad(path, backed="r")):
+        for verb in (ac.check, ac.CountAutoencoder().fit, model.embed, model.denoise, partial(ac.evaluate, model)):
+            with pytest.raises(InputError) as error:
+                verb(data, layer="X")
+            assert error.value.code == "ambiguous-layer"
 
 
 def test_several_models_stand_beside_each_other(counts: anndata.AnnData) -> None:

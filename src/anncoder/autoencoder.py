@@ -118,7 +118,7 @@ class Autoencoder:
             Raw counts, (n_obs, n_vars): AnnData, or, read from disk in blocks, the path of an ``.h5ad`` file or
             ``.zarr`` folder, several in a list or glob, or a backed AnnData.
         layer
-            Where the counts are; None for ``X``.
+            Where the counts are; None and ``"X"`` for ``X``.
         batch_key
             obs column with the experimental batch, for the models that correct for it.
         max_epochs, max_steps, batch_size, optimizer, learning_rate, weight_decay, beta1, epsilon
@@ -170,7 +170,7 @@ class Autoencoder:
         source = open_source(data, layer, counts=self.reads_counts, integers=self.config.integers)
         refuse_width(self.config, len(source.var_names))
         split = split_cells(source.n_obs, source.column, training)
-        self.layer_, self.training_ = layer, training
+        self.layer_, self.training_ = None if layer == "X" else layer, training
         self.var_names_, self.valid_obs_ = source.var_names, source.names(split.valid)
         with processes() as share, threads_set(training.threads), memory_errors("fit"):
             on, noise = choose_device(training.device), Noise(training.seed)

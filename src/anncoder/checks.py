@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from anncoder.data.adata import meant
 from anncoder.data.kind import KINDS, SAMPLED_CELLS, Traits, evenly, traits
 from anncoder.data.problems import Judged, Place, Problem, judge, quoted, raise_first, use
 from anncoder.data.shard import Names, Shard, slot_name, slots_of
@@ -123,7 +124,7 @@ def check(
     data
         Cells x genes: an AnnData, which may be a view, or the path of an ``.h5ad`` file or ``.zarr`` folder.
     layer
-        The layer that will be used; None is ``X``.
+        The layer that will be used; None and ``"X"`` are ``X``.
     counts
         The matrix must hold raw counts, as the count models need. If False, it may hold any finite values.
     integers
@@ -134,7 +135,7 @@ def check(
     FileError
         The file cannot be read.
     InputError
-        There is no such layer. Every other problem is collected in the report; see
+        There is no such layer, or "X" may be either. Every other problem is collected in the report; see
         :meth:`Report.raise_if_bad`.
     """
     start = time.perf_counter()
@@ -142,6 +143,7 @@ def check(
     if shards is not None:
         return check_shard(shards[0], counts=counts, integers=integers)
     assert isinstance(data, AnnData)
+    layer = meant(layer, data.layers)
     where = slot_name(layer)
     others = dict(_other_slots(data, where))
     matrix = data.X if layer is None else data.layers.get(layer)

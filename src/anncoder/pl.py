@@ -20,7 +20,7 @@ from scipy import sparse
 
 from anncoder.autoencoder import Autoencoder
 from anncoder.config import unknown_key
-from anncoder.data.adata import place
+from anncoder.data.adata import meant, place
 from anncoder.errors import ConfigError, InputError
 
 PALETTE = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9")
@@ -183,7 +183,7 @@ def gene_pair(
         )
     read = json.loads(_results(adata, key)["params_json"])
     counts = read["hyperparameters"]["transform"] == "log1p"
-    layer = read["layer"] if layer is None else None if layer == "X" else layer
+    layer = meant(read["layer"] if layer is None else layer, adata.layers)
     groups = _groups(adata, color)
     raw, denoised = (_pair(adata, (gene_x, gene_y), slot) for slot in (layer, f"{key}_denoised"))
     if counts:

@@ -51,7 +51,7 @@ def autoencode(
     model
         ``"count"``, ``"denoising"``, ``"undercomplete"``, or one of the published systems: see docs/models.md.
     layer
-        Where the counts are; None for ``X``.
+        Where the counts are; None and ``"X"`` for ``X``.
     key_added
         Name under which results are written.
     denoise

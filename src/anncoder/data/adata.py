@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,26 @@ def read_matrix(adata: anndata.AnnData, layer: str | None) -> csr_matrix:
 def place(layer: str | None) -> str:
     """Return the name of a matrix as messages give it."""
     return "X" if layer is None else f"layers[{layer!r}]"
+
+
+def meant(layer: str | None, layers: Collection[str]) -> str | None:
+    """Return the layer that a user means: ``"X"`` stands for ``X``, which is None here.
+
+    Raises
+    ------
+    InputError
+        ``layers``, which the data have, include one that is called "X".
+    """
+    if layer != "X":
+        return layer
+    if "X" in layers:
+        raise InputError(
+            "layer='X' means X, and there is a layer of that name too",
+            code="ambiguous-layer",
+            where="layers['X']",
+            remedy="give the layer another name: adata.layers['counts'] = adata.layers.pop('X')",
+        )
+    return None
 
 
 def obs_column(adata: anndata.AnnData, key: str, *, what: str) -> Any:
