@@ -197,6 +197,22 @@ def test_a_backed_file_is_not_changed(counts: anndata.AnnData, fitted: Autoencod
     assert (tmp_path / "it.h5ad").read_bytes() == content
 
 
+def test_a_view_of_a_backed_file(counts: anndata.AnnData, fitted: Autoencoder, tmp_path: Path) -> None:
+    counts.layers["logs"] = counts.X.log1p()
+    counts.raw = counts.copy()
+    counts.write_h5ad(tmp_path / "it.h5ad")
+    view = anndata.read_h5ad(tmp_path / "it.h5ad", backed="r")[:80]
+    assert ac.check(view).slots == ac.check(counts[:80]).slots
+    np.testing.assert_array_equal(fitted.embed(view), fitted.embed(counts[:80].copy()))
+    found, wanted = (
+        ac.CountAutoencoder(n_latent=2).fit(data, max_epochs=1, progress=False).embed(data)
+        for data in (view, counts[:80].copy())
+    )
+    np.testing.assert_array_equal(found, wanted)
+    assert ac.evaluate(fitted, view, max_cells=60).n_obs == 60
+    view.file.close()
+
+
 def test_counts_in_a_layer(counts: anndata.AnnData) -> None:
     plain = tl.autoencode(counts, copy=True, **QUICK)
     counts.layers["counts"] = counts.X.copy()

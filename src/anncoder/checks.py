@@ -258,8 +258,9 @@ def _report(shape: tuple[int, ...], where: str, judged: Judged, others: dict[str
 
 def _other_slots(adata: AnnData, checked: str) -> Iterator[tuple[str, Traits]]:
     """Yield name and traits of every slot of the shape of a count matrix but the checked one."""
-    if adata.is_view:
-        # each slot of a view is a copy when it is touched: copy only the cells that are looked at
+    if adata.is_view and not adata.isbacked:
+        # each slot of a view is a copy when it is touched: copy only the cells that are looked at (a view of a backed
+        # AnnData has no views of its own)
         adata = adata[evenly(adata.n_obs, SAMPLED_CELLS)]
     logged = "log1p" in adata.uns
     for slot, matrix in _slots(adata, checked):

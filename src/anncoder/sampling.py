@@ -54,7 +54,10 @@ def some_cells(
     for key in columns:
         if key not in data.obs:
             raise unknown_key(key, [str(c) for c in data.obs.columns], where="labels (a column of obs)")
-    return data if data.n_obs <= max_cells else data[_rows(data.n_obs, max_cells, seed)].copy()
+    if data.n_obs <= max_cells:
+        return data
+    data = data.to_memory() if data.isbacked else data  # a view of a file has no views of its own
+    return data[_rows(data.n_obs, max_cells, seed)].copy()
 
 
 def _some(source: Source, columns: list[str], max_cells: int, seed: int) -> anndata.AnnData:
