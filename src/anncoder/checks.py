@@ -240,7 +240,9 @@ def refuse_empty(sizes: Any, names: Callable[[Any], pd.Index], where: str) -> No
             f"{len(empty):,} cells have no count in any of the model's genes: {some(names(empty))}",
             code="empty-cells",
             where=where,
-            remedy="remove them: sc.pp.filter_cells(adata, min_counts=1), or --drop-empty-cells",
+            # a filter of all genes would keep a cell whose counts are in genes that the model does not know
+            remedy="remove them: adata = adata[np.ravel(adata[:, adata.var_names.isin(model.var_names_)]"
+            f".{where.rsplit(': ', 1)[-1]}.sum(axis=1)) > 0].copy(), or --drop-empty-cells",
         )
 
 
