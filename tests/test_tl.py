@@ -353,6 +353,40 @@ def test_missing_genes_are_refused_unless_allowed(counts: anndata.AnnData, fitte
     np.testing.assert_array_equal(narrow.obsm["X_ae"], fitted.embed(filled))
 
 
+def test_the_remedy_for_missing_genes_works_or_is_not_given(
+    counts: anndata.AnnData, fitted: Autoencoder, tmp_path: Path
+) -> None:
+    narrow = counts[:, 7:].copy()  # 7 of 60 are 0.1167
+    path, output = tmp_path / "it.h5ad", tmp_path / "out.h5ad"
+    narrow.write_h5ad(path)
+    for verb in (lambda **s: tl.denoise(narrow, fitted, **s), lambda **s: tl.denoise(path, fitted, output=output, **s)):
+        with pytest.raises(InputError) as error:
+            verb()
+        assert "allow_missing=0.12 " in error.value.remedy
+        verb(allow_missing=0.12)
+    expected = fitted.denoise(narrow, allow_missing=0.12)[:, 7:]
+    np.testing.assert_array_equal(narrow.layers["ae_denoised"], expected)
+    np.testing.assert_allclose(anndata.read_h5ad(output).layers["ae_denoised"], expected, rtol=1e-5)
+    with pytest.raises(InputError) as error:
+        fitted.embed(counts[:, 20:].copy())
+    assert "allow_missing" not in error.value.remedy
+
+
+@pytest.mark.parametrize("layer", [None, "counts"])
+def test_the_remedy_for_cells_without_counts_in_the_models_genes(counts: anndata.AnnData, layer: str | None) -> None:
+    model = ac.CountAutoencoder(n_latent=2).fit(counts[:, :40].copy(), max_epochs=1, progress=False)
+    matrix = counts.X.toarray()
+    matrix[3, :40] = 0  # this cell has counts in other genes only
+    counts.X = csr_matrix(matrix)
+    counts.layers["counts"] = counts.X.copy()
+    with pytest.raises(InputError) as error:
+        model.embed(counts, layer=layer)
+    assert error.value.code == "empty-cells"
+    names = {"adata": counts, "model": model, "np": np}
+    exec(error.value.remedy.removeprefix("remove them: ").split(", or --")[0], names)
+    assert model.embed(names["adata"], layer=layer).shape[0] == counts.n_obs - 1
+
+
 def test_the_denoised_layer_is_in_the_order_of_these_genes(counts: anndata.AnnData, fitted: Autoencoder) -> None:
     order = np.random.default_rng(0).permutation(counts.n_vars)
     shuffled = counts[:, order].copy()

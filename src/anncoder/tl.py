@@ -193,6 +193,7 @@ def denoise(
     scale: Scale | None = None,
     layer: str | None = None,
     key_added: str = "ae",
+    allow_missing: float = 0.0,
     copy: bool = False,
     output: str | Path | None = None,
 ) -> anndata.AnnData | None:
@@ -211,6 +212,8 @@ def denoise(
         Where the counts are; None for where they were in ``fit``, ``"X"`` for ``X``.
     key_added
         Name under which results are written.
+    allow_missing
+        Share of the model's genes that may be missing; they are taken as zero, and the layer does not have them.
     copy
         Leave ``adata`` alone and return a copy with the results.
     output
@@ -239,13 +242,15 @@ def denoise(
     """
     scale = natural_scale(model) if scale is None else scale
     if isinstance(adata, str | Path | list | tuple):
-        write_files(model, adata, _output(output), Wanted(key_added, latent=False, scale=scale), layer=layer)
+        wanted = Wanted(key_added, latent=False, scale=scale)
+        write_files(model, adata, _output(output), wanted, layer=layer, allow_missing=allow_missing)
         return None
     target = _target(adata, copy=copy, output=output)
     refuse_foreign(target, key_added)
-    refuse_unknown_genes(model, target.var_names.astype(str))
     genes = list(target.var_names.astype(str))
-    _write_denoised(target, model, model.denoise(target, scale=scale, layer=layer, genes=genes), key_added)
+    refuse_unknown_genes(model, target.var_names.astype(str), allow_missing)
+    denoised = model.denoise(target, scale=scale, layer=layer, genes=genes, allow_missing=allow_missing)
+    _write_denoised(target, model, denoised, key_added)
     return target if copy else None
 
 
