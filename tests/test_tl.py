@@ -425,6 +425,19 @@ def test_what_is_no_anndata_is_refused(counts: anndata.AnnData, fitted: Autoenco
     assert unnamed.value.code == "no-output"
 
 
+@pytest.mark.parametrize("verb", [tl.embed, tl.denoise, lambda _, m, **s: ac.pl.history(m)], ids=["embed", "d", "pl"])
+def test_a_model_that_is_none_or_not_fitted(counts: anndata.AnnData, verb: Any, tmp_path: Path) -> None:
+    for data, settings in ((counts, {}), (tmp_path / "it.h5ad", {"output": "out.h5ad"})):
+        with pytest.raises(ConfigError) as error:
+            verb(data, ac.CountAutoencoder(), **settings)
+        assert error.value.code == "not-fitted"
+        with pytest.raises(ConfigError, match=r"ac\.load\('m\.ac'\)"):
+            verb(data, "m.ac", **settings)
+        with pytest.raises(ConfigError) as error:
+            verb(data, 3, **settings)
+        assert error.value.code == "no-model"
+
+
 def test_wrong_values_leave_the_data_as_they_were(counts: anndata.AnnData) -> None:
     counts.X = counts.X.log1p()
     before = arrays(counts)

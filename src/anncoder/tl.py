@@ -23,7 +23,7 @@ from anncoder.estimators import ESTIMATORS
 from anncoder.models import MODELS
 from anncoder.opening import open_source
 from anncoder.progress import announce
-from anncoder.refusals import refuse_no_decoder
+from anncoder.refusals import refuse_no_decoder, refuse_no_model
 from anncoder.results import open_files_for, refuse_unknown_genes, write_files
 from anncoder.slots import next_step, refuse_foreign, sign, target_of
 from anncoder.sources import DiskSource
@@ -176,6 +176,7 @@ def embed(
     InputError
         Too many genes are missing, or the values are not what the model was fitted on.
     """
+    refuse_no_model(model)
     if isinstance(adata, str | Path | list | tuple):
         where = _output(output)
         write_files(model, adata, where, Wanted(key_added), layer=layer, allow_missing=allow_missing)
@@ -235,11 +236,14 @@ def denoise(
 
     Raises
     ------
+    ConfigError
+        The model is not fitted, or none at all.
     InputError
         ``adata`` has genes that the model does not know.
     ResourceError
         The dense layer would not fit into memory.
     """
+    refuse_no_model(model)
     scale = natural_scale(model) if scale is None else scale
     if isinstance(adata, str | Path | list | tuple):
         wanted = Wanted(key_added, latent=False, scale=scale)
