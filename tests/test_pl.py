@@ -94,6 +94,24 @@ def test_history_into_given_axes_and_without_validation(counts: anndata.AnnData)
     assert len(ax.get_lines()) == 2
 
 
+def test_history_marks_the_epoch_whose_weights_the_model_has(counts: anndata.AnnData) -> None:
+    model = ac.tl.autoencode(counts, keep_best=False, **QUICK)
+    for losses in (model.history_, counts.uns["ae"]["history"]):
+        losses["valid_loss"] = [3.0, 1.0, 2.0, 2.0, 2.0]
+    for source in (model, counts):
+        ax = pl.history(source)
+        assert list(ax.get_lines()[-1].get_xdata()) == [5]
+        assert ax.get_legend().get_texts()[-1].get_text() == "weights are of epoch: 5"
+
+
+def test_history_says_what_the_loss_is_measured_in(counts: anndata.AnnData, model: ac.CountAutoencoder) -> None:
+    other = ac.tl.autoencode(counts, "variational", max_epochs=1, progress=False)
+    assert pl.history(model).get_ylabel() == "loss, mean of cells and genes"
+    assert pl.history(other).get_ylabel() == pl.history(counts).get_ylabel() == "loss, nats a cell"
+    mapped = ac.NetSNE().fit(counts, max_epochs=1, progress=False)
+    assert pl.history(mapped).get_ylabel() == "loss"
+
+
 def test_history_of_nothing(counts: anndata.AnnData) -> None:
     counts.uns["other"] = 3
     for key in ("ae", "other"):

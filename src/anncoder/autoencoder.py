@@ -48,7 +48,7 @@ class Autoencoder:
         Hyper-parameters.
     history_
         Data frame, a row an epoch: ``epoch``, ``learning_rate``, ``seconds``, ``train_loss``, ``valid_loss`` and every
-        term of the loss. Losses are means over cells and genes.
+        term of the loss, in the unit that ``config.loss_unit`` names.
     var_names_
         Names of the genes the model was fitted on, in its order.
     library_size_

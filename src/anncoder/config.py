@@ -75,6 +75,7 @@ class NetworkConfig(Settings):
     decodes: ClassVar[bool] = True  # whether it can give expected expression
     compresses: ClassVar[bool] = True  # whether the latent must be narrower than the data
     encodes_batches: ClassVar[bool] = False  # whether the latent of a cell depends on its experimental batch
+    loss_unit: ClassVar[str] = "mean of cells and genes"  # what the loss is measured in, for people; empty for no unit
 
     n_latent: LatentUnits = 16
     transform: Annotated[

@@ -22,6 +22,8 @@ from anncoder.autoencoder import Autoencoder
 from anncoder.config import unknown_key
 from anncoder.data.adata import meant, place
 from anncoder.errors import ConfigError, InputError
+from anncoder.models import MODELS
+from anncoder.refusals import refuse_no_model
 
 PALETTE = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9")
 SHAPES = "os^DvPX*<>"
@@ -64,7 +66,7 @@ class Groups(NamedTuple):
 
 
 def history(source: Autoencoder | anndata.AnnData, *, key: str = "ae", ax: Axes | None = None) -> Axes:
-    """Draw the training and validation loss of every epoch; the best epoch is marked.
+    """Draw the training and validation loss of every epoch; the one whose weights the model has is marked.
 
     Parameters
     ----------
@@ -82,10 +84,12 @@ def history(source: Autoencoder | anndata.AnnData, *, key: str = "ae", ax: Axes 
 
     Raises
     ------
+    ConfigError
+        The model is not fitted, or none at all.
     InputError
         The AnnData holds no results of that name.
     """
-    losses = source.history_ if isinstance(source, Autoencoder) else _results(source, key)["history"]
+    losses, name, taken = _training_of(source, key)
     if ax is None:
         _, ax = plt.subplots(figsize=(5, 3.5), layout="constrained")
     epochs = losses["epoch"].to_numpy() + 1
@@ -93,9 +97,10 @@ def history(source: Autoencoder | anndata.AnnData, *, key: str = "ae", ax: Axes 
     if "valid_loss" in losses:
         ax.plot(epochs, losses["valid_loss"], label="validation", color=PALETTE[1])
     watched = losses["valid_loss" if "valid_loss" in losses else "train_loss"].to_numpy()
-    best = int(np.nanargmin(watched))
-    ax.plot(epochs[best], watched[best], "o", color="black", label=f"best epoch: {epochs[best]:.0f}")
-    ax.set(xlabel="epoch", ylabel="loss, mean of cells and genes", title="training")
+    called = "best epoch" if watched[taken] == np.nanmin(watched) else "weights are of epoch"
+    ax.plot(epochs[taken], watched[taken], "o", color="black", label=f"{called}: {epochs[taken]:.0f}")
+    unit = MODELS[name].config.loss_unit if name in MODELS else ""
+    ax.set(xlabel="epoch", ylabel=f"loss, {unit}" if unit else "loss", title="training")
     ax.legend(frameon=False)
     ax.spines[["top", "right"]].set_visible(False)
     return ax
@@ -199,6 +204,16 @@ def gene_pair(
     axes[0].set_ylabel(f"{gene_y}, log(1 + counts)" if counts else gene_y)
     groups.legend(figure)
     return np.asarray(axes)
+
+
+def _training_of(source: Any, key: str) -> tuple[Any, str, int]:
+    # the history of the loss, the name of the model, and the epoch whose weights it has
+    if isinstance(source, anndata.AnnData):
+        read = _results(source, key)
+        params = json.loads(read["params_json"])
+        return read["history"], params["model"], params["best_epoch"]
+    refuse_no_model(source)
+    return source.history_, source.name, source.best_epoch_
 
 
 def _pair(adata: anndata.AnnData, genes: tuple[str, str], layer: str | None) -> np.ndarray[Any, Any]:

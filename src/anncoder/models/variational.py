@@ -43,6 +43,8 @@ class VariationalConfig(NetworkConfig):
 
     encodes_batches: ClassVar[bool] = True  # `denoise` always does, and one rule for both verbs is enough
 
+    loss_unit: ClassVar[str] = "nats a cell"
+
     n_latent: LatentUnits = 10
     n_hidden: HiddenWidths = (128,)
     activation: Activation = "relu"
