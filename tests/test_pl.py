@@ -201,6 +201,23 @@ def test_a_gene_pair(drawn: anndata.AnnData) -> None:
     assert inside(raw.figure)
 
 
+@pytest.mark.parametrize("backed", [False, True])
+def test_a_gene_pair_of_normalized_expression(
+    drawn: anndata.AnnData, model: ac.CountAutoencoder, backed: bool, tmp_path: Path
+) -> None:
+    ac.tl.denoise(drawn, model, scale="normalized")
+    exact = drawn.X[:, [4, 9]].toarray() * (model.library_size_ / drawn.X.sum(axis=1).A1)[:, None]
+    expected = np.log1p(drawn.layers["ae_denoised"][:, [4, 9]])
+    if backed:
+        drawn.write_h5ad(tmp_path / "it.h5ad")
+        drawn = anndata.read_h5ad(tmp_path / "it.h5ad", backed="r")
+    raw, denoised = axes = pl.gene_pair(drawn, *drawn.var_names[[4, 9]])
+    assert [ax.get_title() for ax in axes] == ["measured normalized counts", "denoised normalized counts"]
+    assert raw.get_xlabel().endswith(", log(1 + normalized counts)")
+    assert np.abs(np.sort(points(raw), axis=0) - np.sort(np.log1p(exact), axis=0)).max() <= pl.JITTER + 1e-5
+    np.testing.assert_allclose(np.sort(points(denoised), axis=0), np.sort(expected, axis=0), rtol=1e-5)
+
+
 def test_a_gene_pair_from_a_backed_dense_file(drawn: anndata.AnnData, tmp_path: Path) -> None:
     dense = drawn.copy()
     dense.X = dense.X.toarray()

@@ -128,7 +128,8 @@ def test_the_slots_are_as_documented(counts: anndata.AnnData) -> None:
     np.testing.assert_array_equal(denoised, model.denoise(counts))
     np.testing.assert_array_equal(theta, model.dispersion())
     record = counts.uns["it"]
-    assert set(record) == {"params_json", "history", "valid_obs", "schema", "version"}
+    assert set(record) == {"params_json", "history", "valid_obs", "schema", "version", "denoised_scale"}
+    assert record["denoised_scale"] == "counts"
     params = json.loads(record["params_json"])
     assert (params["model"], params["layer"]) == ("count", None)
     assert params["hyperparameters"]["n_latent"] == 4
@@ -402,6 +403,26 @@ def test_both_scales_of_the_denoised_layer(counts: anndata.AnnData, fitted: Auto
     factors = counts.X.sum(axis=1).A1 / fitted.library_size_
     expected = counts.layers["flat_denoised"] * factors[:, None]
     np.testing.assert_allclose(counts.layers["ae_denoised"], expected, rtol=1e-5)
+
+
+def test_the_scale_of_the_denoised_layer_is_recorded(
+    counts: anndata.AnnData, fitted: Autoencoder, tmp_path: Path
+) -> None:
+    tl.embed(counts, fitted)
+    assert "denoised_scale" not in counts.uns["ae"]
+    tl.denoise(counts, fitted, scale="normalized")
+    counts.write_h5ad(tmp_path / "it.h5ad")
+    tl.embed(counts, fitted)  # leaves the layer, and what is known of it
+    tl.embed(tmp_path / "it.h5ad", fitted, output=tmp_path / "embedded.h5ad")
+    tl.denoise(tmp_path / "it.h5ad", fitted, output=tmp_path / "denoised.h5ad")
+    files = [anndata.read_h5ad(tmp_path / f"{name}.h5ad") for name in ("it", "embedded", "denoised")]
+    found = [adata.uns["ae"]["denoised_scale"] for adata in (counts, *files)]
+    assert found == ["normalized", "normalized", "normalized", "counts"]
+    other = ac.CountAutoencoder(n_latent=2).fit(counts, max_epochs=1, progress=False)
+    tl.embed(tmp_path / "it.h5ad", other, output=tmp_path / "other.h5ad")
+    tl.embed(counts, other)
+    for adata in (counts, anndata.read_h5ad(tmp_path / "other.h5ad")):
+        assert "denoised_scale" not in adata.uns["ae"]
 
 
 def test_a_model_of_expression_is_denoised_on_its_own_scale(counts: anndata.AnnData) -> None:

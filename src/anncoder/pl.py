@@ -29,6 +29,7 @@ PALETTE = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#f
 SHAPES = "os^DvPX*<>"
 UNKNOWN = "#d9d9d9"  # cells without a group
 MOST_GROUPS = len(PALETTE) * len(SHAPES)
+READ = 8192  # cells at a time
 JITTER = 0.06  # in log(1 + counts): counts are integers, and equal pairs would hide each other
 
 
@@ -152,7 +153,8 @@ def gene_pair(
 ) -> np.ndarray[Any, Any]:
     """Draw two genes against each other, as counted and as denoised, on the same axes.
 
-    Counts are drawn a little beside their place, at random, so that equal pairs do not hide each other.
+    Counts are drawn a little beside their place, at random, so that equal pairs do not hide each other. Where the layer
+    was written with ``scale="normalized"``, the measured ones are scaled to the same library size, cell by cell.
 
     Parameters
     ----------
@@ -186,22 +188,26 @@ def gene_pair(
             where="layers",
             remedy="ac.tl.denoise(adata, model)",
         )
-    read = json.loads(_results(adata, key)["params_json"])
+    results = _results(adata, key)
+    read = json.loads(results["params_json"])
     counts = read["hyperparameters"]["transform"] == "log1p"
     layer = meant(read["layer"] if layer is None else layer, adata.layers)
     groups = _groups(adata, color)
     raw, denoised = (_pair(adata, (gene_x, gene_y), slot) for slot in (layer, f"{key}_denoised"))
+    normalized = counts and results.get("denoised_scale") == "normalized"
+    if normalized:
+        raw = raw * (read["library_size"] / _sizes(adata, layer))
     if counts:
         moved = np.random.default_rng(0).uniform(-JITTER, JITTER, raw.shape)
         raw, denoised = np.log1p(raw) + moved, np.log1p(denoised)
-    of = "counts" if counts else "expression"
+    of = ("normalized counts" if normalized else "counts") if counts else "expression"
     figure, axes = plt.subplots(1, 2, figsize=(8.8, 4.6), layout="constrained", sharex=True, sharey=True)
     for ax, title, points in zip(axes, ("measured", "denoised"), (raw, denoised), strict=True):
         groups.scatter(ax, points, size=14)
-        ax.set(title=f"{title} {of}", xlabel=f"{gene_x}, log(1 + counts)" if counts else gene_x)
+        ax.set(title=f"{title} {of}", xlabel=f"{gene_x}, log(1 + {of})" if counts else gene_x)
         ax.set_box_aspect(1)
         ax.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel(f"{gene_y}, log(1 + counts)" if counts else gene_y)
+    axes[0].set_ylabel(f"{gene_y}, log(1 + {of})" if counts else gene_y)
     groups.legend(figure)
     return np.asarray(axes)
 
@@ -228,6 +234,14 @@ def _pair(adata: anndata.AnnData, genes: tuple[str, str], layer: str | None) -> 
     places = (np.flatnonzero(adata.var_names == gene)[:1] for gene in genes)
     columns = [matrix[:, place] for place in places]
     return np.hstack([c.toarray() if sparse.issparse(c) else np.asarray(c) for c in columns])
+
+
+def _sizes(adata: anndata.AnnData, layer: str | None) -> np.ndarray[Any, Any]:
+    # (n_obs, 1) library sizes; by blocks of rows, as a file can be read; a cell without counts stays without
+    matrix = adata.X if layer is None else adata.layers[layer]
+    starts = range(0, adata.n_obs, READ)
+    sums = [np.asarray(matrix[start : start + READ].sum(axis=1), np.float64).reshape(-1, 1) for start in starts]
+    return np.maximum(np.concatenate(sums), 1)
 
 
 def _groups(adata: anndata.AnnData, color: str | None) -> Groups:

@@ -10,7 +10,7 @@ import anndata
 import numpy as np
 from anndata.io import read_elem
 
-from anncoder.autoencoder import Autoencoder
+from anncoder.autoencoder import Autoencoder, Scale
 from anncoder.checkpoint import SCHEMA, versions
 from anncoder.errors import ConfigError, InputError
 from anncoder.estimators import ESTIMATORS
@@ -21,11 +21,15 @@ def next_step(key: str, n_obs: int, n_latent: int) -> str:
     return f"wrote obsm['X_{key}'] ({n_obs:,} x {n_latent}, float32); next: sc.pp.neighbors(adata, use_rep='X_{key}')"
 
 
-def sign(adata: anndata.AnnData, model: Autoencoder, key: str) -> None:
-    """Say in uns which model wrote under this key; what another one wrote there goes, or would be taken for its own."""
+def sign(adata: anndata.AnnData, model: Autoencoder, key: str, scale: Scale | None = None) -> None:
+    """Say in uns which model wrote under this key; what another one wrote there goes, or would be taken for its own.
+
+    ``scale`` is that of the denoised layer, if it is written now.
+    """
+    scale = scale_of(adata, model, key) if scale is None else scale
     for where, name in of_another(adata, model, key):
         del getattr(adata, where)[name]
-    adata.uns[key] = record(model)
+    adata.uns[key] = record(model, scale)
 
 
 def of_another(data: Any, model: Autoencoder, key: str) -> list[tuple[str, str]]:
@@ -34,12 +38,23 @@ def of_another(data: Any, model: Autoencoder, key: str) -> list[tuple[str, str]]
     ``data`` is an AnnData, or an open file or zarr group.
     """
     found = _signed(data, key)
-    other = found is not None and _identity(found) != _identity(record(model))
+    other = found is not None and _identity(found) != _identity(record(model, None))
     return _ours(data, key) if other else []
 
 
-def record(model: Autoencoder) -> dict[str, Any]:
-    """Return what uns has of a model."""
+def scale_of(data: Any, model: Autoencoder, key: str) -> Scale | None:
+    """Return the scale of the denoised layer that this model wrote under this key; None if there is none, or no word.
+
+    ``data`` is an AnnData, or an open file or zarr group.
+    """
+    found = _signed(data, key)
+    if found is None or f"{key}_denoised" not in _attribute(data, "layers") or of_another(data, model, key):
+        return None
+    return found.get("denoised_scale")
+
+
+def record(model: Autoencoder, scale: Scale | None) -> dict[str, Any]:
+    """Return what uns has of a model, and of its denoised layer, whose scale this is; None for no layer."""
     # plain values only, and no None: every version of anndata can write and read this
     params = {
         "model": model.name,
@@ -60,6 +75,7 @@ def record(model: Autoencoder) -> dict[str, Any]:
         "valid_obs": np.asarray(model.valid_obs_, dtype=str),
         "schema": SCHEMA,
         "version": versions()["anncoder"],
+        **({} if scale is None else {"denoised_scale": scale}),
     }
 
 

@@ -85,7 +85,7 @@ def autoencode(
         Expected counts (expression, of models with ``transform="none"``), with ``denoise=True``.
     ``adata.uns[key_added]`` : dict
         ``params_json`` (every setting), ``history`` (data frame), ``valid_obs`` (names of held-out cells), ``schema``,
-        ``version``.
+        ``version``, and of a denoised layer ``denoised_scale``: "counts" or "normalized".
 
     Results of another model under the same key are replaced, all of them.
 
@@ -120,7 +120,8 @@ def autoencode(
     fitted = unfitted.fit(target, layer=layer, progress=progress, **training)
     _write_latent(target, fitted, key_added)
     if denoise:
-        _write_denoised(target, fitted, fitted.denoise(target, scale=natural_scale(fitted)), key_added)
+        scale = natural_scale(fitted)
+        _write_denoised(target, fitted, fitted.denoise(target, scale=scale), key_added, scale)
     if progress is not False:
         announce(next_step(key_added, *target.obsm[f"X_{key_added}"].shape))
     return target if copy else fitted
@@ -254,7 +255,7 @@ def denoise(
     genes = list(target.var_names.astype(str))
     refuse_unknown_genes(model, target.var_names.astype(str), allow_missing)
     denoised = model.denoise(target, scale=scale, layer=layer, genes=genes, allow_missing=allow_missing)
-    _write_denoised(target, model, denoised, key_added)
+    _write_denoised(target, model, denoised, key_added, scale)
     return target if copy else None
 
 
@@ -274,8 +275,8 @@ def _write_latent(
         where[f"{key}_{name}"] = values
 
 
-def _write_denoised(adata: anndata.AnnData, model: Autoencoder, denoised: Array, key: str) -> None:
-    sign(adata, model, key)
+def _write_denoised(adata: anndata.AnnData, model: Autoencoder, denoised: Array, key: str, scale: Scale) -> None:
+    sign(adata, model, key, scale)
     adata.layers[f"{key}_denoised"] = np.ascontiguousarray(denoised, dtype=np.float32)
 
 

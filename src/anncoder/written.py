@@ -27,7 +27,7 @@ from anncoder.files import atomic_path, locked
 from anncoder.hdf5 import Patient, new_h5
 from anncoder.inference import blocks, expecting
 from anncoder.progress import logger
-from anncoder.slots import of_another, record
+from anncoder.slots import of_another, record, scale_of
 from anncoder.sources import DiskSource
 
 CHUNK = 2**20  # bytes
@@ -131,7 +131,8 @@ def write_results(model: Autoencoder, source: DiskSource, outputs: list[Path], w
                 with _reading(shard, disk):
                     Copy(file, disk, shard.matrix.shape[0], shard.rows, _replaced(shard, model, wanted)).of(shard.store)
                 shard.refuse_change()
-                written = _Written(file, disk, model, wanted.key)
+                scale = wanted.scale or scale_of(shard.store, model, wanted.key)
+                written = _Written(file, disk, model, wanted.key, scale)
                 if wanted.latent:
                     written.latent(shard, cells)
                 if wanted.scale is not None:
@@ -166,13 +167,13 @@ def _reading(shard: Shard, disk: Patient) -> Iterator[None]:
 class _Written:
     """Our slots of a copied file."""
 
-    def __init__(self, file: h5py.File, disk: Patient, model: Autoencoder, key: str) -> None:
+    def __init__(self, file: h5py.File, disk: Patient, model: Autoencoder, key: str, scale: Scale | None) -> None:
         self.file, self.disk, self.model, self.key = file, disk, model, key
         self.sums: dict[str, int] = {}  # of the bytes of each array
         self.columns: dict[str, Any] = {}
         self._frame("obs", {})
         self._frame("var", {})
-        write_elem(self._group("uns"), key, record(model))
+        write_elem(self._group("uns"), key, record(model, scale))
 
     def latent(self, shard: Shard, cells: DiskSource) -> None:
         """Write the latent and what else the model says of cells and genes."""
