@@ -13,6 +13,7 @@ import pytest
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
+from scipy.sparse import csr_matrix
 
 import anncoder as ac
 from anncoder import pl
@@ -182,6 +183,27 @@ def test_embeddings_refuse_what_is_not_there(drawn: anndata.AnnData) -> None:
     with pytest.raises(ConfigError) as error:
         pl.embeddings(drawn, {"latent": "X_ae"}, color="library_size")
     assert error.value.code == "too-many-groups"
+    assert not plt.get_fignums()
+
+
+def test_embeddings_take_slots_without_titles_and_sparse_ones(drawn: anndata.AnnData) -> None:
+    drawn.obsm["X_sparse"] = csr_matrix(drawn.obsm["X_pca"])
+    axes = pl.embeddings(drawn, ["X_pca", "X_sparse"], color="group")
+    assert [ax.get_title() for ax in axes] == ["X_pca", "X_sparse"]
+    np.testing.assert_array_equal(points(axes[0]), points(axes[1]))
+    (ax,) = pl.embeddings(drawn, "X_pca", color="group")
+    assert ax.get_title() == "X_pca"
+
+
+def test_embeddings_refuse_a_slot_of_one_column(drawn: anndata.AnnData) -> None:
+    drawn.obsm["X_one"] = drawn.obsm["X_pca"][:, :1]
+    drawn.obsm["X_sparse"] = csr_matrix(drawn.obsm["X_one"])
+    for slot in ("X_one", "X_sparse"):
+        with pytest.raises(InputError) as error:
+            pl.embeddings(drawn, slot, color="group")
+        assert error.value.code == "bad-coordinates"
+    with pytest.raises(ConfigError):
+        pl.embeddings(drawn, [], color="group")
     assert not plt.get_fignums()
 
 

@@ -425,6 +425,11 @@ def test_the_scale_of_the_denoised_layer_is_recorded(
         assert "denoised_scale" not in adata.uns["ae"]
 
 
+def test_one_gene_is_denoised(counts: anndata.AnnData, fitted: Autoencoder) -> None:
+    one = fitted.denoise(counts, genes="Gene5")
+    np.testing.assert_array_equal(one, fitted.denoise(counts, genes=["Gene5"]))
+
+
 def test_a_model_of_expression_is_denoised_on_its_own_scale(counts: anndata.AnnData) -> None:
     counts.X = counts.X.log1p()
     model = tl.autoencode(counts, "undercomplete", transform="none", denoise=True, **QUICK)

@@ -220,7 +220,7 @@ class Autoencoder:
         *,
         scale: Scale = "counts",
         layer: str | None = None,
-        genes: list[str] | None = None,
+        genes: str | list[str] | None = None,
         allow_missing: float = 0.0,
     ) -> Array:
         """Return the expected expression of each cell, (n_obs, n_vars) float32.
@@ -234,7 +234,7 @@ class Autoencoder:
             size of the fitted cells (not logarithmic). A model fitted with ``transform="none"`` has its data's own
             scale, which is called ``"normalized"``.
         genes
-            Only these columns, in this order; None for all genes of the model.
+            Only these columns, in this order, or one gene; None for all genes of the model.
 
         Raises
         ------
@@ -243,6 +243,7 @@ class Autoencoder:
         ResourceError
             The result would not fit into memory.
         """
+        genes = [genes] if isinstance(genes, str) else genes
         expected = expecting(self, scale, genes)
         source = self._source(data, layer, allow_missing)
         refuse_size(source.n_obs * len(self.var_names_ if genes is None else genes) * 4)

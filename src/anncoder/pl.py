@@ -8,7 +8,7 @@ the points differ in shape too.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import anndata
@@ -107,7 +107,9 @@ def history(source: Autoencoder | anndata.AnnData, *, key: str = "ae", ax: Axes 
     return ax
 
 
-def embeddings(adata: anndata.AnnData, panels: Mapping[str, str], *, color: str) -> np.ndarray[Any, Any]:
+def embeddings(
+    adata: anndata.AnnData, panels: Mapping[str, str] | Sequence[str] | str, *, color: str
+) -> np.ndarray[Any, Any]:
     """Draw two-dimensional embeddings side by side, coloured by an obs column.
 
     Parameters
@@ -115,7 +117,7 @@ def embeddings(adata: anndata.AnnData, panels: Mapping[str, str], *, color: str)
     adata
         Cells with the embeddings in obsm, each (n_obs, >= 2).
     panels
-        Title of each panel, and the obsm slot it shows.
+        Title of each panel, and the obsm slot it shows; or slots, which are their own titles, or one.
     color
         obs column of categories.
 
@@ -128,14 +130,18 @@ def embeddings(adata: anndata.AnnData, panels: Mapping[str, str], *, color: str)
     ------
     ConfigError
         There is no such slot or column, or its values are no categories.
+    InputError
+        A slot has a single column.
     """
     groups = _groups(adata, color)
-    for slot in panels.values():
-        if slot not in adata.obsm:
-            raise unknown_key(slot, list(adata.obsm.keys()), where="panels (slots of obsm)")
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.4 * len(panels), 4.6), layout="constrained", squeeze=False)
-    for ax, (title, slot) in zip(axes[0], panels.items(), strict=True):
-        groups.scatter(ax, np.asarray(adata.obsm[slot])[:, :2], size=float(np.clip(12_000 / adata.n_obs, 1, 18)))
+    slots = {panels: panels} if isinstance(panels, str) else panels
+    slots = slots if isinstance(slots, Mapping) else {slot: slot for slot in slots}
+    shown = {title: _plane(adata, slot) for title, slot in slots.items()}
+    if not shown:
+        raise ConfigError("no slot to draw", code="bad-value", where="panels", remedy="name slots of obsm: ['X_ae']")
+    figure, axes = plt.subplots(1, len(shown), figsize=(4.4 * len(shown), 4.6), layout="constrained", squeeze=False)
+    for ax, (title, points) in zip(axes[0], shown.items(), strict=True):
+        groups.scatter(ax, points, size=float(np.clip(12_000 / adata.n_obs, 1, 18)))
         ax.set(title=title, xticks=[], yticks=[])
         ax.set_box_aspect(1)
     groups.legend(figure)
@@ -210,6 +216,22 @@ def gene_pair(
     axes[0].set_ylabel(f"{gene_y}, log(1 + {of})" if counts else gene_y)
     groups.legend(figure)
     return np.asarray(axes)
+
+
+def _plane(adata: anndata.AnnData, slot: str) -> np.ndarray[Any, Any]:
+    # the first two columns of a slot of obsm, (n_obs, 2)
+    if slot not in adata.obsm:
+        raise unknown_key(slot, list(adata.obsm.keys()), where="panels (slots of obsm)")
+    values = adata.obsm[slot]
+    values = values.tocsr()[:, :2].toarray() if sparse.issparse(values) else np.asarray(values)[:, :2]
+    if values.shape[1] < 2:
+        raise InputError(
+            f"obsm[{slot!r}] has a single column, and a picture has two axes",
+            code="bad-coordinates",
+            where=f"obsm[{slot!r}]",
+            remedy="draw another slot, such as X_umap after sc.pp.neighbors(adata, use_rep=...) and sc.tl.umap(adata)",
+        )
+    return values
 
 
 def _training_of(source: Any, key: str) -> tuple[Any, str, int]:
