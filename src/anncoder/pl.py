@@ -24,6 +24,7 @@ from anncoder.data.adata import meant, place
 from anncoder.errors import ConfigError, InputError
 from anncoder.models import MODELS
 from anncoder.refusals import refuse_no_model
+from anncoder.slots import overwritten_by_scanpy
 
 PALETTE = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9")
 SHAPES = "os^DvPX*<>"
@@ -286,6 +287,13 @@ def _groups(adata: anndata.AnnData, color: str | None) -> Groups:
 
 
 def _results(adata: anndata.AnnData, key: str) -> Any:
+    if overwritten_by_scanpy(adata, key):
+        raise InputError(
+            f"uns[{key!r}] holds no results of anncoder: scanpy wrote there",
+            code="no-results",
+            where="uns",
+            remedy=f"write them under another name, key_added; scanpy's own key_added should not be {key!r}",
+        )
     if not isinstance(adata.uns.get(key), Mapping) or "history" not in adata.uns[key]:
         raise InputError(
             f"uns[{key!r}] holds no results of anncoder",

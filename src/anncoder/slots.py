@@ -97,6 +97,13 @@ def _attribute(data: Any, where: str) -> Any:
     return getattr(data, where) if isinstance(data, anndata.AnnData) else data.get(where, {})
 
 
+def overwritten_by_scanpy(data: Any, key: str) -> bool:
+    """Tell whether uns has under this key what scanpy's functions write there, with ``key_added``."""
+    found = _attribute(data, "uns").get(key)
+    names = set(found) if hasattr(found, "keys") else set()
+    return "params" in names and "params_json" not in names
+
+
 def _signed(data: Any, key: str) -> Mapping[str, Any] | None:
     """Return what one of our models wrote into uns; None if there is nothing, or something of the user's."""
     found = _attribute(data, "uns").get(key)
@@ -116,6 +123,13 @@ def refuse_foreign(data: Any, key: str) -> None:
         )
     signed = [f"uns[{key!r}]"] * (key in _attribute(data, "uns"))
     taken = [f"{where}[{name!r}]" for where, name in _ours(data, key)] + signed
+    if _ours(data, key) and overwritten_by_scanpy(data, key):
+        raise ConfigError(
+            f"uns[{key!r}], which said what wrote {', '.join(taken[:-1])}, was overwritten by scanpy",
+            code="key-taken",
+            where="key_added",
+            remedy=f"choose another key_added (--key) here; scanpy's own key_added should not be {key!r}",
+        )
     if taken and _signed(data, key) is None:
         raise ConfigError(
             f"{', '.join(taken)} exists and was not written by anncoder",
