@@ -110,7 +110,7 @@ class Autoencoder:
         progress: bool | None = None,
         checkpoint: str | Path | Checkpoint | None = None,
     ) -> Self:
-        """Fit the model; the data are read, never written.
+        """Fit the model and return it; the data are read, never written.
 
         Parameters
         ----------
@@ -140,19 +140,14 @@ class Autoencoder:
             Start of every random stream. The same seed, machine and number of threads give the same arrays.
         device, threads, precision, cuda_graph
             ``"auto"`` (a CUDA GPU if there is one, else the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``; CPU
-            threads, None for torch's choice; ``"tf32"`` for faster products on a CUDA GPU, of factors with three
-            digits; whether to record a step there and replay it, None for where that can be done (count autoencoder,
-            data in memory).
+            threads, None for torch's choice (which scanpy's neighbour graphs raise: ``training_.threads`` says what it
+            was); ``"tf32"`` for faster products on a CUDA GPU, of factors with three digits; whether to record a step
+            there and replay it, None for where that can be done (count autoencoder, data in memory).
         progress
             True for a progress bar, False for silence, None for a bar where there is a terminal or notebook.
         checkpoint
             Folder that keeps the state of an unfinished fit: the same call goes on from there after a kill, to the
             same bits. Removed when the fit is over.
-
-        Returns
-        -------
-        Self
-            The fitted model.
 
         Raises
         ------
@@ -168,9 +163,10 @@ class Autoencoder:
         settings = {k: v for k, v in locals().items() if k in TrainingConfig.model_fields}
         training = TrainingConfig(**settings).suited_to(self.config)
         source = open_source(data, layer, counts=self.reads_counts, integers=self.config.integers)
+        layer = None if layer == "X" else layer
         refuse_width(self.config, len(source.var_names))
         split = split_cells(source.n_obs, source.column, training)
-        self.layer_, self.training_ = None if layer == "X" else layer, training
+        self.layer_, self.training_ = layer, training
         self.var_names_, self.valid_obs_ = source.var_names, source.names(split.valid)
         with processes() as share, threads_set(training.threads), memory_errors("fit"):
             on, noise = choose_device(training.device), Noise(training.seed)
@@ -315,6 +311,7 @@ class Autoencoder:
     def _keep(self, history: History, data: Prepared, device: torch.device, keeper: Checkpoints | None) -> None:
         self.history_ = pd.DataFrame(history.records)
         self.best_epoch_, self.stopped_ = history.best_epoch, history.stopped
+        self.training_ = self.training_.model_copy(update={"threads": torch.get_num_threads()})  # bits are of so many
         if history.records:
             self._network().finish(data.sample.to(device))
         else:  # stopped in the first epoch: there are no good weights
