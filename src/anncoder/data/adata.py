@@ -190,7 +190,8 @@ def batches_of(column: Any, key: str, known: Sequence[str] | None) -> tuple[np.n
     """
     column = np.asarray(column, dtype=object)
     codes_of(column, key, what="batch_key")
-    names = column.astype(str)
+    positions, values = pd.factorize(column)
+    names = np.array([_name_of(value) for value in values])[positions]
     if known is None:
         known = sorted(set(names.tolist()))
         if len(known) == 1:
@@ -201,6 +202,8 @@ def batches_of(column: Any, key: str, known: Sequence[str] | None) -> tuple[np.n
                 remedy="leave batch_key out, or name a column with at least two batches",
             )
     codes = pd.Index(known).get_indexer(names)
+    if (codes < 0).any():  # models of earlier versions call a batch "1.0"
+        codes = np.where(codes < 0, pd.Index(known).get_indexer(column.astype(str)), codes)
     if (codes < 0).any():
         raise InputError(
             f"the model does not know the batch {some(map(repr, sorted(set(names[codes < 0].tolist()))))}",
@@ -209,6 +212,11 @@ def batches_of(column: Any, key: str, known: Sequence[str] | None) -> tuple[np.n
             remedy=f"give cells of the batches it was fitted on ({some(known)}), or fit it again with these",
         )
     return codes.astype(np.int64), list(known)
+
+
+def _name_of(batch: object) -> str:
+    # a whole number has one name, as an integer or not: a column with a gap, now filled, is of floats
+    return str(int(batch) if isinstance(batch, float | np.floating) and batch.is_integer() else batch)
 
 
 def _slot(adata: anndata.AnnData, layer: str | None) -> Any:
