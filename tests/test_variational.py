@@ -18,7 +18,7 @@ from anncoder import VariationalAutoencoder, tl
 from anncoder.config import Layers
 from anncoder.data.memory import Stored
 from anncoder.datasets import simulate
-from anncoder.errors import ConfigError
+from anncoder.errors import AnncoderError, ConfigError
 from anncoder.likelihoods.reference import nb_reference, poisson_reference, zinb_reference
 from anncoder.models.variational import VariationalConfig, VariationalNetwork, divergence
 from anncoder.nn.conditional import ConditionalLayers
@@ -241,6 +241,33 @@ def test_results_have_slots_and_a_saved_model_gives_the_same_bits(counts: Any, t
     by_batch = VariationalAutoencoder(**SMALL, dispersion="gene-batch")
     by_batch.fit(counts, batch_key="plate", max_epochs=1, progress=False)
     assert by_batch.of_genes()["theta"].shape == (60, 2)
+
+
+def test_only_an_encoder_that_sees_the_batch_asks_for_it(
+    counts: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    counts.obs["plate"] = np.where(np.arange(counts.n_obs) % 2, "a", "b")
+    settings = {**SMALL, "batch_key": "plate", "max_epochs": 1, "progress": False}
+    model = tl.autoencode(counts, "variational", **settings)
+    expected = counts.obsm["X_ae"].copy()
+    none, new = counts.copy(), counts.copy()
+    del none.obs["plate"]
+    new.obs["plate"] = "c"
+    seeing = VariationalAutoencoder(**SMALL, batches_in_encoder=True)
+    seeing.fit(counts, batch_key="plate", max_epochs=1, progress=False)
+    for adata, code in ((none, "unknown-key"), (new, "unknown-batch")):
+        np.testing.assert_array_equal(model.embed(adata), expected)
+        adata.write_h5ad(tmp_path / "it.h5ad")
+        tl.embed(tmp_path / "it.h5ad", model, output=tmp_path / "out.h5ad")
+        tl.embed(adata, model)
+        assert "only the latent" in caplog.text
+        for written in (adata, anndata.read_h5ad(tmp_path / "out.h5ad")):
+            np.testing.assert_allclose(written.obsm["X_ae"], expected, rtol=1e-5)
+            assert "ae_elbo" not in written.obs  # that of the first call has another batch
+        for verb in (model.denoise, model.elbo, seeing.embed):
+            with pytest.raises(AnncoderError) as caught:
+                verb(adata)
+            assert caught.value.code == code
 
 
 def test_the_command_line_trains_it(counts: Any, anncoder: Any, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from anncoder.data.adata import open_data
 from anncoder.device import choose_device, memory_errors, products_in, refuse_size, threads_set
 from anncoder.distributed import processes
 from anncoder.errors import DivergenceError
-from anncoder.inference import blocks, expecting
+from anncoder.inference import blocks, expecting, latents
 from anncoder.models import MODELS
 from anncoder.opening import open_for_model, open_source
 from anncoder.preparation import Prepared, limited, prepare, split_cells
@@ -208,7 +208,7 @@ class Autoencoder:
             Too many genes are missing, or the values are not what the model was fitted on.
         """
         source = self._source(data, layer, allow_missing)
-        return np.concatenate(list(self._blocks(source, self._network().encode)))
+        return np.concatenate(list(latents(self, source)))
 
     def denoise(
         self,

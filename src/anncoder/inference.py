@@ -36,20 +36,32 @@ def expecting(model: Autoencoder, scale: str, genes: list[str] | None) -> Callab
     return expected
 
 
-def blocks(model: Autoencoder, source: Source, compute: Callable[[Batch], Tensor]) -> Iterator[Array]:
-    """Yield what is computed of the cells, (b, ...), in their order; all at once where they come in another."""
-    found = _located(model, source, compute)
+def latents(model: Autoencoder, source: Source) -> Iterator[Array]:
+    """Yield the latent of cells, (b, k), as :func:`blocks` does; batches are read only if the encoder reads them."""
+    return blocks(model, source, model._network().encode, by_batch=model.config.embeds_batches)
+
+
+def blocks(
+    model: Autoencoder, source: Source, compute: Callable[[Batch], Tensor], *, by_batch: bool | None = None
+) -> Iterator[Array]:
+    """Yield what is computed of the cells, (b, ...), in their order; all at once where they come in another.
+
+    ``by_batch`` says whether the experimental batch of each cell is needed; None for as the model has it.
+    """
+    found = _located(model, source, compute, model.config.encodes_batches if by_batch is None else by_batch)
     if source.in_order:
         yield from (values for _, values in found)
     else:
         yield _put_in_order(found, source.n_obs)
 
 
-def _located(model: Autoencoder, source: Source, compute: Callable[[Batch], Tensor]) -> Iterator[tuple[Array, Array]]:
+def _located(
+    model: Autoencoder, source: Source, compute: Callable[[Batch], Tensor], by_batch: bool
+) -> Iterator[tuple[Array, Array]]:
     network = model._network()
     device = next(network.parameters()).device
     factors = (source.sizes / (model.library_size_ if model.reads_counts else 1)).astype(np.float32)
-    codes, _ = batches_in(source, model.training_.batch_key if model.config.encodes_batches else None, model.batches_)
+    codes, _ = batches_in(source, model.training_.batch_key if by_batch else None, model.batches_)
     loader = source.loader(PerCell(factors, codes), np.ones(source.n_obs, dtype=bool), batch_size=BLOCK)
     network.eval()
     with threads_set(None), torch.inference_mode():

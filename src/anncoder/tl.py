@@ -27,7 +27,7 @@ from anncoder.refusals import refuse_no_decoder, refuse_no_model
 from anncoder.results import open_files_for, refuse_unknown_genes, write_files
 from anncoder.slots import next_step, refuse_foreign, sign, target_of
 from anncoder.sources import DiskSource
-from anncoder.written import Latent, Wanted, column_of, natural_scale, of_genes_here, write_results
+from anncoder.written import Latent, Wanted, column_of, natural_scale, of_cells_here, of_genes_here, write_results
 
 
 def autoencode(
@@ -268,8 +268,12 @@ def _write_latent(
     look.close()
     sign(adata, model, key)
     adata.obsm[f"X_{key}"] = np.ascontiguousarray(latent, dtype=np.float32)
-    for name, values in model.of_cells(adata, layer=layer, allow_missing=allow_missing).items():
-        adata.obs[f"{key}_{name}"] = column_of(values)
+    of_cells = of_cells_here(model, adata, layer=layer, allow_missing=allow_missing)
+    for name in model.cell_results:
+        if name in of_cells:
+            adata.obs[f"{key}_{name}"] = column_of(of_cells[name])
+        elif f"{key}_{name}" in adata.obs:  # of an earlier call, which knew the batches
+            del adata.obs[f"{key}_{name}"]
     for name, values in of_genes_here(model, adata.var_names.astype(str)).items():
         where = adata.var if values.ndim == 1 else adata.varm
         where[f"{key}_{name}"] = values

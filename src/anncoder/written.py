@@ -25,10 +25,10 @@ from anncoder.data.shard import READ, Shard
 from anncoder.errors import AnncoderError, InputError, ResourceError
 from anncoder.files import atomic_path, locked
 from anncoder.hdf5 import Patient, new_h5
-from anncoder.inference import blocks, expecting
+from anncoder.inference import blocks, expecting, latents
 from anncoder.progress import logger
 from anncoder.slots import of_another, record, scale_of
-from anncoder.sources import DiskSource
+from anncoder.sources import Data, DiskSource
 
 CHUNK = 2**20  # bytes
 
@@ -89,6 +89,18 @@ def column_of(values: Any) -> Any:
 def natural_scale(model: Autoencoder) -> Scale:
     """Return the scale of denoised expression where none is asked for: that of the data."""
     return "counts" if model.reads_counts else "normalized"
+
+
+def of_cells_here(model: Autoencoder, cells: Data, **where: Any) -> dict[str, Any]:
+    """Return what a model says of each cell; nothing, with a warning, where only that takes a batch they lack."""
+    try:
+        return model.of_cells(cells, **where)
+    except AnncoderError as error:
+        needed = model.config.embeds_batches or not model.config.encodes_batches
+        if needed or error.code not in ("unknown-key", "unknown-batch", "missing-values"):
+            raise
+        logger.warning("only the latent: %s, for %s", error.what, ", ".join(model.cell_results))
+        return {}
 
 
 def of_genes_here(model: Autoencoder, var_names: pd.Index) -> dict[str, Array]:
@@ -180,13 +192,13 @@ class _Written:
         look = Latent(self.key)
 
         def looked_at() -> Iterator[Array]:
-            for block in blocks(self.model, cells, self.model._network().encode):
+            for block in latents(self.model, cells):
                 look.add(block)
                 yield block
 
         self._stream("obsm", f"X_{self.key}", (shard.n_obs, self.model.config.width), looked_at())
         look.close()
-        self._frame("obs", {n: column_of(v) for n, v in self.model.of_cells(cells).items()})
+        self._frame("obs", {n: column_of(v) for n, v in of_cells_here(self.model, cells).items()})
         of_genes = of_genes_here(self.model, shard.var_names)
         self._frame("var", {name: values for name, values in of_genes.items() if values.ndim == 1})
         for name, values in of_genes.items():

@@ -41,7 +41,7 @@ LEAST_VARIANCE = 1e-4  # of the posterior
 class VariationalConfig(NetworkConfig):
     """Hyper-parameters of :class:`anncoder.VariationalAutoencoder`."""
 
-    encodes_batches: ClassVar[bool] = True  # `denoise` always does, and one rule for both verbs is enough
+    encodes_batches: ClassVar[bool] = True
 
     loss_unit: ClassVar[str] = "nats a cell"
 
@@ -69,6 +69,11 @@ class VariationalConfig(NetworkConfig):
     def batches(self) -> Literal["optional", "needed"]:
         """The decoder sees the batch where there is one."""
         return "needed" if self.batches_in_encoder or self.dispersion == "gene-batch" else "optional"
+
+    @property
+    def embeds_batches(self) -> bool:
+        """The encoder sees the batch only where it is told to; the decoder always does."""
+        return self.batches_in_encoder
 
     @property
     def sees_depth(self) -> bool:
