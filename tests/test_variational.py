@@ -270,6 +270,33 @@ def test_only_an_encoder_that_sees_the_batch_asks_for_it(
             assert caught.value.code == code
 
 
+def test_cells_are_decoded_as_of_a_chosen_batch(counts: Any, tmp_path: Path) -> None:
+    counts.obs["plate"] = np.where(np.arange(counts.n_obs) % 2, "a", "b")
+    for encodes in (False, True):
+        model = VariationalAutoencoder(**SMALL, batches_in_encoder=encodes)
+        model.fit(counts, batch_key="plate", max_epochs=2, progress=False)
+        own, as_a = model.denoise(counts), model.denoise(counts, batch="a")
+        of_a = counts.obs["plate"].to_numpy() == "a"
+        np.testing.assert_array_equal(as_a[of_a], own[of_a])
+        assert not np.allclose(as_a[~of_a], own[~of_a])
+        new = counts.copy()
+        new.obs["plate"] = "a"
+        same = (model.denoise(new) == as_a).all(axis=1)  # an encoder that sees the batch is shown the own one
+        assert list(same) == list(of_a | (not encodes))
+    counts.write_h5ad(tmp_path / "it.h5ad")
+    tl.denoise(tmp_path / "it.h5ad", model, batch="a", output=tmp_path / "out.h5ad")
+    tl.denoise(counts, model, batch="a")
+    for written in (counts, anndata.read_h5ad(tmp_path / "out.h5ad")):
+        np.testing.assert_allclose(written.layers["ae_denoised"], as_a, rtol=1e-5)
+        assert written.uns["ae"]["denoised_batch"] == "a"
+    with pytest.raises(ConfigError, match="unknown key 'c'"):
+        model.denoise(counts, batch="c")
+    for other in (VariationalAutoencoder(**SMALL), anncoder.CountAutoencoder(n_latent=2)):
+        with pytest.raises(ConfigError) as caught:
+            other.fit(counts, max_epochs=1, progress=False).denoise(counts, batch="a")
+        assert caught.value.code == "batches-unused"
+
+
 def test_the_command_line_trains_it(counts: Any, anncoder: Any, tmp_path: Path) -> None:
     counts.obs["plate"] = np.where(np.arange(counts.n_obs) % 2, "a", "b")
     counts.write_h5ad(tmp_path / "in.h5ad")

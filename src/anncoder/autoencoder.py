@@ -23,7 +23,7 @@ from anncoder.data.adata import open_data
 from anncoder.device import choose_device, memory_errors, products_in, refuse_size, threads_set
 from anncoder.distributed import processes
 from anncoder.errors import DivergenceError
-from anncoder.inference import blocks, expecting, latents
+from anncoder.inference import blocks, denoised, expecting, latents
 from anncoder.models import MODELS
 from anncoder.opening import open_for_model, open_source
 from anncoder.preparation import Prepared, limited, prepare, split_cells
@@ -217,6 +217,7 @@ class Autoencoder:
         scale: Scale = "counts",
         layer: str | None = None,
         genes: str | list[str] | None = None,
+        batch: str | int | None = None,
         allow_missing: float = 0.0,
     ) -> Array:
         """Return the expected expression of each cell, (n_obs, n_vars) float32.
@@ -231,6 +232,9 @@ class Autoencoder:
             scale, which is called ``"normalized"``.
         genes
             Only these columns, in this order, or one gene; None for all genes of the model.
+        batch
+            Decode every cell as if of this experimental batch, whichever it is of; None for its own. Only of models
+            that decode by batch (:class:`VariationalAutoencoder` with ``batch_key``).
 
         Raises
         ------
@@ -240,10 +244,10 @@ class Autoencoder:
             The result would not fit into memory.
         """
         genes = [genes] if isinstance(genes, str) else genes
-        expected = expecting(self, scale, genes)
+        expected = expecting(self, scale, genes, batch)
         source = self._source(data, layer, allow_missing)
         refuse_size(source.n_obs * len(self.var_names_ if genes is None else genes) * 4)
-        return np.concatenate(list(self._blocks(source, expected)))
+        return np.concatenate(list(denoised(self, source, expected, batch)))
 
     def save(self, folder: str | Path) -> None:
         """Write the fitted model to a folder; :func:`anncoder.load` reads it back to the same bits.
@@ -284,13 +288,7 @@ class Autoencoder:
     def of_cells(
         self, data: Data, *, layer: str | None = None, allow_missing: float = 0.0
     ) -> dict[str, np.ndarray[Any, Any]]:
-        """Return what the model says of each cell beside the latent, (n_obs,) each, by the names of ``cell_results``.
-
-        Parameters
-        ----------
-        data, layer, allow_missing
-            As in :meth:`embed`.
-        """
+        """Return what the model says of each cell beside the latent, (n_obs,), by the names of ``cell_results``."""
         return {}
 
     def of_genes(self) -> dict[str, Array]:

@@ -9,8 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from anncoder.config import unknown_key
+from anncoder.data.adata import batch_name
 from anncoder.data.genes import columns_of
 from anncoder.device import threads_set
+from anncoder.errors import ConfigError
 from anncoder.preparation import batches_in
 from anncoder.refusals import refuse_scale
 from anncoder.sources import PerCell, Source
@@ -24,16 +27,27 @@ Array = np.ndarray[Any, Any]
 BLOCK = 1024  # cells at a time: a (1024, n_vars) block is all that is ever dense
 
 
-def expecting(model: Autoencoder, scale: str, genes: list[str] | None) -> Callable[[Batch], Tensor]:
+def expecting(
+    model: Autoencoder, scale: str, genes: list[str] | None, batch: object | None = None
+) -> Callable[[Batch], Tensor]:
     """Return what gives the expected expression of cells, (b, n_genes); see :meth:`Autoencoder.denoise`."""
     refuse_scale(model.config, scale)
     network, columns = model._network(), columns_of(model.var_names_, genes)
+    code = None if batch is None else _code_of(model, batch)
 
-    def expected(batch: Batch) -> Tensor:
-        mean: Tensor = network.denoise(batch)[:, columns]
-        return mean * batch.size_factor.unsqueeze(1) if scale == "counts" else mean
+    def expected(cells: Batch) -> Tensor:
+        whole: Tensor = network.denoise(cells) if code is None else network.denoise_as(cells, code)
+        mean = whole[:, columns]
+        return mean * cells.size_factor.unsqueeze(1) if scale == "counts" else mean
 
     return expected
+
+
+def denoised(
+    model: Autoencoder, source: Source, compute: Callable[[Batch], Tensor], batch: object | None
+) -> Iterator[Array]:
+    """Yield what :func:`expecting` gives of the cells; where it is of a chosen batch, their own is not needed."""
+    return blocks(model, source, compute, by_batch=None if batch is None else model.config.embeds_batches)
 
 
 def latents(model: Autoencoder, source: Source) -> Iterator[Array]:
@@ -67,6 +81,20 @@ def _located(
     with threads_set(None), torch.inference_mode():
         for batch in loader.epoch(0):
             yield batch.rows.numpy(), compute(batch.to(device)).cpu().numpy()
+
+
+def _code_of(model: Autoencoder, batch: object) -> int:
+    if not model.config.decodes_as or not model.batches_:
+        raise ConfigError(
+            f"batch = {batch!r}, but this model (as it was fitted) does not decode by batch",
+            code="batches-unused",
+            where="batch",
+            remedy="leave batch out, or fit a VariationalAutoencoder with batch_key",
+        )
+    name = batch_name(batch)
+    if name not in model.batches_:
+        raise unknown_key(name, model.batches_, where="batch")
+    return model.batches_.index(name)
 
 
 def _put_in_order(found: Iterator[tuple[Array, Array]], n_obs: int) -> Array:

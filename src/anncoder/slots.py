@@ -21,15 +21,15 @@ def next_step(key: str, n_obs: int, n_latent: int) -> str:
     return f"wrote obsm['X_{key}'] ({n_obs:,} x {n_latent}, float32); next: sc.pp.neighbors(adata, use_rep='X_{key}')"
 
 
-def sign(adata: anndata.AnnData, model: Autoencoder, key: str, scale: Scale | None = None) -> None:
+def sign(adata: anndata.AnnData, model: Autoencoder, key: str, denoised: Mapping[str, str] | None = None) -> None:
     """Say in uns which model wrote under this key; what another one wrote there goes, or would be taken for its own.
 
-    ``scale`` is that of the denoised layer, if it is written now.
+    ``denoised`` is what :func:`denoised_as` says of the layer, if it is written now.
     """
-    scale = scale_of(adata, model, key) if scale is None else scale
+    denoised = found_denoised(adata, model, key) if denoised is None else denoised
     for where, name in of_another(adata, model, key):
         del getattr(adata, where)[name]
-    adata.uns[key] = record(model, scale)
+    adata.uns[key] = record(model, denoised)
 
 
 def of_another(data: Any, model: Autoencoder, key: str) -> list[tuple[str, str]]:
@@ -38,23 +38,28 @@ def of_another(data: Any, model: Autoencoder, key: str) -> list[tuple[str, str]]
     ``data`` is an AnnData, or an open file or zarr group.
     """
     found = _signed(data, key)
-    other = found is not None and _identity(found) != _identity(record(model, None))
+    other = found is not None and _identity(found) != _identity(record(model, {}))
     return _ours(data, key) if other else []
 
 
-def scale_of(data: Any, model: Autoencoder, key: str) -> Scale | None:
-    """Return the scale of the denoised layer that this model wrote under this key; None if there is none, or no word.
+def denoised_as(scale: Scale, batch: str | int | None) -> dict[str, str]:
+    """Return what uns has of a denoised layer: its scale, and the batch as which all cells were decoded, if any."""
+    return {"denoised_scale": scale} | ({} if batch is None else {"denoised_batch": str(batch)})
+
+
+def found_denoised(data: Any, model: Autoencoder, key: str) -> dict[str, str]:
+    """Return what uns has of the denoised layer that this model wrote under this key; nothing if there is none.
 
     ``data`` is an AnnData, or an open file or zarr group.
     """
     found = _signed(data, key)
     if found is None or f"{key}_denoised" not in _attribute(data, "layers") or of_another(data, model, key):
-        return None
-    return found.get("denoised_scale")
+        return {}
+    return {name: str(found[name]) for name in ("denoised_scale", "denoised_batch") if name in found}
 
 
-def record(model: Autoencoder, scale: Scale | None) -> dict[str, Any]:
-    """Return what uns has of a model, and of its denoised layer, whose scale this is; None for no layer."""
+def record(model: Autoencoder, denoised: Mapping[str, str]) -> dict[str, Any]:
+    """Return what uns has of a model, and of its denoised layer: see :func:`denoised_as`."""
     # plain values only, and no None: every version of anndata can write and read this
     params = {
         "model": model.name,
@@ -75,7 +80,7 @@ def record(model: Autoencoder, scale: Scale | None) -> dict[str, Any]:
         "valid_obs": np.asarray(model.valid_obs_, dtype=str),
         "schema": SCHEMA,
         "version": versions()["anncoder"],
-        **({} if scale is None else {"denoised_scale": scale}),
+        **denoised,
     }
 
 

@@ -25,7 +25,7 @@ from anncoder.opening import open_source
 from anncoder.progress import announce
 from anncoder.refusals import refuse_no_decoder, refuse_no_model
 from anncoder.results import open_files_for, refuse_unknown_genes, write_files
-from anncoder.slots import next_step, refuse_foreign, sign, target_of
+from anncoder.slots import denoised_as, next_step, refuse_foreign, sign, target_of
 from anncoder.sources import DiskSource
 from anncoder.written import Latent, Wanted, column_of, natural_scale, of_cells_here, of_genes_here, write_results
 
@@ -85,7 +85,7 @@ def autoencode(
         Expected counts (expression, of models with ``transform="none"``), with ``denoise=True``.
     ``adata.uns[key_added]`` : dict
         ``params_json`` (every setting), ``history`` (data frame), ``valid_obs`` (names of held-out cells), ``schema``,
-        ``version``, and of a denoised layer ``denoised_scale``: "counts" or "normalized".
+        ``version``, and of a denoised layer ``denoised_scale``, "counts" or "normalized" (and ``denoised_batch``).
 
     Results of another model under the same key are replaced, all of them.
 
@@ -121,7 +121,7 @@ def autoencode(
     _write_latent(target, fitted, key_added)
     if denoise:
         scale = natural_scale(fitted)
-        _write_denoised(target, fitted, fitted.denoise(target, scale=scale), key_added, scale)
+        _write_denoised(target, fitted, fitted.denoise(target, scale=scale), key_added, denoised_as(scale, None))
     if progress is not False:
         announce(next_step(key_added, *target.obsm[f"X_{key_added}"].shape))
     return target if copy else fitted
@@ -193,6 +193,7 @@ def denoise(
     model: Autoencoder,
     *,
     scale: Scale | None = None,
+    batch: str | int | None = None,
     layer: str | None = None,
     key_added: str = "ae",
     allow_missing: float = 0.0,
@@ -210,6 +211,8 @@ def denoise(
     scale
         ``"counts"``: at each cell's own library size; ``"normalized"``: at the median library size. None for what the
         model reads: ``"counts"``, and ``"normalized"`` for a model fitted with ``transform="none"``.
+    batch
+        As which experimental batch every cell is decoded; None for its own. See :meth:`Autoencoder.denoise`.
     layer
         Where the counts are; None for where they were in ``fit``, ``"X"`` for ``X``.
     key_added
@@ -247,15 +250,16 @@ def denoise(
     refuse_no_model(model)
     scale = natural_scale(model) if scale is None else scale
     if isinstance(adata, str | Path | list | tuple):
-        wanted = Wanted(key_added, latent=False, scale=scale)
+        wanted = Wanted(key_added, latent=False, scale=scale, batch=batch)
         write_files(model, adata, _output(output), wanted, layer=layer, allow_missing=allow_missing)
         return None
     target = _target(adata, copy=copy, output=output)
     refuse_foreign(target, key_added)
     genes = list(target.var_names.astype(str))
     refuse_unknown_genes(model, target.var_names.astype(str), allow_missing)
-    denoised = model.denoise(target, scale=scale, layer=layer, genes=genes, allow_missing=allow_missing)
-    _write_denoised(target, model, denoised, key_added, scale)
+    where: dict[str, Any] = {"layer": layer, "allow_missing": allow_missing}
+    denoised = model.denoise(target, scale=scale, genes=genes, batch=batch, **where)
+    _write_denoised(target, model, denoised, key_added, denoised_as(scale, batch))
     return target if copy else None
 
 
@@ -279,8 +283,8 @@ def _write_latent(
         where[f"{key}_{name}"] = values
 
 
-def _write_denoised(adata: anndata.AnnData, model: Autoencoder, denoised: Array, key: str, scale: Scale) -> None:
-    sign(adata, model, key, scale)
+def _write_denoised(adata: anndata.AnnData, model: Autoencoder, denoised: Array, key: str, how: dict[str, str]) -> None:
+    sign(adata, model, key, how)
     adata.layers[f"{key}_denoised"] = np.ascontiguousarray(denoised, dtype=np.float32)
 
 

@@ -191,7 +191,7 @@ def batches_of(column: Any, key: str, known: Sequence[str] | None) -> tuple[np.n
     column = np.asarray(column, dtype=object)
     codes_of(column, key, what="batch_key")
     positions, values = pd.factorize(column)
-    names = np.array([_name_of(value) for value in values])[positions]
+    names = np.array([batch_name(value) for value in values])[positions]
     if known is None:
         known = sorted(set(names.tolist()))
         if len(known) == 1:
@@ -214,8 +214,8 @@ def batches_of(column: Any, key: str, known: Sequence[str] | None) -> tuple[np.n
     return codes.astype(np.int64), list(known)
 
 
-def _name_of(batch: object) -> str:
-    # a whole number has one name, as an integer or not: a column with a gap, now filled, is of floats
+def batch_name(batch: object) -> str:
+    """Return the name of an experimental batch: a whole number has one, as an integer or as a float."""
     return str(int(batch) if isinstance(batch, float | np.floating) and batch.is_integer() else batch)
 
 

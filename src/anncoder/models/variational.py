@@ -42,6 +42,7 @@ class VariationalConfig(NetworkConfig):
     """Hyper-parameters of :class:`anncoder.VariationalAutoencoder`."""
 
     encodes_batches: ClassVar[bool] = True
+    decodes_as: ClassVar[bool] = True
 
     loss_unit: ClassVar[str] = "nats a cell"
 
@@ -212,6 +213,11 @@ class VariationalNetwork(nn.Module):
     def denoise(self, batch: Batch) -> Tensor:
         """Return the expected expression at the median library size and before zero inflation, (b, g)."""
         return self.decode(self.encode(batch), batch.batch_code).log_mean.exp()
+
+    def denoise_as(self, batch: Batch, code: int) -> Tensor:
+        """Return what :meth:`denoise` would if all cells were of one experimental batch, (b, g); read as they are."""
+        latent = self.encode(batch)
+        return self.decode(latent, torch.full((len(latent),), code, device=latent.device)).log_mean.exp()
 
     def loadings(self) -> Tensor:
         """Return what one unit of each latent adds to the log expression of each gene, (g, k); linear decoder only."""
