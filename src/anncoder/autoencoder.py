@@ -227,9 +227,10 @@ class Autoencoder:
         data, layer, allow_missing
             As in :meth:`embed`.
         scale
-            ``"counts"``: expected counts of this cell, at its own library size. ``"normalized"``: at the median library
-            size of the fitted cells (not logarithmic). A model fitted with ``transform="none"`` has its data's own
-            scale, which is called ``"normalized"``.
+            ``"counts"``: at this cell's own library size. ``"normalized"``: at the median library size of the fitted
+            cells (not logarithmic). A model fitted with ``transform="none"`` has its data's own scale, which is called
+            ``"normalized"``. Only count likelihoods give expected counts; models of logarithms are below them, those
+            that fill in zeros above: see "What `denoise` means" in docs/models.md.
         genes
             Only these columns, in this order, or one gene; None for all genes of the model.
         batch

@@ -82,7 +82,8 @@ def autoencode(
         with ``dispersion="gene"``: :meth:`Autoencoder.of_genes`, :meth:`Autoencoder.of_cells`. Genes that the model
         does not know have NaN; what has several columns is in ``varm``.
     ``adata.layers["{key_added}_denoised"]`` : (n_obs, n_vars) float32
-        Expected counts (expression, of models with ``transform="none"``), with ``denoise=True``.
+        Expected counts (expression, of models with ``transform="none"``), with ``denoise=True``. Models of logarithms
+        are below expected counts, those that fill in zeros above: see "What `denoise` means" in docs/models.md.
     ``adata.uns[key_added]`` : dict
         ``params_json`` (every setting), ``history`` (data frame), ``valid_obs`` (names of held-out cells), ``schema``,
         ``version``, and of a denoised layer ``denoised_scale``, "counts" or "normalized" (and ``denoised_batch``).
