@@ -25,6 +25,14 @@ def test_batches_have_codes_in_the_order_of_their_names_and_are_known_by_name() 
     assert batches_of([2, 10, 2], "plate", None)[1] == ["10", "2"]  # numbers are names too
 
 
+def test_whole_numbers_are_known_as_integers_and_as_floats() -> None:
+    for fitted, new in (([2, 10, 2], np.array([10.0, 2.0])), ([2.0, 10.0], [10, 2]), (["2", "10"], [10.0, 2.0])):
+        _, names = batches_of(fitted, "plate", None)
+        assert (batches_of(new, "plate", names)[0].tolist(), names) == ([0, 1], ["10", "2"])
+    assert batches_of([2.5, 2], "plate", None)[1] == ["2", "2.5"]
+    assert batches_of([1.0, 2.0], "plate", ["1.0", "2.0"])[0].tolist() == [0, 1]  # of a model of an earlier version
+
+
 @pytest.mark.parametrize(
     ("column", "known", "error", "said"),
     [

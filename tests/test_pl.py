@@ -13,6 +13,7 @@ import pytest
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
+from scipy.sparse import csr_matrix
 
 import anncoder as ac
 from anncoder import pl
@@ -94,6 +95,24 @@ def test_history_into_given_axes_and_without_validation(counts: anndata.AnnData)
     assert len(ax.get_lines()) == 2
 
 
+def test_history_marks_the_epoch_whose_weights_the_model_has(counts: anndata.AnnData) -> None:
+    model = ac.tl.autoencode(counts, keep_best=False, **QUICK)
+    for losses in (model.history_, counts.uns["ae"]["history"]):
+        losses["valid_loss"] = [3.0, 1.0, 2.0, 2.0, 2.0]
+    for source in (model, counts):
+        ax = pl.history(source)
+        assert list(ax.get_lines()[-1].get_xdata()) == [5]
+        assert ax.get_legend().get_texts()[-1].get_text() == "weights are of epoch: 5"
+
+
+def test_history_says_what_the_loss_is_measured_in(counts: anndata.AnnData, model: ac.CountAutoencoder) -> None:
+    other = ac.tl.autoencode(counts, "variational", max_epochs=1, progress=False)
+    assert pl.history(model).get_ylabel() == "loss, mean of cells and genes"
+    assert pl.history(other).get_ylabel() == pl.history(counts).get_ylabel() == "loss, nats a cell"
+    mapped = ac.NetSNE().fit(counts, max_epochs=1, progress=False)
+    assert pl.history(mapped).get_ylabel() == "loss"
+
+
 def test_history_of_nothing(counts: anndata.AnnData) -> None:
     counts.uns["other"] = 3
     for key in ("ae", "other"):
@@ -167,6 +186,27 @@ def test_embeddings_refuse_what_is_not_there(drawn: anndata.AnnData) -> None:
     assert not plt.get_fignums()
 
 
+def test_embeddings_take_slots_without_titles_and_sparse_ones(drawn: anndata.AnnData) -> None:
+    drawn.obsm["X_sparse"] = csr_matrix(drawn.obsm["X_pca"])
+    axes = pl.embeddings(drawn, ["X_pca", "X_sparse"], color="group")
+    assert [ax.get_title() for ax in axes] == ["X_pca", "X_sparse"]
+    np.testing.assert_array_equal(points(axes[0]), points(axes[1]))
+    (ax,) = pl.embeddings(drawn, "X_pca", color="group")
+    assert ax.get_title() == "X_pca"
+
+
+def test_embeddings_refuse_a_slot_of_one_column(drawn: anndata.AnnData) -> None:
+    drawn.obsm["X_one"] = drawn.obsm["X_pca"][:, :1]
+    drawn.obsm["X_sparse"] = csr_matrix(drawn.obsm["X_one"])
+    for slot in ("X_one", "X_sparse"):
+        with pytest.raises(InputError) as error:
+            pl.embeddings(drawn, slot, color="group")
+        assert error.value.code == "bad-coordinates"
+    with pytest.raises(ConfigError):
+        pl.embeddings(drawn, [], color="group")
+    assert not plt.get_fignums()
+
+
 def test_a_gene_pair(drawn: anndata.AnnData) -> None:
     x, y = drawn.var_names[[4, 9]]
     raw, denoised = axes = pl.gene_pair(drawn, x, y, color="group")
@@ -181,6 +221,23 @@ def test_a_gene_pair(drawn: anndata.AnnData) -> None:
     assert np.abs(np.sort(points(raw), axis=0) - exact).max() <= pl.JITTER + 1e-6
     assert legend(raw.figure) == list(drawn.obs["group"].cat.categories)
     assert inside(raw.figure)
+
+
+@pytest.mark.parametrize("backed", [False, True])
+def test_a_gene_pair_of_normalized_expression(
+    drawn: anndata.AnnData, model: ac.CountAutoencoder, backed: bool, tmp_path: Path
+) -> None:
+    ac.tl.denoise(drawn, model, scale="normalized")
+    exact = drawn.X[:, [4, 9]].toarray() * (model.library_size_ / drawn.X.sum(axis=1).A1)[:, None]
+    expected = np.log1p(drawn.layers["ae_denoised"][:, [4, 9]])
+    if backed:
+        drawn.write_h5ad(tmp_path / "it.h5ad")
+        drawn = anndata.read_h5ad(tmp_path / "it.h5ad", backed="r")
+    raw, denoised = axes = pl.gene_pair(drawn, *drawn.var_names[[4, 9]])
+    assert [ax.get_title() for ax in axes] == ["measured normalized counts", "denoised normalized counts"]
+    assert raw.get_xlabel().endswith(", log(1 + normalized counts)")
+    assert np.abs(np.sort(points(raw), axis=0) - np.sort(np.log1p(exact), axis=0)).max() <= pl.JITTER + 1e-5
+    np.testing.assert_allclose(np.sort(points(denoised), axis=0), np.sort(expected, axis=0), rtol=1e-5)
 
 
 def test_a_gene_pair_from_a_backed_dense_file(drawn: anndata.AnnData, tmp_path: Path) -> None:

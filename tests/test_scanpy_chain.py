@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import anndata
@@ -15,6 +16,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import adjusted_rand_score
 
 import anncoder as ac
+from anncoder.errors import AnncoderError
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +47,27 @@ def test_the_whole_chain_on_blood_cells() -> None:
     assert adata.uns["paga"]["connectivities"].shape[0] == adata.obs["leiden"].nunique() > 3
     assert adata.obs["dpt_pseudotime"].between(0, 1).all()
     assert adjusted_rand_score(adata.obs["bulk_labels"], adata.obs["leiden"]) > 0.3
+
+
+def test_scanpys_own_key_added_is_recognised(simulated: anndata.AnnData, tmp_path: Path) -> None:
+    for step in (
+        lambda a: sc.pp.neighbors(a, use_rep="X_ae", key_added="ae"),
+        lambda a: (sc.pp.neighbors(a, use_rep="X_ae"), sc.tl.leiden(a, key_added="ae", flavor="igraph")),
+    ):
+        adata = simulated.copy()
+        model = ac.tl.autoencode(adata, n_latent=3, max_epochs=1, progress=False)
+        step(adata)
+        adata.write_h5ad(tmp_path / "it.h5ad")
+        out = {"output": tmp_path / "out.h5ad"}
+        for call in (
+            lambda a=adata, m=model: ac.tl.embed(a, m),
+            lambda m=model, out=out: ac.tl.embed(tmp_path / "it.h5ad", m, **out),
+            lambda a=adata: ac.pl.history(a),
+        ):
+            with pytest.raises(AnncoderError, match="scanpy") as error:
+                call()
+            assert error.value.code in ("key-taken", "no-results")
+        ac.tl.embed(adata, model, key_added="other")
 
 
 @pytest.mark.parametrize("model", ["count", "denoising", "undercomplete"])

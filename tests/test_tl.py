@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import json
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,8 @@ def test_the_slots_are_as_documented(counts: anndata.AnnData) -> None:
     np.testing.assert_array_equal(denoised, model.denoise(counts))
     np.testing.assert_array_equal(theta, model.dispersion())
     record = counts.uns["it"]
-    assert set(record) == {"params_json", "history", "valid_obs", "schema", "version"}
+    assert set(record) == {"params_json", "history", "valid_obs", "schema", "version", "denoised_scale"}
+    assert record["denoised_scale"] == "counts"
     params = json.loads(record["params_json"])
     assert (params["model"], params["layer"]) == ("count", None)
     assert params["hyperparameters"]["n_latent"] == 4
@@ -196,6 +198,22 @@ def test_a_backed_file_is_not_changed(counts: anndata.AnnData, fitted: Autoencod
     assert (tmp_path / "it.h5ad").read_bytes() == content
 
 
+def test_a_view_of_a_backed_file(counts: anndata.AnnData, fitted: Autoencoder, tmp_path: Path) -> None:
+    counts.layers["logs"] = counts.X.log1p()
+    counts.raw = counts.copy()
+    counts.write_h5ad(tmp_path / "it.h5ad")
+    view = anndata.read_h5ad(tmp_path / "it.h5ad", backed="r")[:80]
+    assert ac.check(view).slots == ac.check(counts[:80]).slots
+    np.testing.assert_array_equal(fitted.embed(view), fitted.embed(counts[:80].copy()))
+    found, wanted = (
+        ac.CountAutoencoder(n_latent=2).fit(data, max_epochs=1, progress=False).embed(data)
+        for data in (view, counts[:80].copy())
+    )
+    np.testing.assert_array_equal(found, wanted)
+    assert ac.evaluate(fitted, view, max_cells=60).n_obs == 60
+    view.file.close()
+
+
 def test_counts_in_a_layer(counts: anndata.AnnData) -> None:
     plain = tl.autoencode(counts, copy=True, **QUICK)
     counts.layers["counts"] = counts.X.copy()
@@ -217,6 +235,21 @@ def test_layer_at_embed(counts: anndata.AnnData, fitted: Autoencoder) -> None:
     with pytest.raises(InputError) as error:
         tl.denoise(counts, fitted, layer="nowhere")
     assert error.value.code == "missing-layer"
+
+
+def test_x_as_a_layer_means_x_in_every_verb(counts: anndata.AnnData, tmp_path: Path) -> None:
+    model = tl.autoencode(counts, layer="X", **QUICK)
+    assert model.layer_ is None
+    np.testing.assert_array_equal(model.embed(counts, layer="X"), counts.obsm["X_ae"])
+    assert ac.check(counts, layer="X").ok
+    counts.layers["X"] = counts.X.copy()  # which one is meant?
+    path = tmp_path / "it.h5ad"
+    counts.write_h5ad(path)
+    for data in (counts, path, anndata.read_h5ad(path, backed="r")):
+        for verb in (ac.check, ac.CountAutoencoder().fit, model.embed, model.denoise, partial(ac.evaluate, model)):
+            with pytest.raises(InputError) as error:
+                verb(data, layer="X")
+            assert error.value.code == "ambiguous-layer"
 
 
 def test_several_models_stand_beside_each_other(counts: anndata.AnnData) -> None:
@@ -321,6 +354,40 @@ def test_missing_genes_are_refused_unless_allowed(counts: anndata.AnnData, fitte
     np.testing.assert_array_equal(narrow.obsm["X_ae"], fitted.embed(filled))
 
 
+def test_the_remedy_for_missing_genes_works_or_is_not_given(
+    counts: anndata.AnnData, fitted: Autoencoder, tmp_path: Path
+) -> None:
+    narrow = counts[:, 7:].copy()  # 7 of 60 are 0.1167
+    path, output = tmp_path / "it.h5ad", tmp_path / "out.h5ad"
+    narrow.write_h5ad(path)
+    for verb in (lambda **s: tl.denoise(narrow, fitted, **s), lambda **s: tl.denoise(path, fitted, output=output, **s)):
+        with pytest.raises(InputError) as error:
+            verb()
+        assert "allow_missing=0.12 " in error.value.remedy
+        verb(allow_missing=0.12)
+    expected = fitted.denoise(narrow, allow_missing=0.12)[:, 7:]
+    np.testing.assert_array_equal(narrow.layers["ae_denoised"], expected)
+    np.testing.assert_allclose(anndata.read_h5ad(output).layers["ae_denoised"], expected, rtol=1e-5)
+    with pytest.raises(InputError) as error:
+        fitted.embed(counts[:, 20:].copy())
+    assert "allow_missing" not in error.value.remedy
+
+
+@pytest.mark.parametrize("layer", [None, "counts"])
+def test_the_remedy_for_cells_without_counts_in_the_models_genes(counts: anndata.AnnData, layer: str | None) -> None:
+    model = ac.CountAutoencoder(n_latent=2).fit(counts[:, :40].copy(), max_epochs=1, progress=False)
+    matrix = counts.X.toarray()
+    matrix[3, :40] = 0  # this cell has counts in other genes only
+    counts.X = csr_matrix(matrix)
+    counts.layers["counts"] = counts.X.copy()
+    with pytest.raises(InputError) as error:
+        model.embed(counts, layer=layer)
+    assert error.value.code == "empty-cells"
+    names = {"adata": counts, "model": model, "np": np}
+    exec(error.value.remedy.removeprefix("remove them: ").split(", or --")[0], names)
+    assert model.embed(names["adata"], layer=layer).shape[0] == counts.n_obs - 1
+
+
 def test_the_denoised_layer_is_in_the_order_of_these_genes(counts: anndata.AnnData, fitted: Autoencoder) -> None:
     order = np.random.default_rng(0).permutation(counts.n_vars)
     shuffled = counts[:, order].copy()
@@ -336,6 +403,31 @@ def test_both_scales_of_the_denoised_layer(counts: anndata.AnnData, fitted: Auto
     factors = counts.X.sum(axis=1).A1 / fitted.library_size_
     expected = counts.layers["flat_denoised"] * factors[:, None]
     np.testing.assert_allclose(counts.layers["ae_denoised"], expected, rtol=1e-5)
+
+
+def test_the_scale_of_the_denoised_layer_is_recorded(
+    counts: anndata.AnnData, fitted: Autoencoder, tmp_path: Path
+) -> None:
+    tl.embed(counts, fitted)
+    assert "denoised_scale" not in counts.uns["ae"]
+    tl.denoise(counts, fitted, scale="normalized")
+    counts.write_h5ad(tmp_path / "it.h5ad")
+    tl.embed(counts, fitted)  # leaves the layer, and what is known of it
+    tl.embed(tmp_path / "it.h5ad", fitted, output=tmp_path / "embedded.h5ad")
+    tl.denoise(tmp_path / "it.h5ad", fitted, output=tmp_path / "denoised.h5ad")
+    files = [anndata.read_h5ad(tmp_path / f"{name}.h5ad") for name in ("it", "embedded", "denoised")]
+    found = [adata.uns["ae"]["denoised_scale"] for adata in (counts, *files)]
+    assert found == ["normalized", "normalized", "normalized", "counts"]
+    other = ac.CountAutoencoder(n_latent=2).fit(counts, max_epochs=1, progress=False)
+    tl.embed(tmp_path / "it.h5ad", other, output=tmp_path / "other.h5ad")
+    tl.embed(counts, other)
+    for adata in (counts, anndata.read_h5ad(tmp_path / "other.h5ad")):
+        assert "denoised_scale" not in adata.uns["ae"]
+
+
+def test_one_gene_is_denoised(counts: anndata.AnnData, fitted: Autoencoder) -> None:
+    one = fitted.denoise(counts, genes="Gene5")
+    np.testing.assert_array_equal(one, fitted.denoise(counts, genes=["Gene5"]))
 
 
 def test_a_model_of_expression_is_denoised_on_its_own_scale(counts: anndata.AnnData) -> None:
@@ -357,6 +449,19 @@ def test_what_is_no_anndata_is_refused(counts: anndata.AnnData, fitted: Autoenco
     with pytest.raises(ConfigError) as unnamed:
         getattr(tl, verb)("pbmc.h5ad", *arguments)
     assert unnamed.value.code == "no-output"
+
+
+@pytest.mark.parametrize("verb", [tl.embed, tl.denoise, lambda _, m, **s: ac.pl.history(m)], ids=["embed", "d", "pl"])
+def test_a_model_that_is_none_or_not_fitted(counts: anndata.AnnData, verb: Any, tmp_path: Path) -> None:
+    for data, settings in ((counts, {}), (tmp_path / "it.h5ad", {"output": "out.h5ad"})):
+        with pytest.raises(ConfigError) as error:
+            verb(data, ac.CountAutoencoder(), **settings)
+        assert error.value.code == "not-fitted"
+        with pytest.raises(ConfigError, match=r"ac\.load\('m\.ac'\)"):
+            verb(data, "m.ac", **settings)
+        with pytest.raises(ConfigError) as error:
+            verb(data, 3, **settings)
+        assert error.value.code == "no-model"
 
 
 def test_wrong_values_leave_the_data_as_they_were(counts: anndata.AnnData) -> None:

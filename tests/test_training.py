@@ -170,6 +170,12 @@ def test_no_public_verb_touches_global_random_state(make, counts) -> None:  # ty
     assert global_states() == before
 
 
+def test_the_threads_that_a_fit_used_are_recorded(counts) -> None:  # type: ignore[no-untyped-def]
+    for asked in (None, 1, 2):
+        model = CountAutoencoder(n_latent=2).fit(counts, max_epochs=1, threads=asked, progress=False)
+        assert model.training_.threads == (torch.get_num_threads() if asked is None else asked)
+
+
 def test_threads_are_given_back(counts) -> None:  # type: ignore[no-untyped-def]
     before = torch.get_num_threads()
     CountAutoencoder(n_latent=2).fit(counts, max_epochs=1, threads=1, progress=False)

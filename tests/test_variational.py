@@ -18,7 +18,7 @@ from anncoder import VariationalAutoencoder, tl
 from anncoder.config import Layers
 from anncoder.data.memory import Stored
 from anncoder.datasets import simulate
-from anncoder.errors import ConfigError
+from anncoder.errors import AnncoderError, ConfigError
 from anncoder.likelihoods.reference import nb_reference, poisson_reference, zinb_reference
 from anncoder.models.variational import VariationalConfig, VariationalNetwork, divergence
 from anncoder.nn.conditional import ConditionalLayers
@@ -247,6 +247,60 @@ def test_a_loaded_model_gives_the_same_bound(counts: Any, tmp_path: Path) -> Non
     model = VariationalAutoencoder(**SMALL).fit(counts, seed=5, max_epochs=1, progress=False)
     model.save(tmp_path / "m.ac")
     np.testing.assert_allclose(anncoder.load(tmp_path / "m.ac").elbo(counts), model.elbo(counts), rtol=1e-6)
+
+
+def test_only_an_encoder_that_sees_the_batch_asks_for_it(
+    counts: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    counts.obs["plate"] = np.where(np.arange(counts.n_obs) % 2, "a", "b")
+    settings = {**SMALL, "batch_key": "plate", "max_epochs": 1, "progress": False}
+    model = tl.autoencode(counts, "variational", **settings)
+    expected = counts.obsm["X_ae"].copy()
+    none, new = counts.copy(), counts.copy()
+    del none.obs["plate"]
+    new.obs["plate"] = "c"
+    seeing = VariationalAutoencoder(**SMALL, batches_in_encoder=True)
+    seeing.fit(counts, batch_key="plate", max_epochs=1, progress=False)
+    for adata, code in ((none, "unknown-key"), (new, "unknown-batch")):
+        np.testing.assert_array_equal(model.embed(adata), expected)
+        adata.write_h5ad(tmp_path / "it.h5ad")
+        tl.embed(tmp_path / "it.h5ad", model, output=tmp_path / "out.h5ad")
+        tl.embed(adata, model)
+        assert "only the latent" in caplog.text
+        for written in (adata, anndata.read_h5ad(tmp_path / "out.h5ad")):
+            np.testing.assert_allclose(written.obsm["X_ae"], expected, rtol=1e-5)
+            assert "ae_elbo" not in written.obs  # that of the first call has another batch
+        for verb in (model.denoise, model.elbo, seeing.embed):
+            with pytest.raises(AnncoderError) as caught:
+                verb(adata)
+            assert caught.value.code == code
+
+
+def test_cells_are_decoded_as_of_a_chosen_batch(counts: Any, tmp_path: Path) -> None:
+    counts.obs["plate"] = np.where(np.arange(counts.n_obs) % 2, "a", "b")
+    for encodes in (False, True):
+        model = VariationalAutoencoder(**SMALL, batches_in_encoder=encodes)
+        model.fit(counts, batch_key="plate", max_epochs=2, progress=False)
+        own, as_a = model.denoise(counts), model.denoise(counts, batch="a")
+        of_a = counts.obs["plate"].to_numpy() == "a"
+        np.testing.assert_array_equal(as_a[of_a], own[of_a])
+        assert not np.allclose(as_a[~of_a], own[~of_a])
+        new = counts.copy()
+        new.obs["plate"] = "a"
+        same = (model.denoise(new) == as_a).all(axis=1)  # an encoder that sees the batch is shown the own one
+        assert list(same) == list(of_a | (not encodes))
+    counts.write_h5ad(tmp_path / "it.h5ad")
+    tl.denoise(tmp_path / "it.h5ad", model, batch="a", output=tmp_path / "out.h5ad")
+    tl.denoise(counts, model, batch="a")
+    for written in (counts, anndata.read_h5ad(tmp_path / "out.h5ad")):
+        np.testing.assert_allclose(written.layers["ae_denoised"], as_a, rtol=1e-5)
+        assert written.uns["ae"]["denoised_batch"] == "a"
+    with pytest.raises(ConfigError, match="unknown key 'c'"):
+        model.denoise(counts, batch="c")
+    for other in (VariationalAutoencoder(**SMALL), anncoder.CountAutoencoder(n_latent=2)):
+        with pytest.raises(ConfigError) as caught:
+            other.fit(counts, max_epochs=1, progress=False).denoise(counts, batch="a")
+        assert caught.value.code == "batches-unused"
 
 
 def test_the_command_line_trains_it(counts: Any, anncoder: Any, tmp_path: Path) -> None:

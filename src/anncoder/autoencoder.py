@@ -25,7 +25,7 @@ from anncoder.device import choose_device, memory_errors, products_in, refuse_si
 from anncoder.distributed import processes
 from anncoder.errors import DivergenceError
 from anncoder.identity import run_of
-from anncoder.inference import blocks, expecting
+from anncoder.inference import blocks, denoised, expecting, latents
 from anncoder.models import MODELS
 from anncoder.opening import open_for_model, open_source
 from anncoder.preparation import Prepared, limited, prepare, split_cells
@@ -50,7 +50,7 @@ class Autoencoder:
         Hyper-parameters.
     history_
         Data frame, a row an epoch: ``epoch``, ``learning_rate``, ``seconds``, ``train_loss``, ``valid_loss`` and every
-        term of the loss. Losses are means over cells and genes.
+        term of the loss, in the unit that ``config.loss_unit`` names.
     var_names_
         Names of the genes the model was fitted on, in its order.
     library_size_
@@ -114,7 +114,7 @@ class Autoencoder:
         progress: bool | None = None,
         checkpoint: str | Path | Checkpoint | None = None,
     ) -> Self:
-        """Fit the model; the data are read, never written.
+        """Fit the model and return it; the data are read, never written.
 
         Parameters
         ----------
@@ -122,7 +122,7 @@ class Autoencoder:
             Raw counts, (n_obs, n_vars): AnnData, or, read from disk in blocks, the path of an ``.h5ad`` file or
             ``.zarr`` folder, several in a list or glob, or a backed AnnData.
         layer
-            Where the counts are; None for ``X``.
+            Where the counts are; None and ``"X"`` for ``X``.
         batch_key
             obs column with the experimental batch, for the models that correct for it.
         max_epochs, max_steps, batch_size, optimizer, learning_rate, weight_decay, beta1, epsilon
@@ -144,19 +144,14 @@ class Autoencoder:
             Start of every random stream. The same seed, machine and number of threads give the same arrays.
         device, threads, precision, cuda_graph
             ``"auto"`` (a CUDA GPU if there is one, else the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``; CPU
-            threads, None for torch's choice; ``"tf32"`` for faster products on a CUDA GPU, of factors with three
-            digits; whether to record a step there and replay it, None for where that can be done (count autoencoder,
-            data in memory).
+            threads, None for torch's choice (which scanpy's neighbour graphs raise: ``training_.threads`` says what it
+            was); ``"tf32"`` for faster products on a CUDA GPU, of factors with three digits; whether to record a step
+            there and replay it, None for where that can be done (count autoencoder, data in memory).
         progress
             True for a progress bar, False for silence, None for a bar where there is a terminal or notebook.
         checkpoint
             Folder that keeps the state of an unfinished fit: the same call goes on from there after a kill, to the
             same bits. Removed when the fit is over.
-
-        Returns
-        -------
-        Self
-            The fitted model.
 
         Raises
         ------
@@ -173,14 +168,10 @@ class Autoencoder:
         settings = {k: v for k, v in locals().items() if k in TrainingConfig.model_fields}
         training = TrainingConfig(**settings).suited_to(self.config)
         source = open_source(data, layer, counts=self.reads_counts, integers=self.config.integers)
+        layer = None if layer == "X" else layer
         refuse_width(self.config, len(source.var_names))
         split = split_cells(source.n_obs, source.column, training)
-        with (
-            attempt(self),
-            processes(training.device) as share,
-            threads_set(training.threads),
-            memory_errors("fit"),
-        ):
+        with attempt(self), processes(training.device) as share, threads_set(training.threads), memory_errors("fit"):
             self.layer_, self.training_ = layer, training
             self.var_names_, self.valid_obs_ = source.var_names, source.names(split.valid)
             self.valid_sizes_ = np.asarray(source.sizes[split.valid])
@@ -224,7 +215,7 @@ class Autoencoder:
             Too many genes are missing, or the values are not what the model was fitted on.
         """
         source = self._source(data, layer, allow_missing)
-        return np.concatenate(list(self._blocks(source, self._network().encode)))
+        return np.concatenate(list(latents(self, source)))
 
     def denoise(
         self,
@@ -232,7 +223,8 @@ class Autoencoder:
         *,
         scale: Scale = "counts",
         layer: str | None = None,
-        genes: list[str] | None = None,
+        genes: str | list[str] | None = None,
+        batch: str | int | None = None,
         allow_missing: float = 0.0,
     ) -> Array:
         """Return the expected expression of each cell, (n_obs, n_vars) float32.
@@ -242,11 +234,15 @@ class Autoencoder:
         data, layer, allow_missing
             As in :meth:`embed`.
         scale
-            ``"counts"``: expected counts of this cell, at its own library size. ``"normalized"``: at the median library
-            size of the fitted cells (not logarithmic). A model fitted with ``transform="none"`` has its data's own
-            scale, which is called ``"normalized"``.
+            ``"counts"``: at this cell's own library size. ``"normalized"``: at the median library size of the fitted
+            cells (not logarithmic). A model fitted with ``transform="none"`` has its data's own scale, which is called
+            ``"normalized"``. Only count likelihoods give expected counts; models of logarithms are below them, those
+            that fill in zeros above: see "What `denoise` means" in docs/models.md.
         genes
-            Only these columns, in this order; None for all genes of the model.
+            Only these columns, in this order, or one gene; None for all genes of the model.
+        batch
+            Decode every cell as if of this experimental batch, whichever it is of; None for its own. Only of models
+            that decode by batch (:class:`VariationalAutoencoder` with ``batch_key``).
 
         Raises
         ------
@@ -255,10 +251,11 @@ class Autoencoder:
         ResourceError
             The result would not fit into memory.
         """
-        expected = expecting(self, scale, genes)
+        genes = [genes] if isinstance(genes, str) else genes
+        expected = expecting(self, scale, genes, batch)
         source = self._source(data, layer, allow_missing)
         refuse_size(source.n_obs * len(self.var_names_ if genes is None else genes) * 4)
-        return np.concatenate(list(self._blocks(source, expected)))
+        return np.concatenate(list(denoised(self, source, expected, batch)))
 
     def save(self, folder: str | Path) -> None:
         """Write the fitted model to a folder; :func:`anncoder.load` reads it back to the same bits.
@@ -301,13 +298,7 @@ class Autoencoder:
     def of_cells(
         self, data: Data, *, layer: str | None = None, allow_missing: float = 0.0
     ) -> dict[str, np.ndarray[Any, Any]]:
-        """Return what the model says of each cell beside the latent, (n_obs,) each, by the names of ``cell_results``.
-
-        Parameters
-        ----------
-        data, layer, allow_missing
-            As in :meth:`embed`.
-        """
+        """Return what the model says of each cell beside the latent, (n_obs,), by the names of ``cell_results``."""
         return {}
 
     def of_genes(self) -> dict[str, Array]:
@@ -328,6 +319,7 @@ class Autoencoder:
     def _keep(self, history: History, data: Prepared, device: torch.device, keeper: Checkpoints | None) -> None:
         self.history_ = pd.DataFrame(history.records)
         self.best_epoch_, self.stopped_ = history.best_epoch, history.stopped
+        self.training_ = self.training_.model_copy(update={"threads": torch.get_num_threads()})  # bits are of so many
         if history.records:
             self._network().finish(data.sample.to(device))
         else:  # stopped in the first epoch: there are no good weights

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from anncoder.data.adata import meant
 from anncoder.data.kind import KINDS, SAMPLED_CELLS, Traits, evenly, traits
 from anncoder.data.problems import Judged, Place, Problem, judge, quoted, raise_first, use
 from anncoder.data.shard import Names, Shard, slot_name, slots_of
@@ -123,7 +124,7 @@ def check(
     data
         Cells x genes: an AnnData, which may be a view, or the path of an ``.h5ad`` file or ``.zarr`` folder.
     layer
-        The layer that will be used; None is ``X``.
+        The layer that will be used; None and ``"X"`` are ``X``.
     counts
         The matrix must hold raw counts, as the count models need. If False, it may hold any finite values.
     integers
@@ -134,7 +135,7 @@ def check(
     FileError
         The file cannot be read.
     InputError
-        There is no such layer. Every other problem is collected in the report; see
+        There is no such layer, or "X" may be either. Every other problem is collected in the report; see
         :meth:`Report.raise_if_bad`.
     """
     start = time.perf_counter()
@@ -142,6 +143,7 @@ def check(
     if shards is not None:
         return check_shard(shards[0], counts=counts, integers=integers)
     assert isinstance(data, AnnData)
+    layer = meant(layer, data.layers)
     where = slot_name(layer)
     others = dict(_other_slots(data, where))
     matrix = data.X if layer is None else data.layers.get(layer)
@@ -238,7 +240,9 @@ def refuse_empty(sizes: Any, names: Callable[[Any], pd.Index], where: str) -> No
             f"{len(empty):,} cells have no count in any of the model's genes: {some(names(empty))}",
             code="empty-cells",
             where=where,
-            remedy="remove them: sc.pp.filter_cells(adata, min_counts=1), or --drop-empty-cells",
+            # a filter of all genes would keep a cell whose counts are in genes that the model does not know
+            remedy="remove them: adata = adata[np.ravel(adata[:, adata.var_names.isin(model.var_names_)]"
+            f".{where.rsplit(': ', 1)[-1]}.sum(axis=1)) > 0].copy(), or --drop-empty-cells",
         )
 
 
@@ -256,8 +260,9 @@ def _report(shape: tuple[int, ...], where: str, judged: Judged, others: dict[str
 
 def _other_slots(adata: AnnData, checked: str) -> Iterator[tuple[str, Traits]]:
     """Yield name and traits of every slot of the shape of a count matrix but the checked one."""
-    if adata.is_view:
-        # each slot of a view is a copy when it is touched: copy only the cells that are looked at
+    if adata.is_view and not adata.isbacked:
+        # each slot of a view is a copy when it is touched: copy only the cells that are looked at (a view of a backed
+        # AnnData has no views of its own)
         adata = adata[evenly(adata.n_obs, SAMPLED_CELLS)]
     logged = "log1p" in adata.uns
     for slot, matrix in _slots(adata, checked):

@@ -206,6 +206,7 @@ def denoise(
     layer: Layer = None,
     key: Key = "ae",
     scale: Annotated[str | None, typer.Option(help="counts (of a model of counts the default) or normalized.")] = None,
+    allow_missing: AllowMissing = 0.0,
     in_place: InPlace = False,
     drop_empty_cells: DropEmpty = False,
     debug: Debug = False,
@@ -217,7 +218,7 @@ def denoise(
         from anncoder.commands.apply import ApplyRequest, run_denoise
 
         request = ApplyRequest(model, data, output, layer, key, in_place, drop_empty_cells)
-        run_denoise(request, scale=scale)
+        run_denoise(request, scale=scale, allow_missing=allow_missing)
 
 
 @app.command()

@@ -74,7 +74,9 @@ class NetworkConfig(Settings):
 
     decodes: ClassVar[bool] = True  # whether it can give expected expression
     compresses: ClassVar[bool] = True  # whether the latent must be narrower than the data
-    encodes_batches: ClassVar[bool] = False  # whether the latent of a cell depends on its experimental batch
+    encodes_batches: ClassVar[bool] = False  # whether what is said of a cell depends on its experimental batch
+    decodes_as: ClassVar[bool] = False  # whether cells can be decoded as if of another batch
+    loss_unit: ClassVar[str] = "mean of cells and genes"  # what the loss is measured in, for people; empty for no unit
 
     n_latent: LatentUnits = 16
     transform: Annotated[
@@ -113,6 +115,11 @@ class NetworkConfig(Settings):
     def batches(self) -> Literal["unused", "optional", "needed"]:
         """What becomes of ``batch_key``."""
         return "unused"
+
+    @property
+    def embeds_batches(self) -> bool:
+        """Whether the latent of a cell depends on its experimental batch."""
+        return self.encodes_batches
 
     @property
     def fits_slot(self) -> str | None:

@@ -45,7 +45,7 @@ from anncoder.device import threads_set
 from anncoder.errors import InputError
 from anncoder.guard import invented
 from anncoder.heldout import heldout_nll, thin
-from anncoder.refusals import refuse_unfitted
+from anncoder.refusals import refuse_no_model
 from anncoder.sampling import Sample, some_cells
 from anncoder.sources import Data
 
@@ -150,7 +150,7 @@ def evaluate(
     ConfigError
         There is no such obs column.
     """
-    refuse_unfitted(model.network_)
+    refuse_no_model(model)
     key = model.training_.batch_key if model.config.encodes_batches else None
     columns = [column for column in (labels, key) if column is not None]
     sample = some_cells(model, data, layer, columns, max_cells=max_cells, seed=seed, allow_missing=allow_missing)

@@ -10,7 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from anncoder.config import unknown_key
+from anncoder.data.adata import batch_name
 from anncoder.data.genes import columns_of
+from anncoder.errors import ConfigError
 from anncoder.preparation import batches_in
 from anncoder.refusals import refuse_scale
 from anncoder.sources import PerCell, Source
@@ -24,14 +27,18 @@ Array = np.ndarray[Any, Any]
 BLOCK = 1024  # cells at a time: a (1024, n_vars) block is all that is ever dense
 
 
-def expecting(model: Autoencoder, scale: str, genes: list[str] | None) -> Callable[[Batch], Tensor]:
+def expecting(
+    model: Autoencoder, scale: str, genes: list[str] | None, batch: object | None = None
+) -> Callable[[Batch], Tensor]:
     """Return what gives the expected expression of cells, (b, n_genes); see :meth:`Autoencoder.denoise`."""
     refuse_scale(model.config, scale)
     network, columns = model._network(), columns_of(model.var_names_, genes)
+    code = None if batch is None else _code_of(model, batch)
 
-    def expected(batch: Batch) -> Tensor:
-        mean: Tensor = network.denoise(batch)[:, columns]
-        return mean * batch.size_factor.unsqueeze(1) if scale == "counts" else mean
+    def expected(cells: Batch) -> Tensor:
+        whole: Tensor = network.denoise(cells) if code is None else network.denoise_as(cells, code)
+        mean = whole[:, columns]
+        return mean * cells.size_factor.unsqueeze(1) if scale == "counts" else mean
 
     return expected
 
@@ -46,26 +53,59 @@ def observed(model: Autoencoder, adata: anndata.AnnData) -> Array:
     return np.concatenate(list(blocks(model, source, getattr(network, "observed", network.denoise))))
 
 
-def blocks(model: Autoencoder, source: Source, compute: Callable[[Batch], Tensor]) -> Iterator[Array]:
-    """Yield what is computed of the cells, (b, ...), in their order; all at once where they come in another."""
-    found = _located(model, source, compute)
+def denoised(
+    model: Autoencoder, source: Source, compute: Callable[[Batch], Tensor], batch: object | None
+) -> Iterator[Array]:
+    """Yield what :func:`expecting` gives of the cells; where it is of a chosen batch, their own is not needed."""
+    return blocks(model, source, compute, by_batch=None if batch is None else model.config.embeds_batches)
+
+
+def latents(model: Autoencoder, source: Source) -> Iterator[Array]:
+    """Yield the latent of cells, (b, k), as :func:`blocks` does; batches are read only if the encoder reads them."""
+    return blocks(model, source, model._network().encode, by_batch=model.config.embeds_batches)
+
+
+def blocks(
+    model: Autoencoder, source: Source, compute: Callable[[Batch], Tensor], *, by_batch: bool | None = None
+) -> Iterator[Array]:
+    """Yield what is computed of the cells, (b, ...), in their order; all at once where they come in another.
+
+    ``by_batch`` says whether the experimental batch of each cell is needed; None for as the model has it.
+    """
+    found = _located(model, source, compute, model.config.encodes_batches if by_batch is None else by_batch)
     if source.in_order:
         yield from (values for _, values in found)
     else:
         yield _put_in_order(found, source.n_obs)
 
 
-def _located(model: Autoencoder, source: Source, compute: Callable[[Batch], Tensor]) -> Iterator[tuple[Array, Array]]:
+def _located(
+    model: Autoencoder, source: Source, compute: Callable[[Batch], Tensor], by_batch: bool
+) -> Iterator[tuple[Array, Array]]:
     network = model._network()
     device = next(network.parameters()).device
     factors = (source.sizes / (model.library_size_ if model.reads_counts else 1)).astype(np.float32)
-    codes, _ = batches_in(source, model.training_.batch_key if model.config.encodes_batches else None, model.batches_)
+    codes, _ = batches_in(source, model.training_.batch_key if by_batch else None, model.batches_)
     loader = source.loader(PerCell(factors, codes), np.ones(source.n_obs, dtype=bool), batch_size=BLOCK)
     network.eval()
     for batch in loader.epoch(0):
         with torch.inference_mode():  # left before the block is handed out: the mode is that of the caller's thread
             values = compute(batch.to(device)).cpu().numpy()
         yield batch.rows.numpy(), values
+
+
+def _code_of(model: Autoencoder, batch: object) -> int:
+    if not model.config.decodes_as or not model.batches_:
+        raise ConfigError(
+            f"batch = {batch!r}, but this model (as it was fitted) does not decode by batch",
+            code="batches-unused",
+            where="batch",
+            remedy="leave batch out, or fit a VariationalAutoencoder with batch_key",
+        )
+    name = batch_name(batch)
+    if name not in model.batches_:
+        raise unknown_key(name, model.batches_, where="batch")
+    return model.batches_.index(name)
 
 
 def _put_in_order(found: Iterator[tuple[Array, Array]], n_obs: int) -> Array:

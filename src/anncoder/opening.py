@@ -5,6 +5,7 @@ from __future__ import annotations
 import anndata
 
 from anncoder.checks import refuse_bad, refuse_empty
+from anncoder.data.adata import meant
 from anncoder.data.genes import align
 from anncoder.data.shards import Shards, not_as_in_fit, open_files, open_shards
 from anncoder.device import memory_errors
@@ -21,7 +22,7 @@ def open_source(data: Data, layer: str | None, *, counts: bool, to_fit: bool = T
     data
         AnnData; a path, a glob or a list of paths of ``.h5ad`` files and ``.zarr`` folders; a backed AnnData.
     layer
-        Where the matrix is; None for ``X``.
+        Where the matrix is; None and ``"X"`` for ``X``, as everywhere.
     counts
         Whether it must hold raw counts.
     to_fit
@@ -41,7 +42,8 @@ def open_source(data: Data, layer: str | None, *, counts: bool, to_fit: bool = T
     shards = open_shards(data, layer)
     if shards is None:
         assert isinstance(data, anndata.AnnData)
-        return MemorySource(data, layer, counts=counts, to_fit=to_fit, integers=integers)
+        where = meant(layer, data.layers)
+        return MemorySource(data, where, counts=counts, to_fit=to_fit, integers=integers)
     warnings = refuse_bad(shards, counts=counts, to_fit=to_fit, integers=integers)
     return DiskSource(Shards(shards), counts=counts, warnings=warnings)
 
@@ -83,7 +85,7 @@ def open_for_model(
         alignment = align(list(genes.names), list(data.var_names.astype(str)), allow_missing=genes.allow_missing)
         if layer_is_of_fit and layer is not None and layer not in data.layers:
             raise not_as_in_fit(layer, "layers: " + (some(map(repr, filter(None, data.layers))) or "none"))
-        where = None if layer == "X" else layer
+        where = meant(layer, data.layers)
         whole = MemorySource(data, where, counts=counts, to_fit=False, integers=integers)
         source = whole.with_matrix(alignment.apply(whole.matrix), counts=counts)
     refuse_empty(source.sizes, source.names, source.where)

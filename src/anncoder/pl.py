@@ -8,7 +8,7 @@ the points differ in shape too.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import anndata
@@ -20,13 +20,17 @@ from scipy import sparse
 
 from anncoder.autoencoder import Autoencoder
 from anncoder.config import unknown_key
-from anncoder.data.adata import place
+from anncoder.data.adata import meant, place
 from anncoder.errors import ConfigError, InputError
+from anncoder.models import MODELS
+from anncoder.refusals import refuse_no_model
+from anncoder.slots import overwritten_by_scanpy
 
 PALETTE = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9")
 SHAPES = "os^DvPX*<>"
 UNKNOWN = "#d9d9d9"  # cells without a group
 MOST_GROUPS = len(PALETTE) * len(SHAPES)
+READ = 8192  # cells at a time
 JITTER = 0.06  # in log(1 + counts): counts are integers, and equal pairs would hide each other
 
 
@@ -64,7 +68,7 @@ class Groups(NamedTuple):
 
 
 def history(source: Autoencoder | anndata.AnnData, *, key: str = "ae", ax: Axes | None = None) -> Axes:
-    """Draw the training and validation loss of every epoch; the best epoch is marked.
+    """Draw the training and validation loss of every epoch; the one whose weights the model has is marked.
 
     Parameters
     ----------
@@ -82,10 +86,12 @@ def history(source: Autoencoder | anndata.AnnData, *, key: str = "ae", ax: Axes 
 
     Raises
     ------
+    ConfigError
+        The model is not fitted, or none at all.
     InputError
         The AnnData holds no results of that name.
     """
-    losses = source.history_ if isinstance(source, Autoencoder) else _results(source, key)["history"]
+    losses, name, taken = _training_of(source, key)
     if ax is None:
         _, ax = plt.subplots(figsize=(5, 3.5), layout="constrained")
     epochs = losses["epoch"].to_numpy() + 1
@@ -93,15 +99,18 @@ def history(source: Autoencoder | anndata.AnnData, *, key: str = "ae", ax: Axes 
     if "valid_loss" in losses:
         ax.plot(epochs, losses["valid_loss"], label="validation", color=PALETTE[1])
     watched = losses["valid_loss" if "valid_loss" in losses else "train_loss"].to_numpy()
-    best = int(np.nanargmin(watched))
-    ax.plot(epochs[best], watched[best], "o", color="black", label=f"best epoch: {epochs[best]:.0f}")
-    ax.set(xlabel="epoch", ylabel="loss, mean of cells and genes", title="training")
+    called = "best epoch" if watched[taken] == np.nanmin(watched) else "weights are of epoch"
+    ax.plot(epochs[taken], watched[taken], "o", color="black", label=f"{called}: {epochs[taken]:.0f}")
+    unit = MODELS[name].config.loss_unit if name in MODELS else ""
+    ax.set(xlabel="epoch", ylabel=f"loss, {unit}" if unit else "loss", title="training")
     ax.legend(frameon=False)
     ax.spines[["top", "right"]].set_visible(False)
     return ax
 
 
-def embeddings(adata: anndata.AnnData, panels: Mapping[str, str], *, color: str) -> np.ndarray[Any, Any]:
+def embeddings(
+    adata: anndata.AnnData, panels: Mapping[str, str] | Sequence[str] | str, *, color: str
+) -> np.ndarray[Any, Any]:
     """Draw two-dimensional embeddings side by side, coloured by an obs column.
 
     Parameters
@@ -109,7 +118,7 @@ def embeddings(adata: anndata.AnnData, panels: Mapping[str, str], *, color: str)
     adata
         Cells with the embeddings in obsm, each (n_obs, >= 2).
     panels
-        Title of each panel, and the obsm slot it shows.
+        Title of each panel, and the obsm slot it shows; or slots, which are their own titles, or one.
     color
         obs column of categories.
 
@@ -122,14 +131,18 @@ def embeddings(adata: anndata.AnnData, panels: Mapping[str, str], *, color: str)
     ------
     ConfigError
         There is no such slot or column, or its values are no categories.
+    InputError
+        A slot has a single column.
     """
     groups = _groups(adata, color)
-    for slot in panels.values():
-        if slot not in adata.obsm:
-            raise unknown_key(slot, list(adata.obsm.keys()), where="panels (slots of obsm)")
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.4 * len(panels), 4.6), layout="constrained", squeeze=False)
-    for ax, (title, slot) in zip(axes[0], panels.items(), strict=True):
-        groups.scatter(ax, np.asarray(adata.obsm[slot])[:, :2], size=float(np.clip(12_000 / adata.n_obs, 1, 18)))
+    slots = {panels: panels} if isinstance(panels, str) else panels
+    slots = slots if isinstance(slots, Mapping) else {slot: slot for slot in slots}
+    shown = {title: _plane(adata, slot) for title, slot in slots.items()}
+    if not shown:
+        raise ConfigError("no slot to draw", code="bad-value", where="panels", remedy="name slots of obsm: ['X_ae']")
+    figure, axes = plt.subplots(1, len(shown), figsize=(4.4 * len(shown), 4.6), layout="constrained", squeeze=False)
+    for ax, (title, points) in zip(axes[0], shown.items(), strict=True):
+        groups.scatter(ax, points, size=float(np.clip(12_000 / adata.n_obs, 1, 18)))
         ax.set(title=title, xticks=[], yticks=[])
         ax.set_box_aspect(1)
     groups.legend(figure)
@@ -147,7 +160,8 @@ def gene_pair(
 ) -> np.ndarray[Any, Any]:
     """Draw two genes against each other, as counted and as denoised, on the same axes.
 
-    Counts are drawn a little beside their place, at random, so that equal pairs do not hide each other.
+    Counts are drawn a little beside their place, at random, so that equal pairs do not hide each other. Where the layer
+    was written with ``scale="normalized"``, the measured ones are scaled to the same library size, cell by cell.
 
     Parameters
     ----------
@@ -181,24 +195,54 @@ def gene_pair(
             where="layers",
             remedy="ac.tl.denoise(adata, model)",
         )
-    read = json.loads(_results(adata, key)["params_json"])
+    results = _results(adata, key)
+    read = json.loads(results["params_json"])
     counts = read["hyperparameters"]["transform"] != "none"
-    layer = read["layer"] if layer is None else None if layer == "X" else layer
+    layer = meant(read["layer"] if layer is None else layer, adata.layers)
     groups = _groups(adata, color)
     raw, denoised = (_pair(adata, (gene_x, gene_y), slot) for slot in (layer, f"{key}_denoised"))
+    normalized = counts and results.get("denoised_scale") == "normalized"
+    if normalized:
+        raw = raw * (read["library_size"] / _sizes(adata, layer))
     if counts:
         moved = np.random.default_rng(0).uniform(-JITTER, JITTER, raw.shape)
         raw, denoised = np.log1p(raw) + moved, np.log1p(denoised)
-    of = "counts" if counts else "expression"
+    of = ("normalized counts" if normalized else "counts") if counts else "expression"
     figure, axes = plt.subplots(1, 2, figsize=(8.8, 4.6), layout="constrained", sharex=True, sharey=True)
     for ax, title, points in zip(axes, ("measured", "denoised"), (raw, denoised), strict=True):
         groups.scatter(ax, points, size=14)
-        ax.set(title=f"{title} {of}", xlabel=f"{gene_x}, log(1 + counts)" if counts else gene_x)
+        ax.set(title=f"{title} {of}", xlabel=f"{gene_x}, log(1 + {of})" if counts else gene_x)
         ax.set_box_aspect(1)
         ax.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel(f"{gene_y}, log(1 + counts)" if counts else gene_y)
+    axes[0].set_ylabel(f"{gene_y}, log(1 + {of})" if counts else gene_y)
     groups.legend(figure)
     return np.asarray(axes)
+
+
+def _plane(adata: anndata.AnnData, slot: str) -> np.ndarray[Any, Any]:
+    # the first two columns of a slot of obsm, (n_obs, 2)
+    if slot not in adata.obsm:
+        raise unknown_key(slot, list(adata.obsm.keys()), where="panels (slots of obsm)")
+    values = adata.obsm[slot]
+    values = values.tocsr()[:, :2].toarray() if sparse.issparse(values) else np.asarray(values)[:, :2]
+    if values.shape[1] < 2:
+        raise InputError(
+            f"obsm[{slot!r}] has a single column, and a picture has two axes",
+            code="bad-coordinates",
+            where=f"obsm[{slot!r}]",
+            remedy="draw another slot, such as X_umap after sc.pp.neighbors(adata, use_rep=...) and sc.tl.umap(adata)",
+        )
+    return values
+
+
+def _training_of(source: Any, key: str) -> tuple[Any, str, int]:
+    # the history of the loss, the name of the model, and the epoch whose weights it has
+    if isinstance(source, anndata.AnnData):
+        read = _results(source, key)
+        params = json.loads(read["params_json"])
+        return read["history"], params["model"], params["best_epoch"]
+    refuse_no_model(source)
+    return source.history_, source.name, source.best_epoch_
 
 
 def _pair(adata: anndata.AnnData, genes: tuple[str, str], layer: str | None) -> np.ndarray[Any, Any]:
@@ -213,6 +257,14 @@ def _pair(adata: anndata.AnnData, genes: tuple[str, str], layer: str | None) -> 
     places = (np.flatnonzero(adata.var_names == gene)[:1] for gene in genes)
     columns = [matrix[:, place] for place in places]
     return np.hstack([c.toarray() if sparse.issparse(c) else np.asarray(c) for c in columns])
+
+
+def _sizes(adata: anndata.AnnData, layer: str | None) -> np.ndarray[Any, Any]:
+    # (n_obs, 1) library sizes; by blocks of rows, as a file can be read; a cell without counts stays without
+    matrix = adata.X if layer is None else adata.layers[layer]
+    starts = range(0, adata.n_obs, READ)
+    sums = [np.asarray(matrix[start : start + READ].sum(axis=1), np.float64).reshape(-1, 1) for start in starts]
+    return np.maximum(np.concatenate(sums), 1)
 
 
 def _groups(adata: anndata.AnnData, color: str | None) -> Groups:
@@ -235,6 +287,13 @@ def _groups(adata: anndata.AnnData, color: str | None) -> Groups:
 
 
 def _results(adata: anndata.AnnData, key: str) -> Any:
+    if overwritten_by_scanpy(adata, key):
+        raise InputError(
+            f"uns[{key!r}] holds no results of anncoder: scanpy wrote there",
+            code="no-results",
+            where="uns",
+            remedy=f"write them under another name, key_added; scanpy's own key_added should not be {key!r}",
+        )
     if not isinstance(adata.uns.get(key), Mapping) or "history" not in adata.uns[key]:
         raise InputError(
             f"uns[{key!r}] holds no results of anncoder",

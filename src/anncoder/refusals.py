@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os import PathLike
 from typing import Any
 
 import torch
@@ -10,6 +11,19 @@ from torch import Tensor, nn
 from anncoder.checkpoint import DTYPES, finite, layout, misfits
 from anncoder.config import NetworkConfig
 from anncoder.errors import ConfigError, FileError
+
+
+def refuse_no_model(model: Any) -> None:
+    """Raise a ConfigError unless this is a fitted model: not the path of one, and not something else."""
+    if not hasattr(model, "network_"):
+        path = isinstance(model, str | PathLike)
+        raise ConfigError(
+            f"expected a fitted model, got {'the text or path ' + repr(str(model)) if path else type(model).__name__}",
+            code="no-model",
+            where="model",
+            remedy=f"ac.load({str(model)!r}) reads a saved one" if path else "fit(adata), or anncoder.load(folder)",
+        )
+    refuse_unfitted(model.network_)
 
 
 def refuse_unfitted(network: object | None) -> None:

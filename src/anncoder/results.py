@@ -81,7 +81,7 @@ def write_files(
     )
     if wanted.scale is not None:
         for shard in files.shards:
-            refuse_unknown_genes(model, shard.var_names)
+            refuse_unknown_genes(model, shard.var_names, allow_missing)
     opened: Any = files.shards
     source = model._source(opened, layer, allow_missing)
     assert isinstance(source, DiskSource)
@@ -152,15 +152,17 @@ def leave_out_empty(shards: list[Shard], genes: list[str] | None = None) -> None
             announce(f"left out {n_empty:,} of {n_obs:,} cells{of}, which have no count")
 
 
-def refuse_unknown_genes(model: Autoencoder, var_names: pd.Index) -> None:
-    """Raise an InputError unless the model knows all genes here, and these are all of its genes."""
-    alignment = align(list(model.var_names_), list(var_names))
-    if alignment.n_extra:
+def refuse_unknown_genes(model: Autoencoder, var_names: pd.Index, allow_missing: float = 0.0) -> None:
+    """Raise an InputError unless the model knows all genes here."""
+    n_unknown = int((~var_names.isin(model.var_names_)).sum())
+    if n_unknown:
+        # where genes of the model are missing too, that says more: names of another kind
+        align(list(model.var_names_), list(var_names), allow_missing=allow_missing)
         raise InputError(
-            f"the model does not know {alignment.n_extra:,} of the genes here: a layer has all of them",
+            f"the model does not know {n_unknown:,} of the genes here: a layer has all of them",
             code="unknown-genes",
             where="var_names",
-            remedy="adata = adata[:, model.var_names_].copy()",
+            remedy="adata = adata[:, adata.var_names.isin(model.var_names_)].copy()",
         )
 
 

@@ -81,6 +81,7 @@ def some_cells(
     if data.n_obs <= max_cells:
         return Sample(data, held_out, new)
     rows = _rows(data.n_obs, max_cells, seed)
+    data = data.to_memory() if data.isbacked else data  # a view of a file has no views of its own
     return Sample(data[rows].copy(), held_out[rows], new)
 
 

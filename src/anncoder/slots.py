@@ -10,7 +10,7 @@ import anndata
 import numpy as np
 from anndata.io import read_elem
 
-from anncoder.autoencoder import Autoencoder
+from anncoder.autoencoder import Autoencoder, Scale
 from anncoder.checkpoint import SCHEMA, versions
 from anncoder.errors import ConfigError, InputError
 from anncoder.estimators import ESTIMATORS
@@ -21,11 +21,15 @@ def next_step(key: str, n_obs: int, n_latent: int) -> str:
     return f"wrote obsm['X_{key}'] ({n_obs:,} x {n_latent}, float32); next: sc.pp.neighbors(adata, use_rep='X_{key}')"
 
 
-def sign(adata: anndata.AnnData, model: Autoencoder, key: str) -> None:
-    """Say in uns which model wrote under this key; what another one wrote there goes, or would be taken for its own."""
+def sign(adata: anndata.AnnData, model: Autoencoder, key: str, denoised: Mapping[str, str] | None = None) -> None:
+    """Say in uns which model wrote under this key; what another one wrote there goes, or would be taken for its own.
+
+    ``denoised`` is what :func:`denoised_as` says of the layer, if it is written now.
+    """
+    denoised = found_denoised(adata, model, key) if denoised is None else denoised
     for where, name in of_another(adata, model, key):
         del getattr(adata, where)[name]
-    adata.uns[key] = record(model)
+    adata.uns[key] = record(model, denoised)
 
 
 def of_another(data: Any, model: Autoencoder, key: str) -> list[tuple[str, str]]:
@@ -34,12 +38,28 @@ def of_another(data: Any, model: Autoencoder, key: str) -> list[tuple[str, str]]
     ``data`` is an AnnData, or an open file or zarr group.
     """
     found = _signed(data, key)
-    other = found is not None and _identity(found) != _identity(record(model))
+    other = found is not None and _identity(found) != _identity(record(model, {}))
     return _ours(data, key) if other else []
 
 
-def record(model: Autoencoder) -> dict[str, Any]:
-    """Return what uns has of a model."""
+def denoised_as(scale: Scale, batch: str | int | None) -> dict[str, str]:
+    """Return what uns has of a denoised layer: its scale, and the batch as which all cells were decoded, if any."""
+    return {"denoised_scale": scale} | ({} if batch is None else {"denoised_batch": str(batch)})
+
+
+def found_denoised(data: Any, model: Autoencoder, key: str) -> dict[str, str]:
+    """Return what uns has of the denoised layer that this model wrote under this key; nothing if there is none.
+
+    ``data`` is an AnnData, or an open file or zarr group.
+    """
+    found = _signed(data, key)
+    if found is None or f"{key}_denoised" not in _attribute(data, "layers") or of_another(data, model, key):
+        return {}
+    return {name: str(found[name]) for name in ("denoised_scale", "denoised_batch") if name in found}
+
+
+def record(model: Autoencoder, denoised: Mapping[str, str]) -> dict[str, Any]:
+    """Return what uns has of a model, and of its denoised layer: see :func:`denoised_as`."""
     # plain values only, and no None: every version of anndata can write and read this
     params = {
         "model": model.name,
@@ -60,6 +80,7 @@ def record(model: Autoencoder) -> dict[str, Any]:
         "valid_obs": np.asarray(model.valid_obs_, dtype=str),
         "schema": SCHEMA,
         "version": versions()["anncoder"],
+        **denoised,
     }
 
 
@@ -81,6 +102,13 @@ def _attribute(data: Any, where: str) -> Any:
     return getattr(data, where) if isinstance(data, anndata.AnnData) else data.get(where, {})
 
 
+def overwritten_by_scanpy(data: Any, key: str) -> bool:
+    """Tell whether uns has under this key what scanpy's functions write there, with ``key_added``."""
+    found = _attribute(data, "uns").get(key)
+    names = set(found) if hasattr(found, "keys") else set()
+    return "params" in names and "params_json" not in names
+
+
 def _signed(data: Any, key: str) -> Mapping[str, Any] | None:
     """Return what one of our models wrote into uns; None if there is nothing, or something of the user's."""
     found = _attribute(data, "uns").get(key)
@@ -100,6 +128,13 @@ def refuse_foreign(data: Any, key: str) -> None:
         )
     signed = [f"uns[{key!r}]"] * (key in _attribute(data, "uns"))
     taken = [f"{where}[{name!r}]" for where, name in _ours(data, key)] + signed
+    if _ours(data, key) and overwritten_by_scanpy(data, key):
+        raise ConfigError(
+            f"uns[{key!r}], which said what wrote {', '.join(taken[:-1])}, was overwritten by scanpy",
+            code="key-taken",
+            where="key_added",
+            remedy=f"choose another key_added (--key) here; scanpy's own key_added should not be {key!r}",
+        )
     if taken and _signed(data, key) is None:
         raise ConfigError(
             f"{', '.join(taken)} exists and was not written by anncoder",

@@ -23,11 +23,11 @@ from anncoder.estimators import ESTIMATORS
 from anncoder.models import MODELS
 from anncoder.opening import open_source
 from anncoder.progress import announce
-from anncoder.refusals import refuse_no_decoder
+from anncoder.refusals import refuse_no_decoder, refuse_no_model
 from anncoder.results import open_files_for, refuse_unknown_genes, write_files
-from anncoder.slots import next_step, refuse_foreign, sign, target_of
+from anncoder.slots import denoised_as, next_step, refuse_foreign, sign, target_of
 from anncoder.sources import DiskSource
-from anncoder.written import Latent, Wanted, column_of, natural_scale, of_genes_here, write_results
+from anncoder.written import Latent, Wanted, column_of, natural_scale, of_cells_here, of_genes_here, write_results
 
 
 def autoencode(
@@ -51,7 +51,7 @@ def autoencode(
     model
         ``"count"``, ``"denoising"``, ``"undercomplete"``, or one of the published systems: see docs/models.md.
     layer
-        Where the counts are; None for ``X``.
+        Where the counts are; None and ``"X"`` for ``X``.
     key_added
         Name under which results are written.
     denoise
@@ -82,10 +82,11 @@ def autoencode(
         with ``dispersion="gene"``: :meth:`Autoencoder.of_genes`, :meth:`Autoencoder.of_cells`. Genes that the model
         does not know have NaN; what has several columns is in ``varm``.
     ``adata.layers["{key_added}_denoised"]`` : (n_obs, n_vars) float32
-        Expected counts (expression, of models with ``transform="none"``), with ``denoise=True``.
+        Expected counts (expression, of models with ``transform="none"``), with ``denoise=True``. Models of logarithms
+        are below expected counts, those that fill in zeros above: see "What `denoise` means" in docs/models.md.
     ``adata.uns[key_added]`` : dict
         ``params_json`` (every setting), ``history`` (data frame), ``valid_obs`` (names of held-out cells), ``schema``,
-        ``version``.
+        ``version``, and of a denoised layer ``denoised_scale``, "counts" or "normalized" (and ``denoised_batch``).
 
     Results of another model under the same key are replaced, all of them.
 
@@ -120,7 +121,8 @@ def autoencode(
     fitted = unfitted.fit(target, layer=layer, progress=progress, **training)
     _write_latent(target, fitted, key_added)
     if denoise:
-        _write_denoised(target, fitted, fitted.denoise(target, scale=natural_scale(fitted)), key_added)
+        scale = natural_scale(fitted)
+        _write_denoised(target, fitted, fitted.denoise(target, scale=scale), key_added, denoised_as(scale, None))
     if progress is not False:
         announce(next_step(key_added, *target.obsm[f"X_{key_added}"].shape))
     return target if copy else fitted
@@ -176,6 +178,7 @@ def embed(
     InputError
         Too many genes are missing, or the values are not what the model was fitted on.
     """
+    refuse_no_model(model)
     if isinstance(adata, str | Path | list | tuple):
         where = _output(output)
         write_files(model, adata, where, Wanted(key_added), layer=layer, allow_missing=allow_missing)
@@ -191,8 +194,10 @@ def denoise(
     model: Autoencoder,
     *,
     scale: Scale | None = None,
+    batch: str | int | None = None,
     layer: str | None = None,
     key_added: str = "ae",
+    allow_missing: float = 0.0,
     copy: bool = False,
     output: str | Path | None = None,
 ) -> anndata.AnnData | None:
@@ -207,10 +212,14 @@ def denoise(
     scale
         ``"counts"``: at each cell's own library size; ``"normalized"``: at the median library size. None for what the
         model reads: ``"counts"``, and ``"normalized"`` for a model fitted with ``transform="none"``.
+    batch
+        As which experimental batch every cell is decoded; None for its own. See :meth:`Autoencoder.denoise`.
     layer
         Where the counts are; None for where they were in ``fit``, ``"X"`` for ``X``.
     key_added
         Name under which results are written.
+    allow_missing
+        Share of the model's genes that may be missing; they are taken as zero, and the layer does not have them.
     copy
         Leave ``adata`` alone and return a copy with the results.
     output
@@ -232,20 +241,26 @@ def denoise(
 
     Raises
     ------
+    ConfigError
+        The model is not fitted, or none at all.
     InputError
         ``adata`` has genes that the model does not know.
     ResourceError
         The dense layer would not fit into memory.
     """
+    refuse_no_model(model)
     scale = natural_scale(model) if scale is None else scale
     if isinstance(adata, str | Path | list | tuple):
-        write_files(model, adata, _output(output), Wanted(key_added, latent=False, scale=scale), layer=layer)
+        wanted = Wanted(key_added, latent=False, scale=scale, batch=batch)
+        write_files(model, adata, _output(output), wanted, layer=layer, allow_missing=allow_missing)
         return None
     target = _target(adata, copy=copy, output=output)
     refuse_foreign(target, key_added)
-    refuse_unknown_genes(model, target.var_names.astype(str))
     genes = list(target.var_names.astype(str))
-    _write_denoised(target, model, model.denoise(target, scale=scale, layer=layer, genes=genes), key_added)
+    refuse_unknown_genes(model, target.var_names.astype(str), allow_missing)
+    where: dict[str, Any] = {"layer": layer, "allow_missing": allow_missing}
+    denoised = model.denoise(target, scale=scale, genes=genes, batch=batch, **where)
+    _write_denoised(target, model, denoised, key_added, denoised_as(scale, batch))
     return target if copy else None
 
 
@@ -258,15 +273,19 @@ def _write_latent(
     look.close()
     sign(adata, model, key)
     adata.obsm[f"X_{key}"] = np.ascontiguousarray(latent, dtype=np.float32)
-    for name, values in model.of_cells(adata, layer=layer, allow_missing=allow_missing).items():
-        adata.obs[f"{key}_{name}"] = column_of(values)
+    of_cells = of_cells_here(model, adata, layer=layer, allow_missing=allow_missing)
+    for name in model.cell_results:
+        if name in of_cells:
+            adata.obs[f"{key}_{name}"] = column_of(of_cells[name])
+        elif f"{key}_{name}" in adata.obs:  # of an earlier call, which knew the batches
+            del adata.obs[f"{key}_{name}"]
     for name, values in of_genes_here(model, adata.var_names.astype(str)).items():
         where = adata.var if values.ndim == 1 else adata.varm
         where[f"{key}_{name}"] = values
 
 
-def _write_denoised(adata: anndata.AnnData, model: Autoencoder, denoised: Array, key: str) -> None:
-    sign(adata, model, key)
+def _write_denoised(adata: anndata.AnnData, model: Autoencoder, denoised: Array, key: str, how: dict[str, str]) -> None:
+    sign(adata, model, key, how)
     adata.layers[f"{key}_denoised"] = np.ascontiguousarray(denoised, dtype=np.float32)
 
 

@@ -25,10 +25,10 @@ from anncoder.data.shard import READ, Shard
 from anncoder.errors import AnncoderError, InputError, ResourceError
 from anncoder.files import atomic_path, locked
 from anncoder.hdf5 import Patient, new_h5
-from anncoder.inference import blocks, expecting
+from anncoder.inference import denoised, expecting, latents
 from anncoder.progress import logger
-from anncoder.slots import of_another, record
-from anncoder.sources import DiskSource
+from anncoder.slots import denoised_as, found_denoised, of_another, record
+from anncoder.sources import Data, DiskSource
 
 CHUNK = 2**20  # bytes
 
@@ -39,6 +39,7 @@ class Wanted(NamedTuple):
     key: str
     latent: bool = True
     scale: Scale | None = None  # of the denoised layer; None for no layer
+    batch: str | int | None = None  # as which the cells are decoded for it; None for their own
 
 
 class Latent:
@@ -91,6 +92,18 @@ def natural_scale(model: Autoencoder) -> Scale:
     return "counts" if model.reads_counts else "normalized"
 
 
+def of_cells_here(model: Autoencoder, cells: Data, **where: Any) -> dict[str, Any]:
+    """Return what a model says of each cell; nothing, with a warning, where only that takes a batch they lack."""
+    try:
+        return model.of_cells(cells, **where)
+    except AnncoderError as error:
+        needed = model.config.embeds_batches or not model.config.encodes_batches
+        if needed or error.code not in ("unknown-key", "unknown-batch", "missing-values"):
+            raise
+        logger.warning("only the latent: %s, for %s", error.what, ", ".join(model.cell_results))
+        return {}
+
+
 def of_genes_here(model: Autoencoder, var_names: pd.Index) -> dict[str, Array]:
     """Return what the model says of each gene here, (n_vars,) or (n_vars, k); NaN of genes that it does not know."""
     found = {}
@@ -131,11 +144,13 @@ def write_results(model: Autoencoder, source: DiskSource, outputs: list[Path], w
                 with _reading(shard, disk):
                     Copy(file, disk, shard.matrix.shape[0], shard.rows, _replaced(shard, model, wanted)).of(shard.store)
                 shard.refuse_change()
-                written = _Written(file, disk, model, wanted.key)
+                kept = found_denoised(shard.store, model, wanted.key)
+                how = kept if wanted.scale is None else denoised_as(wanted.scale, wanted.batch)
+                written = _Written(file, disk, wanted.key, model, record(model, how))
                 if wanted.latent:
                     written.latent(shard, cells)
                 if wanted.scale is not None:
-                    written.denoised(shard, cells, wanted.scale)
+                    written.denoised(shard, cells, wanted.scale, wanted.batch)
                 shard.refuse_change()
             _verify(temporary, shard, written.sums, written.columns)
 
@@ -166,37 +181,37 @@ def _reading(shard: Shard, disk: Patient) -> Iterator[None]:
 class _Written:
     """Our slots of a copied file."""
 
-    def __init__(self, file: h5py.File, disk: Patient, model: Autoencoder, key: str) -> None:
+    def __init__(self, file: h5py.File, disk: Patient, key: str, model: Autoencoder, signed: Any) -> None:
         self.file, self.disk, self.model, self.key = file, disk, model, key
         self.sums: dict[str, int] = {}  # of the bytes of each array
         self.columns: dict[str, Any] = {}
         self._frame("obs", {})
         self._frame("var", {})
-        write_elem(self._group("uns"), key, record(model))
+        write_elem(self._group("uns"), key, signed)
 
     def latent(self, shard: Shard, cells: DiskSource) -> None:
         """Write the latent and what else the model says of cells and genes."""
         look = Latent(self.key)
 
         def looked_at() -> Iterator[Array]:
-            for block in blocks(self.model, cells, self.model._network().encode):
+            for block in latents(self.model, cells):
                 look.add(block)
                 yield block
 
         self._stream("obsm", f"X_{self.key}", (shard.n_obs, self.model.config.width), looked_at())
         look.close()
-        self._frame("obs", {n: column_of(v) for n, v in self.model.of_cells(cells).items()})
+        self._frame("obs", {n: column_of(v) for n, v in of_cells_here(self.model, cells).items()})
         of_genes = of_genes_here(self.model, shard.var_names)
         self._frame("var", {name: values for name, values in of_genes.items() if values.ndim == 1})
         for name, values in of_genes.items():
             if values.ndim == 2:
                 write_elem(self._group("varm"), f"{self.key}_{name}", values)
 
-    def denoised(self, shard: Shard, cells: DiskSource, scale: Scale) -> None:
+    def denoised(self, shard: Shard, cells: DiskSource, scale: Scale, batch: str | int | None) -> None:
         """Write the layer of expected expression."""
-        compute = expecting(self.model, scale, list(shard.var_names))
+        compute = expecting(self.model, scale, list(shard.var_names), batch)
         shape = (shard.n_obs, shard.n_vars)
-        self._stream("layers", f"{self.key}_denoised", shape, blocks(self.model, cells, compute))
+        self._stream("layers", f"{self.key}_denoised", shape, denoised(self.model, cells, compute, batch))
 
     def _stream(self, where: str, name: str, shape: tuple[int, int], values: Iterator[Array]) -> None:
         rows = max(1, min(shape[0], CHUNK // (4 * shape[1])))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,26 @@ def place(layer: str | None) -> str:
     return "X" if layer is None else f"layers[{layer!r}]"
 
 
+def meant(layer: str | None, layers: Collection[str]) -> str | None:
+    """Return the layer that a user means: ``"X"`` stands for ``X``, which is None here.
+
+    Raises
+    ------
+    InputError
+        ``layers``, which the data have, include one that is called "X".
+    """
+    if layer != "X":
+        return layer
+    if "X" in layers:
+        raise InputError(
+            "layer='X' means X, and there is a layer of that name too",
+            code="ambiguous-layer",
+            where="layers['X']",
+            remedy="give the layer another name: adata.layers['counts'] = adata.layers.pop('X')",
+        )
+    return None
+
+
 def obs_column(adata: anndata.AnnData, key: str, *, what: str) -> Any:
     """Return a column of obs, (n_obs,).
 
@@ -170,7 +190,8 @@ def batches_of(column: Any, key: str, known: Sequence[str] | None) -> tuple[np.n
     """
     column = np.asarray(column, dtype=object)
     codes_of(column, key, what="batch_key")
-    names = column.astype(str)
+    positions, values = pd.factorize(column)
+    names = np.array([batch_name(value) for value in values])[positions]
     if known is None:
         known = sorted(set(names.tolist()))
         if len(known) == 1:
@@ -181,6 +202,8 @@ def batches_of(column: Any, key: str, known: Sequence[str] | None) -> tuple[np.n
                 remedy="leave batch_key out, or name a column with at least two batches",
             )
     codes = pd.Index(known).get_indexer(names)
+    if (codes < 0).any():  # models of earlier versions call a batch "1.0"
+        codes = np.where(codes < 0, pd.Index(known).get_indexer(column.astype(str)), codes)
     if (codes < 0).any():
         raise InputError(
             f"the model does not know the batch {some(map(repr, sorted(set(names[codes < 0].tolist()))))}",
@@ -189,6 +212,11 @@ def batches_of(column: Any, key: str, known: Sequence[str] | None) -> tuple[np.n
             remedy=f"give cells of the batches it was fitted on ({some(known)}), or fit it again with these",
         )
     return codes.astype(np.int64), list(known)
+
+
+def batch_name(batch: object) -> str:
+    """Return the name of an experimental batch: a whole number has one, as an integer or as a float."""
+    return str(int(batch) if isinstance(batch, float | np.floating) and batch.is_integer() else batch)
 
 
 def _slot(adata: anndata.AnnData, layer: str | None) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from anncoder.errors import ConfigError, InputError, some
 logger = logging.getLogger("anncoder")
 
 ENSEMBL = re.compile(r"^ENS[A-Z]{0,5}G\d{11}(\.\d+)?$")
+MANY = 0.2  # share of a model's genes without which its results say little
 
 
 class Alignment(NamedTuple):
@@ -129,9 +131,11 @@ def _mismatch(model_genes: Sequence[str], data_genes: Sequence[str], missing: li
     if theirs != ours:
         remedy = f"the model knows {ours}, the data have {theirs}: put the model's kind of name into var_names"
     elif _without_version(model_genes) & _without_version(data_genes) and ours == "Ensembl identifiers":
-        remedy = "the identifiers differ in their version suffix (.1, .2): remove it, or allow_missing=..."
+        remedy = "the identifiers differ in their version suffix (.1, .2): remove it"
+    elif (share := math.ceil(100 * len(missing) / len(model_genes)) / 100) > MANY:
+        remedy = "too many to be taken as zero: give data with the model's genes, or fit a model on the genes of both"
     else:
-        remedy = "embed data with the same genes, or allow_missing=0.1 to take missing ones as zero"
+        remedy = f"give data with the same genes, or allow_missing={share:g} (--allow-missing) to take these as zero"
     return InputError(
         f"{len(missing):,} of the model's {len(model_genes):,} genes are missing: {some(missing, 10)}",
         code="missing-genes",

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix
 
-from anncoder.data.adata import damaged, existing, first_line, place
+from anncoder.data.adata import damaged, existing, first_line, meant, place
 from anncoder.data.genes import Alignment, align
 from anncoder.data.shard import Shard, stacked
 from anncoder.errors import FileError, InputError, some
@@ -119,26 +119,27 @@ class Shards:
 def open_shards(data: Any, layer: str | None) -> list[Shard] | None:
     """Open what is on disk: a path, a glob, a list of them, or a backed AnnData; None for an AnnData in memory.
 
-    What is open already, a list of shards, is returned as it is.
+    What is open already, a list of shards, is returned as it is. ``layer`` is None or ``"X"`` for ``X``.
 
     Raises
     ------
     FileError
         There is no such file, it is not AnnData's, or part of it is elsewhere.
     InputError
-        This is no path, there is no such layer, or it is not stored by cells.
+        This is no path, there is no such layer, it is not stored by cells, or "X" may be either.
     """
     if isinstance(data, anndata.AnnData):
         if not data.isbacked or data.is_view:
             return None
         if not data.file.is_open:
             data.file.open()
-        shard = Shard(data.file, Path(str(data.filename)), layer)
+        shard = Shard(data.file, Path(str(data.filename)), meant(layer, data.layers))
         shard.var_names = pd.Index(data.var_names.astype(str))  # they may have been renamed
         return [shard]
     if isinstance(data, list) and data and all(isinstance(item, Shard) for item in data):
         return list(data)
-    return [Shard(_open(path), path, layer) for path in paths_of(data)]
+    files = ((_open(path), path) for path in paths_of(data))
+    return [Shard(file, path, meant(layer, file.get("layers", ()) if layer == "X" else ())) for file, path in files]
 
 
 def open_files(data: Any, layer: str | None, *, layer_is_of_fit: bool) -> list[Shard] | None:
@@ -147,7 +148,7 @@ def open_files(data: Any, layer: str | None, *, layer_is_of_fit: bool) -> list[S
     ``layer`` is None or ``"X"`` for ``X``; ``layer_is_of_fit`` says that it was not asked for, but is that of ``fit``.
     """
     try:
-        return open_shards(data, None if layer == "X" else layer)
+        return open_shards(data, layer)
     except InputError as error:
         if error.code != "missing-layer" or not layer_is_of_fit or layer is None:
             raise

@@ -30,6 +30,7 @@ class NetsneConfig(NetworkConfig):
     """Hyper-parameters of :class:`anncoder.NetSNE`."""
 
     decodes: ClassVar[bool] = False
+    loss_unit: ClassVar[str] = ""  # a divergence of neighbours, or a squared distance
 
     n_latent: LatentUnits = 2
     n_hidden: HiddenWidths = (50, 50)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from itertools import pairwise
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -38,6 +38,8 @@ LARGEST_INPUT = 10.0  # the author's rule for the scale of the data
 
 class SAUCIEConfig(NetworkConfig):
     """Hyper-parameters of :class:`anncoder.SAUCIE`."""
+
+    loss_unit: ClassVar[str] = ""  # a mean error, and penalties in other units
 
     n_latent: LatentUnits = 2
     n_hidden: Annotated[HiddenWidths, Field(min_length=1)] = (512, 256, 128)

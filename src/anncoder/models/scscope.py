@@ -24,6 +24,7 @@ class ScScopeConfig(NetworkConfig):
     """Hyper-parameters of :class:`anncoder.ScScope`."""
 
     encodes_batches: ClassVar[bool] = True
+    loss_unit: ClassVar[str] = "root mean square, sum of rounds"
 
     n_latent: LatentUnits = 50
     transform: Annotated[TransformName, Field(description="normalize: library-size normalised counts, no log")] = (

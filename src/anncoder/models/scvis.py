@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
 from pydantic import Field
@@ -33,6 +33,8 @@ LEAST_KL_WEIGHT = 0.1
 
 class ScvisConfig(NetworkConfig):
     """Hyper-parameters of :class:`anncoder.SCVIS`."""
+
+    loss_unit: ClassVar[str] = "nats a cell"
 
     n_latent: LatentUnits = 2
     n_hidden: HiddenWidths = (128, 64, 32)

@@ -41,7 +41,10 @@ LEAST_VARIANCE = 1e-4  # of the posterior
 class VariationalConfig(NetworkConfig):
     """Hyper-parameters of :class:`anncoder.VariationalAutoencoder`."""
 
-    encodes_batches: ClassVar[bool] = True  # `denoise` always does, and one rule for both verbs is enough
+    encodes_batches: ClassVar[bool] = True
+    decodes_as: ClassVar[bool] = True
+
+    loss_unit: ClassVar[str] = "nats a cell"
 
     n_latent: LatentUnits = 10
     n_hidden: HiddenWidths = (128,)
@@ -67,6 +70,11 @@ class VariationalConfig(NetworkConfig):
     def batches(self) -> Literal["optional", "needed"]:
         """The decoder sees the batch where there is one."""
         return "needed" if self.batches_in_encoder or self.dispersion == "gene-batch" else "optional"
+
+    @property
+    def embeds_batches(self) -> bool:
+        """The encoder sees the batch only where it is told to; the decoder always does."""
+        return self.batches_in_encoder
 
     @property
     def sees_depth(self) -> bool:
@@ -210,6 +218,11 @@ class VariationalNetwork(nn.Module):
         """Return the same less what zero inflation takes away, (b, g)."""
         decoded = self.decode(self.encode(batch), batch.batch_code)
         return decoded.log_mean.exp() * (1 if decoded.pi_logits is None else torch.sigmoid(-decoded.pi_logits))
+
+    def denoise_as(self, batch: Batch, code: int) -> Tensor:
+        """Return what :meth:`denoise` would if all cells were of one experimental batch, (b, g); read as they are."""
+        latent = self.encode(batch)
+        return self.decode(latent, torch.full((len(latent),), code, device=latent.device)).log_mean.exp()
 
     def loadings(self) -> Tensor:
         """Return what one unit of each latent adds to the log expression of each gene, (g, k); linear decoder only."""
