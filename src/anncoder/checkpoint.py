@@ -91,10 +91,13 @@ def refuse_target(folder: Path) -> None:
     refuse_occupied(folder, MANIFEST)
 
 
-def shapes_only(build: Callable[[Noise], nn.Module]) -> nn.Module:
-    """Return a network on the ``meta`` device, where nothing is allocated, as it is built when a model is loaded."""
+def shapes_only(build: Callable[[Noise], nn.Module], seed: int = 0) -> nn.Module:
+    """Return a network on the ``meta`` device, where nothing is allocated, as it is built when a model is loaded.
+
+    ``seed`` is that of the random stream which the network keeps.
+    """
     with torch.device("meta"):
-        return build(Noise(0))
+        return build(Noise(seed))
 
 
 def write_model(folder: str | Path, config: ModelRecord, genes: list[str], weights: dict[str, Tensor]) -> None:
