@@ -93,7 +93,10 @@ def refuse_target(folder: Path) -> None:
 
 
 def shapes_only(build: Callable[[Noise], nn.Module], seed: int = 0) -> nn.Module:
-    """Return a network on the ``meta`` device, where nothing is allocated, as it is built when a model is loaded."""
+    """Return a network on the ``meta`` device, where nothing is allocated, as it is built when a model is loaded.
+
+    ``seed`` is that of the random stream which the network keeps.
+    """
     with torch.device("meta"):
         return build(Noise(seed))
 
