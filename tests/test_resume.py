@@ -12,10 +12,20 @@ import pandas as pd
 import pytest
 import torch
 
-from anncoder import SAUCIE, CountAutoencoder, DenoisingAutoencoder, NetSNE, UndercompleteAutoencoder, files, resume
+from anncoder import (
+    SAUCIE,
+    CountAutoencoder,
+    DenoisingAutoencoder,
+    IterableSource,
+    NetSNE,
+    UndercompleteAutoencoder,
+    files,
+    resume,
+)
 from anncoder.distributed import Share
 from anncoder.errors import ConfigError, FileError, ResourceError
 from anncoder.estimators import ESTIMATORS
+from anncoder.models.count import CountNetwork
 from anncoder.progress import TrainingReport
 from anncoder.types import Noise
 
@@ -164,6 +174,37 @@ def compare(make: Make, data: Any, settings: Any, kept: Path, killed_after: Kill
     assert not kept.exists()
 
 
+@pytest.mark.usefixtures("every_minibatch")
+def test_cells_in_an_order_of_their_own_are_all_seen_in_every_epoch(
+    counts: anndata.AnnData, tmp_path: Path, killed_after: KilledAfter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator, seen = np.random.default_rng(0), []
+
+    def make_blocks() -> Any:
+        for rows in np.array_split(generator.permutation(counts.n_obs), 5):
+            yield counts.X[rows], rows
+
+    forward = CountNetwork.forward
+
+    def spy(self: CountNetwork, batch: Any) -> Any:
+        if self.training:
+            seen.extend(batch.rows.tolist())
+        return forward(self, batch)
+
+    monkeypatch.setattr(CountNetwork, "forward", spy)
+    source = IterableSource(make_blocks, counts.var_names, counts.n_obs)
+    settings: dict[str, Any] = {**SETTINGS, "checkpoint": tmp_path / "kept"}
+    killed_after(10)  # of 7 an epoch
+    with pytest.raises(Killed):
+        CountAutoencoder(n_latent=3, n_hidden=(8,)).fit(source, **settings)
+    killed_after(-1)
+    seen.clear()
+    model = CountAutoencoder(n_latent=3, n_hidden=(8,)).fit(source, **settings)
+    assert len(model.history_) == 6
+    assert (np.bincount(seen)[np.unique(seen)] == 5).all()
+    assert len(seen) == 5 * 108
+
+
 def test_what_is_tested_above_does_happen(counts: anndata.AnnData) -> None:
     make, settings = RUNS[-1].values
     model = make().fit(counts, **{**SETTINGS, **settings})
@@ -308,6 +349,11 @@ class TestAnotherRun:
             model.fit(other, **settings)
         assert caught.value.code == "other-run"
         model.fit(counts, **settings)
+
+    def test_the_same_cells_in_another_order(self, counts: anndata.AnnData, unfinished: Path) -> None:
+        source = IterableSource(lambda: [(counts.X, np.arange(120))], counts.var_names, counts.n_obs)
+        with pytest.raises(ConfigError, match="within an epoch of cells in another order"):
+            CountAutoencoder(n_latent=3, n_hidden=(8,)).fit(source, checkpoint=unfinished, **SETTINGS)
 
     def test_where_it_is_computed_makes_no_other_run_but_a_change_is_said(
         self,

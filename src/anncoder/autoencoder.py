@@ -151,7 +151,8 @@ class Autoencoder:
             True for a progress bar, False for silence, None for a bar where there is a terminal or notebook.
         checkpoint
             Folder that keeps the state of an unfinished fit: the same call goes on from there after a kill, to the
-            same bits. Removed when the fit is over.
+            same bits; with an :class:`IterableSource` from the end of an epoch, in the order of its next pass. Removed
+            when the fit is over.
 
         Raises
         ------
@@ -178,7 +179,7 @@ class Autoencoder:
             on, noise = choose_device(training.device), Noise(training.seed)
             data_of = prepare(source, split, self.config, training, on, share)
             run = run_of(self.name, self.config, training, source, split, data_of)
-            keeper = keeper_of(checkpoint, run, noise, share, on)
+            keeper = keeper_of(checkpoint, run, noise, share, on, in_order=source.in_order)
             del split  # eight bytes a cell, which nothing reads again
             training = limited(training, len(data_of.train))
             take = taking(data_of.train, self.config, training, share)

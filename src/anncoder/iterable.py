@@ -33,6 +33,8 @@ class IterableSource:
     cells is one call of ``make_blocks``: two before training and, with cells held out, two in every epoch. Minibatches
     are cut from the blocks in the order in which they come, and nothing is shuffled: a reader that shuffles does so
     anew in every pass, one that does not should not be trained on. What is returned is in the order of the row numbers.
+    A fit with a ``checkpoint`` keeps whole epochs only and goes on with the next pass: to the same bits only if the
+    reader gives the same order.
 
     Parameters
     ----------

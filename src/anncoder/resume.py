@@ -3,7 +3,8 @@
 The file is safetensors: weights, best weights, the optimizer's moments, sums of losses, random streams; numbers and
 history are JSON in its header, and a sha256 stands for all of it. No pickle. One process keeps its state after any
 minibatch, several after an epoch. The order of the cells is a function of the seed and the epoch, so the number of
-minibatches done is all there is to say of it.
+minibatches done is all there is to say of it; of cells that come in an order of their own the state is kept after an
+epoch, for which of them are done would be another thing in the next pass.
 """
 
 from __future__ import annotations
@@ -55,12 +56,18 @@ class Kept(NamedTuple):
 
 
 def keeper_of(
-    checkpoint: str | Path | Checkpoint | None, run: dict[str, Any], noise: Noise, share: Share, device: torch.device
+    checkpoint: str | Path | Checkpoint | None,
+    run: dict[str, Any],
+    noise: Noise,
+    share: Share,
+    device: torch.device,
+    *,
+    in_order: bool = True,
 ) -> Checkpoints | None:
     """Return who keeps the state of a fit, if that is asked for; see :class:`Checkpoints`."""
     if isinstance(checkpoint, str | Path):
         checkpoint = Checkpoint(Path(checkpoint))
-    return None if checkpoint is None else Checkpoints(checkpoint, run, noise, share, device)
+    return None if checkpoint is None else Checkpoints(checkpoint, run, noise, share, device, in_order=in_order)
 
 
 class Checkpoints:
@@ -78,6 +85,8 @@ class Checkpoints:
         Which of several processes this is.
     device
         Where the network is.
+    in_order
+        Whether the order of the cells is a function of the seed and the epoch.
 
     Raises
     ------
@@ -90,8 +99,16 @@ class Checkpoints:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, run: dict[str, Any], noise: Noise, share: Share, device: torch.device
+        self,
+        checkpoint: Checkpoint,
+        run: dict[str, Any],
+        noise: Noise,
+        share: Share,
+        device: torch.device,
+        *,
+        in_order: bool = True,
     ) -> None:
+        self.in_order = in_order
         self.run, self.noise, self.share, self.device = run, noise, share, device
         self.path, self.remove = checkpoint.folder / NAME, checkpoint.remove
         self.where = {
@@ -133,7 +150,7 @@ class Checkpoints:
     def see(self, state: State) -> None:
         """Keep the state if that is due: as ``EVERY`` and ``COST`` say, the first time at the latest after an epoch."""
         over = not state.mean.n_steps
-        if self.share.size > 1 and not over:
+        if not over and (self.share.size > 1 or not self.in_order):
             return  # within an epoch each process has running statistics of its own
         waited = time.perf_counter() - self._last
         due = waited >= max(EVERY, self._took / COST) or (over and not self._took)
@@ -191,6 +208,8 @@ class Checkpoints:
         found = differences(numbers["run"], self.run)
         if numbers["mean"]["n_steps"] and self.share.size > 1:
             found.append(f"one process was within an epoch, these are {self.share.size}")
+        if numbers["mean"]["n_steps"] and not self.in_order:
+            found.append("it was within an epoch of cells in another order")
         return found
 
 
