@@ -39,8 +39,8 @@ class Manager(AsyncKernelManager):
         return ThisPython(parent=self)
 
 
-def test_there_is_one() -> None:
-    assert FOLDER / "01_quickstart.ipynb" in NOTEBOOKS
+def test_they_are_there() -> None:
+    assert [path.stem for path in NOTEBOOKS] == ["01_quickstart", "02_from_pca_to_counts"]
 
 
 @every_notebook
@@ -83,3 +83,16 @@ def test_it_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert len(orders) == 2
         assert min(map(float, orders)) > 0.9
         assert printed.count("True") >= 2
+    else:
+        shown = printed + "".join(output.get("data", {}).get("text/plain", "") for output in outputs)
+        assert float(re.search(r"that of PCA: ([\d.]+) degrees", shown)[1]) < 3  # type: ignore[index]
+        error, of_pca = re.search(r"autoencoder ([\d.]+), PCA ([\d.]+)", shown).groups()  # type: ignore[union-attr]
+        assert float(error) < float(of_pca)
+        # error to the truth, library size in the latent, k-means ARI
+        rows = {
+            name: tuple(map(float, re.search(rf"^{name} +([\d.]+) +([\d.]+) +[\d.]+$", shown, re.MULTILINE).groups()))  # type: ignore[union-attr]
+            for name in ("PCA", "denoising", "count")
+        }
+        for name in ("denoising", "count"):
+            assert rows[name][0] < rows["PCA"][0]
+            assert rows[name][1] < rows["PCA"][1] / 2
