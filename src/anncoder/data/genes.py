@@ -17,7 +17,7 @@ from anncoder.errors import ConfigError, InputError, some
 logger = logging.getLogger("anncoder")
 
 ENSEMBL = re.compile(r"^ENS[A-Z]{0,5}G\d{11}(\.\d+)?$")
-MANY = 0.2  # share of a model's genes without which its results say little
+MANY = 0.25  # share of a model's genes without which its results say little
 
 
 class Alignment(NamedTuple):
