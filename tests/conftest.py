@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 import os
+
+# numba (umap uses it) gives the OpenMP that it shares with torch as many threads as there are cores, whatever
+# OMP_NUM_THREADS says, and a fit that runs after it is then 50 times slower where the cores are busy; it asks for this
+# once, when it is imported, and fails where the answer changes
+if "OMP_NUM_THREADS" in os.environ:
+    os.environ.setdefault("NUMBA_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
+
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,11 +21,6 @@ from typer.testing import CliRunner, Result
 from anncoder import CountAutoencoder
 from anncoder.cli import app
 from anncoder.datasets import simulate
-
-# numba (umap uses it) gives the OpenMP that it shares with torch as many threads as there are cores, whatever
-# OMP_NUM_THREADS says, and a fit that runs after it is then 50 times slower where the cores are busy
-if "OMP_NUM_THREADS" in os.environ:
-    os.environ.setdefault("NUMBA_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
 
 
 @pytest.fixture(scope="session")
