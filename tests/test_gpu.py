@@ -397,7 +397,7 @@ def test_steps_in_one_place_are_the_steps_on_minibatches_of_their_own(device: to
                 seen.append(batch.counts.values.data_ptr())
             loss, _ = take_step(network, batch, state.optimizer, settings)
             state.mean.add(loss, len(batch.rows))
-        weights.append([*(p.detach() for p in network.parameters()), torch.tensor(state.mean.result()["loss"])])
+        weights.append([*(p.detach() for p in network.parameters()), torch.tensor(state.mean.result(device)["loss"])])
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
     assert seen == [loader.in_one_place().batch.counts.values.data_ptr()] * 3 + seen[3:]
     assert len(seen) == 4

@@ -240,3 +240,12 @@ class TestNaturalAxes:
         basis = LatentBasis(9)
         basis.set_from(latent, torch.full((9, 9), torch.nan))
         assert torch.equal(basis(latent), latent)
+
+
+@pytest.mark.parametrize("norm", ["batch", "batch-shift", "layer", "none"])
+def test_a_bias_that_a_normalisation_takes_away_is_left_alone(norm: str) -> None:
+    layers = Layers((5, 4), norm=norm)  # type: ignore[arg-type]
+    encoder, decoder = Encoder(layers, 7, 3, Noise(0)), Decoder(layers, 3, Noise(0))
+    held = {name for part in (encoder, decoder) for name, p in part.named_parameters() if not p.requires_grad}
+    expected = {"first.bias", "rest.0.bias", "0.bias", "2.bias"}  # of the encoder, but for its last; of the decoder
+    assert held == (expected if norm.startswith("batch") else set())

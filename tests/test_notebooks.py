@@ -84,7 +84,7 @@ def test_it_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert min(map(float, orders)) > 0.9
         assert printed.count("True") >= 2
     else:
-        shown = printed + "".join(output.get("data", {}).get("text/plain", "") for output in outputs)
+        shown = "\n".join([printed, *(output.get("data", {}).get("text/plain", "") for output in outputs)])
         assert float(re.search(r"that of PCA: ([\d.]+) degrees", shown)[1]) < 3  # type: ignore[index]
         error, of_pca = re.search(r"autoencoder ([\d.]+), PCA ([\d.]+)", shown).groups()  # type: ignore[union-attr]
         assert float(error) < float(of_pca)

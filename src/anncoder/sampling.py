@@ -91,7 +91,7 @@ def told_apart(
     """Return the position of cells among those that the fit held out, or -1, and whether the fit had none of the data.
 
     The split of the fit is drawn again: in the same cells in the same order it holds out cells of the same names. In
-    other data cells are known by their names, and where those repeat none is known.
+    other data cells are known by their names, and where those repeat, or are mere numbers, none is known.
 
     Parameters
     ----------
@@ -113,6 +113,8 @@ def told_apart(
         positions[again] = np.arange(len(again))
         return positions[rows], False
     of_rows = names(rows)
+    if (of_rows == np.arange(n_obs)[rows].astype(str)).all():  # numbers that stand in for names
+        return np.full(len(of_rows), -1), False
     if not of_rows.isin(model.valid_obs_).any():
         return np.full(len(of_rows), -1), len(model.valid_obs_) > 0
     if not (of_rows.is_unique and model.valid_obs_.is_unique):

@@ -19,7 +19,7 @@ from anncoder.likelihoods.limits import LOG_MEAN_RANGE, LOG_THETA_RANGE
 from anncoder.nn.basis import LatentBasis, pulled_back
 from anncoder.nn.heads import CountHeads, CountParameters
 from anncoder.nn.inputs import LogNormalize, Standardize
-from anncoder.nn.layers import Decoder, Encoder
+from anncoder.nn.layers import Decoder, Encoder, hold_bias
 from anncoder.nn.penalties import WeightPenalty
 from anncoder.types import Batch, Loader, Loss, Noise, Shape, Summary, taken
 
@@ -65,6 +65,8 @@ class CountNetwork(nn.Module):
         self.standardize = Standardize(n_vars, scaled=config.standardize)
         self.encoder = Encoder(config.layers, n_vars, config.n_latent, noise)
         self.decoder = Decoder(config.decoder_layers, config.n_latent, noise)
+        if config.decoder_layers.widths:  # then the bias of the latent ends in a normalisation, too
+            hold_bias((self.encoder.first, *self.encoder.rest)[-1], config.decoder_layers)
         self.heads = CountHeads(
             self.decoder.n_out,
             n_vars,

@@ -18,7 +18,7 @@ from anncoder.errors import ConfigError
 from anncoder.likelihoods import absolute_error, squared_error
 from anncoder.nn.basis import LatentBasis, pulled_back, unit_information
 from anncoder.nn.inputs import LogNormalize, Standardize
-from anncoder.nn.layers import Decoder, Encoder, linear, product_of
+from anncoder.nn.layers import Decoder, Encoder, hold_bias, linear, product_of
 from anncoder.nn.penalties import WeightPenalty
 from anncoder.types import Batch, Loader, Loss, Noise, Shape, Summary
 
@@ -60,6 +60,8 @@ class UndercompleteNetwork(nn.Module):
         else:
             self.decoder = Decoder(config.decoder_layers, config.n_latent, noise)
             self.output = linear(self.decoder.n_out, n_vars, noise)
+            if config.decoder_layers.widths:  # then the bias of the latent ends in a normalisation, too
+                hold_bias((self.encoder.first, *self.encoder.rest)[-1], config.decoder_layers)
 
     def start_from(self, summary: Summary, cells: Loader) -> None:
         """Start the output at the mean expression of each gene, and set the standardisation."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from anncoder.config import Layers
-from anncoder.nn.layers import after, linear
+from anncoder.nn.layers import after, hold_bias, linear
 from anncoder.nn.sparse import SparseLinear, reset
 from anncoder.types import CSR, Noise
 
@@ -42,6 +42,8 @@ class ConditionalLayers(nn.Module):
         )
         self.of_batch = nn.ParameterList(torch.empty(n_batches, b) for b in layers.widths if n_batches)
         self.after = nn.ModuleList(after(width, layers, noise) for width in layers.widths)
+        for product in self.products:
+            hold_bias(product, layers)
         for weight, a in zip(self.of_batch, [n_in, *layers.widths], strict=False):
             reset(weight, a + n_batches, noise)
 

@@ -82,6 +82,17 @@ def after(width: int, layers: Layers, noise: Noise) -> nn.Sequential:
     )
 
 
+def hold_bias(product: nn.Module, layers: Layers) -> None:
+    """Leave the bias of a product where it is, if a batch normalisation follows, which takes it away again.
+
+    Its gradient is zero but for rounding, of which Adam makes steps of full size; the running means lag behind them, so
+    that two runs that agree in training do not in evaluation.
+    """
+    if layers.norm.startswith("batch"):
+        assert isinstance(product.bias, nn.Parameter)
+        product.bias.requires_grad_(False)
+
+
 class Encoder(nn.Module):
     """Expression to latent: sparse first layer, hidden layers, linear units at the end.
 
@@ -103,6 +114,8 @@ class Encoder(nn.Module):
         self.first = SparseLinear(n_vars, widths[0], noise)
         self.rest = nn.ModuleList(linear(a, b, noise) for a, b in pairwise(widths))
         self.after = nn.ModuleList(after(width, layers, noise) for width in layers.widths)
+        for product in (self.first, *self.rest)[:-1]:
+            hold_bias(product, layers)
 
     def forward(self, x: CSR | Tensor, mean: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
         """Return the units at the end, (b, k); ``mean`` and ``scale``, (g,), centre and divide x first."""
@@ -129,5 +142,6 @@ class Decoder(nn.Sequential):
         blocks: list[nn.Module] = []
         for a, b in pairwise([n_in, *layers.widths]):
             blocks += [linear(a, b, noise), after(b, layers, noise)]
+            hold_bias(blocks[-2], layers)
         super().__init__(*blocks)
         self.n_out = layers.widths[-1] if layers.widths else n_in
