@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +18,12 @@ import anncoder as ac
 from anncoder.cli import app
 from anncoder.errors import ConfigError, FileError
 from anncoder.evaluation import evaluate, heldout_score
+from anncoder.progress import TrainingReport
 from anncoder.trials import SPACE, Trial, draw, search
 
 FEW = {"n_latent": [2, 3], "learning_rate": {"low": 1e-3, "high": 1e-2, "log": True}}
 QUICK = {"max_epochs": 2, "n_hidden": [8]}
+Run = Callable[..., Any]
 
 
 def test_drawn_settings_are_of_the_space_and_depend_on_seed_and_number_alone() -> None:
@@ -53,6 +58,31 @@ def test_a_stopped_search_goes_on_to_the_same_trials(counts: anndata.AnnData, tm
     counts.layers["other"] = counts.X * 2
     with pytest.raises(ConfigError, match="another search"):
         search(counts, space=FEW, n_trials=3, journal=journal, layer="other", **QUICK)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_the_command_and_the_trial_it_cut_off_is_done_anew(
+    anncoder: Run, counts_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int
+) -> None:
+    output, epoch = tmp_path / "out.h5ad", TrainingReport.epoch
+    words = ["search", counts_file, "-o", output, "--trials", "2", "--set", "max_epochs=3", "--set", "n_hidden=[8]"]
+    seen = []
+
+    def epoch_and_signal(self: TrainingReport, record: Any) -> None:
+        epoch(self, record)
+        seen.append(record)
+        if len(seen) == 5:  # in the second trial, when there are weights to go on with
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(TrainingReport, "epoch", epoch_and_signal)
+    stopped = anncoder(*words)
+    assert (stopped.exit_code, len(seen)) == (code, 5)
+    assert "the same command again goes on" in stopped.stderr
+    assert not output.exists()
+    journal = output.with_suffix(".search.jsonl")
+    assert [json.loads(line)["number"] for line in journal.read_text().splitlines()[1:]] == [0]
+    assert anncoder(*words).exit_code == 0
+    assert [json.loads(line)["epochs"] for line in journal.read_text().splitlines()[1:]] == [3, 3]
 
 
 def test_the_score_is_that_of_evaluate(counts: anndata.AnnData) -> None:

@@ -100,6 +100,8 @@ def search(
         Unknown setting, a space that is none, or a journal of another search.
     InputError
         The data are not raw counts.
+    KeyboardInterrupt
+        Stopped by a signal; the trial that it cut off is not in the journal.
 
     Examples
     --------
@@ -161,6 +163,8 @@ def _run(
     try:
         hyper, training = split_settings(shared | drawn, MODELS[model].config)
         fitted: Autoencoder = ESTIMATORS[model](**hyper).fit(adata, layer=layer, progress=False, **training)
+        if fitted.stopped_ == "interrupted":  # the fit ends as if it were over; the trial is not, nor is the search
+            raise KeyboardInterrupt(f"interrupted in trial {number + 1}")
         score = heldout_score(fitted, adata, layer=layer)
     except (DivergenceError, ConfigError) as error:  # this one cannot be fitted; others can
         return Trial(number, drawn, None, time.perf_counter() - began, 0, error.what)

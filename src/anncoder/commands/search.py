@@ -39,17 +39,20 @@ def run_search(request: SearchRequest) -> None:
         raise ConfigError("layer is no setting", code="bad-value", where="--set", remedy="say --layer")
     seed = shared.pop("seed", request.seed)
     adata = read_input(request.data)
-    trials = search(
-        adata,
-        request.model,
-        space=None if request.space is None else read_yaml(request.space),
-        n_trials=request.n_trials,
-        layer=request.layer,
-        seed=seed,
-        journal=request.output.with_suffix(".search.jsonl"),
-        report=_say,
-        **shared,
-    )
+    try:
+        trials = search(
+            adata,
+            request.model,
+            space=None if request.space is None else read_yaml(request.space),
+            n_trials=request.n_trials,
+            layer=request.layer,
+            seed=seed,
+            journal=request.output.with_suffix(".search.jsonl"),
+            report=_say,
+            **shared,
+        )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("interrupted; the same command again goes on after the last whole trial") from None
     best = trials[0]
     if best.heldout_nll is None:
         raise ConfigError(
