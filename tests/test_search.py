@@ -18,6 +18,7 @@ import anncoder as ac
 from anncoder.cli import app
 from anncoder.errors import ConfigError, FileError
 from anncoder.evaluation import evaluate, heldout_score
+from anncoder.files import locked
 from anncoder.progress import TrainingReport
 from anncoder.trials import SPACE, Trial, draw, search
 
@@ -83,6 +84,24 @@ def test_a_signal_stops_the_command_and_the_trial_it_cut_off_is_done_anew(
     assert [json.loads(line)["number"] for line in journal.read_text().splitlines()[1:]] == [0]
     assert anncoder(*words).exit_code == 0
     assert [json.loads(line)["epochs"] for line in journal.read_text().splitlines()[1:]] == [3, 3]
+
+
+def test_two_searches_of_one_output_are_refused(anncoder: Run, counts_file: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.h5ad"
+    with locked(output.with_suffix(".search.jsonl")):
+        result = anncoder("search", counts_file, "-o", output)
+    assert result.exit_code == 6
+    assert "output-in-use" in result.stderr
+    assert not output.with_suffix(".search.jsonl").exists()
+
+
+def test_a_journal_of_trials_that_are_there_twice_is_damaged(counts: anndata.AnnData, tmp_path: Path) -> None:
+    journal = tmp_path / "it.jsonl"
+    search(counts, space=FEW, n_trials=1, journal=journal, **QUICK)
+    journal.write_text(journal.read_text() + journal.read_text().splitlines()[1] + "\n")
+    with pytest.raises(FileError, match="damaged") as caught:
+        search(counts, space=FEW, n_trials=3, journal=journal, **QUICK)
+    assert caught.value.code == "bad-journal"
 
 
 def test_the_score_is_that_of_evaluate(counts: anndata.AnnData) -> None:

@@ -98,6 +98,8 @@ def search(
     ------
     ConfigError
         Unknown setting, a space that is none, or a journal of another search.
+    FileError
+        The journal cannot be used, or is damaged.
     InputError
         The data are not raw counts.
     KeyboardInterrupt
@@ -233,6 +235,13 @@ def _journal(path: Path, about: Settings) -> list[Trial]:
         trials = [Trial(**line) for line in rest]
     except (ValueError, TypeError):  # killed while it wrote its last line
         head, trials = _whole_lines(path, lines)
+    if [trial.number for trial in trials] != list(range(len(trials))):
+        raise FileError(
+            f"{path.name} is damaged: its trials are not those of one search, each once and in order",
+            code="bad-journal",
+            where=str(path),
+            remedy="remove it: the search then starts anew",
+        )
     if head != about:
         raise ConfigError(
             f"{path.name} is the journal of another search",

@@ -12,6 +12,7 @@ import typer
 from anncoder.commands.output import read_input
 from anncoder.commands.train import TrainRequest, run_train
 from anncoder.errors import ConfigError
+from anncoder.files import locked
 from anncoder.outputs import refuse_output
 from anncoder.settings import parse_assignments, read_yaml
 from anncoder.trials import Trial, search
@@ -34,6 +35,12 @@ class SearchRequest(NamedTuple):
 def run_search(request: SearchRequest) -> None:
     """Try, say how each did, and train the winner; a search that was stopped goes on where it was."""
     refuse_output(request.output)
+    journal = request.output.with_suffix(".search.jsonl")
+    with locked(journal):  # of two searches each would take the other's trials for its own
+        _search_and_train(request, journal)
+
+
+def _search_and_train(request: SearchRequest, journal: Path) -> None:
     shared = parse_assignments(request.settings)
     if "layer" in shared:
         raise ConfigError("layer is no setting", code="bad-value", where="--set", remedy="say --layer")
@@ -47,7 +54,7 @@ def run_search(request: SearchRequest) -> None:
             n_trials=request.n_trials,
             layer=request.layer,
             seed=seed,
-            journal=request.output.with_suffix(".search.jsonl"),
+            journal=journal,
             report=_say,
             **shared,
         )
