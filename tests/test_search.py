@@ -104,6 +104,22 @@ def test_a_journal_of_trials_that_are_there_twice_is_damaged(counts: anndata.Ann
     assert caught.value.code == "bad-journal"
 
 
+def test_the_command_takes_the_model_and_the_seed_as_train_does(
+    anncoder: Run, counts_file: Path, tmp_path: Path
+) -> None:
+    space, output = tmp_path / "space.yaml", tmp_path / "out.h5ad"
+    space.write_text("n_latent: [2, 3]\n")
+    words = ["search", counts_file, "-o", output, "--space", space, "--trials", "1", "--set", "max_epochs=1"]
+    assert anncoder(*words, "--set", "model=denoising", "--set", "seed=3", "--seed", "4").exit_code == 0
+    head = json.loads(output.with_suffix(".search.jsonl").read_text().splitlines()[0])
+    assert (head["model"], head["seed"]) == ("denoising", 4)
+    assert json.loads(anndata.read_h5ad(output).uns["ae"]["params_json"])["model"] == "denoising"
+    for word in ("n_trials=3", "journal=x", "space=[]", "adata=1", "model=cuont"):
+        refused = anncoder(*words, "--set", word)
+        assert refused.exit_code == 2, refused.output
+        assert "unknown-key" in refused.stderr
+
+
 def test_the_score_is_that_of_evaluate(counts: anndata.AnnData) -> None:
     model = ac.CountAutoencoder(n_latent=2, n_hidden=(8,)).fit(counts, max_epochs=2, valid_fraction=0.3, progress=False)
     assert heldout_score(model, counts) == pytest.approx(evaluate(model, counts).table.loc["model", "heldout_nll"])

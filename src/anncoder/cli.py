@@ -53,6 +53,7 @@ MODELS = (
     "count, denoising, undercomplete, variational; published systems: autoimpute, dca, netsne, saucie, scscope, scvis."
 )
 Seed = Annotated[int, typer.Option(min=0, help="Start of every random stream.")]
+GivenSeed = Annotated[int | None, typer.Option(min=0, help="Start of every random stream; 0 if not given.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="key=value, any number of times; keys: anncoder config.")
 ]
@@ -112,7 +113,7 @@ def train(
     save: Annotated[Path | None, typer.Option(help="Save the model to this folder as well.")] = None,
     labels: Annotated[str | None, typer.Option(help="obs column to compare clusters with.")] = None,
     evaluation: Annotated[bool, typer.Option(help="Compare with PCA and the gene means.")] = True,
-    seed: Annotated[int | None, typer.Option(min=0, help="Start of every random stream.")] = None,
+    seed: GivenSeed = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     in_place: InPlace = False,
@@ -156,14 +157,14 @@ def train(
 def search(
     data: Annotated[Path, typer.Argument(help="An .h5ad file or .zarr folder.", show_default=False)],
     output: Output,
-    model: Annotated[str, typer.Option(help=f"The model to search settings for: {MODELS}")] = "count",
+    model: Annotated[str | None, typer.Option(help=f"The model to search settings for: {MODELS}")] = None,
     space: Annotated[
         Path | None, typer.Option(help="YAML: for each setting a list of values, or {low: a, high: b, log: true}.")
     ] = None,
     trials: Annotated[int, typer.Option(min=1, help="How many settings to try.")] = 20,
     settings: Settings = None,
     layer: Layer = None,
-    seed: Seed = 0,
+    seed: GivenSeed = None,
     labels: Annotated[str | None, typer.Option(help="obs column to compare clusters with.")] = None,
     debug: Debug = False,
 ) -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import typer
 
 from anncoder.commands.output import read_input
 from anncoder.commands.train import TrainRequest, run_train
+from anncoder.config import split_settings, unknown_key
 from anncoder.errors import ConfigError
 from anncoder.files import locked
+from anncoder.models import MODELS
 from anncoder.outputs import refuse_output
 from anncoder.settings import parse_assignments, read_yaml
 from anncoder.trials import Trial, search
@@ -23,12 +25,12 @@ class SearchRequest(NamedTuple):
 
     data: Path
     output: Path
-    model: str = "count"
+    model: str | None = None
     space: Path | None = None
     n_trials: int = 20
     settings: tuple[str, ...] = ()
     layer: str | None = None
-    seed: int = 0
+    seed: int | None = None
     labels: str | None = None
 
 
@@ -41,15 +43,12 @@ def run_search(request: SearchRequest) -> None:
 
 
 def _search_and_train(request: SearchRequest, journal: Path) -> None:
-    shared = parse_assignments(request.settings)
-    if "layer" in shared:
-        raise ConfigError("layer is no setting", code="bad-value", where="--set", remedy="say --layer")
-    seed = shared.pop("seed", request.seed)
+    model, seed, shared = _asked(request)
     adata = read_input(request.data)
     try:
         trials = search(
             adata,
-            request.model,
+            model,
             space=None if request.space is None else read_yaml(request.space),
             n_trials=request.n_trials,
             layer=request.layer,
@@ -74,13 +73,26 @@ def _search_and_train(request: SearchRequest, journal: Path) -> None:
         TrainRequest(
             data=[request.data],
             output=request.output,
-            model=request.model,
+            model=model,
             settings=tuple(words),
             flags={"seed": seed},
             layer=request.layer,
             labels=request.labels,
         )
     )
+
+
+def _asked(request: SearchRequest) -> tuple[str, Any, dict[str, Any]]:
+    # the model, the seed, and the settings that all trials share; an option beats --set, as in train
+    shared = parse_assignments(request.settings)
+    if "layer" in shared:
+        raise ConfigError("layer is no setting", code="bad-value", where="--set", remedy="say --layer")
+    model, seed = shared.pop("model", "count"), shared.pop("seed", 0)
+    model, seed = str(request.model or model), seed if request.seed is None else request.seed
+    if model not in MODELS:
+        raise unknown_key(model, sorted(MODELS), where="model")
+    split_settings(shared, MODELS[model].config, where="--set")
+    return model, seed, shared
 
 
 def _say(trial: Trial) -> None:
