@@ -141,11 +141,66 @@ def test_a_trial_that_cannot_be_fitted_is_told_of_and_comes_last(counts: anndata
         ({"learning_rate": {"low": 0.0, "high": 1.0, "log": True}}, "neither"),
         ({"learning_rate": {"low": "1e-3", "high": 1e-2}}, "neither"),
         (["n_latent"], "not a mapping"),
+        ({"n_latent": [2, "x"]}, "n_latent = 'x'"),
+        ({"n_hidden": [[8], [8, 0]]}, "n_hidden.1 = 0"),
+        ({"n_latent": {"low": 0, "high": 3}}, "n_latent = 0"),
+        ({"n_latent": {"low": 2.0, "high": 5.0}}, "n_latent = .*: input should be a valid integer"),
+        ({"valid_fraction": {"low": 0.1, "high": 0.95}}, "valid_fraction = 0.95"),
     ],
 )
 def test_a_space_that_is_none_is_refused(counts: anndata.AnnData, space: Any, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         search(counts, space=space, n_trials=1, **QUICK)
+
+
+def test_values_that_fit_together_are_a_space_though_one_alone_would_be_refused(counts: anndata.AnnData) -> None:
+    trial = search(counts, "undercomplete", space={"tied": [True]}, n_trials=1, norm="none", **QUICK)[0]
+    assert trial.heldout_nll is not None
+
+
+def test_a_shared_value_of_the_wrong_type_is_refused_before_the_trials(counts: anndata.AnnData) -> None:
+    with pytest.raises(ConfigError, match="max_epochs = 'x'"):
+        search(counts, space=FEW, n_trials=1, max_epochs="x")
+
+
+@pytest.mark.parametrize(
+    ("words", "said", "code"),
+    [
+        (("--labels", "nope"), "unknown-key", 2),
+        (("-o", "in.h5ad"), "choose another name", 2),
+        (("--layer", "nope"), "missing-layer", 4),
+        (("--set", "n_latent=500"), "latent-too-wide", 2),
+        (("--set", "batch_key=group"), "batches-unused", 2),
+    ],
+)
+def test_the_command_refuses_before_the_trials(
+    anncoder: Run,
+    counts_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, str],
+    said: str,
+    code: int,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "space.yaml").write_text("dropout_rate: [0.0]\n")
+    result = anncoder("search", counts_file, "-o", "out.h5ad", "--space", "space.yaml", "--trials", "2", *words)
+    assert result.exit_code == code, result.output
+    assert said in result.stderr
+    assert "--in-place" not in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.h5ad", "space.yaml"]
+
+
+def test_a_search_goes_on_where_only_its_first_settings_are_refused(
+    anncoder: Run, counts_file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "space.yaml").write_text("n_latent: [2, 500]\n")
+    words = ("--space", tmp_path / "space.yaml", "--trials", "4", "--set", "max_epochs=1", "--set", "n_hidden=[8]")
+    drawn = [draw({"n_latent": [2, 500]}, 1, number)["n_latent"] for number in range(4)]
+    assert drawn[0] == 500
+    assert 2 in drawn
+    result = anncoder("search", counts_file, "-o", tmp_path / "out.h5ad", *words, "--seed", "1")
+    assert result.exit_code == 0, result.output
 
 
 def test_no_trials_and_no_place_for_a_journal_are_named(counts: anndata.AnnData, tmp_path: Path) -> None:

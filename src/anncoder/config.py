@@ -54,6 +54,16 @@ class Settings(BaseModel):
         except pydantic.ValidationError as error:
             raise _config_error(error, sorted(cls.model_fields), cls.__name__) from None
 
+    @classmethod
+    def refuse_value(cls, name: str, value: Any) -> None:
+        """Raise a ConfigError if a setting cannot have a value, whatever the others have."""
+        field = cls.model_fields[name]
+        alone: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+        try:
+            pydantic.TypeAdapter(alone, config=ConfigDict(allow_inf_nan=False)).validate_python(value)
+        except pydantic.ValidationError as error:
+            raise _config_error(error, [], cls.__name__, (name,)) from None
+
 
 # a model that has another default names the type again, not its bounds and description
 LatentUnits = Annotated[int, Field(ge=1, le=4096, description="number of latent units")]
@@ -302,9 +312,11 @@ def unknown_key(key: str, known: Sequence[str], *, where: str) -> ConfigError:
     return ConfigError(f"unknown key {key!r}", code="unknown-key", where=where, remedy=remedy)
 
 
-def _config_error(error: pydantic.ValidationError, known: Sequence[str], where: str) -> ConfigError:
+def _config_error(
+    error: pydantic.ValidationError, known: Sequence[str], where: str, within: tuple[str, ...] = ()
+) -> ConfigError:
     first = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in first["loc"])
+    key = ".".join(str(part) for part in (*within, *first["loc"]))
     if first["type"] == "extra_forbidden":
         return unknown_key(key, known, where=where)
     return ConfigError(

@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ import anndata
 import numpy as np
 
 from anncoder.autoencoder import Autoencoder
-from anncoder.config import split_settings, unknown_key
+from anncoder.config import TrainingConfig, split_settings, unknown_key
 from anncoder.errors import ConfigError, DivergenceError, FileError
 from anncoder.estimators import ESTIMATORS
 from anncoder.evaluation import heldout_score
@@ -113,10 +113,12 @@ def search(
     >>> sorted(best.settings)
     ['n_latent']
     """
-    space = _checked_space(model, SPACE if space is None else space, own=space is not None)
+    space = checked_space(model, space)
     if n_trials < 1:
         raise ConfigError(f"n_trials = {n_trials}", code="bad-value", where="n_trials", remedy="ask for one at least")
     split_settings(settings, MODELS[model].config)
+    for name, value in settings.items():
+        _refuse_values(model, name, [value])
     about = {"model": model, "space": dict(space), "settings": settings, "seed": seed, "data": _digest(adata, layer)}
     trials = [] if journal is None else _journal(Path(journal), about)
     for trial in trials[:n_trials]:
@@ -173,7 +175,15 @@ def _run(
     return Trial(number, drawn, score, time.perf_counter() - began, len(fitted.history_))
 
 
-def _checked_space(model: str, space: Space, *, own: bool) -> Space:
+def checked_space(model: str, space: Space | None) -> Space:
+    """Return the space of a search, the usual one for None.
+
+    Raises
+    ------
+    ConfigError
+        It names something that is no setting, or a value that the setting cannot have; the model is unknown, or cannot
+        be scored.
+    """
     if model not in MODELS:
         raise unknown_key(model, sorted(MODELS), where="model")
     config = MODELS[model].config
@@ -184,9 +194,9 @@ def _checked_space(model: str, space: Space, *, own: bool) -> Space:
             where="model",
             remedy="search among models of raw counts",
         )
-    if not own:
+    if space is None:
         known = set(config.model_fields) | {"learning_rate"}
-        space = {name: values for name, values in space.items() if name in known}
+        space = {name: values for name, values in SPACE.items() if name in known}
     if not isinstance(space, Mapping):
         raise ConfigError(
             f"space is a {type(space).__name__}, not a mapping",
@@ -203,7 +213,17 @@ def _checked_space(model: str, space: Space, *, own: bool) -> Space:
                 where="space",
                 remedy="write [8, 16] or {low: 0.001, high: 0.01, log: true}",
             )
+        # of a range the ends, and what it gives between them: no whole number, where one end is none
+        drawn = [draw({name: values}, 0, 0)[name], values["low"], values["high"]] if _ranged(values) else values
+        _refuse_values(model, name, drawn)
     return space
+
+
+def _refuse_values(model: str, name: str, values: Sequence[Any]) -> None:
+    # now, not trial by trial; what a value is beside the others is seen when they are drawn
+    for config in (MODELS[model].config, TrainingConfig):
+        for value in values if name in config.model_fields else ():
+            config.refuse_value(name, value)
 
 
 def _ranged(values: Any) -> bool:
