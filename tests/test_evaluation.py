@@ -519,3 +519,12 @@ def test_blocks_give_what_the_whole_gives(
     whole = scores()
     monkeypatch.setattr(baselines, "BLOCK", 17)
     np.testing.assert_allclose(scores(), whole, rtol=1e-5)
+
+
+def test_a_seed_out_of_range_is_refused_and_the_last_one_is_taken(
+    grouped: anndata.AnnData, fitted: Autoencoder
+) -> None:
+    for seed in (-1, 2**32):
+        with pytest.raises(ConfigError, match="seed = "):
+            evaluate(fitted, grouped, seed=seed)
+    assert evaluate(fitted, grouped, seed=2**32 - 1).table["reconstruction_mse"].notna().all()

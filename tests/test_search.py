@@ -203,6 +203,12 @@ def test_a_search_goes_on_where_only_its_first_settings_are_refused(
     assert result.exit_code == 0, result.output
 
 
+def test_a_seed_out_of_range_is_refused(counts: anndata.AnnData) -> None:
+    for seed in (-1, 2**32, "x"):
+        with pytest.raises(ConfigError, match="seed = "):
+            search(counts, space=FEW, n_trials=1, seed=seed, **QUICK)
+
+
 def test_no_trials_and_no_place_for_a_journal_are_named(counts: anndata.AnnData, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="n_trials = 0"):
         search(counts, space=FEW, n_trials=0, **QUICK)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from anncoder.cli_dca import dca
+from anncoder.cli_dca import LAST_SEED, MOST_THREADS, dca
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -52,8 +52,10 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and er
 MODELS = (
     "count, denoising, undercomplete, variational; published systems: autoimpute, dca, netsne, saucie, scscope, scvis."
 )
-Seed = Annotated[int, typer.Option(min=0, help="Start of every random stream.")]
-GivenSeed = Annotated[int | None, typer.Option(min=0, help="Start of every random stream; 0 if not given.")]
+Seed = Annotated[int, typer.Option(min=0, max=LAST_SEED, help="Start of every random stream.")]
+GivenSeed = Annotated[
+    int | None, typer.Option(min=0, max=LAST_SEED, help="Start of every random stream; 0 if not given.")
+]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="key=value, any number of times; keys: anncoder config.")
 ]
@@ -315,7 +317,7 @@ def benchmark(
     cells: Annotated[int, typer.Option(min=512, help="Simulated cells.")] = 8192,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of the whole fits.")] = 10,
     repeats: Annotated[int, typer.Option(min=1, help="How often each side is timed.")] = 5,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, max=MOST_THREADS, help="CPU threads.")] = None,
     debug: Debug = False,
 ) -> None:
     """Measure this machine, and how much faster than others anncoder is on it."""

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+# spelt out, for --help must not wait for pydantic; a test holds them to anncoder.config.TrainingConfig
+LAST_SEED, MOST_THREADS = 2**32 - 1, 1024
 Penalty = Annotated[float, typer.Option(min=0.0)]
 
 
@@ -19,7 +21,7 @@ def dca(
     transpose: Annotated[bool, typer.Option("--transpose", "-t", help="A table is cells x genes.")] = False,
     testsplit: Annotated[bool, typer.Option("--testsplit", help="Keep a tenth of the cells out of the fit.")] = False,
     ae_type: Annotated[str, typer.Option("--type", help="Likelihood, dispersion and heads.")] = "nb-conddisp",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, max=MOST_THREADS, help="CPU threads.")] = None,
     batchsize: Annotated[int, typer.Option("--batchsize", "-b", help="Cells in a minibatch.")] = 32,
     sizefactors: Annotated[bool, typer.Option("--sizefactors/--nosizefactors", help="Normalise by size.")] = True,
     norminput: Annotated[bool, typer.Option("--norminput/--nonorminput", help="z-score the input.")] = True,
@@ -47,7 +49,7 @@ def dca(
     checkcounts: Annotated[bool, typer.Option("--checkcounts/--nocheckcounts", help="Refuse other values.")] = True,
     denoisesubset: Annotated[Path | None, typer.Option(help="File of the genes to write, one a line.")] = None,
     faithful: Annotated[bool, typer.Option("--faithful", help="Published split (last cells), last weights.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Start of every random stream.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LAST_SEED, help="Start of every random stream.")] = 0,
     hyper: Annotated[bool, typer.Option("--hyper", hidden=True)] = False,
     hypern: Annotated[int | None, typer.Option(hidden=True)] = None,
     hyperepoch: Annotated[int | None, typer.Option(hidden=True)] = None,

@@ -232,9 +232,10 @@ class TrainingConfig(Settings):
     ] = None
     reduce_lr_factor: Annotated[float | None, Field(gt=0, lt=1, description="by how much it falls")] = None
     batch_key: Annotated[str | None, Field(description="obs column with the experimental batch")] = None
-    seed: Annotated[int, Field(ge=0, description="start of every random stream")] = 0
+    # scikit-learn takes no larger one; a training should not find that out when it is over
+    seed: Annotated[int, Field(ge=0, lt=2**32, description="start of every random stream")] = 0
     device: Annotated[str, Field(description="auto, cpu, cuda, cuda:1, mps")] = "auto"
-    threads: Annotated[int | None, Field(ge=1, description="CPU threads; null for torch's choice")] = None
+    threads: Annotated[int | None, Field(ge=1, le=1024, description="CPU threads; null for torch's choice")] = None
     precision: Annotated[PrecisionName, Field(description="matrix products on a CUDA GPU")] = "float32"
     cuda_graph: Annotated[
         bool | None,
@@ -265,6 +266,11 @@ class TrainingConfig(Settings):
             )
         suited = model.suited if self.max_epochs is None else {**model.suited, "max_steps": None}
         return self.model_copy(update={k: v for k, v in suited.items() if getattr(self, k) is None})
+
+
+def refuse_seed(seed: int) -> None:
+    """Raise a ConfigError unless this can be the start of every random stream."""
+    TrainingConfig.refuse_value("seed", seed)
 
 
 def arguments(local: dict[str, Any]) -> dict[str, Any]:
