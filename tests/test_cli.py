@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import anndata
 import numpy as np
@@ -425,6 +425,25 @@ class TestOtherCommands:
         for command in ("check", "train", "embed", "denoise", "evaluate", "info", "config", "simulate", "demo"):
             assert anncoder(command, "--help").exit_code == 0
 
+    def test_no_option_asks_whether_a_file_can_be_read(self) -> None:
+        # that is said with exit code 3, and not as wrong usage
+        commands = [command.callback for command in cli.app.registered_commands]
+        hints = [hint for command in commands for hint in get_type_hints(command, include_extras=True).values()]
+        options = [hint.__metadata__[0] for hint in hints if "pathlib" in str(hint)]
+        assert len(options) > 20
+        assert not [option.help for option in options if option.readable]
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+    def test_a_file_that_cannot_be_read(self, anncoder: Run, model_folder: Path, counts_file: Path) -> None:
+        counts_file.chmod(0)
+        for words in (
+            ("check", counts_file),
+            ("embed", model_folder, counts_file, "-o", counts_file.parent / "o.h5ad"),
+        ):
+            result = anncoder(*words)
+            assert result.exit_code == 3, result.output
+            assert "[unreadable]" in result.stderr
+
     @pytest.mark.parametrize("command", ["train", "config", "search"])
     def test_help_names_every_model(self, anncoder: Run, command: str) -> None:
         assert set(MODELS) <= set(re.findall(r"\w+", anncoder(command, "--help").stdout))
@@ -465,6 +484,13 @@ def environment() -> dict[str, str]:
 
 
 class TestProcess:
+    @pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+    def test_streams_may_be_closed(self, counts_file: Path, closed: str) -> None:
+        for path, code in ((counts_file, 0), (counts_file.with_name("none.h5ad"), 3)):
+            command = ["sh", "-c", f'"$0" -m anncoder check "$1" {closed}', sys.executable, str(path)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
+            assert (done.returncode, done.stderr) == (code, "")
+
     def test_help_is_quick_and_imports_nothing_heavy(self) -> None:
         took = []
         for _ in range(3):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from anncoder.cli_dca import LAST_SEED, MOST_THREADS
+from anncoder.cli_options import LAST_SEED, MOST_THREADS
 from anncoder.commands.train import TrainRequest, make_plan
 from anncoder.config import TrainingConfig
 from anncoder.errors import ConfigError

@@ -528,3 +528,11 @@ def test_a_seed_out_of_range_is_refused_and_the_last_one_is_taken(
         with pytest.raises(ConfigError, match="seed = "):
             evaluate(fitted, grouped, seed=seed)
     assert evaluate(fitted, grouped, seed=2**32 - 1).table["reconstruction_mse"].notna().all()
+
+
+def test_no_cells_are_too_few(grouped: anndata.AnnData, fitted: Autoencoder, tmp_path: Path) -> None:
+    grouped[:0].write_h5ad(tmp_path / "none.h5ad")
+    for data in (grouped[:0].copy(), tmp_path / "none.h5ad"):
+        with pytest.raises(InputError) as caught:
+            evaluate(fitted, data)
+        assert caught.value.code == "too-few-cells"
