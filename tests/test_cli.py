@@ -401,6 +401,15 @@ class TestOtherCommands:
         methods = json.loads((tmp_path / "metrics.json").read_text())["methods"]
         assert {"model", "pca", "gene_mean"} <= set(methods)
 
+    def test_evaluate_in_a_run_folder_leaves_its_metrics(
+        self, anncoder: Run, model_folder: Path, counts_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        before = names(tmp_path)
+        assert anncoder("evaluate", model_folder, counts_file).exit_code == 0
+        assert names(tmp_path) == sorted([*before, "evaluation.json"])
+        assert "evaluation.json" not in RUN_FOLDER
+
     def test_simulate(self, anncoder: Run, tmp_path: Path) -> None:
         words = ("--set", "n_obs=300", "--set", "n_vars=40", "--set", "n_groups=2", "--seed", "4", "--keep-means")
         result = anncoder("simulate", "-o", tmp_path / "s.h5ad", *words)

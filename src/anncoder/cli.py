@@ -223,7 +223,7 @@ def evaluate(
     labels: Annotated[str | None, typer.Option(help="obs column with the cell types.")] = None,
     layer: Layer = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The .json file to write.", readable=False)] = Path(
-        "metrics.json"
+        "evaluation.json"
     ),
     allow_missing: AllowMissing = 0.0,
     guard: Annotated[

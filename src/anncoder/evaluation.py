@@ -98,7 +98,7 @@ class Evaluation:
         return f"{table}\n{self.n_scored:,} of {self.n_obs:,} cells scored: {WHICH[self.scored]}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values with stable names, as ``metrics.json`` has them."""
+        """Return plain values with stable names, as ``evaluation.json`` has them."""
         rows = {
             str(name): {k: (None if pd.isna(v) else float(v)) for k, v in row.items()}
             for name, row in self.table.to_dict(orient="index").items()
