@@ -142,6 +142,7 @@ def test_a_trial_that_cannot_be_fitted_is_told_of_and_comes_last(counts: anndata
         ({"learning_rate": {"low": "1e-3", "high": 1e-2}}, "neither"),
         (["n_latent"], "not a mapping"),
         ({"n_latent": [2, "x"]}, "n_latent = 'x'"),
+        ({"n_latent": [2, True]}, "n_latent = True"),
         ({"n_hidden": [[8], [8, 0]]}, "n_hidden.1 = 0"),
         ({"n_latent": {"low": 0, "high": 3}}, "n_latent = 0"),
         ({"n_latent": {"low": 2.0, "high": 5.0}}, "n_latent = .*: input should be a valid integer"),

@@ -8,10 +8,11 @@ from __future__ import annotations
 import difflib
 import reprlib
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar, get_args
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from anncoder.errors import ConfigError
 
@@ -31,8 +32,19 @@ Width = Annotated[int, Field(ge=1, le=65_536)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(ge=0, le=1e9)]
 
-
 T = TypeVar("T")
+
+
+def _untrue(value: Any, kind: Any) -> Any:
+    # pydantic takes true for 1, and n_latent: true for a width
+    listed = value if isinstance(value, list | tuple) else [value]
+    if any(isinstance(item, bool) for item in listed) and not _may_be_true(kind):
+        raise PydanticCustomError("no_bool", "true and false are no values of this setting")
+    return value
+
+
+def _may_be_true(kind: Any) -> bool:
+    return kind in (bool, Any) or any(_may_be_true(part) for part in get_args(kind))
 
 
 class Settings(BaseModel):
@@ -54,11 +66,17 @@ class Settings(BaseModel):
         except pydantic.ValidationError as error:
             raise _config_error(error, sorted(cls.model_fields), cls.__name__) from None
 
+    @pydantic.field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
+        return _untrue(value, cls.model_fields[str(info.field_name)].annotation)
+
     @classmethod
     def refuse_value(cls, name: str, value: Any) -> None:
         """Raise a ConfigError if a setting cannot have a value, whatever the others have."""
         field = cls.model_fields[name]
-        alone: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+        checked = pydantic.BeforeValidator(lambda given: _untrue(given, field.annotation))
+        alone: Any = Annotated[(field.annotation, checked, *field.metadata)]
         try:
             pydantic.TypeAdapter(alone, config=ConfigDict(allow_inf_nan=False)).validate_python(value)
         except pydantic.ValidationError as error:
@@ -266,11 +284,6 @@ class TrainingConfig(Settings):
             )
         suited = model.suited if self.max_epochs is None else {**model.suited, "max_steps": None}
         return self.model_copy(update={k: v for k, v in suited.items() if getattr(self, k) is None})
-
-
-def refuse_seed(seed: int) -> None:
-    """Raise a ConfigError unless this can be the start of every random stream."""
-    TrainingConfig.refuse_value("seed", seed)
 
 
 def arguments(local: dict[str, Any]) -> dict[str, Any]:

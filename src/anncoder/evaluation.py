@@ -40,7 +40,7 @@ import torch
 
 from anncoder.autoencoder import Array, Autoencoder
 from anncoder.baselines import Cells, GeneMean, Method, Principal, Trained, input_of
-from anncoder.config import refuse_seed
+from anncoder.config import TrainingConfig
 from anncoder.data.adata import obs_column
 from anncoder.data.summary import library_sizes
 from anncoder.device import threads_set
@@ -155,7 +155,7 @@ def evaluate(
         There is no such obs column, or the seed is out of range.
     """
     refuse_no_model(model)
-    refuse_seed(seed)
+    TrainingConfig.refuse_value("seed", seed)
     key = model.training_.batch_key if model.config.encodes_batches else None
     columns = [column for column in (labels, key) if column is not None]
     sample = some_cells(model, data, layer, columns, max_cells=max_cells, seed=seed, allow_missing=allow_missing)

@@ -20,7 +20,7 @@ import anndata
 import numpy as np
 
 from anncoder.autoencoder import Autoencoder
-from anncoder.config import TrainingConfig, refuse_seed, split_settings, unknown_key
+from anncoder.config import TrainingConfig, split_settings, unknown_key
 from anncoder.errors import ConfigError, DivergenceError, FileError
 from anncoder.estimators import ESTIMATORS
 from anncoder.evaluation import heldout_score
@@ -117,7 +117,7 @@ def search(
     if n_trials < 1:
         raise ConfigError(f"n_trials = {n_trials}", code="bad-value", where="n_trials", remedy="ask for one at least")
     split_settings(settings, MODELS[model].config)
-    refuse_seed(seed)
+    TrainingConfig.refuse_value("seed", seed)
     for name, value in settings.items():
         _refuse_values(model, name, [value])
     about = {"model": model, "space": dict(space), "settings": settings, "seed": seed, "data": _digest(adata, layer)}

@@ -11,7 +11,7 @@ import typer
 
 from anncoder.commands.output import read_input
 from anncoder.commands.train import TrainRequest, checked_input, make_plan, run_train
-from anncoder.config import refuse_seed, split_settings, unknown_key
+from anncoder.config import TrainingConfig, split_settings, unknown_key
 from anncoder.errors import ConfigError
 from anncoder.files import locked, same_file
 from anncoder.models import MODELS
@@ -122,7 +122,7 @@ def _asked(request: SearchRequest) -> tuple[str, Any, dict[str, Any]]:
     if model not in MODELS:
         raise unknown_key(model, sorted(MODELS), where="model")
     split_settings(shared, MODELS[model].config, where="--set")
-    refuse_seed(seed)
+    TrainingConfig.refuse_value("seed", seed)
     return model, seed, shared
 
 
