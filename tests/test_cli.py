@@ -385,6 +385,12 @@ class TestOtherCommands:
         assert found["ok"]
         assert found["counts_in"] == ["X", "layers['counts']", "raw.X"]
 
+    def test_check_of_a_layer_that_is_called_x_is_of_x(self, anncoder: Run, counts_file: Path) -> None:
+        result = anncoder("check", counts_file, "--layer", "X", "--json")
+        assert result.exit_code == 0, result.output
+        found = json.loads(result.stdout)
+        assert (found["where"], found["file"]) == ("X", str(counts_file))
+
     def test_check_of_what_is_wrong(self, anncoder: Run, counts_file: Path) -> None:
         result = anncoder("check", counts_file, "--layer", "logs", "--json")
         assert result.exit_code == 4
@@ -409,6 +415,12 @@ class TestOtherCommands:
         assert anncoder("evaluate", model_folder, counts_file).exit_code == 0
         assert names(tmp_path) == sorted([*before, "evaluation.json"])
         assert "evaluation.json" not in RUN_FOLDER
+
+    def test_the_seed_of_a_simulation_is_that_of_the_option(self, anncoder: Run, tmp_path: Path) -> None:
+        words = ("simulate", "-o", tmp_path / "s.h5ad", "--set", "n_obs=10", "--set", "n_vars=5", "--set", "seed=2")
+        for option, seed in (((), 2), (("--seed", "1"), 1)):
+            assert anncoder(*words, *option).exit_code == 0
+            assert json.loads(anndata.read_h5ad(tmp_path / "s.h5ad").uns["simulation"])["seed"] == seed
 
     def test_simulate(self, anncoder: Run, tmp_path: Path) -> None:
         words = ("--set", "n_obs=300", "--set", "n_vars=40", "--set", "n_groups=2", "--seed", "4", "--keep-means")

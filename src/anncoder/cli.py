@@ -284,7 +284,7 @@ def config(
 def simulate(
     output: Output,
     settings: Settings = None,
-    seed: Seed = 0,
+    seed: GivenSeed = None,
     keep_means: Annotated[bool, typer.Option("--keep-means", help="Write the true means as a layer.")] = False,
     debug: Debug = False,
 ) -> None:

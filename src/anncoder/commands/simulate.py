@@ -14,10 +14,11 @@ from anncoder.simulate import simulate_to_file
 from anncoder.splatter import SplatParameters
 
 
-def run_simulate(output: Path, assignments: tuple[str, ...], *, seed: int, keep_means: bool) -> None:
+def run_simulate(output: Path, assignments: tuple[str, ...], *, seed: int | None, keep_means: bool) -> None:
     """Simulate and write a file; the parameters are those of :class:`SplatParameters`."""
     refuse_output(output)
-    parameters = SplatParameters(**{"seed": seed, **parse_assignments(assignments)})
+    given = {} if seed is None else {"seed": seed}  # an option beats --set, as in train
+    parameters = SplatParameters(**parse_assignments(assignments) | given)
     bar = tqdm(total=parameters.n_obs, unit="cell", unit_scale=True, disable=None, leave=False)
     with locked(output), bar:  # of two at once the one that ends last would win
         simulate_to_file(output, parameters, keep_means=keep_means, progress=bar.update)
