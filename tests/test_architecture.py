@@ -42,6 +42,7 @@ FORBIDDEN = {
     "optimizers": {"anndata", "scanpy", "pandas", "h5py", "scipy"},
     "divergence": {"anndata", "scanpy", "pandas", "h5py", "scipy"},
     "cli": {"anndata", "torch", "scanpy", "numpy", "pandas", "pydantic"},
+    "cli_options": {"anndata", "torch", "scanpy", "numpy", "pandas", "pydantic"},
     "cli_dca": {"anndata", "torch", "scanpy", "numpy", "pandas", "pydantic"},
 }
 

@@ -340,6 +340,11 @@ class TestOutputs:
 
 
 class TestConfiguration:
+    def test_a_key_that_is_there_twice(self, refused: Callable[..., str], counts_file: Path, tmp_path: Path) -> None:
+        (tmp_path / "c.yaml").write_text("n_latent: 8\nmax_epochs: 1\nn_latent: 4\n")
+        words = ("train", counts_file, "-o", tmp_path / "out.h5ad", "--config", tmp_path / "c.yaml")
+        refused(*words, code=2, said=("bad-yaml", "'n_latent' is there twice", "line 3"))
+
     @pytest.fixture
     def train(self, refused: Callable[..., str], counts_file: Path) -> Callable[..., str]:
         def run(*words: object, **expected: Any) -> str:
@@ -425,6 +430,13 @@ class TestConfiguration:
         train("--layr", "counts", code=2, said=("Usage", "No such option"))
         train("--seed", "-1", code=2, said=("Usage",))
         train("--threads", "0", code=2, said=("threads = 0",))
+        train("--set", "n_latent=true", code=2, said=("n_latent = True: true and false",))
+        train("--set", "n_hidden=[8, true]", code=2, said=("n_hidden = [8, True]",))
+        train("--set", "seed=false", code=2, said=("seed = False",))
+        train("--threads", "100000000000", code=2, said=("threads = 100000000000",))
+        train("--set", f"seed={10**20}", code=2, said=("seed = 10000", "less than"))
+        train("--set", f"seed={2**32}", code=2, said=("seed = 4294967296",))
+        train("--seed", 2**32, code=2, said=("Usage", "--seed"))
         refused("trian", code=2, said=("Usage", "No such command"))
         refused("train", code=2, said=("Usage", "Missing"))
         words = ("denoise", model_folder, "in.h5ad", "-o", "out.h5ad", "--scale", "count")

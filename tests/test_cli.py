@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import anndata
 import numpy as np
@@ -385,6 +385,12 @@ class TestOtherCommands:
         assert found["ok"]
         assert found["counts_in"] == ["X", "layers['counts']", "raw.X"]
 
+    def test_check_of_a_layer_that_is_called_x_is_of_x(self, anncoder: Run, counts_file: Path) -> None:
+        result = anncoder("check", counts_file, "--layer", "X", "--json")
+        assert result.exit_code == 0, result.output
+        found = json.loads(result.stdout)
+        assert (found["where"], found["file"]) == ("X", str(counts_file))
+
     def test_check_of_what_is_wrong(self, anncoder: Run, counts_file: Path) -> None:
         result = anncoder("check", counts_file, "--layer", "logs", "--json")
         assert result.exit_code == 4
@@ -400,6 +406,21 @@ class TestOtherCommands:
             assert word in result.stdout
         methods = json.loads((tmp_path / "metrics.json").read_text())["methods"]
         assert {"model", "pca", "gene_mean"} <= set(methods)
+
+    def test_evaluate_in_a_run_folder_leaves_its_metrics(
+        self, anncoder: Run, model_folder: Path, counts_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        before = names(tmp_path)
+        assert anncoder("evaluate", model_folder, counts_file).exit_code == 0
+        assert names(tmp_path) == sorted([*before, "evaluation.json"])
+        assert "evaluation.json" not in RUN_FOLDER
+
+    def test_the_seed_of_a_simulation_is_that_of_the_option(self, anncoder: Run, tmp_path: Path) -> None:
+        words = ("simulate", "-o", tmp_path / "s.h5ad", "--set", "n_obs=10", "--set", "n_vars=5", "--set", "seed=2")
+        for option, seed in (((), 2), (("--seed", "1"), 1)):
+            assert anncoder(*words, *option).exit_code == 0
+            assert json.loads(anndata.read_h5ad(tmp_path / "s.h5ad").uns["simulation"])["seed"] == seed
 
     def test_simulate(self, anncoder: Run, tmp_path: Path) -> None:
         words = ("--set", "n_obs=300", "--set", "n_vars=40", "--set", "n_groups=2", "--seed", "4", "--keep-means")
@@ -424,6 +445,25 @@ class TestOtherCommands:
         assert anncoder("--version").stdout.startswith("anncoder 0.")
         for command in ("check", "train", "embed", "denoise", "evaluate", "info", "config", "simulate", "demo"):
             assert anncoder(command, "--help").exit_code == 0
+
+    def test_no_option_asks_whether_a_file_can_be_read(self) -> None:
+        # that is said with exit code 3, and not as wrong usage
+        commands = [command.callback for command in cli.app.registered_commands]
+        hints = [hint for command in commands for hint in get_type_hints(command, include_extras=True).values()]
+        options = [hint.__metadata__[0] for hint in hints if "pathlib" in str(hint)]
+        assert len(options) > 20
+        assert not [option.help for option in options if option.readable]
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+    def test_a_file_that_cannot_be_read(self, anncoder: Run, model_folder: Path, counts_file: Path) -> None:
+        counts_file.chmod(0)
+        for words in (
+            ("check", counts_file),
+            ("embed", model_folder, counts_file, "-o", counts_file.parent / "o.h5ad"),
+        ):
+            result = anncoder(*words)
+            assert result.exit_code == 3, result.output
+            assert "[unreadable]" in result.stderr
 
     @pytest.mark.parametrize("command", ["train", "config", "search"])
     def test_help_names_every_model(self, anncoder: Run, command: str) -> None:
@@ -465,6 +505,13 @@ def environment() -> dict[str, str]:
 
 
 class TestProcess:
+    @pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+    def test_streams_may_be_closed(self, counts_file: Path, closed: str) -> None:
+        for path, code in ((counts_file, 0), (counts_file.with_name("none.h5ad"), 3)):
+            command = ["sh", "-c", f'"$0" -m anncoder check "$1" {closed}', sys.executable, str(path)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
+            assert (done.returncode, done.stderr) == (code, "")
+
     def test_help_is_quick_and_imports_nothing_heavy(self) -> None:
         took = []
         for _ in range(3):

@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from anncoder.cli_options import LAST_SEED, MOST_THREADS
 from anncoder.commands.train import TrainRequest, make_plan
+from anncoder.config import TrainingConfig
+from anncoder.errors import ConfigError
 from anncoder.models import MODELS
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
@@ -25,3 +28,10 @@ def test_it_trains_for_an_epoch(path: Path, counts: Any) -> None:
     model = plan.model.fit(counts, progress=False, **plan.training.model_dump())
     assert len(model.history_) == 1
     assert np.isfinite(model.embed(counts)).all()
+
+
+def test_the_command_line_knows_the_bounds_of_the_seed_and_the_threads() -> None:
+    TrainingConfig(seed=LAST_SEED, threads=MOST_THREADS)
+    for beyond in ({"seed": LAST_SEED + 1}, {"seed": 10**20}, {"threads": MOST_THREADS + 1}, {"threads": 10**11}):
+        with pytest.raises(ConfigError, match="input should be less than"):
+            TrainingConfig(**beyond)

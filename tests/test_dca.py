@@ -22,6 +22,7 @@ from anncoder import DCA, load, tl
 from anncoder.data.memory import MemoryLoader, Stored
 from anncoder.data.summary import library_sizes, summarize
 from anncoder.errors import ConfigError, InputError
+from anncoder.files import locked
 from anncoder.models.dca import TYPES, DCAConfig, DCANetwork
 from anncoder.types import Batch, Noise, Shape
 
@@ -622,3 +623,12 @@ def test_inputs_that_cannot_be_used_are_named(anncoder: Run, table: Path, tmp_pa
         assert (result.exit_code, said in result.stderr) == (exit_code, True), result.stderr
     assert mine.read_bytes() == table.read_bytes()
     assert anncoder("dca", fractions, tmp_path / "out", "--nocheckcounts", *SMALL).exit_code == 0
+
+
+def test_two_runs_in_one_folder_are_refused(anncoder: Run, counts: anndata.AnnData, tmp_path: Path) -> None:
+    counts.write_h5ad(tmp_path / "in.h5ad")
+    (tmp_path / "out").mkdir()
+    with locked(tmp_path / "out" / "dca.h5ad"):
+        result = anncoder("dca", tmp_path / "in.h5ad", tmp_path / "out", *SMALL)
+    assert result.exit_code == 6
+    assert "output-in-use" in result.stderr

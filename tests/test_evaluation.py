@@ -415,12 +415,26 @@ def test_cells_without_a_label_are_not_scored(counts: anndata.AnnData, fitted: A
     assert evaluate(fitted, counts, labels="group").table.loc["model", "leiden_ari"] > 0.9
 
 
-def test_labels_that_tell_nothing(grouped: anndata.AnnData, fitted: Autoencoder) -> None:
-    latent = fitted.embed(grouped)[:30]
-    for labels in (["a"] * 30, [str(i) for i in range(30)]):
-        scores = cluster_scores(latent, np.array(labels, dtype=object), 0)
-        assert np.isnan(scores.pop("silhouette"))
-        assert np.isfinite(list(scores.values())).all()
+def test_labels_that_tell_nothing_are_not_scored(
+    counts: anndata.AnnData, fitted: Autoencoder, caplog: pytest.LogCaptureFixture
+) -> None:
+    latent = fitted.embed(counts)[:30]
+    for labels in (["a"] * 30, [str(i) for i in range(30)], ["a"] * 20 + [None] * 10, [None] * 30):
+        for one in (latent, None):
+            assert np.isnan(list(cluster_scores(one, np.array(labels, dtype=object), 0).values())).all()
+    counts.obs["constant"] = "a"
+    table = evaluate(fitted, counts, labels="constant").table
+    assert table[["leiden_ari", "kmeans_ari", "kmeans_nmi", "silhouette"]].isna().all(axis=None)
+    assert table["reconstruction_mse"].notna().all()
+    assert "no clusters are scored: the labels 'constant'" in caplog.text
+
+
+def test_only_a_column_of_a_file_has_labels(counts: anndata.AnnData, fitted: Autoencoder, tmp_path: Path) -> None:
+    counts.obs.index.name = "barcode"
+    counts.write_h5ad(tmp_path / "in.h5ad")
+    for name in ("barcode", "group/codes", "_index"):
+        with pytest.raises(ConfigError, match="unknown key"):
+            evaluate(fitted, tmp_path / "in.h5ad", labels=name)
 
 
 def test_numbers_may_be_labels(counts: anndata.AnnData, fitted: Autoencoder, found: evaluation.Evaluation) -> None:
@@ -519,3 +533,20 @@ def test_blocks_give_what_the_whole_gives(
     whole = scores()
     monkeypatch.setattr(baselines, "BLOCK", 17)
     np.testing.assert_allclose(scores(), whole, rtol=1e-5)
+
+
+def test_a_seed_out_of_range_is_refused_and_the_last_one_is_taken(
+    grouped: anndata.AnnData, fitted: Autoencoder
+) -> None:
+    for seed in (-1, 2**32):
+        with pytest.raises(ConfigError, match="seed = "):
+            evaluate(fitted, grouped, seed=seed)
+    assert evaluate(fitted, grouped, seed=2**32 - 1).table["reconstruction_mse"].notna().all()
+
+
+def test_no_cells_are_too_few(grouped: anndata.AnnData, fitted: Autoencoder, tmp_path: Path) -> None:
+    grouped[:0].write_h5ad(tmp_path / "none.h5ad")
+    for data in (grouped[:0].copy(), tmp_path / "none.h5ad"):
+        with pytest.raises(InputError) as caught:
+            evaluate(fitted, data)
+        assert caught.value.code == "too-few-cells"

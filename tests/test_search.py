@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +18,13 @@ import anncoder as ac
 from anncoder.cli import app
 from anncoder.errors import ConfigError, FileError
 from anncoder.evaluation import evaluate, heldout_score
+from anncoder.files import locked
+from anncoder.progress import TrainingReport
 from anncoder.trials import SPACE, Trial, draw, search
 
 FEW = {"n_latent": [2, 3], "learning_rate": {"low": 1e-3, "high": 1e-2, "log": True}}
 QUICK = {"max_epochs": 2, "n_hidden": [8]}
+Run = Callable[..., Any]
 
 
 def test_drawn_settings_are_of_the_space_and_depend_on_seed_and_number_alone() -> None:
@@ -55,6 +61,65 @@ def test_a_stopped_search_goes_on_to_the_same_trials(counts: anndata.AnnData, tm
         search(counts, space=FEW, n_trials=3, journal=journal, layer="other", **QUICK)
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_the_command_and_the_trial_it_cut_off_is_done_anew(
+    anncoder: Run, counts_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int
+) -> None:
+    output, epoch = tmp_path / "out.h5ad", TrainingReport.epoch
+    words = ["search", counts_file, "-o", output, "--trials", "2", "--set", "max_epochs=3", "--set", "n_hidden=[8]"]
+    seen = []
+
+    def epoch_and_signal(self: TrainingReport, record: Any) -> None:
+        epoch(self, record)
+        seen.append(record)
+        if len(seen) == 5:  # in the second trial, when there are weights to go on with
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(TrainingReport, "epoch", epoch_and_signal)
+    stopped = anncoder(*words)
+    assert (stopped.exit_code, len(seen)) == (code, 5)
+    assert "the same command again goes on" in stopped.stderr
+    assert not output.exists()
+    journal = output.with_suffix(".search.jsonl")
+    assert [json.loads(line)["number"] for line in journal.read_text().splitlines()[1:]] == [0]
+    assert anncoder(*words).exit_code == 0
+    assert [json.loads(line)["epochs"] for line in journal.read_text().splitlines()[1:]] == [3, 3]
+
+
+def test_two_searches_of_one_output_are_refused(anncoder: Run, counts_file: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.h5ad"
+    with locked(output.with_suffix(".search.jsonl")):
+        result = anncoder("search", counts_file, "-o", output)
+    assert result.exit_code == 6
+    assert "output-in-use" in result.stderr
+    assert not output.with_suffix(".search.jsonl").exists()
+
+
+def test_a_journal_of_trials_that_are_there_twice_is_damaged(counts: anndata.AnnData, tmp_path: Path) -> None:
+    journal = tmp_path / "it.jsonl"
+    search(counts, space=FEW, n_trials=1, journal=journal, **QUICK)
+    journal.write_text(journal.read_text() + journal.read_text().splitlines()[1] + "\n")
+    with pytest.raises(FileError, match="damaged") as caught:
+        search(counts, space=FEW, n_trials=3, journal=journal, **QUICK)
+    assert caught.value.code == "bad-journal"
+
+
+def test_the_command_takes_the_model_and_the_seed_as_train_does(
+    anncoder: Run, counts_file: Path, tmp_path: Path
+) -> None:
+    space, output = tmp_path / "space.yaml", tmp_path / "out.h5ad"
+    space.write_text("n_latent: [2, 3]\n")
+    words = ["search", counts_file, "-o", output, "--space", space, "--trials", "1", "--set", "max_epochs=1"]
+    assert anncoder(*words, "--set", "model=denoising", "--set", "seed=3", "--seed", "4").exit_code == 0
+    head = json.loads(output.with_suffix(".search.jsonl").read_text().splitlines()[0])
+    assert (head["model"], head["seed"]) == ("denoising", 4)
+    assert json.loads(anndata.read_h5ad(output).uns["ae"]["params_json"])["model"] == "denoising"
+    for word in ("n_trials=3", "journal=x", "space=[]", "adata=1", "model=cuont"):
+        refused = anncoder(*words, "--set", word)
+        assert refused.exit_code == 2, refused.output
+        assert "unknown-key" in refused.stderr
+
+
 def test_the_score_is_that_of_evaluate(counts: anndata.AnnData) -> None:
     model = ac.CountAutoencoder(n_latent=2, n_hidden=(8,)).fit(counts, max_epochs=2, valid_fraction=0.3, progress=False)
     assert heldout_score(model, counts) == pytest.approx(evaluate(model, counts).table.loc["model", "heldout_nll"])
@@ -76,11 +141,73 @@ def test_a_trial_that_cannot_be_fitted_is_told_of_and_comes_last(counts: anndata
         ({"learning_rate": {"low": 0.0, "high": 1.0, "log": True}}, "neither"),
         ({"learning_rate": {"low": "1e-3", "high": 1e-2}}, "neither"),
         (["n_latent"], "not a mapping"),
+        ({"n_latent": [2, "x"]}, "n_latent = 'x'"),
+        ({"n_latent": [2, True]}, "n_latent = True"),
+        ({"n_hidden": [[8], [8, 0]]}, "n_hidden.1 = 0"),
+        ({"n_latent": {"low": 0, "high": 3}}, "n_latent = 0"),
+        ({"n_latent": {"low": 2.0, "high": 5.0}}, "n_latent = .*: input should be a valid integer"),
+        ({"valid_fraction": {"low": 0.1, "high": 0.95}}, "valid_fraction = 0.95"),
     ],
 )
 def test_a_space_that_is_none_is_refused(counts: anndata.AnnData, space: Any, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         search(counts, space=space, n_trials=1, **QUICK)
+
+
+def test_values_that_fit_together_are_a_space_though_one_alone_would_be_refused(counts: anndata.AnnData) -> None:
+    trial = search(counts, "undercomplete", space={"tied": [True]}, n_trials=1, norm="none", **QUICK)[0]
+    assert trial.heldout_nll is not None
+
+
+def test_a_shared_value_of_the_wrong_type_is_refused_before_the_trials(counts: anndata.AnnData) -> None:
+    with pytest.raises(ConfigError, match="max_epochs = 'x'"):
+        search(counts, space=FEW, n_trials=1, max_epochs="x")
+
+
+@pytest.mark.parametrize(
+    ("words", "said", "code"),
+    [
+        (("--labels", "nope"), "unknown-key", 2),
+        (("-o", "in.h5ad"), "choose another name", 2),
+        (("--layer", "nope"), "missing-layer", 4),
+        (("--set", "n_latent=500"), "latent-too-wide", 2),
+        (("--set", "batch_key=group"), "batches-unused", 2),
+    ],
+)
+def test_the_command_refuses_before_the_trials(
+    anncoder: Run,
+    counts_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, str],
+    said: str,
+    code: int,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "space.yaml").write_text("dropout_rate: [0.0]\n")
+    result = anncoder("search", counts_file, "-o", "out.h5ad", "--space", "space.yaml", "--trials", "2", *words)
+    assert result.exit_code == code, result.output
+    assert said in result.stderr
+    assert "--in-place" not in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.h5ad", "space.yaml"]
+
+
+def test_a_search_goes_on_where_only_its_first_settings_are_refused(
+    anncoder: Run, counts_file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "space.yaml").write_text("n_latent: [2, 500]\n")
+    words = ("--space", tmp_path / "space.yaml", "--trials", "4", "--set", "max_epochs=1", "--set", "n_hidden=[8]")
+    drawn = [draw({"n_latent": [2, 500]}, 1, number)["n_latent"] for number in range(4)]
+    assert drawn[0] == 500
+    assert 2 in drawn
+    result = anncoder("search", counts_file, "-o", tmp_path / "out.h5ad", *words, "--seed", "1")
+    assert result.exit_code == 0, result.output
+
+
+def test_a_seed_out_of_range_is_refused(counts: anndata.AnnData) -> None:
+    for seed in (-1, 2**32, "x"):
+        with pytest.raises(ConfigError, match="seed = "):
+            search(counts, space=FEW, n_trials=1, seed=seed, **QUICK)
 
 
 def test_no_trials_and_no_place_for_a_journal_are_named(counts: anndata.AnnData, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import anndata
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from scipy.stats import kstest, kurtosis, skew, spearmanr
 
 from anncoder.errors import ConfigError, ResourceError
+from anncoder.files import locked
 from anncoder.simulate import SplatParameters, _bridges, _draw_genes, simulate, simulate_to_file
 
 SMALL = SplatParameters(n_obs=700, n_vars=60, n_groups=3, n_batches=2, lib_loc=7, dropout_mid=1.0, de_prob=0.5, seed=5)
@@ -384,3 +387,11 @@ def test_extreme_parameters_give_counts(settings: dict[str, object]) -> None:
     x = simulate(SplatParameters(**{"n_obs": 50, "n_vars": 50} | settings)).X
     assert np.all(np.isfinite(x.data))
     assert np.all(x.data >= 1)
+
+
+def test_two_simulations_of_one_file_are_refused(anncoder: Callable[..., Any], tmp_path: Path) -> None:
+    with locked(tmp_path / "s.h5ad"):
+        result = anncoder("simulate", "-o", tmp_path / "s.h5ad", "--set", "n_obs=10")
+    assert result.exit_code == 6
+    assert "output-in-use" in result.stderr
+    assert not (tmp_path / "s.h5ad").exists()

@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from anncoder.cli_dca import dca
+from anncoder.cli_options import (
+    MODELS,
+    MOST_THREADS,
+    AllowMissing,
+    Debug,
+    DropEmpty,
+    GivenSeed,
+    InPlace,
+    Inputs,
+    Key,
+    Layer,
+    ModelFolder,
+    Output,
+    Outputs,
+    Quiet,
+    Resume,
+    Seed,
+    Settings,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -17,52 +38,25 @@ app = typer.Typer(
     "6 out of memory or disk, 130/143 interrupted after saving.",
 )
 
-Inputs = Annotated[
-    list[Path],
-    typer.Argument(help="An .h5ad file or .zarr folder of any size, several, or a quoted glob.", show_default=False),
-]
-ModelFolder = Annotated[Path, typer.Argument(help="A saved model: the folder of --save, or RUN.anncoder/model.")]
-Output = Annotated[Path, typer.Option("--output", "-o", help="The .h5ad file to write.", show_default=False)]
-Outputs = Annotated[
-    Path,
-    typer.Option(
-        "--output",
-        "-o",
-        help="The .h5ad file to write; of several inputs a folder, in which each keeps its name.",
-        show_default=False,
-    ),
-]
-Layer = Annotated[str | None, typer.Option(help="Layer that holds the counts; X if not given.")]
-Key = Annotated[str, typer.Option(help="Name of the results: obsm['X_KEY'], uns['KEY'], layers['KEY_denoised'].")]
-InPlace = Annotated[bool, typer.Option("--in-place", help="Let the output replace the input.")]
-DropEmpty = Annotated[bool, typer.Option("--drop-empty-cells", help="Leave out cells without any count.")]
-AllowMissing = Annotated[float, typer.Option(help="Share of the model's genes that may be missing.")]
-Resume = Annotated[
-    bool | None,
-    typer.Option(
-        "--resume/--no-resume",
-        help="Go on with the unfinished run of this output and refuse another one, or start anew; by default go on "
-        "if settings and data are the same.",
-        show_default=False,
-    ),
-]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and errors.")]
-# spelt out, for --help must not wait for torch; a test holds it to anncoder.models.MODELS
-MODELS = (
-    "count, denoising, undercomplete, variational; published systems: autoimpute, dca, netsne, saucie, scscope, scvis."
-)
-Seed = Annotated[int, typer.Option(min=0, help="Start of every random stream.")]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", help="key=value, any number of times; keys: anncoder config.")
-]
+LAST_STREAM = 2  # descriptor of stderr
 
 app.command()(dca)
 
 
 def main() -> None:
     """Run the command line."""
+    _open_closed_streams()
     app(prog_name="anncoder")
+
+
+def _open_closed_streams() -> None:
+    # `anncoder ... 2>&-`: what is said then goes nowhere, and the next file that is opened is not taken for stderr
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= LAST_STREAM:
+        pass
+    os.close(descriptor)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - as long as the process
 
 
 def _version(asked: bool) -> None:
@@ -104,15 +98,15 @@ def train(
     data: Inputs,
     output: Outputs,
     model: Annotated[str | None, typer.Option(help=MODELS)] = None,
-    config: Annotated[Path | None, typer.Option(help="YAML file of settings.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file of settings.", readable=False)] = None,
     settings: Settings = None,
     layer: Layer = None,
     key: Key = "ae",
     denoise: Annotated[bool, typer.Option("--denoise", help="Write the denoised layer too.")] = False,
-    save: Annotated[Path | None, typer.Option(help="Save the model to this folder as well.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Save the model to this folder as well.", readable=False)] = None,
     labels: Annotated[str | None, typer.Option(help="obs column to compare clusters with.")] = None,
     evaluation: Annotated[bool, typer.Option(help="Compare with PCA and the gene means.")] = True,
-    seed: Annotated[int | None, typer.Option(min=0, help="Start of every random stream.")] = None,
+    seed: GivenSeed = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     in_place: InPlace = False,
@@ -154,16 +148,17 @@ def train(
 
 @app.command()
 def search(
-    data: Annotated[Path, typer.Argument(help="An .h5ad file or .zarr folder.", show_default=False)],
+    data: Annotated[Path, typer.Argument(help="An .h5ad file or .zarr folder.", show_default=False, readable=False)],
     output: Output,
-    model: Annotated[str, typer.Option(help=f"The model to search settings for: {MODELS}")] = "count",
+    model: Annotated[str | None, typer.Option(help=f"The model to search settings for: {MODELS}")] = None,
     space: Annotated[
-        Path | None, typer.Option(help="YAML: for each setting a list of values, or {low: a, high: b, log: true}.")
+        Path | None,
+        typer.Option(help="YAML: for each setting a list of values, or {low: a, high: b, log: true}.", readable=False),
     ] = None,
     trials: Annotated[int, typer.Option(min=1, help="How many settings to try.")] = 20,
     settings: Settings = None,
     layer: Layer = None,
-    seed: Seed = 0,
+    seed: GivenSeed = None,
     labels: Annotated[str | None, typer.Option(help="obs column to compare clusters with.")] = None,
     debug: Debug = False,
 ) -> None:
@@ -227,7 +222,9 @@ def evaluate(
     data: Inputs,
     labels: Annotated[str | None, typer.Option(help="obs column with the cell types.")] = None,
     layer: Layer = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The .json file to write.")] = Path("metrics.json"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .json file to write.", readable=False)] = Path(
+        "evaluation.json"
+    ),
     allow_missing: AllowMissing = 0.0,
     guard: Annotated[
         bool, typer.Option("--guard", help="Fit again to permuted genes, and count the correlations invented.")
@@ -287,7 +284,7 @@ def config(
 def simulate(
     output: Output,
     settings: Settings = None,
-    seed: Seed = 0,
+    seed: GivenSeed = None,
     keep_means: Annotated[bool, typer.Option("--keep-means", help="Write the true means as a layer.")] = False,
     debug: Debug = False,
 ) -> None:
@@ -302,8 +299,12 @@ def simulate(
 
 @app.command()
 def benchmark(
-    data: Annotated[Path | None, typer.Argument(help="Counts to measure on; simulated ones if not given.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write everything as JSON.")] = None,
+    data: Annotated[
+        Path | None, typer.Argument(help="Counts to measure on; simulated ones if not given.", readable=False)
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write everything as JSON.", readable=False)
+    ] = None,
     only: Annotated[
         list[str] | None,
         typer.Option(
@@ -314,7 +315,7 @@ def benchmark(
     cells: Annotated[int, typer.Option(min=512, help="Simulated cells.")] = 8192,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of the whole fits.")] = 10,
     repeats: Annotated[int, typer.Option(min=1, help="How often each side is timed.")] = 5,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, max=MOST_THREADS, help="CPU threads.")] = None,
     debug: Debug = False,
 ) -> None:
     """Measure this machine, and how much faster than others anncoder is on it."""
@@ -328,7 +329,7 @@ def benchmark(
 
 @app.command()
 def demo(
-    outdir: Annotated[Path, typer.Option("--outdir", "-o", help="Folder for the results.")] = Path(),
+    outdir: Annotated[Path, typer.Option("--outdir", "-o", help="Folder for the results.", readable=False)] = Path(),
     seed: Seed = 0,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     debug: Debug = False,

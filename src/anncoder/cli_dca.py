@@ -7,19 +7,26 @@ from typing import Annotated
 
 import typer
 
+from anncoder.cli_options import LAST_SEED, MOST_THREADS
+
 Penalty = Annotated[float, typer.Option(min=0.0)]
 
 
 def dca(
     data: Annotated[
-        Path, typer.Argument(metavar="INPUT", help=".csv or .tsv (genes x cells), .h5ad or .zarr (cells x genes).")
+        Path,
+        typer.Argument(
+            metavar="INPUT", help=".csv or .tsv (genes x cells), .h5ad or .zarr (cells x genes).", readable=False
+        ),
     ],
-    outdir: Annotated[Path, typer.Argument(metavar="OUTDIR", help="Folder for the tables and the .h5ad file.")],
+    outdir: Annotated[
+        Path, typer.Argument(metavar="OUTDIR", help="Folder for the tables and the .h5ad file.", readable=False)
+    ],
     normtype: Annotated[str, typer.Option(help="zheng: there is no other.")] = "zheng",
     transpose: Annotated[bool, typer.Option("--transpose", "-t", help="A table is cells x genes.")] = False,
     testsplit: Annotated[bool, typer.Option("--testsplit", help="Keep a tenth of the cells out of the fit.")] = False,
     ae_type: Annotated[str, typer.Option("--type", help="Likelihood, dispersion and heads.")] = "nb-conddisp",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, max=MOST_THREADS, help="CPU threads.")] = None,
     batchsize: Annotated[int, typer.Option("--batchsize", "-b", help="Cells in a minibatch.")] = 32,
     sizefactors: Annotated[bool, typer.Option("--sizefactors/--nosizefactors", help="Normalise by size.")] = True,
     norminput: Annotated[bool, typer.Option("--norminput/--nonorminput", help="z-score the input.")] = True,
@@ -45,9 +52,11 @@ def dca(
     learningrate: Annotated[float | None, typer.Option("--learningrate", "-r", help="Step size.")] = None,
     saveweights: Annotated[bool, typer.Option("--saveweights/--no-saveweights", help="Save OUTDIR/model.")] = False,
     checkcounts: Annotated[bool, typer.Option("--checkcounts/--nocheckcounts", help="Refuse other values.")] = True,
-    denoisesubset: Annotated[Path | None, typer.Option(help="File of the genes to write, one a line.")] = None,
+    denoisesubset: Annotated[
+        Path | None, typer.Option(help="File of the genes to write, one a line.", readable=False)
+    ] = None,
     faithful: Annotated[bool, typer.Option("--faithful", help="Published split (last cells), last weights.")] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Start of every random stream.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LAST_SEED, help="Start of every random stream.")] = 0,
     hyper: Annotated[bool, typer.Option("--hyper", hidden=True)] = False,
     hypern: Annotated[int | None, typer.Option(hidden=True)] = None,
     hyperepoch: Annotated[int | None, typer.Option(hidden=True)] = None,

@@ -8,10 +8,11 @@ from __future__ import annotations
 import difflib
 import reprlib
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar, get_args
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from anncoder.errors import ConfigError
 
@@ -31,8 +32,19 @@ Width = Annotated[int, Field(ge=1, le=65_536)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(ge=0, le=1e9)]
 
-
 T = TypeVar("T")
+
+
+def _untrue(value: Any, kind: Any) -> Any:
+    # pydantic takes true for 1, and n_latent: true for a width
+    listed = value if isinstance(value, list | tuple) else [value]
+    if any(isinstance(item, bool) for item in listed) and not _may_be_true(kind):
+        raise PydanticCustomError("no_bool", "true and false are no values of this setting")
+    return value
+
+
+def _may_be_true(kind: Any) -> bool:
+    return kind in (bool, Any) or any(_may_be_true(part) for part in get_args(kind))
 
 
 class Settings(BaseModel):
@@ -53,6 +65,22 @@ class Settings(BaseModel):
             return build(values)
         except pydantic.ValidationError as error:
             raise _config_error(error, sorted(cls.model_fields), cls.__name__) from None
+
+    @pydantic.field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
+        return _untrue(value, cls.model_fields[str(info.field_name)].annotation)
+
+    @classmethod
+    def refuse_value(cls, name: str, value: Any) -> None:
+        """Raise a ConfigError if a setting cannot have a value, whatever the others have."""
+        field = cls.model_fields[name]
+        checked = pydantic.BeforeValidator(lambda given: _untrue(given, field.annotation))
+        alone: Any = Annotated[(field.annotation, checked, *field.metadata)]
+        try:
+            pydantic.TypeAdapter(alone, config=ConfigDict(allow_inf_nan=False)).validate_python(value)
+        except pydantic.ValidationError as error:
+            raise _config_error(error, [], cls.__name__, (name,)) from None
 
 
 # a model that has another default names the type again, not its bounds and description
@@ -222,9 +250,10 @@ class TrainingConfig(Settings):
     ] = None
     reduce_lr_factor: Annotated[float | None, Field(gt=0, lt=1, description="by how much it falls")] = None
     batch_key: Annotated[str | None, Field(description="obs column with the experimental batch")] = None
-    seed: Annotated[int, Field(ge=0, description="start of every random stream")] = 0
+    # scikit-learn takes no larger one; a training should not find that out when it is over
+    seed: Annotated[int, Field(ge=0, lt=2**32, description="start of every random stream")] = 0
     device: Annotated[str, Field(description="auto, cpu, cuda, cuda:1, mps")] = "auto"
-    threads: Annotated[int | None, Field(ge=1, description="CPU threads; null for torch's choice")] = None
+    threads: Annotated[int | None, Field(ge=1, le=1024, description="CPU threads; null for torch's choice")] = None
     precision: Annotated[PrecisionName, Field(description="matrix products on a CUDA GPU")] = "float32"
     cuda_graph: Annotated[
         bool | None,
@@ -302,9 +331,11 @@ def unknown_key(key: str, known: Sequence[str], *, where: str) -> ConfigError:
     return ConfigError(f"unknown key {key!r}", code="unknown-key", where=where, remedy=remedy)
 
 
-def _config_error(error: pydantic.ValidationError, known: Sequence[str], where: str) -> ConfigError:
+def _config_error(
+    error: pydantic.ValidationError, known: Sequence[str], where: str, within: tuple[str, ...] = ()
+) -> ConfigError:
     first = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in first["loc"])
+    key = ".".join(str(part) for part in (*within, *first["loc"]))
     if first["type"] == "extra_forbidden":
         return unknown_key(key, known, where=where)
     return ConfigError(

@@ -29,6 +29,7 @@ Clusters are of all cells.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -39,6 +40,7 @@ import torch
 
 from anncoder.autoencoder import Array, Autoencoder
 from anncoder.baselines import Cells, GeneMean, Method, Principal, Trained, input_of
+from anncoder.config import TrainingConfig
 from anncoder.data.adata import obs_column
 from anncoder.data.summary import library_sizes
 from anncoder.device import threads_set
@@ -48,6 +50,8 @@ from anncoder.heldout import heldout_nll, thin
 from anncoder.refusals import refuse_no_model
 from anncoder.sampling import Sample, some_cells
 from anncoder.sources import Data
+
+logger = logging.getLogger("anncoder")
 
 RESOLUTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.2, 1.5, 2.0)
 LARGEST_SILHOUETTE = 5000  # cells: it looks at every pair
@@ -94,7 +98,7 @@ class Evaluation:
         return f"{table}\n{self.n_scored:,} of {self.n_obs:,} cells scored: {WHICH[self.scored]}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values with stable names, as ``metrics.json`` has them."""
+        """Return plain values with stable names, as ``evaluation.json`` has them."""
         rows = {
             str(name): {k: (None if pd.isna(v) else float(v)) for k, v in row.items()}
             for name, row in self.table.to_dict(orient="index").items()
@@ -148,9 +152,10 @@ def evaluate(
     InputError
         There are too few cells, or the data are not what the model was fitted on.
     ConfigError
-        There is no such obs column.
+        There is no such obs column, or the seed is out of range.
     """
     refuse_no_model(model)
+    TrainingConfig.refuse_value("seed", seed)
     key = model.training_.batch_key if model.config.encodes_batches else None
     columns = [column for column in (labels, key) if column is not None]
     sample = some_cells(model, data, layer, columns, max_cells=max_cells, seed=seed, allow_missing=allow_missing)
@@ -166,6 +171,10 @@ def evaluate(
         )
     cells = Cells(matrix, _batches_of(model, adata))
     truth = None if labels is None else adata.obs[labels].to_numpy(dtype=object, na_value=np.nan)
+    if truth is not None and not _told_apart(truth):
+        logger.warning(
+            "no clusters are scored: the labels %r say the same of all cells that have one, or of no two", labels
+        )
     scored, others, which = _apart(model, sample, cells, seed)
     methods: dict[str, Method] = {
         "model": Trained(model),
@@ -227,9 +236,12 @@ def cluster_scores(latent: Array | None, truth: Any, seed: int) -> dict[str, flo
     Returns
     -------
     dict
-        ``leiden_ari``, ``leiden_nmi``, ``kmeans_ari``, ``kmeans_nmi``, ``silhouette``.
+        ``leiden_ari``, ``leiden_nmi``, ``kmeans_ari``, ``kmeans_nmi``, ``silhouette``; NaN for labels of a single
+        class, or of as many classes as cells, with which any clusters agree wholly or not at all.
     """
     names = ("leiden_ari", "leiden_nmi", "kmeans_ari", "kmeans_nmi")
+    if truth is not None and not _told_apart(truth):
+        return dict.fromkeys((*names, "silhouette"), np.nan)
     if latent is None:
         return dict.fromkeys(names, np.nan if truth is None else 0.0) | {"silhouette": np.nan}
     if truth is None:
@@ -274,6 +286,12 @@ def leiden(latent: Array, resolutions: tuple[float, ...], seed: int) -> list[Any
 def _batches_of(model: Autoencoder, adata: anndata.AnnData) -> Any:
     key = model.training_.batch_key if model.config.encodes_batches else None
     return None if key is None else obs_column(adata, key, what="batch_key").to_numpy()
+
+
+def _told_apart(truth: Any) -> bool:
+    # whether labels put some cells together and others apart
+    labels = truth[pd.notna(truth)].astype(str)
+    return 1 < len(set(labels)) < len(labels)
 
 
 def _apart(model: Autoencoder, sample: Sample, cells: Cells, seed: int) -> tuple[Cells, Cells, Scored]:

@@ -63,7 +63,7 @@ def some_cells(
     FileError
         A file cannot be read.
     InputError
-        There is no such layer, or the cells of a reader are not what the model needs.
+        There is no such layer, files have no cells, or the cells of a reader are not what the model needs.
     """
     if isinstance(data, Reader):
         genes, integers = Genes(model.var_names_, allow_missing), model.config.integers
@@ -71,6 +71,13 @@ def some_cells(
         return _some(model, source, columns, max_cells, seed)
     shards = open_files(data, model.layer_ if layer is None else layer, layer_is_of_fit=layer is None)
     if shards is not None:
+        if not any(shard.n_obs for shard in shards):
+            raise InputError(
+                "there are no cells",
+                code="too-few-cells",
+                where=", ".join(shard.path.name for shard in shards[:3]),
+                remedy="check the filters that ran before",
+            )
         return _some(model, DiskSource(Shards(shards), counts=False), columns, max_cells, seed)
     assert isinstance(data, anndata.AnnData)
     for key in columns:

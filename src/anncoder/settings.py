@@ -19,10 +19,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     FileError
         The file cannot be read.
     ConfigError
-        It is not YAML, or not a mapping.
+        It is not YAML, not a mapping, or has a key twice.
     """
     try:
-        values = yaml.safe_load(Path(path).read_bytes())
+        values = yaml.load(Path(path).read_bytes(), Loader=_EachOnce)  # a safe one
     except OSError as error:
         raise FileError(
             f"cannot read the configuration {str(path)!r}: {error.strerror}",
@@ -74,3 +74,18 @@ def _yaml_value(text: str) -> Any:
         except ValueError:
             return value
     return value
+
+
+class _EachOnce(yaml.SafeLoader):
+    """YAML whose mappings have each key once: of two values the later one would win, and nobody would know."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return a mapping."""
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} is there twice", key.start_mark
+                )
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
+        return super().construct_mapping(node, deep)

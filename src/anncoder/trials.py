@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ import anndata
 import numpy as np
 
 from anncoder.autoencoder import Autoencoder
-from anncoder.config import split_settings, unknown_key
+from anncoder.config import TrainingConfig, split_settings, unknown_key
 from anncoder.errors import ConfigError, DivergenceError, FileError
 from anncoder.estimators import ESTIMATORS
 from anncoder.evaluation import heldout_score
@@ -98,8 +98,12 @@ def search(
     ------
     ConfigError
         Unknown setting, a space that is none, or a journal of another search.
+    FileError
+        The journal cannot be used, or is damaged.
     InputError
         The data are not raw counts.
+    KeyboardInterrupt
+        Stopped by a signal; the trial that it cut off is not in the journal.
 
     Examples
     --------
@@ -109,10 +113,13 @@ def search(
     >>> sorted(best.settings)
     ['n_latent']
     """
-    space = _checked_space(model, SPACE if space is None else space, own=space is not None)
+    space = checked_space(model, space)
     if n_trials < 1:
         raise ConfigError(f"n_trials = {n_trials}", code="bad-value", where="n_trials", remedy="ask for one at least")
     split_settings(settings, MODELS[model].config)
+    TrainingConfig.refuse_value("seed", seed)
+    for name, value in settings.items():
+        _refuse_values(model, name, [value])
     about = {"model": model, "space": dict(space), "settings": settings, "seed": seed, "data": _digest(adata, layer)}
     trials = [] if journal is None else _journal(Path(journal), about)
     for trial in trials[:n_trials]:
@@ -161,13 +168,23 @@ def _run(
     try:
         hyper, training = split_settings(shared | drawn, MODELS[model].config)
         fitted: Autoencoder = ESTIMATORS[model](**hyper).fit(adata, layer=layer, progress=False, **training)
+        if fitted.stopped_ == "interrupted":  # the fit ends as if it were over; the trial is not, nor is the search
+            raise KeyboardInterrupt(f"interrupted in trial {number + 1}")
         score = heldout_score(fitted, adata, layer=layer)
     except (DivergenceError, ConfigError) as error:  # this one cannot be fitted; others can
         return Trial(number, drawn, None, time.perf_counter() - began, 0, error.what)
     return Trial(number, drawn, score, time.perf_counter() - began, len(fitted.history_))
 
 
-def _checked_space(model: str, space: Space, *, own: bool) -> Space:
+def checked_space(model: str, space: Space | None) -> Space:
+    """Return the space of a search, the usual one for None.
+
+    Raises
+    ------
+    ConfigError
+        It names something that is no setting, or a value that the setting cannot have; the model is unknown, or cannot
+        be scored.
+    """
     if model not in MODELS:
         raise unknown_key(model, sorted(MODELS), where="model")
     config = MODELS[model].config
@@ -178,9 +195,9 @@ def _checked_space(model: str, space: Space, *, own: bool) -> Space:
             where="model",
             remedy="search among models of raw counts",
         )
-    if not own:
+    if space is None:
         known = set(config.model_fields) | {"learning_rate"}
-        space = {name: values for name, values in space.items() if name in known}
+        space = {name: values for name, values in SPACE.items() if name in known}
     if not isinstance(space, Mapping):
         raise ConfigError(
             f"space is a {type(space).__name__}, not a mapping",
@@ -197,7 +214,17 @@ def _checked_space(model: str, space: Space, *, own: bool) -> Space:
                 where="space",
                 remedy="write [8, 16] or {low: 0.001, high: 0.01, log: true}",
             )
+        # of a range the ends, and what it gives between them: no whole number, where one end is none
+        drawn = [draw({name: values}, 0, 0)[name], values["low"], values["high"]] if _ranged(values) else values
+        _refuse_values(model, name, drawn)
     return space
+
+
+def _refuse_values(model: str, name: str, values: Sequence[Any]) -> None:
+    # now, not trial by trial; what a value is beside the others is seen when they are drawn
+    for config in (MODELS[model].config, TrainingConfig):
+        for value in values if name in config.model_fields else ():
+            config.refuse_value(name, value)
 
 
 def _ranged(values: Any) -> bool:
@@ -229,6 +256,13 @@ def _journal(path: Path, about: Settings) -> list[Trial]:
         trials = [Trial(**line) for line in rest]
     except (ValueError, TypeError):  # killed while it wrote its last line
         head, trials = _whole_lines(path, lines)
+    if [trial.number for trial in trials] != list(range(len(trials))):
+        raise FileError(
+            f"{path.name} is damaged: its trials are not those of one search, each once and in order",
+            code="bad-journal",
+            where=str(path),
+            remedy="remove it: the search then starts anew",
+        )
     if head != about:
         raise ConfigError(
             f"{path.name} is the journal of another search",

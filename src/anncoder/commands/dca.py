@@ -26,7 +26,7 @@ from anncoder.dca_words import Words
 from anncoder.device import refuse_size
 from anncoder.errors import ConfigError, FileError, InputError, some
 from anncoder.estimators.dca import DCA
-from anncoder.files import atomic_path, same_file, writable_folder
+from anncoder.files import atomic_path, locked, same_file, writable_folder
 from anncoder.outputs import refuse_output
 from anncoder.progress import announce
 
@@ -53,6 +53,12 @@ def run_dca(request: DCARequest) -> None:
     """Read, fit, and write the tables, the h5ad file and, if asked, the model."""
     model, training = request.words.model(), request.words.training()
     _refuse_outdir(request)
+    with locked(request.outdir / H5AD):
+        _fit_and_write(request, model, training)
+    announce(f"wrote {request.outdir}: {', '.join(sorted(path.name for path in request.outdir.iterdir()))}")
+
+
+def _fit_and_write(request: DCARequest, model: DCA, training: dict[str, Any]) -> None:
     adata = _with_counts(_read(request))
     check(adata, integers=request.words.check_counts).raise_if_bad()
     refuse_unwritable(adata)
@@ -66,7 +72,6 @@ def run_dca(request: DCARequest) -> None:
         _write_h5ad(request, adata, found, model, split)
         if request.saveweights:
             model.save(request.outdir / MODEL)
-    announce(f"wrote {request.outdir}: {', '.join(sorted(path.name for path in request.outdir.iterdir()))}")
 
 
 def widths(text: str) -> tuple[int, ...]:

@@ -27,7 +27,7 @@ def run_check(data: list[Path], *, layer: str | None, counts: bool, as_json: boo
     reports = [check(path, layer=layer, counts=counts) for path in paths]
     if as_json:
         found: Any = [{"file": str(path)} | report.to_dict() for path, report in zip(paths, reports, strict=True)]
-        typer.echo(json.dumps(found, indent=2, allow_nan=False) if len(paths) > 1 else reports[0].to_json())
+        typer.echo(json.dumps(found if len(paths) > 1 else found[0], indent=2, allow_nan=False))
     else:
         heads = [f"{path}: " if len(paths) > 1 else "" for path in paths]
         typer.echo("\n\n".join(f"{head}{report}" for head, report in zip(heads, reports, strict=True)))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from anncoder.files import locked
 from anncoder.outputs import refuse_output
 from anncoder.progress import announce
 from anncoder.settings import parse_assignments
@@ -13,10 +14,12 @@ from anncoder.simulate import simulate_to_file
 from anncoder.splatter import SplatParameters
 
 
-def run_simulate(output: Path, assignments: tuple[str, ...], *, seed: int, keep_means: bool) -> None:
+def run_simulate(output: Path, assignments: tuple[str, ...], *, seed: int | None, keep_means: bool) -> None:
     """Simulate and write a file; the parameters are those of :class:`SplatParameters`."""
     refuse_output(output)
-    parameters = SplatParameters(**{"seed": seed, **parse_assignments(assignments)})
-    with tqdm(total=parameters.n_obs, unit="cell", unit_scale=True, disable=None, leave=False) as bar:
+    given = {} if seed is None else {"seed": seed}  # an option beats --set, as in train
+    parameters = SplatParameters(**parse_assignments(assignments) | given)
+    bar = tqdm(total=parameters.n_obs, unit="cell", unit_scale=True, disable=None, leave=False)
+    with locked(output), bar:  # of two at once the one that ends last would win
         simulate_to_file(output, parameters, keep_means=keep_means, progress=bar.update)
     announce(f"wrote {output}: {parameters.n_obs:,} cells x {parameters.n_vars:,} genes")

@@ -114,7 +114,7 @@ def run_train(request: TrainRequest) -> None:
 
 
 def _train_and_write(request: TrainRequest, plan: Plan) -> None:
-    files, source = _checked_input(request, plan)
+    files, source = checked_input(request, plan)
     with locked(run_folder(request.output)):
         folder = new_run_folder(request.output)
         with logged(folder / LOG):
@@ -165,8 +165,8 @@ def make_plan(request: TrainRequest) -> Plan:
     return Plan(model, TrainingConfig(**training).suited_to(model.config))
 
 
-def _checked_input(request: TrainRequest, plan: Plan) -> tuple[Files, DiskSource]:
-    # everything that can be refused is refused here, before the run folder is made and hours are spent
+def checked_input(request: TrainRequest, plan: Plan) -> tuple[Files, DiskSource]:
+    """Open the input; all that can be refused is refused here, before the run folder is made and hours are spent."""
     refuse_run_folder(request.output)
     _refuse_save(request)
     choose_device(plan.training.device)

@@ -178,9 +178,9 @@ class Shard:
 
     def refuse_no_column(self, key: str, *, what: str) -> None:
         """Raise a ConfigError if obs has no such column."""
-        obs = self.store["obs"]
-        if key not in obs:
-            columns = [str(name) for name in obs.attrs.get("column-order", [])]
+        names = self.store["obs"].attrs.get("column-order", [])
+        columns = [name.decode() if isinstance(name, bytes) else str(name) for name in names]
+        if key not in columns:  # in obs itself also stand the index and, as paths, the parts of a column
             raise unknown_key(key, columns, where=f"{what} (a column of obs of {self.path.name})")
 
     def refuse_change(self) -> None:
