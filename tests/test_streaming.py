@@ -299,6 +299,24 @@ class TestSeveralFiles:
         words = ("embed", model_folder, tmp_path / "other" / "b.h5ad", two[1], "--in-place", "-o", tmp_path / "in")
         assert anncoder(*words).exit_code == 2
 
+    def test_two_folders_that_differ_after_a_dot_have_two_runs(
+        self, anncoder: Run, two: list[Path], tmp_path: Path
+    ) -> None:
+        for name in ("out.v1", "out.v2"):
+            assert anncoder("train", *two, "-o", tmp_path / name, *QUICK).exit_code == 0
+        assert names(tmp_path) == ["in", "out.v1", "out.v1.anncoder", "out.v2", "out.v2.anncoder"]
+
+    @pytest.mark.parametrize("name", [".", "./", "below/.."])
+    def test_the_folder_one_stands_in(
+        self, anncoder: Run, two: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        (tmp_path / "here" / "below").mkdir(parents=True)
+        monkeypatch.chdir(tmp_path / "here")
+        result = anncoder("train", *two, "-o", name, *QUICK)
+        assert result.exit_code == 0, result.output
+        assert names(tmp_path) == ["here", "here.anncoder", "in"]
+        assert names(tmp_path / "here") == ["a.h5ad", "b.h5ad", "below"]
+
     def test_one_with_other_genes(self, anncoder: Run, two: list[Path], tmp_path: Path) -> None:
         adata = anndata.read_h5ad(two[1])[:, :40].copy()
         adata.write_h5ad(two[1])

@@ -18,8 +18,11 @@ PREVIOUS = "previous"
 
 
 def run_folder(output: Path) -> Path:
-    """Return the name of the run folder of an output."""
-    return output.with_suffix(".anncoder")
+    """Return the name of the run folder of an output: an ``.h5ad`` file without its ending, or a folder."""
+    if output.name in ("", ".."):  # of "." and "a/..", which say not what the folder is called
+        output = output.resolve()
+    # only our own ending: "out.v1" and "out.v2" are two folders, and have two runs
+    return output.parent / f"{output.name.removesuffix('.h5ad')}.anncoder"
 
 
 def refuse_run_folder(output: Path) -> None:
