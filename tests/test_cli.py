@@ -197,9 +197,9 @@ class TestRunFolder:
         weights, written = (folder / "model" / "weights.safetensors").read_bytes(), out.read_bytes()
         for _ in range(2):
             assert anncoder(*words, *DIVERGES_AT_ONCE).exit_code == 5
-            assert names(folder) == ["previous", "resolved.yaml", "run.log"]
-            assert names(folder / "previous") == RUN_FOLDER
-            assert (folder / "previous" / "model" / "weights.safetensors").read_bytes() == weights
+            assert names(folder) == [*RUN_FOLDER, "unfinished"]
+            assert names(folder / "unfinished") == ["resolved.yaml", "run.log"]
+            assert (folder / "model" / "weights.safetensors").read_bytes() == weights
             assert out.read_bytes() == written
         assert anncoder(*words).exit_code == 0
         assert names(folder) == RUN_FOLDER
@@ -459,6 +459,23 @@ class TestSignals:
             done.append("saved")
         assert done == ["saved"]
 
+    def test_where_somebody_asks_it_waits_until_then(self) -> None:
+        signals = Signals()
+        with signals.asked() as stops:
+            assert not stops()
+            signals(signal.SIGTERM, None)
+            assert stops()
+            with pytest.raises(KeyboardInterrupt):
+                signals(signal.SIGTERM, None)
+        signals.reset()
+        with signals.asked(), pytest.raises(KeyboardInterrupt):  # nobody has asked yet: the data are still read
+            signals(signal.SIGTERM, None)
+        signals.reset()
+        with signals.asked() as stops:
+            stops()
+        with pytest.raises(KeyboardInterrupt):  # and now nobody will
+            signals(signal.SIGTERM, None)
+
 
 def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -480,7 +497,7 @@ class TestProcess:
         assert done.stdout.strip() == "[]"
 
     @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-    def test_a_signal_ends_training_after_saving(
+    def test_a_signal_ends_training_after_keeping_its_state(
         self, counts_file: Path, tmp_path: Path, number: signal.Signals, code: int
     ) -> None:
         words = ("--set", "max_epochs=100000", "--set", "early_stopping=false", "--set", "n_latent=3")
@@ -502,14 +519,14 @@ class TestProcess:
             process.send_signal(number)
             said = process.stderr.read()
         assert process.returncode == code, said
-        assert "the results until then were saved; the same command again goes on from there" in said
+        (epoch,) = re.findall("the same command again goes on after epoch ([0-9]+)", said)
+        assert int(epoch) >= 5
         assert "Traceback" not in said
-        assert names(tmp_path) == ["in.h5ad", "out.anncoder", "out.h5ad"]
-        assert names(tmp_path / "out.anncoder") == ["checkpoint.safetensors", *RUN_FOLDER]
-        model = load(tmp_path / "out.anncoder" / "model")
+        assert names(tmp_path) == ["in.h5ad", "out.anncoder"]
+        assert names(tmp_path / "out.anncoder") == ["checkpoint.safetensors", "resolved.yaml", "run.log", "unfinished"]
+        model = load(tmp_path / "out.anncoder" / "unfinished" / "model")
         assert model.stopped_ == "interrupted"
-        written = anndata.read_h5ad(tmp_path / "out.h5ad")
-        np.testing.assert_allclose(written.obsm["X_ae"], model.embed(written), atol=1e-5)
+        assert len(model.history_) == int(epoch)
 
     def test_a_full_disk(self, model_folder: Path, counts_file: Path, tmp_path: Path) -> None:
         (tmp_path / "out.h5ad").write_text("old")

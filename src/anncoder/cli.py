@@ -14,7 +14,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Single-cell autoencoders: h5ad in, latent embedding and denoised expression out.",
     epilog="Exit codes: 0 done, 1 a bug, 2 usage or configuration, 3 unreadable input, 4 invalid input, 5 diverged, "
-    "6 out of memory or disk, 130/143 interrupted after saving.",
+    "6 out of memory or disk, 130/143 interrupted.",
 )
 
 Inputs = Annotated[

@@ -7,7 +7,7 @@ import logging
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -21,7 +21,7 @@ OURS = (errno.ENOENT, errno.EBADF, errno.EINVAL)  # the user's files are asked f
 
 
 class Signals:
-    """What control-C and SIGTERM do: stop the command, or, while results are being saved, wait until they are.
+    """What control-C and SIGTERM do: stop the command, or wait for a minibatch, or for results that are being saved.
 
     Attributes
     ----------
@@ -38,25 +38,39 @@ class Signals:
         """Begin a command."""
         self.number: int | None = None
         self.message = "interrupted; no results were written"
-        self._saving = False
+        self._saving = self._asked = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        """Take a signal; while saving, only the second one stops."""
-        waits = self._saving and self.number is None
+        """Take a signal; while somebody asks or saves, only the second one stops."""
+        waits = (self._saving or self._asked) and self.number is None
         self.number = number
         if not waits:
             raise KeyboardInterrupt(self.message)
-        logging.getLogger("anncoder").warning("stopping when the results are saved; once more to stop now")
+        until = "the results are saved" if self._saving else "this minibatch is done"
+        logging.getLogger("anncoder").warning("stopping when %s; once more to stop now", until)
 
     @contextmanager
-    def held(self, then: str = "") -> Iterator[None]:
-        """Let a block finish before a signal, of the block or from before it, ends the command; ``then`` is said."""
+    def asked(self) -> Iterator[Callable[[], bool]]:
+        """Give a function that says whether to stop, to be asked where that is easy; signals wait once it was."""
+
+        def stops() -> bool:
+            self._asked = True
+            return self.number is not None
+
+        try:
+            yield stops
+        finally:
+            self._asked = False
+
+    @contextmanager
+    def held(self, said: str = "the results until then were saved") -> Iterator[None]:
+        """Let a block finish before a signal, of the block or from before it, ends the command and this is said."""
         self._saving, self.message = True, "interrupted while results were being saved"
         try:
             yield
         finally:
             self._saving = False
-        self.message = f"interrupted; the results until then were saved{then}"
+        self.message = f"interrupted; {said}"
         if self.number is not None:
             raise KeyboardInterrupt(self.message)
 
