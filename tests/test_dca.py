@@ -19,9 +19,10 @@ from scipy.special import expit, gammaln
 
 import anncoder as ac
 from anncoder import DCA, load, tl
+from anncoder.commands.table import read_table
 from anncoder.data.memory import MemoryLoader, Stored
 from anncoder.data.summary import library_sizes, summarize
-from anncoder.errors import ConfigError, InputError
+from anncoder.errors import AnncoderError, ConfigError, InputError
 from anncoder.models.dca import TYPES, DCAConfig, DCANetwork
 from anncoder.types import Batch, Noise, Shape
 
@@ -622,3 +623,41 @@ def test_inputs_that_cannot_be_used_are_named(anncoder: Run, table: Path, tmp_pa
         assert (result.exit_code, said in result.stderr) == (exit_code, True), result.stderr
     assert mine.read_bytes() == table.read_bytes()
     assert anncoder("dca", fractions, tmp_path / "out", "--nocheckcounts", *SMALL).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "by_cell", "cells", "genes"),
+    [
+        (",c0,c1\n000,1,2\nNA,3,4\n", False, ["c0", "c1"], ["000", "NA"]),
+        (",007,1e5\n0000,1,3\nnan,2,4\n", True, ["0000", "nan"], ["007", "1e5"]),
+        ("c0,c1\nx,1,2\n010,3,4\n", False, ["c0", "c1"], ["x", "010"]),  # as R writes it, without a corner
+        ('\n,c0,NA\n\n"x,1",1,2\ny,3,4\n', False, ["c0", "NA"], ["x,1", "y"]),
+    ],
+)
+def test_names_of_a_table_are_text(text: str, by_cell: bool, cells: Any, genes: Any, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(text)
+    adata = read_table(tmp_path / "t.csv", ",", by_cell=by_cell)
+    assert (list(adata.obs_names), list(adata.var_names)) == (cells, genes)
+    assert adata.X.toarray().tolist() == [[1, 3], [2, 4]]
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "said"),
+    [
+        (",c0,c0\nx,1,2\n", "duplicate-names", "more than one column: c0"),
+        (",c0,c1\nx,1,2\nx,3,4\n", "duplicate-names", "more than one row: x"),
+        ("x,1,0,1\ny,1,2,3\n", "no-header", "numbers, some of them twice, and no names: 1, 0, 1"),
+        (",c0,c1\nx,1,2,3\n", "unreadable", "the first row has 3 values and the second 4"),
+    ],
+)
+def test_names_that_are_none_are_refused(text: str, code: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(AnncoderError, match=said) as caught:
+        read_table(tmp_path / "t.csv", ",", by_cell=False)
+    assert caught.value.code == code
+
+
+def test_numbers_taken_as_names_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "t.csv").write_text("x,4,0,1\ny,1,2,3\n")
+    assert list(read_table(tmp_path / "t.csv", ",", by_cell=False).obs_names) == ["4", "0", "1"]
+    assert "holds numbers, which are taken as names: 4, 0, 1" in caplog.text

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import anndata
 import numpy as np
 import pandas as pd
-from scipy.sparse import csr_matrix
 
 from anncoder.autoencoder import Array
 from anncoder.checkpoint import refuse_target
 from anncoder.checks import check
 from anncoder.commands.outcome import signals
 from anncoder.commands.output import read_input, refuse_unwritable, write_output
+from anncoder.commands.table import read_table
 from anncoder.config import unknown_key
 from anncoder.data.adata import read_matrix
 from anncoder.data.scan import scan, structure, unreadable
@@ -123,49 +123,6 @@ def _read(request: DCARequest) -> anndata.AnnData:
     if request.transpose:
         announce("--transpose has no meaning for an AnnData file, which is cells x genes")
     return read_input(request.data)
-
-
-def read_table(path: Path, separator: str, *, by_cell: bool) -> anndata.AnnData:
-    """Return the counts of a text table with names in its first row and column.
-
-    Parameters
-    ----------
-    path
-        The file, which may be compressed.
-    separator
-        Between the values.
-    by_cell
-        A row is a cell, not a gene.
-
-    Raises
-    ------
-    FileError
-        The file cannot be read.
-    InputError
-        It holds something else than numbers.
-    """
-    try:
-        frame = pd.read_csv(path, sep=separator, index_col=0)
-    except FileNotFoundError:
-        raise FileError(f"no such file: {str(path)!r}", code="no-file", where=str(path), remedy="check it") from None
-    except (OSError, ValueError) as error:
-        raise FileError(
-            f"cannot read {str(path)!r} as a table: {str(error).splitlines()[0]}",
-            code="unreadable",
-            where=str(path),
-            remedy="give a table with names in the first row and column: commas in .csv, tabs in .tsv and .txt",
-        ) from error
-    texts = [str(name) for name, column in frame.items() if column.dtype.kind not in "iufb"]
-    if texts or not frame.shape[1]:
-        raise InputError(
-            f"{len(texts):,} of {frame.shape[1]:,} columns hold something else than numbers: {some(texts)}",
-            code="not-numeric",
-            where=str(path),
-            remedy="leave only counts, with names in the first row and column; commas in .csv, tabs in .tsv and .txt",
-        )
-    frame = frame if by_cell else frame.T
-    obs, var = (pd.DataFrame(index=axis.astype(str)) for axis in (frame.index, frame.columns))
-    return anndata.AnnData(csr_matrix(frame.to_numpy(np.float64)), obs, var)
 
 
 def _with_counts(adata: anndata.AnnData) -> anndata.AnnData:
