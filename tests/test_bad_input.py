@@ -275,7 +275,7 @@ class TestOutputs:
         (tmp_path / "folder.h5ad").mkdir()
         for name, said in (
             ("out.csv", "does not end in .h5ad"),
-            ("out", "does not end"),
+            ("out.zarr", "does not end"),
             ("folder.h5ad", "is a folder"),
         ):
             refused(*command, "-o", tmp_path / name, code=2, said=(said,))

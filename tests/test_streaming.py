@@ -299,6 +299,22 @@ class TestSeveralFiles:
         words = ("embed", model_folder, tmp_path / "other" / "b.h5ad", two[1], "--in-place", "-o", tmp_path / "in")
         assert anncoder(*words).exit_code == 2
 
+    def test_a_glob_that_matches_one(self, anncoder: Run, two: list[Path], model_folder: Path, tmp_path: Path) -> None:
+        two[1].unlink()
+        glob = str(two[0].with_name("*.h5ad"))
+        (tmp_path / "there.csv").mkdir()
+        for name in ("new", "there.csv", "new.v2"):
+            result = anncoder("embed", model_folder, glob, "-o", f"{tmp_path}/{name}/")
+            assert result.exit_code == 0, result.output
+            assert names(tmp_path / name) == ["a.h5ad"]
+        assert anncoder("train", glob, "-o", tmp_path / "new", *QUICK).exit_code == 0
+        assert (tmp_path / "new.anncoder" / "model").is_dir()
+        refused = anncoder("embed", model_folder, glob, "-o", tmp_path / "in")
+        assert (refused.exit_code, "the output is the input" in refused.stderr) == (2, True)
+        (tmp_path / "taken").write_text("")
+        refused = anncoder("embed", model_folder, glob, "-o", tmp_path / "taken")
+        assert (refused.exit_code, "of 1 file is no folder" in refused.stderr) == (2, True)
+
     def test_two_folders_that_differ_after_a_dot_have_two_runs(
         self, anncoder: Run, two: list[Path], tmp_path: Path
     ) -> None:

@@ -28,7 +28,7 @@ Outputs = Annotated[
     typer.Option(
         "--output",
         "-o",
-        help="The .h5ad file to write; of several inputs a folder, in which each keeps its name.",
+        help="The .h5ad file to write; or, of one input or several, a folder, in which each keeps its name.",
         show_default=False,
     ),
 ]
