@@ -431,6 +431,15 @@ class TestOtherCommands:
         assert set(re.findall(r"\w+", cli.MODELS)) == set(MODELS) | {"published", "systems"}
 
 
+def test_a_remedy_names_the_option_not_the_argument(anncoder: Run, counts: anndata.AnnData, tmp_path: Path) -> None:
+    counts.layers["raw counts"] = counts.X.copy()
+    counts.X = counts.X.log1p()
+    counts.write_h5ad(tmp_path / "in.h5ad")
+    words = ("train", tmp_path / "in.h5ad", "-o", tmp_path / "out.h5ad", *QUICK)
+    assert "remedy: say --layer 'raw counts', which holds counts\n" in anncoder(*words).stderr
+    assert anncoder(*words, "--layer", "raw counts").exit_code == 0
+
+
 class TestSignals:
     def test_while_saving_the_first_waits_and_the_second_does_not(self) -> None:
         signals, done = Signals(), []

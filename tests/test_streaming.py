@@ -341,6 +341,18 @@ class TestSeveralFiles:
         assert "[missing-genes]" in result.stderr
         assert names(tmp_path) == ["in"]
 
+    @pytest.mark.parametrize("command", ["embed", "denoise"])
+    def test_what_is_wrong_with_one_names_the_file_and_the_option(
+        self, anncoder: Run, two: list[Path], model_folder: Path, tmp_path: Path, command: str
+    ) -> None:
+        anndata.read_h5ad(two[1])[:, :57].copy().write_h5ad(two[1])
+        words = (command, model_folder, *two, "-o", tmp_path / "out")
+        refused = anncoder(*words)
+        assert refused.exit_code == 4
+        assert f"where:  {two[1]}: var_names\n" in refused.stderr
+        assert "or --allow-missing 0.05 to take these as zero" in refused.stderr
+        assert anncoder(*words, "--allow-missing", "0.05").exit_code == 0
+
     def test_empty_cells_are_left_out_of_each(self, anncoder: Run, two: list[Path], tmp_path: Path) -> None:
         for path, empty in zip(two, ([3, 4], [0]), strict=True):
             adata = anndata.read_h5ad(path)

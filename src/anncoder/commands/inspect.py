@@ -18,7 +18,7 @@ from anncoder.estimators import load
 from anncoder.evaluation import Evaluation, evaluate
 from anncoder.models import MODELS
 from anncoder.outputs import refuse_output
-from anncoder.settings import parse_assignments
+from anncoder.settings import parse_assignments, set_in
 
 
 def run_check(data: list[Path], *, layer: str | None, counts: bool, as_json: bool) -> None:
@@ -93,12 +93,14 @@ def run_config(model: str, assignments: tuple[str, ...]) -> None:
     """Print every setting of a model as YAML, with what it means."""
     if model not in MODELS:
         raise unknown_key(model, sorted(MODELS), where="--model")
-    hyper, training = split_settings(parse_assignments(assignments), MODELS[model].config, where="--set")
-    settings_of_model = MODELS[model].config(**hyper)
-    sections = (
-        ("hyper-parameters", settings_of_model),
-        ("training", TrainingConfig(**training).suited_to(settings_of_model)),
-    )
+    values = parse_assignments(assignments)
+    hyper, training = split_settings(values, MODELS[model].config, where="--set")
+    with set_in({"--set": values}):
+        settings_of_model = MODELS[model].config(**hyper)
+        sections = (
+            ("hyper-parameters", settings_of_model),
+            ("training", TrainingConfig(**training).suited_to(settings_of_model)),
+        )
     typer.echo(f"model: {model}")
     for title, settings in sections:
         typer.echo(f"\n# {title}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import re
 import signal
 import sys
 import traceback
@@ -17,6 +18,13 @@ from anncoder.errors import AnncoderError, ResourceError, out_of_memory
 
 BUG = 1
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}  # what shells expect of a process that a signal ended
+# remedies name the arguments of Python's functions; who typed a command gave options
+OPTIONS = (
+    (r"layer=NAME \(--layer NAME\)", "--layer NAME"),
+    (r"pass layer=(.+), which", r"say --layer \1, which"),
+    ("leave out `layer`", "leave out --layer"),
+    (r"allow_missing=(\S+) \(--allow-missing\)", r"--allow-missing \1"),
+)
 OURS = (errno.ENOENT, errno.EBADF, errno.EINVAL)  # the user's files are asked for before they are used
 
 
@@ -94,6 +102,8 @@ def outcome(*, debug: bool, quiet: bool = False) -> Iterator[None]:
                 message = f"{type(error).__name__}: {error}\n  this is a bug in anncoder"
                 _leave(f"error: {message}; run again with --debug and report it", BUG, debug=debug)
             else:
+                for words, option in OPTIONS:
+                    known.remedy = re.sub(words, option, known.remedy)
                 _leave(f"error: {known}", known.exit_code, debug=debug)
 
 

@@ -45,7 +45,7 @@ from anncoder.progress import announce
 from anncoder.refusals import refuse_few_cells, refuse_width
 from anncoder.results import Files, leave_out_empty, open_files_for
 from anncoder.resume import Checkpoint, forget, kept_until
-from anncoder.settings import parse_assignments, read_yaml
+from anncoder.settings import parse_assignments, read_yaml, set_in
 from anncoder.slots import next_step
 from anncoder.sources import DiskSource
 from anncoder.written import Wanted, natural_scale, write_results
@@ -160,8 +160,9 @@ def make_plan(request: TrainRequest) -> Plan:
         ours, rest = split_settings(values, MODELS[name].config, where=where)
         hyper |= ours
         training |= rest
-    model = ESTIMATORS[name](**hyper)
-    return Plan(model, TrainingConfig(**training).suited_to(model.config))
+    with set_in(sources):
+        model = ESTIMATORS[name](**hyper)
+        return Plan(model, TrainingConfig(**training).suited_to(model.config))
 
 
 def _checked_input(request: TrainRequest, plan: Plan) -> tuple[Files, DiskSource]:
