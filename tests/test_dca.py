@@ -535,8 +535,11 @@ def test_the_command_writes_its_tables_and_an_h5ad(
     anncoder: Run, table: Path, counts: anndata.AnnData, tmp_path: Path
 ) -> None:
     out = tmp_path / "new" / "out"
+    assert anncoder("dca", tmp_path / "none.tsv", out).exit_code == 3
+    assert not out.parent.exists()
     result = anncoder("dca", table, out, "--type", "zinb", "--saveweights", *SMALL[:-1])
     assert result.exit_code == 0, result.output
+    assert f"wrote {out}: dca.h5ad, dispersion.tsv, dropout.tsv, latent.tsv, mean.tsv, model\n" in result.stderr
     assert "left out 1 cells and 1 genes" in result.stderr
     names = ["dca.h5ad", "dispersion.tsv", "dropout.tsv", "latent.tsv", "mean.tsv", "model"]
     assert sorted(path.name for path in out.iterdir()) == names
@@ -553,6 +556,13 @@ def test_the_command_writes_its_tables_and_an_h5ad(
     dropout = pd.read_csv(out / "dropout.tsv", sep="\t", index_col=0)
     np.testing.assert_allclose(dropout.T, written.obsm["X_dca_dropout"], rtol=1e-6)
     np.testing.assert_array_equal(load(out / "model").denoise(counts), written.layers["dca_denoised"])
+
+
+def test_what_is_not_the_commands_is_not_said_to_be_written(anncoder: Run, table: Path, tmp_path: Path) -> None:
+    for name in ("mine.txt", "model"):
+        (tmp_path / name).write_text("precious")
+    result = anncoder("dca", table, tmp_path, *SMALL[:-1])
+    assert result.stderr.endswith(f"wrote {tmp_path}: dca.h5ad, dispersion.tsv, latent.tsv, mean.tsv\n")
 
 
 def test_tables_and_h5ad_files_are_read_the_right_way_round(

@@ -62,11 +62,13 @@ def run_dca(request: DCARequest) -> None:
     model.fit(adata[split == "train"], progress=None if not request.quiet else False, **training)
     found = results(model, adata, denoise=True, latent=True, info=True)
     with signals.held():
+        request.outdir.mkdir(parents=True, exist_ok=True)
         _write_tables(request.outdir, adata, found, genes)
         _write_h5ad(request, adata, found, model, split)
         if request.saveweights:
             model.save(request.outdir / MODEL)
-    announce(f"wrote {request.outdir}: {', '.join(sorted(path.name for path in request.outdir.iterdir()))}")
+    ours = (*TABLES, H5AD, MODEL) if request.saveweights else (*TABLES, H5AD)
+    announce(f"wrote {request.outdir}: {', '.join(name for name in sorted(ours) if (request.outdir / name).exists())}")
 
 
 def widths(text: str) -> tuple[int, ...]:
@@ -98,9 +100,10 @@ def refuse_unsupported(options: Sequence[str], normtype: str) -> None:
 
 
 def _refuse_outdir(request: DCARequest) -> None:
-    # before any work is done: a place to write to, and not over the input
+    # before any work is done: a place to write to, and not over the input; made later, for there may be no results
     if not request.outdir.exists():
-        request.outdir.mkdir(parents=True)
+        writable_folder(next(folder for folder in request.outdir.absolute().parents if folder.exists()))
+        return
     writable_folder(request.outdir)
     refuse_output(request.outdir / H5AD)
     for name in (*TABLES, H5AD):
