@@ -328,7 +328,9 @@ def benchmark(
 
 @app.command()
 def demo(
-    outdir: Annotated[Path, typer.Option("--outdir", "-o", help="Folder for the results.")] = Path(),
+    outdir: Annotated[
+        Path, typer.Option("--outdir", "-o", help="Folder for demo_counts.h5ad, demo.h5ad, demo.anncoder/, demo_*.png.")
+    ] = Path(),
     seed: Seed = 0,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     debug: Debug = False,
