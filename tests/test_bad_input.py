@@ -335,6 +335,8 @@ class TestOutputs:
         refused("simulate", "-o", tmp_path / "no" / "s.h5ad", code=6, said=("does not exist",))
         refused("simulate", "-o", tmp_path / "s.csv", code=2, said=("does not end in .h5ad",))
         words = ("simulate", "-o", tmp_path / "s.h5ad", "--set")
+        said = ("where:  --set: n_obs\n", "see: anncoder config --simulate")
+        refused(*words, "n_obs=0", code=2, said=said)
         refused(*words, "n_cells=5", code=2, said=("unknown key 'n_cells'",))
         refused(*words, "n_obs=many", code=2, said=("n_obs",))
 

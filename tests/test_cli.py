@@ -24,6 +24,7 @@ from anncoder import CountAutoencoder, cli, load
 from anncoder.commands.outcome import Signals, outcome
 from anncoder.errors import ConfigError, FileError
 from anncoder.models import MODELS
+from anncoder.splatter import SplatParameters
 
 Run = Callable[..., Any]
 
@@ -389,7 +390,7 @@ class TestOtherCommands:
         result = anncoder("check", counts_file, "--layer", "logs", "--json")
         assert result.exit_code == 4
         assert not json.loads(result.stdout)["ok"]
-        assert "leave out `layer`" in result.stderr
+        assert "leave out --layer" in result.stderr
         assert anncoder("check", counts_file, "--layer", "logs", "--expression").exit_code == 0
 
     def test_evaluate(self, anncoder: Run, model_folder: Path, counts_file: Path, tmp_path: Path) -> None:
@@ -400,6 +401,10 @@ class TestOtherCommands:
             assert word in result.stdout
         methods = json.loads((tmp_path / "metrics.json").read_text())["methods"]
         assert {"model", "pca", "gene_mean"} <= set(methods)
+
+    def test_the_parameters_of_simulate_are_listed(self, anncoder: Run) -> None:
+        listed = yaml.safe_load(anncoder("config", "--simulate", "--set", "n_obs=7").stdout)
+        assert SplatParameters(**listed) == SplatParameters(n_obs=7)
 
     def test_simulate(self, anncoder: Run, tmp_path: Path) -> None:
         words = ("--set", "n_obs=300", "--set", "n_vars=40", "--set", "n_groups=2", "--seed", "4", "--keep-means")

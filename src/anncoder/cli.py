@@ -54,7 +54,7 @@ MODELS = (
 )
 Seed = Annotated[int, typer.Option(min=0, help="Start of every random stream.")]
 Settings = Annotated[
-    list[str] | None, typer.Option("--set", help="key=value, any number of times; keys: anncoder config.")
+    list[str] | None, typer.Option("--set", help="key=value, any number of times; keys: anncoder config (--simulate).")
 ]
 
 app.command()(dca)
@@ -272,15 +272,16 @@ def info(
 def config(
     model: Annotated[str, typer.Option(help=MODELS)] = "count",
     settings: Settings = None,
+    simulate: Annotated[bool, typer.Option("--simulate", help="Those of `anncoder simulate`.")] = False,
     debug: Debug = False,
 ) -> None:
     """Print every setting of a model with its default, as YAML that `train --config` reads."""
     from anncoder.commands.outcome import outcome
 
     with outcome(debug=debug):
-        from anncoder.commands.inspect import run_config
+        from anncoder.commands.inspect import run_config, run_config_of_simulate
 
-        run_config(model, tuple(settings or ()))
+        run_config_of_simulate(tuple(settings or ())) if simulate else run_config(model, tuple(settings or ()))
 
 
 @app.command()

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from anncoder.errors import ConfigError
 from anncoder.outputs import refuse_output
 from anncoder.progress import announce
-from anncoder.settings import parse_assignments
+from anncoder.settings import parse_assignments, set_in
 from anncoder.simulate import simulate_to_file
 from anncoder.splatter import SplatParameters
 
@@ -16,7 +17,19 @@ from anncoder.splatter import SplatParameters
 def run_simulate(output: Path, assignments: tuple[str, ...], *, seed: int, keep_means: bool) -> None:
     """Simulate and write a file; the parameters are those of :class:`SplatParameters`."""
     refuse_output(output)
-    parameters = SplatParameters(**{"seed": seed, **parse_assignments(assignments)})
+    parameters = parameters_of(assignments, seed=seed)
     with tqdm(total=parameters.n_obs, unit="cell", unit_scale=True, disable=None, leave=False) as bar:
         simulate_to_file(output, parameters, keep_means=keep_means, progress=bar.update)
     announce(f"wrote {output}: {parameters.n_obs:,} cells x {parameters.n_vars:,} genes")
+
+
+def parameters_of(assignments: tuple[str, ...], *, seed: int = 0) -> SplatParameters:
+    """Return the parameters that ``key=value`` words give; an error says where they are listed."""
+    values = parse_assignments(assignments)
+    try:
+        with set_in({"--set": values}):
+            return SplatParameters(**{"seed": seed, **values})
+    except ConfigError as error:
+        error.where = error.where.replace("SplatParameters", "--set")
+        error.remedy = error.remedy.replace("anncoder config", "anncoder config --simulate")
+        raise
