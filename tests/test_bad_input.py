@@ -94,7 +94,7 @@ def empty(adata: anndata.AnnData) -> None:
 
 
 BAD_DATA: dict[str, tuple[Change, tuple[str, ...]]] = {
-    "normalised": (normalised, ("not integers", "log", "layer='raw_counts'")),
+    "normalised": (normalised, ("not integers", "log", "--layer 'raw_counts'")),
     "negative": (set_value(-3), ("negative (-3", "cell 'Cell8', gene 'Gene12'")),
     "NaN": (set_value(np.nan), ("not finite (nan)", "cell 'Cell8', gene 'Gene12'")),
     "infinite": (set_value(np.inf), ("not finite (inf)", "cell 'Cell8', gene 'Gene12'")),
@@ -146,7 +146,7 @@ class TestData:
             refused(*command, code=4, said=("damaged", "1,000,000,000"))
 
     def test_a_missing_layer_says_where_the_counts_are(self, refused: Callable[..., str], counts_file: Path) -> None:
-        for name, said in (("count", "leave out `layer`: X holds counts"), ("logs", "leave out `layer`")):
+        for name, said in (("count", "leave out --layer: X holds counts"), ("logs", "leave out --layer")):
             words = ("train", counts_file, "-o", counts_file.with_name("out.h5ad"), "--layer", name, *QUICK)
             message = refused(*words, code=4, said=(said,))
         assert "not integers" in message
@@ -275,7 +275,7 @@ class TestOutputs:
         (tmp_path / "folder.h5ad").mkdir()
         for name, said in (
             ("out.csv", "does not end in .h5ad"),
-            ("out", "does not end"),
+            ("out.zarr", "does not end"),
             ("folder.h5ad", "is a folder"),
         ):
             refused(*command, "-o", tmp_path / name, code=2, said=(said,))
@@ -335,6 +335,8 @@ class TestOutputs:
         refused("simulate", "-o", tmp_path / "no" / "s.h5ad", code=6, said=("does not exist",))
         refused("simulate", "-o", tmp_path / "s.csv", code=2, said=("does not end in .h5ad",))
         words = ("simulate", "-o", tmp_path / "s.h5ad", "--set")
+        said = ("where:  --set: n_obs\n", "see: anncoder config --simulate")
+        refused(*words, "n_obs=0", code=2, said=said)
         refused(*words, "n_cells=5", code=2, said=("unknown key 'n_cells'",))
         refused(*words, "n_obs=many", code=2, said=("n_obs",))
 
@@ -358,11 +360,11 @@ class TestConfiguration:
             ("n_laten=4", ("unknown key 'n_laten'", "where:  --set", "did you mean 'n_latent'?")),
             ("learning_rat=1", ("did you mean 'learning_rate'?",)),
             ("xyzzy=1", ("unknown key 'xyzzy'", "known keys:", "n_latent")),
-            ("batch_size=1", ("batch_size = 1", "greater than or equal to 2", "TrainingConfig.batch_size")),
+            ("batch_size=1", ("batch_size = 1", "greater than or equal to 2", "where:  --set: batch_size\n")),
             ("n_latent=0", ("n_latent = 0", "greater than or equal to 1")),
             ("n_latent=2.5", ("n_latent = 2.5", "integer")),
             ("n_latent=", ("n_latent = None",)),
-            ("n_hidden=wide", ("n_hidden = 'wide'",)),
+            ("n_hidden=wide", ("n_hidden = 'wide'", "where:  --set: n_hidden")),
             ("likelihood=nbb", ("likelihood = 'nbb'", "'zinb'")),
             ("learning_rate=nan", ("learning_rate",)),
             ("learning_rate=-1", ("learning_rate = -1",)),
@@ -403,8 +405,14 @@ class TestConfiguration:
     def test_file(self, train: Callable[..., str], tmp_path: Path, text: str, said: tuple[str, ...]) -> None:
         (tmp_path / "x.yaml").write_text(text)
         message = train("--config", tmp_path / "x.yaml", code=2, said=said)
-        if "unknown key" in message or "YAML" in message:
+        if "unknown key" in message or "YAML" in message or "batch_size" in message:
             assert f"where:  {tmp_path / 'x.yaml'}" in message
+
+    def test_the_place_that_counts_is_named(self, train: Callable[..., str], tmp_path: Path) -> None:
+        (tmp_path / "x.yaml").write_text("n_latent: 0\nlikelihood: gaussian\n")
+        train("--config", tmp_path / "x.yaml", code=2, said=(f"where:  {tmp_path}/x.yaml: n_latent\n",))
+        train("--config", tmp_path / "x.yaml", "--set", "n_latent=-1", code=2, said=("where:  --set: n_latent\n",))
+        train("--threads", "0", code=2, said=("where:  options: threads\n",))
 
     def test_a_file_runs_no_code(self, train: Callable[..., str], tmp_path: Path) -> None:
         canary = tmp_path / "canary"

@@ -24,6 +24,7 @@ from anncoder import CountAutoencoder, cli, load
 from anncoder.commands.outcome import Signals, outcome
 from anncoder.errors import ConfigError, FileError
 from anncoder.models import MODELS
+from anncoder.splatter import SplatParameters
 
 Run = Callable[..., Any]
 
@@ -197,9 +198,9 @@ class TestRunFolder:
         weights, written = (folder / "model" / "weights.safetensors").read_bytes(), out.read_bytes()
         for _ in range(2):
             assert anncoder(*words, *DIVERGES_AT_ONCE).exit_code == 5
-            assert names(folder) == ["previous", "resolved.yaml", "run.log"]
-            assert names(folder / "previous") == RUN_FOLDER
-            assert (folder / "previous" / "model" / "weights.safetensors").read_bytes() == weights
+            assert names(folder) == [*RUN_FOLDER, "unfinished"]
+            assert names(folder / "unfinished") == ["resolved.yaml", "run.log"]
+            assert (folder / "model" / "weights.safetensors").read_bytes() == weights
             assert out.read_bytes() == written
         assert anncoder(*words).exit_code == 0
         assert names(folder) == RUN_FOLDER
@@ -395,7 +396,7 @@ class TestOtherCommands:
         result = anncoder("check", counts_file, "--layer", "logs", "--json")
         assert result.exit_code == 4
         assert not json.loads(result.stdout)["ok"]
-        assert "leave out `layer`" in result.stderr
+        assert "leave out --layer" in result.stderr
         assert anncoder("check", counts_file, "--layer", "logs", "--expression").exit_code == 0
 
     def test_evaluate(self, anncoder: Run, model_folder: Path, counts_file: Path, tmp_path: Path) -> None:
@@ -421,6 +422,10 @@ class TestOtherCommands:
         for option, seed in (((), 2), (("--seed", "1"), 1)):
             assert anncoder(*words, *option).exit_code == 0
             assert json.loads(anndata.read_h5ad(tmp_path / "s.h5ad").uns["simulation"])["seed"] == seed
+
+    def test_the_parameters_of_simulate_are_listed(self, anncoder: Run) -> None:
+        listed = yaml.safe_load(anncoder("config", "--simulate", "--set", "n_obs=7").stdout)
+        assert SplatParameters(**listed) == SplatParameters(n_obs=7)
 
     def test_simulate(self, anncoder: Run, tmp_path: Path) -> None:
         words = ("--set", "n_obs=300", "--set", "n_vars=40", "--set", "n_groups=2", "--seed", "4", "--keep-means")
@@ -471,6 +476,15 @@ class TestOtherCommands:
         assert set(re.findall(r"\w+", cli.MODELS)) == set(MODELS) | {"published", "systems"}
 
 
+def test_a_remedy_names_the_option_not_the_argument(anncoder: Run, counts: anndata.AnnData, tmp_path: Path) -> None:
+    counts.layers["raw counts"] = counts.X.copy()
+    counts.X = counts.X.log1p()
+    counts.write_h5ad(tmp_path / "in.h5ad")
+    words = ("train", tmp_path / "in.h5ad", "-o", tmp_path / "out.h5ad", *QUICK)
+    assert "remedy: say --layer 'raw counts', which holds counts\n" in anncoder(*words).stderr
+    assert anncoder(*words, "--layer", "raw counts").exit_code == 0
+
+
 class TestSignals:
     def test_while_saving_the_first_waits_and_the_second_does_not(self) -> None:
         signals, done = Signals(), []
@@ -498,6 +512,23 @@ class TestSignals:
         with pytest.raises(KeyboardInterrupt, match="were saved"), signals.held():
             done.append("saved")
         assert done == ["saved"]
+
+    def test_where_somebody_asks_it_waits_until_then(self) -> None:
+        signals = Signals()
+        with signals.asked() as stops:
+            assert not stops()
+            signals(signal.SIGTERM, None)
+            assert stops()
+            with pytest.raises(KeyboardInterrupt):
+                signals(signal.SIGTERM, None)
+        signals.reset()
+        with signals.asked(), pytest.raises(KeyboardInterrupt):  # nobody has asked yet: the data are still read
+            signals(signal.SIGTERM, None)
+        signals.reset()
+        with signals.asked() as stops:
+            stops()
+        with pytest.raises(KeyboardInterrupt):  # and now nobody will
+            signals(signal.SIGTERM, None)
 
 
 def environment() -> dict[str, str]:
@@ -527,7 +558,7 @@ class TestProcess:
         assert done.stdout.strip() == "[]"
 
     @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-    def test_a_signal_ends_training_after_saving(
+    def test_a_signal_ends_training_after_keeping_its_state(
         self, counts_file: Path, tmp_path: Path, number: signal.Signals, code: int
     ) -> None:
         words = ("--set", "max_epochs=100000", "--set", "early_stopping=false", "--set", "n_latent=3")
@@ -549,14 +580,14 @@ class TestProcess:
             process.send_signal(number)
             said = process.stderr.read()
         assert process.returncode == code, said
-        assert "the results until then were saved; the same command again goes on from there" in said
+        (epoch,) = re.findall("the same command again goes on after epoch ([0-9]+)", said)
+        assert int(epoch) >= 5
         assert "Traceback" not in said
-        assert names(tmp_path) == ["in.h5ad", "out.anncoder", "out.h5ad"]
-        assert names(tmp_path / "out.anncoder") == ["checkpoint.safetensors", *RUN_FOLDER]
-        model = load(tmp_path / "out.anncoder" / "model")
+        assert names(tmp_path) == ["in.h5ad", "out.anncoder"]
+        assert names(tmp_path / "out.anncoder") == ["checkpoint.safetensors", "resolved.yaml", "run.log", "unfinished"]
+        model = load(tmp_path / "out.anncoder" / "unfinished" / "model")
         assert model.stopped_ == "interrupted"
-        written = anndata.read_h5ad(tmp_path / "out.h5ad")
-        np.testing.assert_allclose(written.obsm["X_ae"], model.embed(written), atol=1e-5)
+        assert len(model.history_) == int(epoch)
 
     def test_a_full_disk(self, model_folder: Path, counts_file: Path, tmp_path: Path) -> None:
         (tmp_path / "out.h5ad").write_text("old")

@@ -19,9 +19,10 @@ from scipy.special import expit, gammaln
 
 import anncoder as ac
 from anncoder import DCA, load, tl
+from anncoder.commands.table import read_table
 from anncoder.data.memory import MemoryLoader, Stored
 from anncoder.data.summary import library_sizes, summarize
-from anncoder.errors import ConfigError, InputError
+from anncoder.errors import AnncoderError, ConfigError, InputError
 from anncoder.files import locked
 from anncoder.models.dca import TYPES, DCAConfig, DCANetwork
 from anncoder.types import Batch, Noise, Shape
@@ -535,8 +536,11 @@ def test_the_command_writes_its_tables_and_an_h5ad(
     anncoder: Run, table: Path, counts: anndata.AnnData, tmp_path: Path
 ) -> None:
     out = tmp_path / "new" / "out"
+    assert anncoder("dca", tmp_path / "none.tsv", out).exit_code == 3
+    assert not out.parent.exists()
     result = anncoder("dca", table, out, "--type", "zinb", "--saveweights", *SMALL[:-1])
     assert result.exit_code == 0, result.output
+    assert f"wrote {out}: dca.h5ad, dispersion.tsv, dropout.tsv, latent.tsv, mean.tsv, model\n" in result.stderr
     assert "left out 1 cells and 1 genes" in result.stderr
     names = ["dca.h5ad", "dispersion.tsv", "dropout.tsv", "latent.tsv", "mean.tsv", "model"]
     assert sorted(path.name for path in out.iterdir()) == names
@@ -553,6 +557,13 @@ def test_the_command_writes_its_tables_and_an_h5ad(
     dropout = pd.read_csv(out / "dropout.tsv", sep="\t", index_col=0)
     np.testing.assert_allclose(dropout.T, written.obsm["X_dca_dropout"], rtol=1e-6)
     np.testing.assert_array_equal(load(out / "model").denoise(counts), written.layers["dca_denoised"])
+
+
+def test_what_is_not_the_commands_is_not_said_to_be_written(anncoder: Run, table: Path, tmp_path: Path) -> None:
+    for name in ("mine.txt", "model"):
+        (tmp_path / name).write_text("precious")
+    result = anncoder("dca", table, tmp_path, *SMALL[:-1])
+    assert result.stderr.endswith(f"wrote {tmp_path}: dca.h5ad, dispersion.tsv, latent.tsv, mean.tsv\n")
 
 
 def test_tables_and_h5ad_files_are_read_the_right_way_round(
@@ -632,3 +643,41 @@ def test_two_runs_in_one_folder_are_refused(anncoder: Run, counts: anndata.AnnDa
         result = anncoder("dca", tmp_path / "in.h5ad", tmp_path / "out", *SMALL)
     assert result.exit_code == 6
     assert "output-in-use" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "by_cell", "cells", "genes"),
+    [
+        (",c0,c1\n000,1,2\nNA,3,4\n", False, ["c0", "c1"], ["000", "NA"]),
+        (",007,1e5\n0000,1,3\nnan,2,4\n", True, ["0000", "nan"], ["007", "1e5"]),
+        ("c0,c1\nx,1,2\n010,3,4\n", False, ["c0", "c1"], ["x", "010"]),  # as R writes it, without a corner
+        ('\n,c0,NA\n\n"x,1",1,2\ny,3,4\n', False, ["c0", "NA"], ["x,1", "y"]),
+    ],
+)
+def test_names_of_a_table_are_text(text: str, by_cell: bool, cells: Any, genes: Any, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(text)
+    adata = read_table(tmp_path / "t.csv", ",", by_cell=by_cell)
+    assert (list(adata.obs_names), list(adata.var_names)) == (cells, genes)
+    assert adata.X.toarray().tolist() == [[1, 3], [2, 4]]
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "said"),
+    [
+        (",c0,c0\nx,1,2\n", "duplicate-names", "more than one column: c0"),
+        (",c0,c1\nx,1,2\nx,3,4\n", "duplicate-names", "more than one row: x"),
+        ("x,1,0,1\ny,1,2,3\n", "no-header", "numbers, some of them twice, and no names: 1, 0, 1"),
+        (",c0,c1\nx,1,2,3\n", "unreadable", "the first row has 3 values and the second 4"),
+    ],
+)
+def test_names_that_are_none_are_refused(text: str, code: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(AnncoderError, match=said) as caught:
+        read_table(tmp_path / "t.csv", ",", by_cell=False)
+    assert caught.value.code == code
+
+
+def test_numbers_taken_as_names_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "t.csv").write_text("x,4,0,1\ny,1,2,3\n")
+    assert list(read_table(tmp_path / "t.csv", ",", by_cell=False).obs_names) == ["4", "0", "1"]
+    assert "holds numbers, which are taken as names: 4, 0, 1" in caplog.text

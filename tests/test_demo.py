@@ -17,7 +17,7 @@ from matplotlib import pyplot as plt
 import anncoder as ac
 from anncoder.commands import demo
 from anncoder.datasets import pbmc68k_counts
-from anncoder.errors import ResourceError
+from anncoder.errors import FileError, ResourceError
 
 
 class Ran(NamedTuple):
@@ -122,6 +122,18 @@ def test_it_can_be_run_again(ran: Ran, monkeypatch: pytest.MonkeyPatch, tmp_path
     for _ in range(2):
         demo.run_demo(tmp_path, seed=0, threads=1)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["demo.anncoder", "demo.h5ad", "demo_counts.h5ad"]
+
+
+@pytest.mark.parametrize("name", ["demo.h5ad", "demo_counts.h5ad"])
+def test_it_leaves_others_files(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    for write in (pbmc68k_counts()[:, ::-1].copy().write_h5ad, lambda path: path.write_text("precious")):
+        write(path)
+        before = path.read_bytes()
+        with pytest.raises(FileError, match="was not written by anncoder demo"):
+            demo.run_demo(tmp_path, seed=0, threads=1)
+        assert [p.name for p in tmp_path.iterdir()] == [name]
+        assert path.read_bytes() == before
 
 
 def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:

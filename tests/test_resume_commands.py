@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from anncoder import load, training
 from anncoder.progress import TrainingReport
 from anncoder.resume import NAME
 
@@ -111,8 +112,9 @@ class TestInterrupted:
             patched.setattr(TrainingReport, "epoch", stop)
             result = anncoder("train", counts_path, "-o", tmp_path / "out.h5ad", *settings)
         assert result.exit_code == 143
-        assert "the results until then were saved; the same command again goes on from there" in result.stderr
+        assert "the same command again goes on after epoch 4\n" in result.stderr
         assert (tmp_path / "out.anncoder" / NAME).exists()
+        assert not (tmp_path / "out.h5ad").exists()
         return tmp_path / "out.h5ad"
 
     @pytest.mark.parametrize("option", [(), ("--resume",)])
@@ -123,8 +125,14 @@ class TestInterrupted:
         assert anncoder("train", counts_path, "-o", whole, *settings).exit_code == 0
         result = anncoder("train", counts_path, "-o", out, *settings, *option)
         assert result.exit_code == 0, result.output
-        assert "going on after epoch 1" in result.stderr
+        assert "going on after epoch 4\n" in result.stderr
         assert_same(whole, out)
+
+    def test_what_it_has_until_then_is_said_to_be_unfinished(self, out: Path) -> None:
+        folder = out.with_suffix(".anncoder")
+        assert sorted(path.name for path in folder.iterdir()) == [NAME, "resolved.yaml", "run.log", "unfinished"]
+        assert load(folder / "unfinished" / "model").stopped_ == "interrupted"
+        assert len(pd.read_csv(folder / "unfinished" / "history.csv")) == 4
 
     def test_another_seed_starts_anew_and_says_so(
         self, anncoder: Run, counts_path: Path, out: Path, settings: list[str]
@@ -167,6 +175,57 @@ class TestInterrupted:
         assert result.exit_code == 0, result.output
         assert "cannot be used" in result.stderr
         assert "epoch 1/6" in result.stderr
+
+
+def test_an_interrupted_run_leaves_older_results_as_they_were(
+    anncoder: Run, counts_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, mine = tmp_path / "out.h5ad", tmp_path / "mine"
+    command = ("train", counts_path, "-o", out, "--save", mine)
+    assert anncoder(*command, *words(max_epochs=2)).exit_code == 0
+
+    def everything() -> dict[str, bytes]:
+        files = [out, *mine.rglob("*"), *out.with_suffix(".anncoder").rglob("*")]
+        return {str(path): path.read_bytes() for path in files if path.is_file()}
+
+    older = everything()
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainingReport, "epoch", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        result = anncoder(*command, *words(max_epochs=5))
+    assert (result.exit_code, "goes on after epoch 1\n" in result.stderr) == (143, True)
+    now = everything()
+    assert {path: now.get(path) for path in older} == older
+    assert anncoder(*command, *words(max_epochs=5)).exit_code == 0
+    assert sorted(path.name for path in out.with_suffix(".anncoder").iterdir()) == RUN_FOLDER
+    assert len(load(mine).history_) == 5
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_signal_within_an_epoch(
+    anncoder: Run, counts_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, twice: bool
+) -> None:
+    """The first waits for the end of the minibatch, whose state is kept; the second does not."""
+    whole, out = tmp_path / "whole.h5ad", tmp_path / "out.h5ad"
+    settings = words(**NOISY, model="denoising", max_epochs=4, batch_size=16, early_stopping="false", threads=1)
+    descend, steps = training.descend, []
+
+    def interrupted(*given: Any) -> Any:
+        steps.append(1)
+        if len(steps) == 10:  # of seven an epoch
+            for _ in range(1 + twice):
+                os.kill(os.getpid(), signal.SIGINT)
+        return descend(*given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "descend", interrupted)
+        result = anncoder("train", counts_path, "-o", out, *settings)
+    place = "epoch 1" if twice else "epoch 1 and 3 minibatches"
+    assert result.exit_code == 130
+    assert f"the same command again goes on after {place}\n" in result.stderr
+    result = anncoder("train", counts_path, "-o", out, *settings)
+    assert f"going on after {place}\n" in result.stderr
+    assert anncoder("train", counts_path, "-o", whole, *settings).exit_code == 0
+    assert_same(whole, out)
 
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node"]

@@ -299,6 +299,40 @@ class TestSeveralFiles:
         words = ("embed", model_folder, tmp_path / "other" / "b.h5ad", two[1], "--in-place", "-o", tmp_path / "in")
         assert anncoder(*words).exit_code == 2
 
+    def test_a_glob_that_matches_one(self, anncoder: Run, two: list[Path], model_folder: Path, tmp_path: Path) -> None:
+        two[1].unlink()
+        glob = str(two[0].with_name("*.h5ad"))
+        (tmp_path / "there.csv").mkdir()
+        for name in ("new", "there.csv", "new.v2"):
+            result = anncoder("embed", model_folder, glob, "-o", f"{tmp_path}/{name}/")
+            assert result.exit_code == 0, result.output
+            assert names(tmp_path / name) == ["a.h5ad"]
+        assert anncoder("train", glob, "-o", tmp_path / "new", *QUICK).exit_code == 0
+        assert (tmp_path / "new.anncoder" / "model").is_dir()
+        refused = anncoder("embed", model_folder, glob, "-o", tmp_path / "in")
+        assert (refused.exit_code, "the output is the input" in refused.stderr) == (2, True)
+        (tmp_path / "taken").write_text("")
+        refused = anncoder("embed", model_folder, glob, "-o", tmp_path / "taken")
+        assert (refused.exit_code, "of 1 file is no folder" in refused.stderr) == (2, True)
+
+    def test_two_folders_that_differ_after_a_dot_have_two_runs(
+        self, anncoder: Run, two: list[Path], tmp_path: Path
+    ) -> None:
+        for name in ("out.v1", "out.v2"):
+            assert anncoder("train", *two, "-o", tmp_path / name, *QUICK).exit_code == 0
+        assert names(tmp_path) == ["in", "out.v1", "out.v1.anncoder", "out.v2", "out.v2.anncoder"]
+
+    @pytest.mark.parametrize("name", [".", "./", "below/.."])
+    def test_the_folder_one_stands_in(
+        self, anncoder: Run, two: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        (tmp_path / "here" / "below").mkdir(parents=True)
+        monkeypatch.chdir(tmp_path / "here")
+        result = anncoder("train", *two, "-o", name, *QUICK)
+        assert result.exit_code == 0, result.output
+        assert names(tmp_path) == ["here", "here.anncoder", "in"]
+        assert names(tmp_path / "here") == ["a.h5ad", "b.h5ad", "below"]
+
     def test_one_with_other_genes(self, anncoder: Run, two: list[Path], tmp_path: Path) -> None:
         adata = anndata.read_h5ad(two[1])[:, :40].copy()
         adata.write_h5ad(two[1])
@@ -306,6 +340,18 @@ class TestSeveralFiles:
         assert result.exit_code == 4
         assert "[missing-genes]" in result.stderr
         assert names(tmp_path) == ["in"]
+
+    @pytest.mark.parametrize("command", ["embed", "denoise"])
+    def test_what_is_wrong_with_one_names_the_file_and_the_option(
+        self, anncoder: Run, two: list[Path], model_folder: Path, tmp_path: Path, command: str
+    ) -> None:
+        anndata.read_h5ad(two[1])[:, :57].copy().write_h5ad(two[1])
+        words = (command, model_folder, *two, "-o", tmp_path / "out")
+        refused = anncoder(*words)
+        assert refused.exit_code == 4
+        assert f"where:  {two[1]}: var_names\n" in refused.stderr
+        assert "or --allow-missing 0.05 to take these as zero" in refused.stderr
+        assert anncoder(*words, "--allow-missing", "0.05").exit_code == 0
 
     def test_empty_cells_are_left_out_of_each(self, anncoder: Run, two: list[Path], tmp_path: Path) -> None:
         for path, empty in zip(two, ([3, 4], [0]), strict=True):

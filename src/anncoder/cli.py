@@ -35,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Single-cell autoencoders: h5ad in, latent embedding and denoised expression out.",
     epilog="Exit codes: 0 done, 1 a bug, 2 usage or configuration, 3 unreadable input, 4 invalid input, 5 diverged, "
-    "6 out of memory or disk, 130/143 interrupted after saving.",
+    "6 out of memory or disk, 130/143 interrupted.",
 )
 
 LAST_STREAM = 2  # descriptor of stderr
@@ -269,15 +269,16 @@ def info(
 def config(
     model: Annotated[str, typer.Option(help=MODELS)] = "count",
     settings: Settings = None,
+    simulate: Annotated[bool, typer.Option("--simulate", help="Those of `anncoder simulate`.")] = False,
     debug: Debug = False,
 ) -> None:
     """Print every setting of a model with its default, as YAML that `train --config` reads."""
     from anncoder.commands.outcome import outcome
 
     with outcome(debug=debug):
-        from anncoder.commands.inspect import run_config
+        from anncoder.commands.inspect import run_config, run_config_of_simulate
 
-        run_config(model, tuple(settings or ()))
+        run_config_of_simulate(tuple(settings or ())) if simulate else run_config(model, tuple(settings or ()))
 
 
 @app.command()
@@ -329,7 +330,15 @@ def benchmark(
 
 @app.command()
 def demo(
-    outdir: Annotated[Path, typer.Option("--outdir", "-o", help="Folder for the results.", readable=False)] = Path(),
+    outdir: Annotated[
+        Path,
+        typer.Option(
+            "--outdir",
+            "-o",
+            help="Folder for demo_counts.h5ad, demo.h5ad, demo.anncoder/, demo_*.png.",
+            readable=False,
+        ),
+    ] = Path(),
     seed: Seed = 0,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     debug: Debug = False,

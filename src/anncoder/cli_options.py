@@ -28,7 +28,7 @@ Outputs = Annotated[
     typer.Option(
         "--output",
         "-o",
-        help="The .h5ad file to write; of several inputs a folder, in which each keeps its name.",
+        help="The .h5ad file to write; or, of one input or several, a folder, in which each keeps its name.",
         show_default=False,
         readable=False,
     ),
@@ -58,5 +58,5 @@ GivenSeed = Annotated[
     int | None, typer.Option(min=0, max=LAST_SEED, help="Start of every random stream; 0 if not given.")
 ]
 Settings = Annotated[
-    list[str] | None, typer.Option("--set", help="key=value, any number of times; keys: anncoder config.")
+    list[str] | None, typer.Option("--set", help="key=value, any number of times; keys: anncoder config (--simulate).")
 ]

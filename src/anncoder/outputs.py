@@ -8,6 +8,9 @@ from anncoder.data.shards import Paths, paths_of
 from anncoder.errors import ConfigError, some
 from anncoder.files import same_file, writable_folder
 
+# endings of a file: who names one of these, and not a folder that is there, means no folder
+FILES = (".h5ad", ".zarr", ".h5", ".loom", ".csv", ".tsv", ".txt")
+
 
 def refuse_output(output: Path, *, suffix: str = ".h5ad") -> None:
     """Refuse the name of an output before any work is done for it.
@@ -42,14 +45,16 @@ def refuse_input_as_output(data: Path, output: Path, *, in_place: bool) -> None:
 
 
 def outputs_of(data: Paths, output: Path, *, in_place: bool) -> list[Path]:
-    """Return the output of each input: the one named, or, of several, files of their names in the folder named.
+    """Return the output of each input: the file named, or files of their names in the folder named.
+
+    What the output is depends on its name, not on how many files a glob happens to match.
 
     Parameters
     ----------
     data
         A path, a glob, or several of them.
     output
-        An ``.h5ad`` file; of several inputs a folder, which may be made later.
+        An ``.h5ad`` file of one input; else a folder, which may be made later.
     in_place
         Whether an output may replace its input.
 
@@ -63,23 +68,26 @@ def outputs_of(data: Paths, output: Path, *, in_place: bool) -> list[Path]:
         The folder cannot be written.
     """
     single = isinstance(data, str | Path) or len(data) == 1
-    if single and output.suffix == ".h5ad":  # whatever is wrong with the output is said first
+    is_file = output.suffix in FILES and not (output.is_dir() and output.suffix != ".h5ad")
+    if single and is_file:  # whatever is wrong with the output is said first
         refuse_output(output)
     paths = paths_of(data)
-    if len(paths) == 1:
+    if len(paths) == 1 and is_file:
         refuse_output(output)
         refuse_input_as_output(paths[0], output, in_place=in_place)
         return [output]
     names = [path.with_suffix(".h5ad").name for path in paths]
     twice = sorted({name for name in names if names.count(name) > 1})
-    if twice or output.suffix == ".h5ad" or output.is_file():
+    if twice or is_file or output.is_file():
         raise ConfigError(
             f"{len(paths)} files have the name {some(twice)}"
             if twice
-            else f"the output {str(output)!r} of {len(paths)} files is no folder",
+            else f"the output {str(output)!r} of {len(paths)} file{'s' * (len(paths) > 1)} is no folder",
             code="bad-output",
             where="--output",
-            remedy="rename them, or take one at a time" if twice else "-o FOLDER: each file keeps its name there",
+            remedy="rename them, or take one at a time"
+            if twice
+            else "-o FOLDER: each file keeps its name there" + (", or -o NAME.h5ad" if len(paths) == 1 else ""),
         )
     if not output.exists():
         writable_folder(output.parent)

@@ -81,7 +81,11 @@ def write_files(
     )
     if wanted.scale is not None:
         for shard in files.shards:
-            refuse_unknown_genes(model, shard.var_names, allow_missing)
+            try:
+                refuse_unknown_genes(model, shard.var_names, allow_missing)
+            except InputError as error:
+                error.where = f"{shard.path}: {error.where}"  # of many files, which
+                raise
     opened: Any = files.shards
     source = model._source(opened, layer, allow_missing)
     assert isinstance(source, DiskSource)

@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,6 +47,7 @@ class Checkpoint(NamedTuple):
     folder: Path
     resume: bool | None = True  # go on with it and refuse another run's; None: start anew if it is another's; False: do
     remove: bool = True  # when the fit is over
+    stops: Callable[[], bool] | None = None  # asked after every minibatch: keep the state now, and stop
 
 
 class Kept(NamedTuple):
@@ -110,7 +112,7 @@ class Checkpoints:
     ) -> None:
         self.in_order = in_order
         self.run, self.noise, self.share, self.device = run, noise, share, device
-        self.path, self.remove = checkpoint.folder / NAME, checkpoint.remove
+        self.path, self.remove, self.stops = checkpoint.folder / NAME, checkpoint.remove, checkpoint.stops
         self.where = {
             "device": device.type,
             "threads": torch.get_num_threads(),
@@ -148,12 +150,20 @@ class Checkpoints:
             logger.warning("the result may differ from that of an undisturbed run: %s", said)
 
     def see(self, state: State) -> None:
-        """Keep the state if that is due: as ``EVERY`` and ``COST`` say, the first time at the latest after an epoch."""
+        """Keep the state if that is due: as ``EVERY`` and ``COST`` say, the first time at the latest after an epoch.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            It was asked to stop, and did so here: within a step half of the state is of the next one.
+        """
         over = not state.mean.n_steps
         if not over and (self.share.size > 1 or not self.in_order):
             return  # within an epoch each process has running statistics of its own
         waited = time.perf_counter() - self._last
-        due = waited >= max(EVERY, self._took / COST) or (over and not self._took)
+        # one of several processes cannot stop here: the others would wait for it
+        stops = self.share.size == 1 and self.in_order and self.stops is not None and self.stops()
+        due = stops or waited >= max(EVERY, self._took / COST) or (over and not self._took)
         if self.share.size > 1:  # the clock of the first process counts
             due = bool(summed(torch.tensor(float(due and not self.share.rank), device=self.device), self.share))
         if due and bool(state.healthy):
@@ -161,6 +171,8 @@ class Checkpoints:
             self._keep(state)
             self._last = time.perf_counter()
             self._took = self._last - began
+        if stops:
+            raise KeyboardInterrupt
 
     def forget(self) -> None:
         """Remove the checkpoint of a fit that is over, unless somebody else will."""
@@ -173,12 +185,7 @@ class Checkpoints:
             streams = gathered(stream, self.share, self.device)
             tensors |= {f"noise.{rank}.{kind}": value for rank, value in enumerate(streams)}
         if self.share.rank == 0:
-            numbers = {
-                "schema": SCHEMA,
-                "run": self.run,
-                "where": self.where,
-                **_numbers_of(state),
-            }
+            numbers = {"schema": SCHEMA, "run": self.run, "where": self.where, **_numbers_of(state)}
             self.path.parent.mkdir(exist_ok=True)
             with atomic_path(self.path) as temporary:
                 temporary.write_bytes(encoded(numbers, tensors))
@@ -217,8 +224,20 @@ def going_on(keeper: Checkpoints | None) -> str:
     """Return where training goes on, as the end of a sentence; empty at a start."""
     if keeper is None or keeper.kept is None:
         return ""
-    epochs, steps = len(keeper.kept.numbers["records"]), keeper.kept.numbers["mean"]["n_steps"]
-    return f"; going on after epoch {epochs}" + (f" and {steps:,} minibatches" if steps else "")
+    return f"; going on after {_position(keeper.kept.numbers)}"
+
+
+def kept_until(folder: Path) -> str:
+    """Return where the checkpoint in a folder stands, as ``"epoch 5 and 3 minibatches"``; empty if there is none."""
+    try:
+        return _position(decoded((folder / NAME).read_bytes(), folder / NAME).numbers)
+    except (OSError, FileError):
+        return ""
+
+
+def _position(numbers: dict[str, Any]) -> str:
+    steps = numbers["mean"]["n_steps"]
+    return f"epoch {len(numbers['records'])}" + (f" and {steps:,} minibatches" if steps else "")
 
 
 def forget(folder: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,19 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
             )
         values[key.strip()] = _yaml_value(text)
     return values
+
+
+@contextmanager
+def set_in(sources: Mapping[str, Mapping[str, Any]]) -> Iterator[None]:
+    """Let an error about a setting name the place where it was set: of several sources, the last that has it."""
+    try:
+        yield
+    except ConfigError as error:
+        owner, dot, key = error.where.partition(".")  # CountConfig.n_hidden.0, or the key alone
+        key = key if dot else owner
+        for source in [name for name, values in sources.items() if key.split(".")[0] in values][-1:]:
+            error.where = f"{source}: {key}"
+        raise
 
 
 def _yaml_value(text: str) -> Any:

@@ -60,7 +60,7 @@ def autoencode(
         Leave ``adata`` alone and return a copy with the results.
     output
         Where to write, if ``adata`` is the path of an ``.h5ad`` file or ``.zarr`` folder, or a list or glob of paths:
-        an ``.h5ad`` file, or of several files a folder, in which each keeps its name. The inputs are read and copied a
+        an ``.h5ad`` file, or a folder, in which each keeps its name. The inputs are read and copied a
         block at a time, and left as they are.
     progress
         True for a progress bar, False for silence, None for a bar where there is a terminal or notebook.

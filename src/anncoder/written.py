@@ -137,8 +137,7 @@ def write_results(model: Autoencoder, source: DiskSource, outputs: list[Path], w
         output is as it was.
     """
     for (shard, cells), output in zip(source.files(), outputs, strict=True):
-        if len(outputs) > 1:
-            output.parent.mkdir(exist_ok=True)
+        output.parent.mkdir(exist_ok=True)  # a folder that was named for them
         with locked(output), atomic_path(output) as temporary:
             with new_h5(temporary) as (file, disk):
                 with _reading(shard, disk):

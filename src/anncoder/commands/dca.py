@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import anndata
 import numpy as np
 import pandas as pd
-from scipy.sparse import csr_matrix
 
 from anncoder.autoencoder import Array
 from anncoder.checkpoint import refuse_target
 from anncoder.checks import check
 from anncoder.commands.outcome import signals
 from anncoder.commands.output import read_input, refuse_unwritable, write_output
+from anncoder.commands.table import read_table
 from anncoder.config import unknown_key
 from anncoder.data.adata import read_matrix
 from anncoder.data.scan import scan, structure, unreadable
@@ -53,9 +53,8 @@ def run_dca(request: DCARequest) -> None:
     """Read, fit, and write the tables, the h5ad file and, if asked, the model."""
     model, training = request.words.model(), request.words.training()
     _refuse_outdir(request)
-    with locked(request.outdir / H5AD):
+    with locked(_claimed(request.outdir)):
         _fit_and_write(request, model, training)
-    announce(f"wrote {request.outdir}: {', '.join(sorted(path.name for path in request.outdir.iterdir()))}")
 
 
 def _fit_and_write(request: DCARequest, model: DCA, training: dict[str, Any]) -> None:
@@ -68,10 +67,13 @@ def _fit_and_write(request: DCARequest, model: DCA, training: dict[str, Any]) ->
     model.fit(adata[split == "train"], progress=None if not request.quiet else False, **training)
     found = results(model, adata, denoise=True, latent=True, info=True)
     with signals.held():
+        request.outdir.mkdir(parents=True, exist_ok=True)
         _write_tables(request.outdir, adata, found, genes)
         _write_h5ad(request, adata, found, model, split)
         if request.saveweights:
             model.save(request.outdir / MODEL)
+    ours = (*TABLES, H5AD, MODEL) if request.saveweights else (*TABLES, H5AD)
+    announce(f"wrote {request.outdir}: {', '.join(name for name in sorted(ours) if (request.outdir / name).exists())}")
 
 
 def widths(text: str) -> tuple[int, ...]:
@@ -102,10 +104,18 @@ def refuse_unsupported(options: Sequence[str], normtype: str) -> None:
         raise unknown_key(normtype, ["zheng"], where="--normtype")
 
 
+def _claimed(outdir: Path) -> Path:
+    # what is locked: of a folder that is yet to be made, its name in the nearest one that is there
+    if outdir.exists():
+        return outdir / H5AD
+    return next(folder for folder in outdir.absolute().parents if folder.exists()) / outdir.name
+
+
 def _refuse_outdir(request: DCARequest) -> None:
-    # before any work is done: a place to write to, and not over the input
+    # before any work is done: a place to write to, and not over the input; made later, for there may be no results
     if not request.outdir.exists():
-        request.outdir.mkdir(parents=True)
+        writable_folder(next(folder for folder in request.outdir.absolute().parents if folder.exists()))
+        return
     writable_folder(request.outdir)
     refuse_output(request.outdir / H5AD)
     for name in (*TABLES, H5AD):
@@ -128,49 +138,6 @@ def _read(request: DCARequest) -> anndata.AnnData:
     if request.transpose:
         announce("--transpose has no meaning for an AnnData file, which is cells x genes")
     return read_input(request.data)
-
-
-def read_table(path: Path, separator: str, *, by_cell: bool) -> anndata.AnnData:
-    """Return the counts of a text table with names in its first row and column.
-
-    Parameters
-    ----------
-    path
-        The file, which may be compressed.
-    separator
-        Between the values.
-    by_cell
-        A row is a cell, not a gene.
-
-    Raises
-    ------
-    FileError
-        The file cannot be read.
-    InputError
-        It holds something else than numbers.
-    """
-    try:
-        frame = pd.read_csv(path, sep=separator, index_col=0)
-    except FileNotFoundError:
-        raise FileError(f"no such file: {str(path)!r}", code="no-file", where=str(path), remedy="check it") from None
-    except (OSError, ValueError) as error:
-        raise FileError(
-            f"cannot read {str(path)!r} as a table: {str(error).splitlines()[0]}",
-            code="unreadable",
-            where=str(path),
-            remedy="give a table with names in the first row and column: commas in .csv, tabs in .tsv and .txt",
-        ) from error
-    texts = [str(name) for name, column in frame.items() if column.dtype.kind not in "iufb"]
-    if texts or not frame.shape[1]:
-        raise InputError(
-            f"{len(texts):,} of {frame.shape[1]:,} columns hold something else than numbers: {some(texts)}",
-            code="not-numeric",
-            where=str(path),
-            remedy="leave only counts, with names in the first row and column; commas in .csv, tabs in .tsv and .txt",
-        )
-    frame = frame if by_cell else frame.T
-    obs, var = (pd.DataFrame(index=axis.astype(str)) for axis in (frame.index, frame.columns))
-    return anndata.AnnData(csr_matrix(frame.to_numpy(np.float64)), obs, var)
 
 
 def _with_counts(adata: anndata.AnnData) -> anndata.AnnData:

@@ -6,11 +6,15 @@ import time
 from pathlib import Path
 
 import anndata
+import h5py
+import pandas as pd
 import typer
+from anndata.io import read_elem
 
 from anncoder.autoencoder import Autoencoder
 from anncoder.commands.output import read_input, write_output
 from anncoder.commands.train import TrainRequest, run_train
+from anncoder.errors import FileError
 from anncoder.files import atomic_path, writable_folder
 from anncoder.progress import announce
 
@@ -29,8 +33,10 @@ def run_demo(folder: Path, *, seed: int, threads: int | None) -> None:
     if not folder.exists():
         folder.mkdir(parents=True)
     writable_folder(folder)
-    counts, output = folder / "demo_counts.h5ad", folder / "demo.h5ad"
-    write_output(pbmc68k_counts(), counts, wrote=())
+    counts, output, cells = folder / "demo_counts.h5ad", folder / "demo.h5ad", pbmc68k_counts()
+    for path in (counts, output):
+        _refuse_others(path, cells.var_names)
+    write_output(cells, counts, wrote=())
     flags = {"seed": seed} | ({} if threads is None else {"threads": threads})
     run_train(TrainRequest(data=[counts], output=output, settings=SETTINGS, flags=flags, denoise=True, labels=LABELS))
     adata = read_input(output)
@@ -38,8 +44,27 @@ def run_demo(folder: Path, *, seed: int, threads: int | None) -> None:
     write_output(adata, output, wrote=("obsm/X_ae",))
     draw(adata, load(output.with_suffix(".anncoder") / "model"), folder)
     announce(
-        f"demo.h5ad, demo.anncoder/ and three pictures are in {folder.resolve()} ({time.perf_counter() - began:.0f} s)"
+        f"demo_counts.h5ad, demo.h5ad, demo.anncoder/ and three pictures are in {folder.resolve()} "
+        f"({time.perf_counter() - began:.0f} s)"
     )
+
+
+def _refuse_others(path: Path, genes: pd.Index) -> None:
+    # a demo may be run again, but a file of this name that has other genes is not one's
+    try:
+        with h5py.File(path, "r") as file:
+            ours = read_elem(file["var"]).index.equals(genes)
+    except FileNotFoundError:
+        return
+    except (OSError, KeyError, TypeError, ValueError, AttributeError):
+        ours = False
+    if not ours:
+        raise FileError(
+            f"{str(path)!r} exists and was not written by anncoder demo",
+            code="not-ours",
+            where=str(path),
+            remedy="choose another folder (-o), or move it away first",
+        )
 
 
 def lay_out(adata: anndata.AnnData, *, seed: int) -> None:

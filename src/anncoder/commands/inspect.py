@@ -12,13 +12,14 @@ import yaml
 from anncoder.checkpoint import read_stored
 from anncoder.checks import check
 from anncoder.commands.run import write_json
-from anncoder.config import TrainingConfig, split_settings, unknown_key
+from anncoder.commands.simulate import parameters_of
+from anncoder.config import Settings, TrainingConfig, split_settings, unknown_key
 from anncoder.data.shards import paths_of
 from anncoder.estimators import load
 from anncoder.evaluation import Evaluation, evaluate
 from anncoder.models import MODELS
 from anncoder.outputs import refuse_output
-from anncoder.settings import parse_assignments
+from anncoder.settings import parse_assignments, set_in
 
 
 def run_check(data: list[Path], *, layer: str | None, counts: bool, as_json: bool) -> None:
@@ -93,15 +94,26 @@ def run_config(model: str, assignments: tuple[str, ...]) -> None:
     """Print every setting of a model as YAML, with what it means."""
     if model not in MODELS:
         raise unknown_key(model, sorted(MODELS), where="--model")
-    hyper, training = split_settings(parse_assignments(assignments), MODELS[model].config, where="--set")
-    settings_of_model = MODELS[model].config(**hyper)
-    sections = (
-        ("hyper-parameters", settings_of_model),
-        ("training", TrainingConfig(**training).suited_to(settings_of_model)),
-    )
+    values = parse_assignments(assignments)
+    hyper, training = split_settings(values, MODELS[model].config, where="--set")
+    with set_in({"--set": values}):
+        settings_of_model = MODELS[model].config(**hyper)
+        sections = (
+            ("hyper-parameters", settings_of_model),
+            ("training", TrainingConfig(**training).suited_to(settings_of_model)),
+        )
     typer.echo(f"model: {model}")
     for title, settings in sections:
-        typer.echo(f"\n# {title}")
-        for name, value in settings.model_dump(mode="json").items():
-            text = yaml.safe_dump([value], default_flow_style=True, width=10**6).strip()[1:-1]
-            typer.echo(f"{name}: {text}  # {type(settings).model_fields[name].description}")
+        _print_settings(title, settings)
+
+
+def run_config_of_simulate(assignments: tuple[str, ...]) -> None:
+    """Print every parameter of ``anncoder simulate``, with what it means."""
+    _print_settings("anncoder simulate --set", parameters_of(assignments))
+
+
+def _print_settings(title: str, settings: Settings) -> None:
+    typer.echo(f"\n# {title}")
+    for name, value in settings.model_dump(mode="json").items():
+        text = yaml.safe_dump([value], default_flow_style=True, width=10**6).strip()[1:-1]
+        typer.echo(f"{name}: {text}  # {type(settings).model_fields[name].description}")

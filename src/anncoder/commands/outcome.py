@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import logging
+import re
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -17,11 +18,18 @@ from anncoder.errors import AnncoderError, ResourceError, out_of_memory
 
 BUG = 1
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}  # what shells expect of a process that a signal ended
+# remedies name the arguments of Python's functions; who typed a command gave options
+OPTIONS = (
+    (r"layer=NAME \(--layer NAME\)", "--layer NAME"),
+    (r"pass layer=(.+), which", r"say --layer \1, which"),
+    ("leave out `layer`", "leave out --layer"),
+    (r"allow_missing=(\S+) \(--allow-missing\)", r"--allow-missing \1"),
+)
 OURS = (errno.ENOENT, errno.EBADF, errno.EINVAL)  # the user's files are asked for before they are used
 
 
 class Signals:
-    """What control-C and SIGTERM do: stop the command, or, while results are being saved, wait until they are.
+    """What control-C and SIGTERM do: stop the command, or wait for a minibatch, or for results that are being saved.
 
     Attributes
     ----------
@@ -38,25 +46,39 @@ class Signals:
         """Begin a command."""
         self.number: int | None = None
         self.message = "interrupted; no results were written"
-        self._saving = False
+        self._saving = self._asked = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        """Take a signal; while saving, only the second one stops."""
-        waits = self._saving and self.number is None
+        """Take a signal; while somebody asks or saves, only the second one stops."""
+        waits = (self._saving or self._asked) and self.number is None
         self.number = number
         if not waits:
             raise KeyboardInterrupt(self.message)
-        logging.getLogger("anncoder").warning("stopping when the results are saved; once more to stop now")
+        until = "the results are saved" if self._saving else "this minibatch is done"
+        logging.getLogger("anncoder").warning("stopping when %s; once more to stop now", until)
 
     @contextmanager
-    def held(self, then: str = "") -> Iterator[None]:
-        """Let a block finish before a signal, of the block or from before it, ends the command; ``then`` is said."""
+    def asked(self) -> Iterator[Callable[[], bool]]:
+        """Give a function that says whether to stop, to be asked where that is easy; signals wait once it was."""
+
+        def stops() -> bool:
+            self._asked = True
+            return self.number is not None
+
+        try:
+            yield stops
+        finally:
+            self._asked = False
+
+    @contextmanager
+    def held(self, said: str = "the results until then were saved") -> Iterator[None]:
+        """Let a block finish before a signal, of the block or from before it, ends the command and this is said."""
         self._saving, self.message = True, "interrupted while results were being saved"
         try:
             yield
         finally:
             self._saving = False
-        self.message = f"interrupted; the results until then were saved{then}"
+        self.message = f"interrupted; {said}"
         if self.number is not None:
             raise KeyboardInterrupt(self.message)
 
@@ -80,6 +102,8 @@ def outcome(*, debug: bool, quiet: bool = False) -> Iterator[None]:
                 message = f"{type(error).__name__}: {error}\n  this is a bug in anncoder"
                 _leave(f"error: {message}; run again with --debug and report it", BUG, debug=debug)
             else:
+                for words, option in OPTIONS:
+                    known.remedy = re.sub(words, option, known.remedy)
                 _leave(f"error: {known}", known.exit_code, debug=debug)
 
 

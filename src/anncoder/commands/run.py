@@ -14,12 +14,15 @@ from anncoder.checkpoint import MANIFEST
 from anncoder.files import atomic_path, refuse_occupied
 
 MODEL, SETTINGS, HISTORY, METRICS, LOG = "model", "resolved.yaml", "history.csv", "metrics.json", "run.log"
-PREVIOUS = "previous"
+PREVIOUS, UNFINISHED = "previous", "unfinished"
 
 
 def run_folder(output: Path) -> Path:
-    """Return the name of the run folder of an output."""
-    return output.with_suffix(".anncoder")
+    """Return the name of the run folder of an output: an ``.h5ad`` file without its ending, or a folder."""
+    if output.name in ("", ".."):  # of "." and "a/..", which say not what the folder is called
+        output = output.resolve()
+    # only our own ending: "out.v1" and "out.v2" are two folders, and have two runs
+    return output.parent / f"{output.name.removesuffix('.h5ad')}.anncoder"
 
 
 def refuse_run_folder(output: Path) -> None:
@@ -37,21 +40,43 @@ def new_run_folder(output: Path) -> Path:
     """
     folder = run_folder(output)
     folder.mkdir(exist_ok=True)
-    files = [folder / name for name in (SETTINGS, HISTORY, METRICS, LOG) if (folder / name).exists()]
+    shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
     if (folder / MODEL).exists():
         forget_previous(folder)
-        (folder / PREVIOUS).mkdir()
-        for path in [folder / MODEL, *files]:
-            path.replace(folder / PREVIOUS / path.name)
+        _move(folder, folder / PREVIOUS)
     else:  # it came to nothing: what came before it stays the previous one
-        for path in files:
-            path.unlink()
+        for name in (SETTINGS, HISTORY, METRICS, LOG):
+            (folder / name).unlink(missing_ok=True)
     return folder
+
+
+@contextmanager
+def older_kept(folder: Path) -> Iterator[Path]:
+    """Put back what the run before left if this one does not come to its end; what it left goes to ``unfinished/``.
+
+    The model beside an output is then still the one that made it.
+    """
+    try:
+        yield folder
+    except BaseException:
+        if (folder / PREVIOUS).exists():
+            _move(folder, folder / UNFINISHED)
+            _move(folder / PREVIOUS, folder)
+            forget_previous(folder)
+        raise
 
 
 def forget_previous(folder: Path) -> None:
     """Remove what the run before left."""
     shutil.rmtree(folder / PREVIOUS, ignore_errors=True)
+
+
+def _move(source: Path, target: Path) -> None:
+    # the files of a run; the user's own stay where they are
+    target.mkdir(exist_ok=True)
+    for name in (MODEL, SETTINGS, HISTORY, METRICS, LOG):
+        if (source / name).exists():
+            (source / name).replace(target / name)
 
 
 @contextmanager

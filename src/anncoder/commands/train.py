@@ -20,9 +20,11 @@ from anncoder.commands.run import (
     METRICS,
     MODEL,
     SETTINGS,
+    UNFINISHED,
     forget_previous,
     logged,
     new_run_folder,
+    older_kept,
     refuse_run_folder,
     run_folder,
     write_json,
@@ -42,9 +44,8 @@ from anncoder.preparation import batches_in, split_cells
 from anncoder.progress import announce
 from anncoder.refusals import refuse_few_cells, refuse_width
 from anncoder.results import Files, leave_out_empty, open_files_for
-from anncoder.resume import NAME as CHECKPOINT
-from anncoder.resume import Checkpoint, forget
-from anncoder.settings import parse_assignments, read_yaml
+from anncoder.resume import Checkpoint, forget, kept_until
+from anncoder.settings import parse_assignments, read_yaml, set_in
 from anncoder.slots import next_step
 from anncoder.sources import DiskSource
 from anncoder.written import Wanted, natural_scale, write_results
@@ -117,21 +118,19 @@ def _train_and_write(request: TrainRequest, plan: Plan) -> None:
     files, source = checked_input(request, plan)
     with locked(run_folder(request.output)):
         folder = new_run_folder(request.output)
-        with logged(folder / LOG):
+        with older_kept(folder), logged(folder / LOG):
             write_text(folder / SETTINGS, yaml.safe_dump(plan.resolved(), sort_keys=False))
             began = time.perf_counter()
             model = _fit(source, plan, request, folder)
-            unfinished = model.stopped_ == "interrupted"
-            with signals.held(_how_to_go_on(folder) if unfinished else ""):
+            with signals.held():
                 _save(model, folder)
                 if request.save is not None:
                     model.save(request.save)
                 write_results(model, source, files.outputs, _wanted(request, model))
+                forget_previous(folder)
                 metrics = _metrics(source, model, time.perf_counter() - began)
                 write_json(folder / METRICS, metrics)
-                forget_previous(folder)
-                if not unfinished:
-                    forget(folder)
+                forget(folder)
             write_json(folder / METRICS, {**metrics, "evaluation": _evaluate(source, model, request)})
             for shard, path in zip(*files, strict=True):
                 announce(f"{path}: {next_step(request.key, shard.n_obs, model.config.width)}")
@@ -161,8 +160,9 @@ def make_plan(request: TrainRequest) -> Plan:
         ours, rest = split_settings(values, MODELS[name].config, where=where)
         hyper |= ours
         training |= rest
-    model = ESTIMATORS[name](**hyper)
-    return Plan(model, TrainingConfig(**training).suited_to(model.config))
+    with set_in(sources):
+        model = ESTIMATORS[name](**hyper)
+        return Plan(model, TrainingConfig(**training).suited_to(model.config))
 
 
 def checked_input(request: TrainRequest, plan: Plan) -> tuple[Files, DiskSource]:
@@ -218,7 +218,9 @@ def _refuse_save(request: TrainRequest) -> None:
 def _fit(source: DiskSource, plan: Plan, request: TrainRequest, folder: Path) -> Autoencoder:
     model, training = plan.model, plan.training.model_dump()
     try:
-        model.fit(source, layer=request.layer, progress=request.progress, checkpoint=request.checkpoint, **training)
+        with signals.asked() as stops:
+            kept = request.checkpoint._replace(stops=stops)
+            model.fit(source, layer=request.layer, progress=request.progress, checkpoint=kept, **training)
     except DivergenceError:
         forget(folder)  # it would diverge again
         if len(model.history_):  # the last good weights are worth keeping
@@ -226,11 +228,18 @@ def _fit(source: DiskSource, plan: Plan, request: TrainRequest, folder: Path) ->
         raise
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(f"{stop}{_how_to_go_on(folder)}") from None
+    if model.stopped_ == "interrupted":  # under the name of the output it would be taken for a result
+        part = folder / UNFINISHED
+        with signals.held(f"the model until then is in {part}, no output was written{_how_to_go_on(folder)}"):
+            part.mkdir(exist_ok=True)
+            _save(model, part)
+        raise KeyboardInterrupt(signals.message)
     return model
 
 
 def _how_to_go_on(folder: Path) -> str:
-    return "; the same command again goes on from there" if (folder / CHECKPOINT).exists() else ""
+    place = kept_until(folder)
+    return f"; the same command again goes on after {place}" if place else ""
 
 
 def _save(model: Autoencoder, folder: Path) -> None:

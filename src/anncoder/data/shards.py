@@ -103,7 +103,11 @@ class Shards:
 
     def _align(self, shard: Shard, to_first: bool, allow_missing: float) -> Alignment:
         # among the files of one data set the genes are the same, in any order
-        alignment = align(list(self.var_names), list(shard.var_names), allow_missing=allow_missing)
+        try:
+            alignment = align(list(self.var_names), list(shard.var_names), allow_missing=allow_missing)
+        except InputError as error:
+            error.where = f"{shard.path}: {error.where}"  # of many files, which
+            raise
         if to_first and alignment.n_extra:
             extra = shard.var_names[~shard.var_names.isin(self.var_names)]
             raise InputError(
