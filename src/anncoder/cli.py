@@ -15,6 +15,7 @@ from anncoder.cli_options import (
     MOST_THREADS,
     AllowMissing,
     Debug,
+    DemoFolder,
     DropEmpty,
     GivenSeed,
     InPlace,
@@ -330,15 +331,7 @@ def benchmark(
 
 @app.command()
 def demo(
-    outdir: Annotated[
-        Path,
-        typer.Option(
-            "--outdir",
-            "-o",
-            help="Folder for demo_counts.h5ad, demo.h5ad, demo.anncoder/, demo_*.png.",
-            readable=False,
-        ),
-    ] = Path(),
+    outdir: DemoFolder = Path(),
     seed: Seed = 0,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     debug: Debug = False,

@@ -60,3 +60,9 @@ GivenSeed = Annotated[
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="key=value, any number of times; keys: anncoder config (--simulate).")
 ]
+DemoFolder = Annotated[
+    Path,
+    typer.Option(
+        "--outdir", "-o", help="Folder for demo_counts.h5ad, demo.h5ad, demo.anncoder/, demo_*.png.", readable=False
+    ),
+]
