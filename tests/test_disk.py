@@ -506,3 +506,21 @@ class TestPages:
         with pytest.raises(ResourceError) as caught:
             CountAutoencoder(n_latent=2).fit(files, **QUICK)
         assert caught.value.code == "out-of-memory"
+
+
+def test_the_interpreter_waits_for_a_reader_that_closes_its_file() -> None:
+    """Killed while it does, it would keep the lock of HDF5, for which the end of the interpreter then waits."""
+    code = (
+        "import time\n"
+        "from anncoder.data.prefetch import prefetched\n"
+        "class File:\n"
+        "    def __iter__(self): return self\n"
+        "    def __next__(self): time.sleep(0.3); raise StopIteration\n"
+        "    def __del__(self): time.sleep(1); print('closed', flush=True)\n"
+        "items = prefetched(File())\n"
+        "items.stop()\n"
+        "del items\n"
+        "time.sleep(0.7)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "closed\n"

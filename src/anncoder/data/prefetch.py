@@ -15,6 +15,7 @@ logger = logging.getLogger("anncoder")
 T = TypeVar("T")
 PATIENCE = 120.0  # seconds without anything read, after which it is said which file it is
 AT_EXIT = 10.0  # seconds that the end of the interpreter waits for a read
+READER = "anncoder-reader"  # name of the threads
 
 _running: WeakSet[Any] = WeakSet()
 
@@ -38,7 +39,7 @@ class prefetched(Generic[T]):
         self._error: BaseException | None = None
         self._over = self._stopped = False
         self._taken, self._made = threading.Semaphore(1), threading.Semaphore(0)
-        self._thread = threading.Thread(target=self._run, name="anncoder-reader", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=READER, daemon=True)
         self._thread.start()
         _running.add(self)
 
@@ -94,8 +95,10 @@ def close_all() -> None:
 
     Whoever closes a file after that would wait for ever - as after a read that takes longer than ``AT_EXIT``.
     """
-    running, until = list(_running), time.monotonic() + AT_EXIT
-    for items in running:
+    until = time.monotonic() + AT_EXIT
+    for items in list(_running):
         items.stop()
-    for items in running:
-        items.close(max(until - time.monotonic(), 0))
+    # by their name: one that has read everything is none that runs, and may still be closing its file
+    for thread in threading.enumerate():
+        if thread.name == READER:
+            thread.join(max(until - time.monotonic(), 0))
