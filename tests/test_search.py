@@ -125,6 +125,16 @@ def test_the_score_is_that_of_evaluate(counts: anndata.AnnData) -> None:
     assert heldout_score(model, counts) == pytest.approx(evaluate(model, counts).table.loc["model", "heldout_nll"])
 
 
+def test_without_cells_held_out_there_is_nothing_to_score(counts: anndata.AnnData) -> None:
+    with pytest.raises(ConfigError, match="no cells are held out") as caught:
+        search(counts, space=FEW, n_trials=1, valid_fraction=0.0, **QUICK)
+    assert (caught.value.code, caught.value.where) == ("bad-value", "valid_fraction")
+    model = ac.CountAutoencoder(n_latent=2, n_hidden=(8,)).fit(counts, max_epochs=1, valid_fraction=0, progress=False)
+    with pytest.raises(ConfigError, match="no cells are held out"):
+        heldout_score(model, counts)
+    assert evaluate(model, counts).scored == "seen"
+
+
 def test_a_trial_that_cannot_be_fitted_is_told_of_and_comes_last(counts: anndata.AnnData) -> None:
     trials = search(counts, space={"n_latent": [2, 500]}, n_trials=6, **QUICK)
     assert trials[0].heldout_nll is not None

@@ -44,7 +44,7 @@ from anncoder.config import TrainingConfig
 from anncoder.data.adata import obs_column
 from anncoder.data.summary import library_sizes
 from anncoder.device import threads_set
-from anncoder.errors import InputError
+from anncoder.errors import ConfigError, InputError
 from anncoder.guard import invented
 from anncoder.heldout import heldout_nll, thin
 from anncoder.refusals import refuse_no_model
@@ -202,12 +202,29 @@ def heldout_score(model: Autoencoder, data: anndata.AnnData, *, layer: str | Non
     ----------
     model, data, layer, seed
         As in :func:`evaluate`.
+
+    Raises
+    ------
+    ConfigError
+        The fit held out none of these cells.
     """
     matrix = model.aligned_matrix(data, layer)
     sample = some_cells(model, data, layer, [], max_cells=data.n_obs, seed=seed)
     cells = Cells(matrix, _batches_of(model, data))
+    refuse_none_held_out(float((sample.held_out >= 0).sum()))
     scored, others = cells.take(sample.held_out >= 0), cells.take(sample.held_out < 0)
     return heldout_nll(Trained(model), *thin(scored, seed), others, GeneMean(model, cells).mean)
+
+
+def refuse_none_held_out(held_out: float) -> None:
+    """Raise a ConfigError where no cells are held out, by their number or their share."""
+    if not held_out:
+        raise ConfigError(
+            "no cells are held out of the fit to score it on",
+            code="bad-value",
+            where="valid_fraction",
+            remedy="leave it out, or hold out a share of the cells: valid_fraction=0.1",
+        )
 
 
 def reconstruction_mse(method: Method, cells: Cells, model: Autoencoder) -> float:

@@ -23,7 +23,7 @@ from anncoder.autoencoder import Autoencoder
 from anncoder.config import TrainingConfig, split_settings, unknown_key
 from anncoder.errors import ConfigError, DivergenceError, FileError
 from anncoder.estimators import ESTIMATORS
-from anncoder.evaluation import heldout_score
+from anncoder.evaluation import heldout_score, refuse_none_held_out
 from anncoder.models import MODELS
 
 Settings = dict[str, Any]
@@ -120,6 +120,7 @@ def search(
     TrainingConfig.refuse_value("seed", seed)
     for name, value in settings.items():
         _refuse_values(model, name, [value])
+    refuse_none_held_out(settings.get("valid_fraction", 1))
     about = {"model": model, "space": dict(space), "settings": settings, "seed": seed, "data": _digest(adata, layer)}
     trials = [] if journal is None else _journal(Path(journal), about)
     for trial in trials[:n_trials]:

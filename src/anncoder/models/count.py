@@ -65,8 +65,7 @@ class CountNetwork(nn.Module):
         self.standardize = Standardize(n_vars, scaled=config.standardize)
         self.encoder = Encoder(config.layers, n_vars, config.n_latent, noise)
         self.decoder = Decoder(config.decoder_layers, config.n_latent, noise)
-        if config.decoder_layers.widths:  # then the bias of the latent ends in a normalisation, too
-            hold_bias((self.encoder.first, *self.encoder.rest)[-1], config.decoder_layers)
+        hold_bias(self.encoder.last, config.decoder_layers)  # between the two there is nothing but products
         self.heads = CountHeads(
             self.decoder.n_out,
             n_vars,
@@ -134,15 +133,16 @@ class CountNetwork(nn.Module):
 
     def denoise(self, batch: Batch) -> Tensor:
         """Return the expected expression at the median library size and before zero inflation, (b, g)."""
-        mean = self.parameters_of(batch).log_mean
-        if self.config.likelihood != "gaussian":
-            return mean.exp()
-        return self.inputs.inverse(mean)
+        return self._expected(self.parameters_of(batch))
 
     def observed(self, batch: Batch) -> Tensor:
         """Return the same less what zero inflation takes away, (b, g)."""
-        expected, pi_logits = self.denoise(batch), self.parameters_of(batch).pi_logits
-        return expected if pi_logits is None else expected * torch.sigmoid(-pi_logits)
+        parameters = self.parameters_of(batch)
+        return self._expected(parameters) * parameters.kept()
+
+    def _expected(self, parameters: CountParameters) -> Tensor:
+        gaussian = self.config.likelihood == "gaussian"
+        return self.inputs.inverse(parameters.log_mean) if gaussian else parameters.log_mean.exp()
 
     def _information(self, latent: Tensor) -> Tensor:
         # Fisher information of log mu, (b, g): mu / (1 + mu / theta), and mu for Poisson; of the mean for a Gaussian

@@ -30,7 +30,7 @@ from anncoder.config import (
 )
 from anncoder.errors import ConfigError
 from anncoder.likelihoods import nb_nll, poisson_nll, squared_error, zinb_nll
-from anncoder.nn.heads import CountParameters
+from anncoder.nn.heads import CountParameters, PiOfMean
 from anncoder.nn.inputs import LogNormalize, Standardize
 from anncoder.nn.layers import Decoder, Dropout, Encoder, after, linear
 from anncoder.nn.penalties import WeightPenalty
@@ -236,17 +236,20 @@ class DCANetwork(nn.Module):
 
     def denoise(self, batch: Batch) -> Tensor:
         """Return the expected counts at the median library size and before zero inflation, (b, g)."""
-        mean = self.parameters_of(batch).log_mean
+        return self._expected(self.parameters_of(batch), batch)
+
+    def observed(self, batch: Batch) -> Tensor:
+        """Return the same less what zero inflation takes away, (b, g)."""
+        parameters = self.parameters_of(batch)
+        return self._expected(parameters, batch) * parameters.kept()
+
+    def _expected(self, parameters: CountParameters, batch: Batch) -> Tensor:
+        mean = parameters.log_mean
         if self.config.parts.likelihood != "gaussian":
             mean = mean.exp()
         elif not self.config.faithful:  # a linear output may be below zero, which no count is
             mean = mean.clamp(min=0)
         return mean if self.config.size_factors else mean / batch.size_factor.unsqueeze(1)
-
-    def observed(self, batch: Batch) -> Tensor:
-        """Return the same less what zero inflation takes away, (b, g)."""
-        expected, pi_logits = self.denoise(batch), self.parameters_of(batch).pi_logits
-        return expected if pi_logits is None else expected * torch.sigmoid(-pi_logits)
 
     def _penalties(self) -> dict[str, Tensor]:
         encoder = {id(p) for p in self.encoder.parameters()}
@@ -318,19 +321,6 @@ class Heads(nn.Module):
         if self.theta is None:
             return None
         return softplus(self.theta(hidden)).clamp(SMALLEST_THETA, LARGEST_THETA).log()
-
-
-class PiOfMean(nn.Module):
-    """Dropout logits as a line in the log mean, with a slope and an offset of each gene."""
-
-    def __init__(self, n_vars: int) -> None:
-        super().__init__()
-        self.slope = nn.Parameter(torch.empty(1, n_vars))  # a matrix, so that penalties on weights reach it
-        self.offset = nn.Parameter(torch.zeros(n_vars))
-
-    def forward(self, log_mean: Tensor) -> Tensor:
-        """Return the logits, (b, g)."""
-        return self.slope * log_mean + self.offset
 
 
 def start_weights(network: nn.Module, init: InitName, noise: Noise) -> None:

@@ -60,8 +60,7 @@ class UndercompleteNetwork(nn.Module):
         else:
             self.decoder = Decoder(config.decoder_layers, config.n_latent, noise)
             self.output = linear(self.decoder.n_out, n_vars, noise)
-            if config.decoder_layers.widths:  # then the bias of the latent ends in a normalisation, too
-                hold_bias((self.encoder.first, *self.encoder.rest)[-1], config.decoder_layers)
+            hold_bias(self.encoder.last, config.decoder_layers)  # between the two there is nothing but products
 
     def start_from(self, summary: Summary, cells: Loader) -> None:
         """Start the output at the mean expression of each gene, and set the standardisation."""

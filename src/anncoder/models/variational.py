@@ -217,7 +217,7 @@ class VariationalNetwork(nn.Module):
     def observed(self, batch: Batch) -> Tensor:
         """Return the same less what zero inflation takes away, (b, g)."""
         decoded = self.decode(self.encode(batch), batch.batch_code)
-        return decoded.log_mean.exp() * (1 if decoded.pi_logits is None else torch.sigmoid(-decoded.pi_logits))
+        return decoded.log_mean.exp() * decoded.kept()
 
     def denoise_as(self, batch: Batch, code: int) -> Tensor:
         """Return what :meth:`denoise` would if all cells were of one experimental batch, (b, g); read as they are."""

@@ -20,6 +20,10 @@ class CountParameters(NamedTuple):
     log_theta: Tensor | None  # (g,), (b, 1) or (b, g) log inverse dispersion; for "gaussian" log sigma
     pi_logits: Tensor | None  # (b, g) logit of the dropout probability
 
+    def kept(self) -> Tensor | float:
+        """Return the probability that zero inflation leaves an entry as it is, (b, g); 1 where there is none."""
+        return 1.0 if self.pi_logits is None else torch.sigmoid(-self.pi_logits)
+
 
 class CountProducts(NamedTuple):
     """The same before the products of the output layers are taken."""
@@ -80,3 +84,16 @@ class CountHeads(nn.Module):
         if self.likelihood != "gaussian":
             mean = mean.clamp(*LOG_MEAN_RANGE)
         return CountParameters(mean, None if log_theta is None else log_theta.clamp(*LOG_THETA_RANGE), pi_logits)
+
+
+class PiOfMean(nn.Module):
+    """Dropout logits as a line in the log mean, with a slope and an offset of each gene."""
+
+    def __init__(self, n_vars: int) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.empty(1, n_vars))  # a matrix, so that penalties on weights reach it
+        self.offset = nn.Parameter(torch.zeros(n_vars))
+
+    def forward(self, log_mean: Tensor) -> Tensor:
+        """Return the logits, (b, g)."""
+        return self.slope * log_mean + self.offset

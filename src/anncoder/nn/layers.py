@@ -83,12 +83,12 @@ def after(width: int, layers: Layers, noise: Noise) -> nn.Sequential:
 
 
 def hold_bias(product: nn.Module, layers: Layers) -> None:
-    """Leave the bias of a product where it is, if a batch normalisation follows, which takes it away again.
+    """Leave the bias of a product where it is, if it goes into layers with batch normalisation, which take it away.
 
     Its gradient is zero but for rounding, of which Adam makes steps of full size; the running means lag behind them, so
     that two runs that agree in training do not in evaluation.
     """
-    if layers.norm.startswith("batch"):
+    if layers.widths and layers.norm.startswith("batch"):
         assert isinstance(product.bias, nn.Parameter)
         product.bias.requires_grad_(False)
 
@@ -116,6 +116,12 @@ class Encoder(nn.Module):
         self.after = nn.ModuleList(after(width, layers, noise) for width in layers.widths)
         for product in (self.first, *self.rest)[:-1]:
             hold_bias(product, layers)
+
+    @property
+    def last(self) -> nn.Module:
+        """The product that gives the units at the end."""
+        product: nn.Module = self.rest[-1] if len(self.rest) else self.first
+        return product
 
     def forward(self, x: CSR | Tensor, mean: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
         """Return the units at the end, (b, k); ``mean`` and ``scale``, (g,), centre and divide x first."""
