@@ -20,7 +20,7 @@ Which cells the first two are of stands in ``scored``:
 - ``"held-out"``: those that were held out for validation when the model was fitted; PCA and the gene means are fitted
   to the others. No method was fitted to them; the model chose the epoch to stop at by them, which PCA did not.
 - ``"new"``: a random half of data without any held-out cell; PCA and the gene means are fitted to the other half (and
-  so to cells more like these than the model's may be). A selection of fitted cells only passes for new: do not score it.
+  so to cells more like these than the model's may be). A selection of fitted cells only passes for new: beware.
 - ``"seen"``: all cells, where fewer than twenty were held out, or cannot be told from the others. All methods have seen
   them, and ``heldout_nll`` is not given: it would reward memory.
 
