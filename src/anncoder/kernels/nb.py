@@ -30,6 +30,7 @@ from anncoder.kernels.vector_math import (
 F = np.float32
 CHUNK = 16  # rows
 STORED = 9  # numbers that are kept of a stored value
+LANES = 8  # float64 numbers of a vector instruction: fewer would be computed one by one, each in as much time as all
 STEPS = 12  # nearly all counts are below
 LARGE = 32  # up to here lgamma(x + theta) - lgamma(theta) is a product of x factors
 LOG_FACTORIAL = np.array([math.lgamma(k + 1) for k in range(LARGE + 1)])
@@ -67,7 +68,7 @@ def nb(address: Scalar) -> None:
     n, g = logits.shape
     lt, theta, loss, share = np.empty(g, F), np.empty(g, F), np.empty(g, F), np.empty(g, F)
     scratch, theta_row = np.empty((1, g), F), np.zeros(g, F)
-    stored, bounds = np.empty((STORED, g)), limits.copy()
+    stored, bounds = np.empty((STORED, g + LANES)), limits.copy()
     rows = by_mean if by_mean.shape[0] else scratch
     per_gene = limits[5] > F(0)
     adds = per_gene and by_theta.shape[0] > 0
@@ -198,7 +199,7 @@ def nb_stored(
 ) -> None:
     """Write, for the stored counts of a row, loss and gradients into ``out[0], out[1], out[2]``, in float64.
 
-    ``out`` is (STORED, >= nnz), and row 3 is left alone. An offset of the loss that no parameter changes, log x!, is
+    ``out`` is (STORED, >= nnz + LANES), and row 3 is left alone. An offset of the loss that no parameter changes, log x!, is
     included.
     """
     u, theta, x, factors, slopes = out[0], out[1], out[2], out[4], out[5]
@@ -212,6 +213,9 @@ def nb_stored(
         u[k] = np.float64(m) + np.float64(offset) - np.float64(lt[j])
         free[k] = 1.0 if m == v else 0.0
         x[k] = values[k]
+    while n % LANES:
+        theta[n], u[n], x[n], free[n] = 0.0, 0.0, 0.0, 0.0
+        n += 1
     for k in range(n):
         theta[k] = exp_minus_64(-theta[k])
     rising_factorials(x[:n], theta, factors, slopes)

@@ -12,6 +12,7 @@ from numba import njit
 
 from anncoder.kernels.nb import (
     CHUNK,
+    LANES,
     STORED,
     keep_theta,
     keep_within,
@@ -60,7 +61,7 @@ def zinb(address: Scalar) -> None:
     n, g = logits.shape
     lt, theta, loss, share = np.empty(g, F), np.empty(g, F), np.empty(g, F), np.empty(g, F)
     scratch, theta_row = np.empty((2, g), F), np.zeros(g, F)
-    stored, pi, bounds = np.zeros((STORED, g)), np.empty((2, g)), limits.copy()
+    stored, pi, bounds = np.zeros((STORED, g + LANES)), np.empty((2, g)), limits.copy()
     wanted = by_mean.shape[0] > 0
     per_gene = limits[5] > F(0)
     adds = per_gene and by_theta.shape[0] > 0
