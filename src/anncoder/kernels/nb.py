@@ -199,8 +199,8 @@ def nb_stored(
 ) -> None:
     """Write, for the stored counts of a row, loss and gradients into ``out[0], out[1], out[2]``, in float64.
 
-    ``out`` is (STORED, >= nnz + LANES), and row 3 is left alone. An offset of the loss that no parameter changes, log x!, is
-    included.
+    ``out`` is (STORED, >= nnz + LANES), and row 3 is left alone. An offset of the loss that no parameter
+    changes, log x!, is included.
     """
     u, theta, x, factors, slopes = out[0], out[1], out[2], out[4], out[5]
     log_x, by_x, free = out[6], out[7], out[8]
