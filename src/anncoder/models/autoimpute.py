@@ -116,7 +116,7 @@ class AutoImputeNetwork(nn.Module):
         squares = self.hidden.weight.square().sum() + self.output.weight.square().sum()
         weights = self.config.weight_penalty / 2 * squares
         terms = {"reconstruction": error * whole / n_entries, "weights": weights / (self.n_fitted * x.n_vars)}
-        return Loss(terms["reconstruction"] + terms["weights"], {k: v.detach() for k, v in terms.items()})
+        return Loss.of(terms)
 
     def encode(self, batch: Batch) -> Tensor:
         """Return the hidden layer, (b, k), between 0 and 1."""

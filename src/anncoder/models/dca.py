@@ -215,7 +215,7 @@ class DCANetwork(nn.Module):
         terms = {"nll": nll.mean() / batch.counts.n_vars, **self._penalties()}
         if self.config.ridge_pi and pi_logits is not None:
             terms["ridge_pi"] = self.config.ridge_pi * pi_logits.sigmoid().square().mean()
-        return Loss(torch.stack(list(terms.values())).sum(), {k: v.detach() for k, v in terms.items()})
+        return Loss.of(terms)
 
     def encode(self, batch: Batch) -> Tensor:
         """Return the latent, (b, k): the product of the centre layer, before normalisation and activation."""

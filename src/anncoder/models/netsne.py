@@ -166,7 +166,7 @@ class NetsneNetwork(nn.Module):
         if self.config.l2:
             weights = [w.square().sum() for w in self.parameters() if w.dim() == 2]
             terms["l2"] = self.config.l2 * torch.stack(weights).sum()
-        return Loss(torch.stack(list(terms.values())).sum(), {k: v.detach() for k, v in terms.items()})
+        return Loss.of(terms)
 
     def encode(self, batch: Batch) -> Tensor:
         """Return the place of each cell in the picture, (b, k)."""

@@ -188,7 +188,7 @@ class SAUCIENetwork(nn.Module):
             terms["entropy"] = config.lambda_c * usage_entropy(activations)
         if config.lambda_d:
             terms["within_clusters"] = config.lambda_d * within_clusters(x.to_dense(), activations)
-        return Loss(torch.stack(list(terms.values())).sum(), {k: v.detach() for k, v in terms.items()})
+        return Loss.of(terms)
 
     def encode(self, batch: Batch) -> Tensor:
         """Return the latent, (b, k)."""

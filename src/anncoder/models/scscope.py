@@ -141,9 +141,8 @@ class ScScopeNetwork(nn.Module):
         x = self._input(batch)
         target = self._target(x, batch.batch_code)
         size = (x.n_rows * x.n_vars) ** 0.5
-        errors = [masked_error(target, decoded) / size for _, decoded in self._rounds(x, batch.batch_code)]
-        terms = {f"round_{t}": error.detach() for t, error in enumerate(errors, start=1)}
-        return Loss(torch.stack(errors).sum(), terms)
+        rounds = enumerate(self._rounds(x, batch.batch_code), start=1)
+        return Loss.of({f"round_{t}": masked_error(target, decoded) / size for t, (_, decoded) in rounds})
 
     def encode(self, batch: Batch) -> Tensor:
         """Return the latent as ``readout`` says, (b, k) or (b, T k)."""

@@ -178,7 +178,7 @@ class ScvisNetwork(nn.Module):
         if self.config.l2:
             squares = [w.square().sum() for w in self.parameters() if w.dim() == 2]
             terms["l2"] = self.config.l2 / 2 * torch.stack(squares).sum()
-        return Loss(torch.stack(list(terms.values())).sum(), {k: v.detach() for k, v in terms.items()})
+        return Loss.of(terms)
 
     def ramps(self) -> tuple[Tensor, Tensor]:
         """Return the weights of the t-SNE term, ``min(t, D)``, and of the prior, ``max(0.1, D / t)``, () each.

@@ -167,7 +167,7 @@ class VariationalNetwork(nn.Module):
         normal = torch.empty_like(mean).normal_(generator=noise.on(mean.device))
         nll = self.nll(batch, mean + variance.sqrt() * normal)
         terms = {"nll": nll.mean(), "kl": self.warm_up() * divergence(mean, variance).mean()}
-        return Loss(terms["nll"] + terms["kl"], {k: v.detach() for k, v in terms.items()})
+        return Loss.of(terms)
 
     def posterior(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return mean and variance of the latent of each cell, (b, k) both."""
