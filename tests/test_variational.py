@@ -14,7 +14,7 @@ from scipy.sparse import csr_matrix
 from torch import Tensor
 
 import anncoder
-from anncoder import VariationalAutoencoder, tl
+from anncoder import VariationalAutoencoder, load, tl
 from anncoder.config import Layers
 from anncoder.data.memory import Stored
 from anncoder.datasets import simulate
@@ -320,3 +320,9 @@ def test_the_command_line_trains_it(counts: Any, anncoder: Any, tmp_path: Path) 
     result = anncoder("train", tmp_path / "in.h5ad", "-o", tmp_path / "out.h5ad", *words)
     assert result.exit_code == 0, result.output
     assert np.isfinite(anndata.read_h5ad(tmp_path / "out.h5ad").obsm["X_ae"]).all()
+    words = ["denoise", tmp_path / "out.anncoder/model", tmp_path / "in.h5ad", "-o", tmp_path / "as_b.h5ad"]
+    assert anncoder(*words, "--batch", "b").exit_code == 0
+    written = anndata.read_h5ad(tmp_path / "as_b.h5ad")
+    model = load(tmp_path / "out.anncoder/model")
+    np.testing.assert_allclose(written.layers["ae_denoised"], model.denoise(counts, batch="b"), rtol=1e-5)
+    assert anncoder(*words, "--batch", "c", "--in-place").exit_code == 2

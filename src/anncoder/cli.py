@@ -202,6 +202,7 @@ def denoise(
     layer: Layer = None,
     key: Key = "ae",
     scale: Annotated[str | None, typer.Option(help="counts (of a model of counts the default) or normalized.")] = None,
+    batch: Annotated[str | None, typer.Option(help="Decode every cell as if of this experimental batch.")] = None,
     allow_missing: AllowMissing = 0.0,
     in_place: InPlace = False,
     drop_empty_cells: DropEmpty = False,
@@ -214,7 +215,7 @@ def denoise(
         from anncoder.commands.apply import ApplyRequest, run_denoise
 
         request = ApplyRequest(model, data, output, layer, key, in_place, drop_empty_cells)
-        run_denoise(request, scale=scale, allow_missing=allow_missing)
+        run_denoise(request, scale=scale, batch=batch, allow_missing=allow_missing)
 
 
 @app.command()

@@ -35,12 +35,12 @@ def run_embed(request: ApplyRequest, *, allow_missing: float) -> None:
         announce(f"{written.path}: {next_step(request.key, written.n_obs, model.config.width)}")
 
 
-def run_denoise(request: ApplyRequest, *, scale: Any, allow_missing: float) -> None:
+def run_denoise(request: ApplyRequest, *, scale: Any, batch: str | None, allow_missing: float) -> None:
     """Write each input plus ``layers["key_denoised"]``; without a scale, on the one the model was fed."""
     if scale is not None and scale not in SCALES:
         raise unknown_key(scale, SCALES, where="--scale")
     model = load(request.model)
-    wanted = Wanted(request.key, latent=False, scale=scale or natural_scale(model))
+    wanted = Wanted(request.key, latent=False, scale=scale or natural_scale(model), batch=batch)
     for path, n_obs, n_vars in _write(request, model, wanted, allow_missing):
         announce(f"{path}: wrote layers['{request.key}_denoised'] ({n_obs:,} x {n_vars:,}, float32)")
 
