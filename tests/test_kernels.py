@@ -25,8 +25,8 @@ from anncoder.kernels.vector_math import digamma, exp_minus, exp_minus_64, log1p
 from anncoder.likelihoods import nb_nll, one_pass, poisson_nll, squared_error, zinb_nll
 from anncoder.likelihoods.reference import nb_reference, poisson_reference, zinb_reference
 from anncoder.nn.inputs import LogNormalize
-from anncoder.nn.sparse import sparse_matmul
-from anncoder.types import CSR, Batch, Product
+from anncoder.nn.sparse import SparseLinear, centred_transposed_matmul, sparse_matmul
+from anncoder.types import CSR, Batch, Noise, Product
 
 THETA = {"gene": (37,), "shared": (40, 1), "gene-cell": (40, 37)}
 
@@ -369,3 +369,99 @@ def test_an_output_layer_in_blocks_is_the_layer_and_the_loss(
     assert len(found[0]) == 1 + 3 * {"nb": 2, "zinb": 3, "poisson": 1, "squared": 1}[likelihood]
     for fast, exact in zip(*found, strict=True):
         torch.testing.assert_close(fast, exact, rtol=1e-5, atol=1e-5 * float(exact.abs().max()))
+
+
+def test_what_does_not_fit_is_refused_before_its_addresses_are_followed() -> None:
+    x, log_mean, log_theta, logits, size_factor = problem("gene")
+    counts = csr(x)
+    wrong: list[Callable[[], Tensor]] = [
+        lambda: nb_nll(csr(torch.ones(40, 99)), log_mean, log_theta),
+        lambda: nb_nll(csr(x[:20]), log_mean, log_theta),
+        lambda: nb_nll(counts, log_mean, log_theta[:9]),
+        lambda: nb_nll(counts, log_mean, log_theta, size_factor[:2]),
+        lambda: poisson_nll(counts.with_values(counts.values[:-1]), log_mean),
+        lambda: zinb_nll(counts, Product(torch.ones(39, 3), torch.ones(37, 3), torch.ones(37)), log_theta, logits[:39]),
+        lambda: squared_error(csr(x[:20]), log_mean),
+        lambda: centred_transposed_matmul(counts, None, torch.ones(9, 4))[0],
+        lambda: centred_transposed_matmul(counts, torch.ones(36), torch.ones(40, 4))[0],
+        lambda: LogNormalize("log1p")(Batch(counts, size_factor[:3], torch.arange(40))).values,
+    ]
+    for call in wrong:
+        with pytest.raises(ValueError, match=r"\d"):
+            call()
+
+
+def test_a_row_that_repeats_columns_stays_in_its_memory() -> None:
+    """Longer than there are genes; a kernel's room is as long as the longest row."""
+    n = 300
+    counts = CSR(torch.tensor([0, n]), torch.zeros(n, dtype=torch.int64), torch.ones(n), 3)
+    zeros = torch.zeros(1, 3)
+    for loss in (nb_nll(counts, zeros, zeros[0]), zinb_nll(counts, zeros, zeros[0], zeros), poisson_nll(counts, zeros)):
+        assert torch.isfinite(loss).all()
+    assert torch.isfinite(squared_error(counts, zeros)).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 37), (1, 1)])
+def test_dispersions_of_every_shape_that_broadcasts(shape: tuple[int, int]) -> None:
+    x, log_mean, _, logits, _ = problem("gene")
+    log_theta = torch.linspace(-1, 1, shape[1])[None]
+    for form in (lambda c, m, t, _: nb_nll(c, m, t), zinb_nll):
+        fast = form(csr(x), log_mean, log_theta, logits)
+        with eager():
+            torch.testing.assert_close(form(csr(x), log_mean, log_theta, logits), fast)
+
+
+def test_gradients_that_the_kernels_do_not_have_come_from_the_eager_forms() -> None:
+    """Of size factors, of the mean that is subtracted, and of the input: none is dropped without a word."""
+    x, log_mean, log_theta, logits, size_factor = problem("gene")
+    layer = SparseLinear(37, 5, Noise(0))
+    mean = torch.rand(37)
+
+    def of(size: Tensor, centre: Tensor, values: Tensor) -> Tensor:
+        counts = csr(x)
+        seen = LogNormalize("log1p")(Batch(counts.with_values(values), size, torch.arange(40)))
+        nll = nb_nll(counts, log_mean, log_theta, size) + zinb_nll(counts, log_mean, log_theta, logits, size)
+        return (nll + poisson_nll(counts, log_mean, size)).sum() + layer(seen, centre).square().sum()
+
+    def gradients() -> tuple[Tensor, ...]:
+        leaves = [t.clone().requires_grad_() for t in (size_factor, mean, csr(x).values)]
+        return torch.autograd.grad(of(*leaves), leaves)
+
+    fast = gradients()
+    with eager():
+        for a, b in zip(fast, gradients(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    leaf = csr(x).values.requires_grad_()
+    assert torch.autograd.grad(sparse_matmul(csr(x).with_values(leaf), layer.weight).sum(), leaf)[0].abs().sum() > 0
+
+
+def test_a_second_derivative_is_refused_and_not_wrong() -> None:
+    """Their gradients are written by hand, once."""
+    x, log_mean, log_theta, logits, _ = (t.double() for t in problem("gene"))
+    for form in (
+        lambda m: nb_nll(csr(x), m, log_theta),
+        lambda m: zinb_nll(csr(x), m, log_theta, logits),
+        lambda m: poisson_nll(csr(x), m),
+    ):
+        leaf = log_mean.clone().requires_grad_()
+        (first,) = torch.autograd.grad(form(leaf).square().sum(), leaf, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            first.sum().backward()
+
+
+def test_without_a_place_for_the_cache_the_kernels_are_compiled_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package that cannot be written to, of a user without a home: numba has no folder then."""
+    real, asked = threads.cfunc, []
+
+    def cfunc(*signature: Any, cache: bool = False, **settings: Any) -> Any:
+        asked.append(cache)
+        if cache:
+            raise RuntimeError("cannot cache function 'row': no locator available for file 'nb.py'")
+        return real(*signature, **settings)
+
+    monkeypatch.setattr(threads, "cfunc", cfunc)
+    out = torch.empty(4)
+    again = threads.Kernel(sparse.log_normalize.function, sparse.log_normalize.dtypes)
+    again(1, torch.arange(5), torch.arange(4.0), torch.full((4,), 2.0), out)
+    torch.testing.assert_close(out, (torch.arange(4.0) / 2).log1p())
+    assert asked == [True, False]

@@ -387,3 +387,26 @@ def test_tf32_is_for_products_on_a_gpu_and_for_the_time_of_a_fit(counts, monkeyp
     monkeypatch.setattr(autoencoder, "products_in", lambda p, on: (asked.append(p), original(p, on))[1])
     CountAutoencoder(n_latent=2, n_hidden=(4,)).fit(counts, max_epochs=1, precision="tf32", progress=False)
     assert asked == ["tf32"]
+
+
+def test_our_adam_follows_a_parameter_whose_memory_is_replaced() -> None:
+    """``p.data = ...`` keeps the parameter, and frees what it was: no step may be written there."""
+    ours, theirs = (nn.Parameter(torch.ones(40, 50)) for _ in range(2))
+    one: Any = Adam([ours], 0.1)
+    other: Any = torch.optim.Adam([theirs], 0.1)
+    for number in range(4):
+        if number == 2:
+            for p in (ours, theirs):
+                p.data = torch.full_like(p, -3.0)
+        ours.grad, theirs.grad = torch.full_like(ours, number + 1.0), torch.full_like(theirs, number + 1.0)
+        assert one.descend(1.0, float("inf"))
+        other.step()
+        torch.testing.assert_close(ours, theirs)
+    ours.grad = torch.ones(50, 40).T
+    with pytest.raises(RuntimeError, match="not contiguous"):
+        one.descend(1.0, float("inf"))
+
+
+def test_a_fitted_network_holds_no_gradients(counts: Any) -> None:
+    model = CountAutoencoder(n_hidden=(8,), n_latent=2).fit(counts, max_epochs=2, progress=False)
+    assert all(p.grad is None for p in model.network_.parameters())

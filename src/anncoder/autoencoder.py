@@ -21,7 +21,7 @@ from anncoder import checkpoint
 from anncoder.attempt import attempt
 from anncoder.config import NetworkConfig, OptimizerName, PrecisionName, SplitName, TrainingConfig, given
 from anncoder.data.adata import open_data
-from anncoder.device import choose_device, memory_errors, products_in, refuse_size, threads_set
+from anncoder.device import choose_device, memory_errors, products_in, refuse_size, threads_set, usual_torch
 from anncoder.distributed import processes
 from anncoder.errors import DivergenceError
 from anncoder.identity import run_of
@@ -172,7 +172,8 @@ class Autoencoder:
         layer = None if layer == "X" else layer
         refuse_width(self.config, len(source.var_names))
         split = split_cells(source.n_obs, source.column, training)
-        with attempt(self), processes(training.device) as share, threads_set(training.threads), memory_errors("fit"):
+        on_threads = threads_set(training.threads)
+        with usual_torch(), attempt(self), processes(training.device) as share, on_threads, memory_errors("fit"):
             self.layer_, self.training_ = layer, training
             self.var_names_, self.valid_obs_ = source.var_names, source.names(split.valid)
             self.valid_sizes_ = np.asarray(source.sizes[split.valid])
@@ -332,7 +333,8 @@ class Autoencoder:
 
     def _build(self, noise: Noise) -> Any:
         shape = Shape(len(self.var_names_), len(self.batches_), tuple(self.batches_))
-        return MODELS[self.name].network(self.config, shape, noise)
+        with usual_torch():
+            return MODELS[self.name].network(self.config, shape, noise)
 
     def _network(self) -> Any:
         refuse_unfitted(self.network_)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -65,12 +66,53 @@ def products_in(precision: str, device: torch.device) -> Iterator[None]:
     if precision == "float32" or device.type != "cuda":
         yield
         return
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
+    _tf32.enter()
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        _tf32.leave()
+
+
+class _Tf32:
+    """The precision is the process's: of fits that overlap in several threads, the last puts it back."""
+
+    def __init__(self) -> None:
+        self.lock, self.n_inside, self.before = threading.Lock(), 0, ""
+
+    def enter(self) -> None:
+        with self.lock:
+            if self.n_inside == 0:
+                self.before = torch.get_float32_matmul_precision()
+                torch.set_float32_matmul_precision("high")
+            self.n_inside += 1
+
+    def leave(self) -> None:
+        with self.lock:
+            self.n_inside -= 1
+            if self.n_inside == 0:
+                torch.set_float32_matmul_precision(self.before)
+
+
+_tf32 = _Tf32()
+
+
+@contextmanager
+def usual_torch() -> Iterator[None]:
+    """Let torch be for the time of a block as it is when nobody has told it otherwise.
+
+    Gradients are recorded, and what is made without a type or a device is float32 and on the CPU: networks and kernels
+    are of float32, wherever ``fit`` is called from.
+    """
+    dtype = torch.get_default_dtype()
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        if torch.get_default_device().type not in ("cpu", "meta"):  # the mode costs time at every operation
+            stack.enter_context(torch.device("cpu"))
+        if dtype != torch.float32:  # which is the process's: not touched without need
+            stack.callback(torch.set_default_dtype, dtype)
+            torch.set_default_dtype(torch.float32)
+        yield
 
 
 def available_memory() -> int | None:

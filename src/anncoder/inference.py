@@ -13,6 +13,7 @@ from torch import Tensor
 from anncoder.config import unknown_key
 from anncoder.data.adata import batch_name
 from anncoder.data.genes import columns_of
+from anncoder.device import usual_torch
 from anncoder.errors import ConfigError
 from anncoder.preparation import batches_in
 from anncoder.refusals import refuse_scale
@@ -89,7 +90,8 @@ def _located(
     loader = source.loader(PerCell(factors, codes), np.ones(source.n_obs, dtype=bool), batch_size=BLOCK)
     network.eval()
     for batch in loader.epoch(0):
-        with torch.inference_mode():  # left before the block is handed out: the mode is that of the caller's thread
+        # left before the block is handed out: the mode is that of the caller's thread
+        with usual_torch(), torch.inference_mode():
             values = compute(batch.to(device)).cpu().numpy()
         yield batch.rows.numpy(), values
 

@@ -83,8 +83,10 @@ class Adam(torch.optim.Adam):
 
         (group,) = self.param_groups
         parameters = [p for p in group["params"] if p.grad is not None]
-        if self._plan is None or self._plan.parameters != [id(p) for p in parameters]:
-            self._plan = self._planned(parameters)
+        # a parameter may keep its name and get other memory: `p.data = ...`
+        places = [_address(p) for p in parameters]
+        if self._plan is None or self._plan.places != places:
+            self._plan = self._planned(parameters, places)
         plan = self._plan
         gradients = np.array([_address(p.grad) for p in parameters], dtype=np.int64)
         np.add(gradients[plan.pieces[:, 5]], plan.starts, out=plan.pieces[:, 1])
@@ -103,20 +105,21 @@ class Adam(torch.optim.Adam):
         self._plan = None
         super().load_state_dict(state_dict)
 
-    def _planned(self, parameters: list[Tensor]) -> Plan:
+    def _planned(self, parameters: list[Tensor], places: list[int]) -> Plan:
         from anncoder.kernels.adam import PIECE
 
         taken = counted(self, parameters)
-        states = [self.state[p] for p in parameters]
-        pieces, starts = [], []
-        for number, (p, state) in enumerate(zip(parameters, states, strict=True)):
-            p_at, m_at, v_at = (_address(t) for t in (p, state["exp_avg"], state["exp_avg_sq"]))
+        kept, pieces, starts = [], [], []
+        for number, p in enumerate(parameters):
+            state = self.state[p]
+            kept += [p.detach(), state["exp_avg"], state["exp_avg_sq"]]
+            p_at, m_at, v_at = (_address(t) for t in kept[-3:])
             for start in range(0, 4 * p.numel(), 4 * PIECE):
                 length = min(PIECE, p.numel() - start // 4)
                 pieces.append([p_at + start, 0, m_at + start, v_at + start, length, number])
                 starts.append(start)
         table = np.array(pieces, dtype=np.int64).reshape(-1, 6)
-        return Plan([id(p) for p in parameters], taken, table, np.array(starts, dtype=np.int64), np.empty(len(table)))
+        return Plan(places, kept, taken, table, np.array(starts, dtype=np.int64), np.empty(len(table)))
 
 
 class GpuAdam(torch.optim.Adam):
@@ -174,7 +177,8 @@ def counted(optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> Tenso
 class Plan(NamedTuple):
     """Where the pieces of parameters and moments lie, for :mod:`anncoder.kernels.adam`."""
 
-    parameters: list[int]  # their identities
+    places: list[int]  # addresses of the parameters
+    kept: list[Tensor]  # parameters and moments: what is written to must not be freed
     taken: Tensor  # (n_parameters,) number of steps; the state has views of it
     pieces: Array  # (n, 6) int64, see the kernel; the addresses of the gradients are written before each step
     starts: Array  # (n,) how many bytes into its parameter each begins
@@ -182,6 +186,8 @@ class Plan(NamedTuple):
 
 
 def _address(tensor: Tensor | None) -> int:
-    assert tensor is not None
-    assert tensor.is_contiguous()
+    if tensor is None or not tensor.is_contiguous():
+        raise RuntimeError(
+            "a parameter, its gradient or a moment of it is not contiguous: torch.optim.Adam takes those"
+        )
     return tensor.data_ptr()

@@ -196,6 +196,8 @@ def train(
         if watch.weights:
             network.load_state_dict(watch.weights)
         network.eval()
+        for parameter in network.parameters():  # as large as the network, and of no use to a fitted one
+            parameter.grad = None
     return History(records, watch.best_epoch, stopped)
 
 

@@ -176,4 +176,7 @@ class ResidentLoader:
         # pinned memory is copied in its turn, behind the steps that are waiting, while this goes on
         host = torch.from_numpy(array)
         device = self.resident.device
-        return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
+        if device.type != "cuda":
+            return host.to(device)
+        with torch.cuda.device(device):  # or pinning would wake the first GPU, which is another process's
+            return host.pin_memory().to(device, non_blocking=True)

@@ -43,6 +43,16 @@ def on_gpu(*tensors: Tensor | tuple[Tensor, ...] | None) -> bool:
     )
 
 
+def constant(*tensors: Tensor | None) -> bool:
+    """Tell whether nothing is differentiated by these tensors, for which the kernels have no gradient."""
+    return not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in tensors)
+
+
+def room(*shape: int) -> Tensor:
+    """Return memory for a kernel to write: float32, on the CPU, whatever torch makes by default."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
+
+
 def _each(tensors: Iterable[Tensor | tuple[Tensor, ...] | None]) -> Iterator[Tensor]:
     for entry in tensors:
         if isinstance(entry, tuple):

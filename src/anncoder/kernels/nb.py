@@ -68,7 +68,7 @@ def nb(address: Scalar) -> None:
     n, g = logits.shape
     lt, theta, loss, share = np.empty(g, F), np.empty(g, F), np.empty(g, F), np.empty(g, F)
     scratch, theta_row = np.empty((1, g), F), np.zeros(g, F)
-    stored, bounds = np.empty((STORED, g + LANES)), limits.copy()
+    stored, bounds = np.empty((STORED, longest(indptr, g) + LANES)), limits.copy()
     rows = by_mean if by_mean.shape[0] else scratch
     per_gene = limits[5] > F(0)
     adds = per_gene and by_theta.shape[0] > 0
@@ -96,6 +96,14 @@ def nb(address: Scalar) -> None:
         if adds:
             keep_within(of_theta, log_theta[0], limits)
         chunk = take_ticket(table)
+
+
+@njit(fastmath=EXACT, error_model="numpy")
+def longest(indptr: Vector, n: Scalar) -> Scalar:
+    """Return the number of stored values of the longest row, or n if that is more: rows may repeat columns."""
+    for i in range(indptr.shape[0] - 1):
+        n = max(n, indptr[i + 1] - indptr[i])
+    return n
 
 
 @njit(fastmath=EXACT, error_model="numpy")

@@ -10,7 +10,7 @@ import math
 import numpy as np
 from numba import njit
 
-from anncoder.kernels.nb import CHUNK, LARGE, LOG_FACTORIAL, limited, softmax_of, through_softmax, working_row
+from anncoder.kernels.nb import CHUNK, LARGE, LOG_FACTORIAL, limited, longest, softmax_of, through_softmax, working_row
 from anncoder.kernels.threads import arguments, f32, f32_line, f64_line, i64_line, kernel, take_ticket
 from anncoder.kernels.vector_math import EXACT, Scalar, Vector, exp_minus, row_sum
 
@@ -29,7 +29,7 @@ def poisson(address: Scalar) -> None:
     indptr, indices, values = i64_line(table, 3), i64_line(table, 4), f32_line(table, 5)
     limits, nll, by_mean = f32_line(table, 6), f64_line(table, 7), f32(table, 8)
     n, g = logits.shape
-    loss, scratch, share, stored = np.empty(g, F), np.empty(g, F), np.empty(g, F), np.empty((2, g))
+    loss, scratch, share, stored = np.empty(g, F), np.empty(g, F), np.empty(g, F), np.empty((2, longest(indptr, g)))
     bounds, wanted = limits.copy(), by_mean.shape[0] > 0
     chunk = take_ticket(table)
     while chunk >= 0:
@@ -95,7 +95,8 @@ def squared(address: Scalar) -> None:
     indptr, indices, values = i64_line(table, 3), i64_line(table, 4), f32_line(table, 5)
     error, by_mean = f64_line(table, 7), f32(table, 8)
     n, g = mean.shape
-    loss, scratch, stored, wanted = np.empty(g, F), np.empty(g, F), np.empty((2, g)), by_mean.shape[0] > 0
+    loss, scratch, stored = np.empty(g, F), np.empty(g, F), np.empty((2, longest(indptr, g)))
+    wanted = by_mean.shape[0] > 0
     chunk = take_ticket(table)
     while chunk >= 0:
         for i in range(chunk * CHUNK, min(n, (chunk + 1) * CHUNK)):

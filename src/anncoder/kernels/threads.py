@@ -52,20 +52,21 @@ class Kernel:
         Raises
         ------
         TypeError
-            An array is not of the type that the function was compiled for: it would read garbage.
+            An array is not of the type that the function was compiled for, or not in memory: it would read garbage.
         """
         if self._compiled is None:
-            decorate = cfunc(types.void(types.voidptr), cache=True, fastmath=EXACT, error_model="numpy")
-            self._compiled = decorate(self.function)
+            self._compiled = _compiled(self.function)
         ticket = array("q", [0])
         entries = array("q", [0, n_tickets, len(arrays) + 1, ticket.buffer_info()[0], 1, 1])
         for data, dtype in zip(arrays, self.dtypes, strict=True):
             if isinstance(data, Tensor):
-                fits, address = data.dtype is DTYPES[dtype] and data.is_contiguous(), data.data_ptr()
+                fits, address = data.dtype is DTYPES[dtype] and data.is_contiguous() and data.is_cpu, data.data_ptr()
             else:
                 fits, address = data.dtype == dtype and data.flags.c_contiguous, data.__array_interface__["data"][0]
             if not fits:
-                raise TypeError(f"{self.function.__name__}: expected contiguous {np.dtype(dtype)}, got {data.dtype}")
+                raise TypeError(
+                    f"{self.function.__name__}: expected contiguous {np.dtype(dtype)} on the CPU, got {data.dtype}"
+                )
             size = data.shape
             entries.extend((address, size[0], size[1] if len(size) > 1 else 1))
         _in_parallel(self._compiled, entries.buffer_info()[0], min(torch.get_num_threads(), n_tickets))
@@ -148,6 +149,16 @@ def i64(table: Vector, k: int) -> Any:
 def i32_line(table: Vector, k: int) -> Any:
     """Return array k, int32 of one dimension."""
     return carray(pointer(table[k + 2, 0]), (table[k + 2, 1],), np.int32)
+
+
+def _compiled(function: Callable[[Any], None]) -> Any:
+    settings: dict[str, Any] = {"fastmath": EXACT, "error_model": "numpy"}
+    try:
+        return cfunc(types.void(types.voidptr), cache=True, **settings)(function)
+    except RuntimeError as error:  # neither the folder of the package nor the home of the user can be written to
+        if "no locator" not in str(error):
+            raise
+        return cfunc(types.void(types.voidptr), **settings)(function)
 
 
 def _in_parallel(compiled: Any, address: int, threads: int) -> None:

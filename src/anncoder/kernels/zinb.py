@@ -16,6 +16,7 @@ from anncoder.kernels.nb import (
     STORED,
     keep_theta,
     keep_within,
+    longest,
     nb_stored,
     nb_zeros,
     softmax_of,
@@ -61,7 +62,8 @@ def zinb(address: Scalar) -> None:
     n, g = logits.shape
     lt, theta, loss, share = np.empty(g, F), np.empty(g, F), np.empty(g, F), np.empty(g, F)
     scratch, theta_row = np.empty((2, g), F), np.zeros(g, F)
-    stored, pi, bounds = np.zeros((STORED, g + LANES)), np.empty((2, g)), limits.copy()
+    most = longest(indptr, g)
+    stored, pi, bounds = np.zeros((STORED, most + LANES)), np.empty((2, most)), limits.copy()
     wanted = by_mean.shape[0] > 0
     per_gene = limits[5] > F(0)
     adds = per_gene and by_theta.shape[0] > 0

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from anncoder.kernels import fused, on_gpu
+from anncoder.kernels import constant, fused, on_gpu
 from anncoder.likelihoods.entries import at_entries
 from anncoder.likelihoods.gpu_pass import Of, in_gpu_pass
 from anncoder.likelihoods.limits import LOG_THETA_RANGE, limits_of
@@ -30,11 +30,11 @@ def squared_error(x: CSR, mean: Tensor | Product) -> Tensor:
     mean
         (b, g) reconstruction on the same scale, or the output layer that gives it.
     """
-    if fused(mean):
+    if constant(x.values) and fused(mean):
         from anncoder.kernels.poisson import squared
 
         return in_one_pass(Pass(squared, x, None, limits_of()), mean)
-    if on_gpu(mean):
+    if constant(x.values) and on_gpu(mean):
         return in_gpu_pass(Of("squared", x), mean)
     mean = taken(mean)
     stored = mean.reshape(-1)[x.flat()]

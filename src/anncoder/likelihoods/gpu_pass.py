@@ -53,8 +53,6 @@ def in_gpu_pass(
     if of.mean == "softmax":  # limited after the size, which the kernel then need not know
         log_size = 0.0 if of.size_factor is None else of.size_factor.log().unsqueeze(1)
         log_mean, of = log_softmax(log_mean, dim=1) + log_size, of._replace(size_factor=None)
-    if log_theta is not None and log_theta.dim() == 2 and log_theta.shape not in ((n, 1), (n, g)):
-        log_theta = log_theta.expand(n, g)
     tensors = (log_mean, log_theta, None if pi_logits is None else pi_logits.expand(n, g))
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         loss: Tensor = _GpuPass.apply(of, overwrite, *tensors)  # type: ignore[no-untyped-call]

@@ -19,7 +19,9 @@ LOG_THETA_RANGE = (float(LIMITS[2]), float(LIMITS[3]))
 MeanName = Literal["exp", "softmax"]
 
 _AS_KERNELS_TAKE_THEM = {
-    (mean, per_gene): torch.tensor([*LIMITS, float(mean == "softmax"), float(per_gene)])
+    (mean, per_gene): torch.tensor(
+        [*LIMITS, float(mean == "softmax"), float(per_gene)], dtype=torch.float32, device="cpu"
+    )
     for mean in ("exp", "softmax")
     for per_gene in (False, True)
 }

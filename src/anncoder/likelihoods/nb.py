@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import log_softmax, logsigmoid
 
-from anncoder.kernels import fused, on_gpu
+from anncoder.kernels import constant, fused, on_gpu
 from anncoder.likelihoods.entries import at_entries, put_entries, weighted_to_shape
 from anncoder.likelihoods.gpu_pass import Of, in_gpu_pass
 from anncoder.likelihoods.limits import LOG_MEAN_RANGE, LOG_THETA_RANGE, MeanName, limits_of
@@ -107,13 +108,12 @@ def nb_nll(
         ``"softmax"``: ``log_mean`` are logits, the expected count is ``size_factor * softmax(logits)`` over the genes,
         and ``size_factor`` a library size (scVI: Lopez et al. 2018, doi 10.1038/s41592-018-0229-2); limited after that.
     """
-    if fused(log_mean, log_theta):
+    log_theta, plain = known_shape(log_theta, log_mean.shape), constant(size_factor)
+    if plain and fused(log_mean, log_theta):
         from anncoder.kernels.nb import nb
 
-        return in_one_pass(
-            Pass(nb, counts, size_factor, limits_of(mean, log_theta)), log_mean, known_shape(log_theta, log_mean.shape)
-        )
-    if on_gpu(log_mean, log_theta):
+        return in_one_pass(Pass(nb, counts, size_factor, limits_of(mean, log_theta)), log_mean, log_theta)
+    if plain and on_gpu(log_mean, log_theta):
         return in_gpu_pass(Of("nb", counts, size_factor, mean), log_mean, log_theta)
     log_mu = at_size(taken(log_mean), size_factor, mean)
     log_theta = taken(log_theta).clamp(*LOG_THETA_RANGE)
@@ -122,7 +122,7 @@ def nb_nll(
 
 
 def known_shape(log_theta: Tensor | Product, shape: tuple[int, ...]) -> Tensor | Product:
-    """Return log theta in a shape that the kernels know: (g,), (b, 1) or (b, g)."""
+    """Return a parameter in a shape that all forms know: (g,), (b, 1) or (b, g)."""
     n, g = shape
     if isinstance(log_theta, Product) or log_theta.dim() == 1 or log_theta.shape in ((n, 1), (n, g)):
         return log_theta
@@ -151,6 +151,7 @@ class _NegativeBinomial(torch.autograd.Function):
         return nll.sum(dim=1)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *per_cell: Tensor) -> tuple[Tensor, Tensor, None]:
         by_log_mu, by_log_theta = ctx.saved_tensors
         return (

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from anncoder.kernels import room
 from anncoder.kernels.nb import CHUNK
 from anncoder.kernels.threads import Kernel
 from anncoder.types import CSR, Product
@@ -36,11 +37,17 @@ class Pass(NamedTuple):
         """Return the loss of each cell, (b,) float64, and the gradients of the weighted sum, none for no weight.
 
         A product has three: for hidden units, weight and bias.
+
+        Raises
+        ------
+        ValueError
+            Counts, parameters and size factors are not of the same cells and genes.
         """
         counts, wanted = self.counts, weight is not None
         n, g = parameters[0].shape
-        loss, weights = torch.empty(n, dtype=torch.float64), torch.empty(n) if weight is None else weight
-        offset = torch.zeros(n) if self.size_factor is None else self.size_factor.log().float()
+        self._refuse_other_shapes(n, g, parameters)
+        loss, weights = torch.empty(n, dtype=torch.float64, device="cpu"), room(n) if weight is None else weight
+        offset = room(n).zero_() if self.size_factor is None else self.size_factor.log().float()
         values = counts.values.float().contiguous()
         parts = [_part(place, parameter, wanted=wanted) for place, parameter in enumerate(parameters)]
         for rows in _blocks(n, g, parameters):
@@ -51,6 +58,20 @@ class Pass(NamedTuple):
             for part in parts:
                 part.close(rows)
         return loss, [gradient for part in parts for gradient in part.gradients]
+
+    def _refuse_other_shapes(self, n: int, g: int, parameters: list[Tensor | Product]) -> None:
+        # the kernel follows addresses: what does not fit would be read from, and written to, memory of others
+        counts, size = self.counts, self.size_factor
+        same = (counts.n_rows, counts.n_vars) == (n, g) and len(counts.values) == len(counts.indices)
+        if not same or (size is not None and size.shape != (n,)):
+            raise ValueError(
+                f"counts are {counts.n_rows} x {counts.n_vars} with {len(counts.indices)} stored genes and "
+                f"{len(counts.values)} values, the mean is {n} x {g}, size factors "
+                f"{'none' if size is None else tuple(size.shape)}"
+            )
+        for parameter in parameters:
+            if tuple(parameter.shape) not in ((g,), (n, 1), (n, g)):
+                raise ValueError(f"a parameter of {n} cells and {g} genes has the shape {tuple(parameter.shape)}")
 
 
 def in_one_pass(what: Pass, *parameters: Tensor | Product) -> Tensor:
@@ -81,7 +102,7 @@ class _OnePass(torch.autograd.Function):
         n, g = parameters[0].shape
         ctx.what, ctx.products, ctx.weight = what, products, 1 / max(n * g, 1)
         ctx.save_for_backward(*tensors)
-        loss, ctx.gradients = what.run(parameters, torch.full((n,), ctx.weight))
+        loss, ctx.gradients = what.run(parameters, room(n).fill_(ctx.weight))
         return loss.float()
 
     @staticmethod
@@ -118,7 +139,7 @@ class _OfEntries:
 
     def __init__(self, value: Tensor, *, wanted: bool) -> None:
         self.value, self.wanted = value.contiguous(), wanted
-        self.gradients: tuple[Tensor, ...] = (torch.empty(value.shape if wanted else (0, value.shape[1])),)
+        self.gradients: tuple[Tensor, ...] = (room(*value.shape) if wanted else room(0, value.shape[1]),)
 
     def open(self, rows: slice) -> tuple[Tensor, Tensor]:
         (gradient,) = self.gradients
@@ -137,7 +158,7 @@ class _OfGenes:
 
     def open(self, rows: slice) -> tuple[Tensor, Tensor]:
         n_chunks = -(-(rows.stop - rows.start) // CHUNK) * self.wanted
-        self.partial = torch.empty(n_chunks, self.value.shape[1])
+        self.partial = room(n_chunks, self.value.shape[1])
         return self.value, self.partial
 
     def close(self, rows: slice) -> None:

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from anncoder.kernels import fused, on_gpu
+from anncoder.kernels import constant, fused, on_gpu
 from anncoder.likelihoods.entries import at_entries, put_entries
 from anncoder.likelihoods.gpu_pass import Of, in_gpu_pass
 from anncoder.likelihoods.limits import MeanName, limits_of
@@ -37,11 +38,12 @@ def poisson_nll(
     mean
         See :func:`anncoder.likelihoods.nb_nll`.
     """
-    if fused(log_mean):
+    plain = constant(size_factor)
+    if plain and fused(log_mean):
         from anncoder.kernels.poisson import poisson
 
         return in_one_pass(Pass(poisson, counts, size_factor, limits_of(mean)), log_mean)
-    if on_gpu(log_mean):
+    if plain and on_gpu(log_mean):
         return in_gpu_pass(Of("poisson", counts, size_factor, mean), log_mean)
     log_mu = at_size(taken(log_mean), size_factor, mean)
     nll: Tensor = _Poisson.apply(log_mu, counts)  # type: ignore[no-untyped-call]
@@ -59,6 +61,7 @@ class _Poisson(torch.autograd.Function):
         return put_entries(mu, flat, mu_stored - x * log_mu_stored + torch.lgamma(x + 1)).sum(dim=1)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *per_cell: Tensor) -> tuple[Tensor, None]:
         (by_log_mu,) = ctx.saved_tensors
         return by_log_mu * per_cell[0].unsqueeze(1), None

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from anncoder.kernels import fused, on_gpu
+from anncoder.kernels import constant, fused, on_gpu
 from anncoder.likelihoods.entries import at_entries, put_entries, weighted_to_shape
 from anncoder.likelihoods.gpu_pass import Of, in_gpu_pass
 from anncoder.likelihoods.limits import LOG_THETA_RANGE, MeanName, limits_of
@@ -52,13 +53,14 @@ def zinb_nll(
     mean
         See :func:`anncoder.likelihoods.nb_nll`.
     """
-    if fused(log_mean, log_theta, pi_logits):
+    log_theta, plain = known_shape(log_theta, log_mean.shape), constant(size_factor)
+    if plain and fused(log_mean, log_theta, pi_logits):
         from anncoder.kernels.zinb import zinb
 
         what = Pass(zinb, counts, size_factor, limits_of(mean, log_theta))
         dropout = pi_logits if isinstance(pi_logits, Product) else pi_logits.expand(log_mean.shape)
-        return in_one_pass(what, log_mean, known_shape(log_theta, log_mean.shape), dropout)
-    if on_gpu(log_mean, log_theta, pi_logits):
+        return in_one_pass(what, log_mean, log_theta, dropout)
+    if plain and on_gpu(log_mean, log_theta, pi_logits):
         return in_gpu_pass(Of("zinb", counts, size_factor, mean), log_mean, log_theta, pi_logits)
     log_mu = at_size(taken(log_mean), size_factor, mean)
     log_theta = taken(log_theta).clamp(*LOG_THETA_RANGE)
@@ -89,6 +91,7 @@ class _ZeroInflated(torch.autograd.Function):
         return nll.sum(dim=1)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *per_cell: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         by_log_mu, by_log_theta, by_logits = ctx.saved_tensors
         theta_shape, logits_shape = ctx.shapes

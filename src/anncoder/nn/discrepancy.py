@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 SIGMAS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1, 5, 10, 15, 20, 25, 30, 35, 100, 1e3, 1e4, 1e5, 1e6)
 TINY = 1e-12
@@ -98,6 +99,7 @@ class _MultiscaleKernel(torch.autograd.Function):
         return total / len(SIGMAS)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> Tensor:
         slope: Tensor = ctx.saved_tensors[0]
         return upstream[0] * slope

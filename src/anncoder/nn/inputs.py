@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from anncoder.kernels import fused, on_gpu, sparse
+from anncoder.kernels import constant, fused, on_gpu, sparse
 from anncoder.types import CSR, Batch, Summary
 
 
@@ -29,12 +29,15 @@ class LogNormalize(nn.Module):
         counts = batch.counts
         if self.transform == "none":
             return counts
-        if self.transform == "log1p" and fused(counts.values, batch.size_factor):
+        by_kernel = self.transform == "log1p" and constant(counts.values, batch.size_factor)
+        if by_kernel and fused(counts.values, batch.size_factor):
+            if batch.size_factor.shape != (counts.n_rows,):  # the kernel follows addresses
+                raise ValueError(f"{counts.n_rows} cells have {tuple(batch.size_factor.shape)} size factors")
             values = torch.empty_like(counts.values)
             arrays = (counts.indptr, counts.values.contiguous(), batch.size_factor.contiguous(), values)
             sparse.log_normalize(sparse.pieces(counts.n_rows, sparse.ROWS), *(a.numpy() for a in arrays))
             return counts.with_values(values)
-        if self.transform == "log1p" and on_gpu(counts.values, batch.size_factor):
+        if by_kernel and on_gpu(counts.values, batch.size_factor):
             from anncoder.kernels.gpu import log_normalize
 
             return counts.with_values(log_normalize((counts.indptr, *counts[1:3]), batch.size_factor))

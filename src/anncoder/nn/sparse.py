@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding_bag
 
-from anncoder.kernels import fused, on_gpu, sparse
+from anncoder.kernels import constant, fused, on_gpu, room, sparse
 from anncoder.types import CSR, Noise
 
 
@@ -40,7 +40,7 @@ class SparseLinear(nn.Module):
     def forward(self, x: CSR | Tensor, mean: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
         """Return (b, n_out); ``mean`` is subtracted from the input first, and ``scale`` divides it, (n_in,) each."""
         weight = self.weight if scale is None else self.weight / scale.unsqueeze(1)
-        if isinstance(x, CSR) and fused(x.values, weight, self.bias, mean):
+        if isinstance(x, CSR) and constant(x.values, mean) and fused(x.values, weight, self.bias, mean):
             product: Tensor = _Centred.apply(weight, self.bias, x, mean)  # type: ignore[no-untyped-call]
             return product
         bias = self.bias if mean is None else self.bias - mean @ weight
@@ -59,6 +59,8 @@ def sparse_matmul(x: CSR | Tensor, weight: Tensor) -> Tensor:
     """Return ``x @ weight``, (b, h), for a CSR or dense (b, g) x and a (g, h) weight."""
     if isinstance(x, Tensor):
         return x @ weight
+    if not constant(x.values):  # what a cell's expression does to the loss: torch's product has that gradient, too
+        return bag(x, weight)
     if fused(x.values, weight):
         centred: Tensor = _Centred.apply(weight, weight.new_zeros(weight.shape[1]), x, None)  # type: ignore[no-untyped-call]
         return centred
@@ -90,8 +92,11 @@ class _Centred(torch.autograd.Function):
 
 def centred_transposed_matmul(x: CSR, mean: Tensor | None, dense: Tensor) -> tuple[Tensor, Tensor]:
     """Return ``(x - mean).T @ dense``, (g, h), and the sums of the columns of ``dense``, (h,); float32 on the CPU."""
-    out, sums = torch.empty(x.n_vars, dense.shape[1]), torch.empty(dense.shape[1])
-    centre = torch.empty(0) if mean is None else mean
+    out, sums = room(x.n_vars, dense.shape[1]), room(dense.shape[1])
+    centre = room(0) if mean is None else mean
+    if len(dense) != x.n_rows or len(x.values) != len(x.indices) or centre.shape not in ((0,), (x.n_vars,)):
+        # the kernel follows addresses
+        raise ValueError(f"{x.n_rows} x {x.n_vars} values, {len(centre)} means and {len(dense)} rows do not fit")
     arrays = (x.indptr, x.indices, x.values.contiguous(), centre, dense.contiguous(), out, sums)
     sparse.transposed_matmul(sparse.pieces(dense.shape[1], sparse.STRIP), *arrays)
     return out, sums
@@ -104,6 +109,7 @@ class _SparseMatmul(torch.autograd.Function):
         return bag(x, weight)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
         return transposed_matmul(ctx.x, upstream[0]), None
 
