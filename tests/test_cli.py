@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -20,9 +21,10 @@ import pytest
 import yaml
 from scipy.sparse import csr_matrix, issparse
 
-from anncoder import CountAutoencoder, cli, load
+from anncoder import CountAutoencoder, cli, load, written
+from anncoder.commands import train
 from anncoder.commands.outcome import Signals, outcome
-from anncoder.errors import ConfigError, FileError
+from anncoder.errors import ConfigError, FileError, ResourceError
 from anncoder.models import MODELS
 from anncoder.splatter import SplatParameters
 
@@ -204,6 +206,54 @@ class TestRunFolder:
             assert out.read_bytes() == written
         assert anncoder(*words).exit_code == 0
         assert names(folder) == RUN_FOLDER
+
+    def test_a_run_killed_while_it_writes_does_not_cost_the_model_of_the_output(
+        self, anncoder: Run, counts_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        words = ("train", counts_file, "-o", tmp_path / "out.h5ad", *QUICK)
+        folder = tmp_path / "out.anncoder"
+        assert anncoder(*words).exit_code == 0
+        weights = (folder / "model" / "weights.safetensors").read_bytes()
+        with monkeypatch.context() as killed:  # neither the results nor anything else is put in order after a SIGKILL
+            killed.setattr(train, "write_results", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+            killed.setattr(train, "older_kept", contextlib.nullcontext)
+            anncoder(*words, "--set", "seed=9")
+        assert (folder / "previous" / "model" / "weights.safetensors").read_bytes() == weights
+        assert anncoder(*words, *DIVERGES_AT_ONCE).exit_code == 5
+        assert (folder / "model" / "weights.safetensors").read_bytes() == weights
+        assert anncoder(*words).exit_code == 0
+        assert not (folder / "previous").exists()
+
+    def test_a_file_and_a_folder_of_one_name_do_not_share_a_model(
+        self, anncoder: Run, counts_file: Path, tmp_path: Path
+    ) -> None:
+        assert anncoder("train", counts_file, "-o", tmp_path / "out.h5ad", *QUICK).exit_code == 0
+        weights = (tmp_path / "out.anncoder" / "model" / "weights.safetensors").read_bytes()
+        refused = anncoder("train", counts_file, "-o", tmp_path / "out", *QUICK)
+        assert "has the model of 'out.h5ad'" in refused.stderr
+        assert refused.exit_code == 3
+        assert (tmp_path / "out.anncoder" / "model" / "weights.safetensors").read_bytes() == weights
+        (tmp_path / "out.h5ad").unlink()
+        assert anncoder("train", counts_file, "-o", tmp_path / "out", *QUICK).exit_code == 0
+
+    def test_of_several_outputs_none_is_new_where_one_fails(
+        self, anncoder: Run, counts: anndata.AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name in ("a", "b"):
+            counts.write_h5ad(tmp_path / f"{name}.h5ad")
+        words = ("train", tmp_path / "a.h5ad", tmp_path / "b.h5ad", "-o", tmp_path / "out", *QUICK)
+        assert anncoder(*words).exit_code == 0
+        before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+        verify = written._verify
+
+        def damaged(path: Path, *rest: Any) -> None:
+            verify(path, *rest)
+            if path.name == "b.h5ad":
+                raise ResourceError("the disk is full", code="disk-full", where=str(path), remedy="make room")
+
+        monkeypatch.setattr(written, "_verify", damaged)
+        assert anncoder(*words, "--set", "seed=9").exit_code == 6
+        assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
 DIVERGES_AT_ONCE = ("--set", "learning_rate=1e30", "--set", "clip_norm=1e30", "--set", "batch_size=16")

@@ -297,7 +297,7 @@ def _autoencode_files(
     source = open_source(opened, layer, counts=model.reads_counts, integers=model.config.integers)
     assert isinstance(source, DiskSource)
     fitted = model.fit(source, layer=layer, **settings)
-    write_results(fitted, source, found.outputs, wanted)
+    write_results(fitted, source, found.outputs, wanted, together=True)
     if settings["progress"] is not False:
         for shard, path in zip(*found, strict=True):
             announce(f"{path}: {next_step(wanted.key, shard.n_obs, fitted.config.width)}")

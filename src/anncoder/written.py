@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -114,7 +114,9 @@ def of_genes_here(model: Autoencoder, var_names: pd.Index) -> dict[str, Array]:
     return found
 
 
-def write_results(model: Autoencoder, source: DiskSource, outputs: list[Path], wanted: Wanted) -> None:
+def write_results(
+    model: Autoencoder, source: DiskSource, outputs: list[Path], wanted: Wanted, *, together: bool = False
+) -> None:
     """Write each file of a source, with the results of its cells, to an output of its own.
 
     Parameters
@@ -127,6 +129,9 @@ def write_results(model: Autoencoder, source: DiskSource, outputs: list[Path], w
         An ``.h5ad`` file for each of the source.
     wanted
         What to write.
+    together
+        Whether the files get their names only when all are written: of a model that is new, one output of two would
+        have a latent that the other's is not to be compared with. Takes the room of all of them on the disk.
 
     Raises
     ------
@@ -136,22 +141,30 @@ def write_results(model: Autoencoder, source: DiskSource, outputs: list[Path], w
         The disk is full, another process writes the same output, or what was read back is not what was written. The
         output is as it was.
     """
-    for (shard, cells), output in zip(source.files(), outputs, strict=True):
-        output.parent.mkdir(exist_ok=True)  # a folder that was named for them
-        with locked(output), atomic_path(output) as temporary:
-            with new_h5(temporary) as (file, disk):
-                with _reading(shard, disk):
-                    Copy(file, disk, shard.matrix.shape[0], shard.rows, _replaced(shard, model, wanted)).of(shard.store)
-                shard.refuse_change()
-                kept = found_denoised(shard.store, model, wanted.key)
-                how = kept if wanted.scale is None else denoised_as(wanted.scale, wanted.batch)
-                written = _Written(file, disk, wanted.key, model, record(model, how))
-                if wanted.latent:
-                    written.latent(shard, cells)
-                if wanted.scale is not None:
-                    written.denoised(shard, cells, wanted.scale, wanted.batch)
-                shard.refuse_change()
-            _verify(temporary, shard, written.sums, written.columns)
+    with ExitStack() as all_written:
+        for (shard, cells), output in zip(source.files(), outputs, strict=True):
+            output.parent.mkdir(exist_ok=True)  # a folder that was named for them
+            with ExitStack() as naming:
+                naming.enter_context(locked(output))
+                _write(naming.enter_context(atomic_path(output)), shard, cells, model, wanted)
+                if together:
+                    all_written.enter_context(naming.pop_all())
+
+
+def _write(temporary: Path, shard: Shard, cells: DiskSource, model: Autoencoder, wanted: Wanted) -> None:
+    with new_h5(temporary) as (file, disk):
+        with _reading(shard, disk):
+            Copy(file, disk, shard.matrix.shape[0], shard.rows, _replaced(shard, model, wanted)).of(shard.store)
+        shard.refuse_change()
+        kept = found_denoised(shard.store, model, wanted.key)
+        how = kept if wanted.scale is None else denoised_as(wanted.scale, wanted.batch)
+        written = _Written(file, disk, wanted.key, model, record(model, how))
+        if wanted.latent:
+            written.latent(shard, cells)
+        if wanted.scale is not None:
+            written.denoised(shard, cells, wanted.scale, wanted.batch)
+        shard.refuse_change()
+    _verify(temporary, shard, written.sums, written.columns)
 
 
 def _replaced(shard: Shard, model: Autoencoder, wanted: Wanted) -> set[str]:

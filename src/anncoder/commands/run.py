@@ -6,11 +6,12 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from anncoder.checkpoint import MANIFEST
+from anncoder.errors import FileError
 from anncoder.files import atomic_path, refuse_occupied
 
 MODEL, SETTINGS, HISTORY, METRICS, LOG = "model", "resolved.yaml", "history.csv", "metrics.json", "run.log"
@@ -19,17 +20,36 @@ PREVIOUS, UNFINISHED = "previous", "unfinished"
 
 def run_folder(output: Path) -> Path:
     """Return the name of the run folder of an output: an ``.h5ad`` file without its ending, or a folder."""
-    if output.name in ("", ".."):  # of "." and "a/..", which say not what the folder is called
-        output = output.resolve()
+    folder = output.resolve().parent if output.name in ("", "..") else output.parent
     # only our own ending: "out.v1" and "out.v2" are two folders, and have two runs
-    return output.parent / f"{output.name.removesuffix('.h5ad')}.anncoder"
+    return folder / f"{output_name(output).removesuffix('.h5ad')}.anncoder"
+
+
+def output_name(output: Path) -> str:
+    """Return what an output is called, of "." and "a/..", too, which do not say it."""
+    return output.resolve().name if output.name in ("", "..") else output.name
 
 
 def refuse_run_folder(output: Path) -> None:
-    """Raise a FileError if something that is not a run folder has its name, or the name of its model."""
+    """Raise a FileError if something that is not its run folder has its name, or the name of its model."""
     folder = run_folder(output)
     refuse_occupied(folder, LOG, SETTINGS, PREVIOUS)
     refuse_occupied(folder / MODEL, MANIFEST)
+    of = _output_of(folder)
+    if of not in ("", output_name(output)) and (output.parent / of).exists():
+        raise FileError(
+            f"{str(folder)!r} has the model of {of!r}, which it would replace",
+            code="not-ours",
+            where=str(output),
+            remedy="choose another name for the output",
+        )
+
+
+def _output_of(folder: Path) -> str:
+    # what was written by the run whose folder it is: "out.h5ad" and "out/" would share one
+    with suppress(OSError, ValueError, AttributeError):
+        return str(json.loads((folder / METRICS).read_text(encoding="utf-8")).get("output", ""))
+    return ""
 
 
 def new_run_folder(output: Path) -> Path:
@@ -41,7 +61,10 @@ def new_run_folder(output: Path) -> Path:
     folder = run_folder(output)
     folder.mkdir(exist_ok=True)
     shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
-    if (folder / MODEL).exists():
+    if (folder / MODEL).exists() and (folder / PREVIOUS / MODEL).exists():
+        # killed before its results had their names: what stands under them is still of the model before it
+        _move(folder, folder / UNFINISHED)
+    elif (folder / MODEL).exists():
         forget_previous(folder)
         _move(folder, folder / PREVIOUS)
     else:  # it came to nothing: what came before it stays the previous one
@@ -60,6 +83,7 @@ def older_kept(folder: Path) -> Iterator[Path]:
         yield folder
     except BaseException:
         if (folder / PREVIOUS).exists():
+            shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
             _move(folder, folder / UNFINISHED)
             _move(folder / PREVIOUS, folder)
             forget_previous(folder)
@@ -68,6 +92,8 @@ def older_kept(folder: Path) -> Iterator[Path]:
 
 def forget_previous(folder: Path) -> None:
     """Remove what the run before left."""
+    with suppress(OSError):  # at once: whoever is killed meanwhile leaves no half of a model
+        (folder / PREVIOUS / MODEL).rename(folder / PREVIOUS / "forgotten")
     shutil.rmtree(folder / PREVIOUS, ignore_errors=True)
 
 

@@ -25,6 +25,7 @@ from anncoder.commands.run import (
     logged,
     new_run_folder,
     older_kept,
+    output_name,
     refuse_run_folder,
     run_folder,
     write_json,
@@ -126,9 +127,12 @@ def _train_and_write(request: TrainRequest, plan: Plan) -> None:
                 _save(model, folder)
                 if request.save is not None:
                     model.save(request.save)
-                write_results(model, source, files.outputs, _wanted(request, model))
+                write_results(model, source, files.outputs, _wanted(request, model), together=True)
                 forget_previous(folder)
-                metrics = _metrics(source, model, time.perf_counter() - began)
+                metrics = {
+                    "output": output_name(request.output),
+                    **_metrics(source, model, time.perf_counter() - began),
+                }
                 write_json(folder / METRICS, metrics)
                 forget(folder)
             write_json(folder / METRICS, {**metrics, "evaluation": _evaluate(source, model, request)})
