@@ -13,7 +13,9 @@ import torch
 from anncoder import CountAutoencoder
 from anncoder.config import NetworkConfig, TrainingConfig
 from anncoder.data.adata import batches_of
+from anncoder.datasets import simulate
 from anncoder.errors import ConfigError, InputError
+from anncoder.estimators import ESTIMATORS
 from anncoder.opening import open_source
 from anncoder.preparation import batches_in, prepare, split_cells
 
@@ -79,3 +81,21 @@ def test_a_tail_split_holds_out_the_last_cells(counts: anndata.AnnData) -> None:
     assert list(model.valid_obs_) == list(counts.obs_names[-24:])
     with pytest.raises(InputError, match="tail at once"):
         CountAutoencoder().fit(counts, valid_split="tail", valid_groups="group", progress=False)
+
+
+@pytest.mark.parametrize("name", ["netsne", "variational", "scscope"])
+def test_two_threads_give_the_same_arrays_every_time(name: str) -> None:
+    """The gradient of rows taken more than once has one order of the sum."""
+    cells = simulate(n_obs=700, n_vars=100, n_groups=3, n_batches=3, seed=0)
+    hyper: dict[str, dict[str, Any]] = {
+        "netsne": {},
+        "variational": {"dispersion": "gene-batch", "batches_in_encoder": True, "n_latent": 3},
+        "scscope": {"n_latent": 5},
+    }
+    settings: dict[str, Any] = {} if name == "netsne" else {"batch_key": "batch", "batch_size": 512}
+    found = [
+        ESTIMATORS[name](**hyper[name]).fit(cells, max_epochs=12, threads=2, progress=False, **settings).embed(cells)
+        for _ in range(3)
+    ]
+    for again in found[1:]:
+        np.testing.assert_array_equal(again, found[0])

@@ -19,13 +19,14 @@ from scipy.stats import poisson
 from sklearn.decomposition import PCA
 
 import anncoder as ac
-from anncoder import baselines, evaluation
+from anncoder import baselines, clusters, evaluation
 from anncoder.autoencoder import Autoencoder
 from anncoder.baselines import Cells, GeneMean, Principal, Trained, blocks
+from anncoder.clusters import cluster_scores
 from anncoder.data.memory import Stored
 from anncoder.data.summary import library_sizes
 from anncoder.errors import ConfigError, InputError
-from anncoder.evaluation import cluster_scores, evaluate, reconstruction_mse
+from anncoder.evaluation import evaluate, reconstruction_mse
 from anncoder.heldout import HELD_OUT, gene_factors, heldout_nll, thin
 from anncoder.types import Batch
 
@@ -37,7 +38,7 @@ QUICK: dict[str, Any] = {"batch_size": 32, "learning_rate": 3e-3, "threads": 1, 
 def quick() -> Iterator[None]:
     """Look at two resolutions instead of eleven: the three groups are distinct."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "RESOLUTIONS", (0.5, 1.0))
+        patch.setattr(clusters, "RESOLUTIONS", (0.5, 1.0))
         yield
 
 
@@ -391,7 +392,7 @@ def test_the_number_of_threads_stays_what_it_was(monkeypatch: pytest.MonkeyPatch
         torch.set_num_threads(before + 1)
 
     monkeypatch.setattr(sc.pp, "neighbors", as_if_numba_started)
-    evaluation.leiden(np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32), (1.0,), 0)
+    clusters.leiden(np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32), (1.0,), 0)
     after = torch.get_num_threads()
     torch.set_num_threads(before)
     assert after == before
@@ -550,3 +551,48 @@ def test_no_cells_are_too_few(grouped: anndata.AnnData, fitted: Autoencoder, tmp
         with pytest.raises(InputError) as caught:
             evaluate(fitted, data)
         assert caught.value.code == "too-few-cells"
+
+
+def test_counts_that_are_not_whole_have_no_molecules_to_set_aside(
+    counts: anndata.AnnData, caplog: pytest.LogCaptureFixture
+) -> None:
+    counts.X = counts.X * np.float32(0.37)
+    model = ac.DCA(check_counts=False).fit(counts, max_epochs=3, valid_fraction=0.2, **QUICK)
+    table = evaluate(model, counts).table
+    assert table["heldout_nll"].isna().all()
+    assert table["reconstruction_mse"].notna().all()
+    assert "not whole" in caplog.text
+
+
+def test_a_model_that_expects_less_than_nothing_is_scored(counts: anndata.AnnData) -> None:
+    """A squared error may give negative means; PCA's are cut off as well."""
+    model = ac.DCA(ae_type="normal", faithful=True).fit(counts, max_epochs=4, valid_fraction=0.2, **QUICK)
+    assert model.denoise(counts, scale="normalized").min() < 0
+    assert evaluate(model, counts).table.loc["model", ["heldout_nll", "reconstruction_mse"]].notna().all()
+
+
+@pytest.mark.parametrize("names", ["numbers", "words"])
+def test_cells_that_only_have_numbers_are_not_taken_for_those_held_out(counts: anndata.AnnData, names: str) -> None:
+    """Of expression there are no totals that could tell: the same numbers are of any cells."""
+    sc_counts = counts.copy()
+    sc_counts.X = sc_counts.X.log1p()
+    sc_counts.obs_names = [f"{'cell' if names == 'words' else ''}{i}" for i in range(sc_counts.n_obs)]
+    model = ac.DenoisingAutoencoder(n_latent=3, n_hidden=(8,), transform="none")
+    model.fit(sc_counts, max_epochs=2, valid_fraction=0.2, **QUICK)
+    assert evaluate(model, sc_counts).scored == {"numbers": "seen", "words": "held-out"}[names]
+
+
+def test_genes_that_are_fewer_than_latent_units(counts: anndata.AnnData) -> None:
+    model = ac.AutoImpute(n_latent=20).fit(counts[:, :15].copy(), max_epochs=1, **QUICK)
+    with pytest.raises(InputError) as caught:
+        evaluate(model, counts[:, :15].copy())
+    assert "narrower latent" in caught.value.remedy
+
+
+def test_a_batch_column_that_is_missing_is_called_that(counts: anndata.AnnData) -> None:
+    counts.obs["plate"] = np.where(np.arange(counts.n_obs) % 2, "a", "b")
+    model = ac.VariationalAutoencoder(n_latent=3, n_hidden=(8,)).fit(counts, batch_key="plate", max_epochs=1, **QUICK)
+    del counts.obs["plate"]
+    with pytest.raises(ConfigError) as caught:
+        evaluate(model, counts)
+    assert caught.value.where.startswith("batch_key")

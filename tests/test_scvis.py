@@ -175,3 +175,10 @@ class TestEstimator:
         model = SCVIS(n_pcs=10, faithful=True).fit(counts, max_epochs=3, progress=False)
         assert (len(model.valid_obs_), model.best_epoch_) == (0, 2)
         assert np.isfinite(model.log_likelihood(counts)).all()
+
+
+def test_a_single_cell_held_out_has_no_neighbours_and_a_loss() -> None:
+    cells = ac.datasets.simulate(n_obs=60, n_vars=30, seed=0)
+    model = SCVIS(perplexity=5).fit(cells, valid_fraction=1 / 60, max_epochs=2, progress=False)
+    assert len(model.valid_obs_) == 1
+    assert np.isfinite(model.history_.to_numpy()).all()

@@ -19,6 +19,7 @@ from anncoder.config import Layers
 from anncoder.data.memory import Stored
 from anncoder.datasets import simulate
 from anncoder.errors import AnncoderError, ConfigError
+from anncoder.inference import observed
 from anncoder.likelihoods.reference import nb_reference, poisson_reference, zinb_reference
 from anncoder.models.variational import VariationalConfig, VariationalNetwork, divergence
 from anncoder.nn.conditional import ConditionalLayers
@@ -326,3 +327,25 @@ def test_the_command_line_trains_it(counts: Any, anncoder: Any, tmp_path: Path) 
     model = load(tmp_path / "out.anncoder/model")
     np.testing.assert_allclose(written.layers["ae_denoised"], model.denoise(counts, batch="b"), rtol=1e-5)
     assert anncoder(*words, "--batch", "c", "--in-place").exit_code == 2
+
+
+def test_the_probability_of_dropout_is_what_observed_expression_lacks(counts: Any) -> None:
+    model = VariationalAutoencoder(**SMALL).fit(counts, max_epochs=2, progress=False)
+    pi = model.dropout_probability(counts)
+    assert pi.shape == counts.shape
+    kept = observed(model, counts) / model.denoise(counts, scale="normalized")
+    np.testing.assert_allclose(pi, 1 - kept, atol=1e-5)
+    with pytest.raises(ConfigError, match="no dropout"):
+        VariationalAutoencoder(**SMALL, likelihood="nb").fit(counts, max_epochs=1, progress=False).dropout_probability(
+            counts
+        )
+
+
+def test_genes_beyond_what_a_mean_can_be_are_said(counts: Any, caplog: pytest.LogCaptureFixture) -> None:
+    dense = counts.X.toarray()
+    dense[:, 0] = 3_000_000
+    counts.X = csr_matrix(dense)
+    for model in (VariationalAutoencoder(**SMALL), anncoder.CountAutoencoder(n_latent=2), anncoder.DCA()):
+        caplog.clear()
+        model.fit(counts, max_epochs=1, progress=False)
+        assert "1 genes have more than a million" in caplog.text

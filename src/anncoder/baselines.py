@@ -58,7 +58,8 @@ class Trained:
     def expected(self, cells: Cells) -> Iterator[Array]:
         """Yield what the model expects to be observed, zero inflation included, block of cells by block."""
         for rows in blocks(cells.matrix.shape[0]):
-            yield observed(self.model, as_adata(self.model, cells.take(rows)))
+            found = observed(self.model, as_adata(self.model, cells.take(rows)))
+            yield found.clip(min=0) if self.model.reads_counts else found  # a model of squared errors may go below
 
     def reconstructed(self, cells: Cells) -> Iterator[Array]:
         """Yield the logarithm of that, or the expected expression as it is."""

@@ -127,8 +127,8 @@ def dca(
     ``adata.raw``
         The raw counts, if there was none.
     ``adata.obs["size_factors"]``, ``adata.obs["n_counts"]``, ``adata.obs["dca_split"]``
-        Library size over its median, library size, ``"train"``. A column of that name that says something else is kept
-        as ``"{name}_before_dca"``.
+        Library size over its median in the fitted cells, library size, ``"train"``. A column of that name that says
+        something else is kept as ``"{name}_before_dca"``.
     ``adata.obsm["X_dca_dispersion"]`` or ``adata.var["X_dca_dispersion"]``, ``adata.obsm["X_dca_dropout"]``
         ``return_info=True``: inverse dispersion, of entries (or cells) or of genes; dropout probability.
     ``adata.uns["dca_loss_history"]`` : dict
@@ -182,7 +182,8 @@ def dca(
     refuse_size(target.n_obs * target.n_vars * 4 * (1 + 2 * return_info))
     model.fit(target, progress=verbose, **training)
     found = results(model, target, denoise=mode == "denoise", latent=mode == "latent", info=return_info)
-    write_obs(target, library_sizes(read_matrix(target, None)), words, np.full(target.n_obs, "train"))
+    sizes = library_sizes(read_matrix(target, None))
+    write_obs(target, sizes, model.library_size_, words, np.full(target.n_obs, "train"))
     _keep_counts(target, place)
     if found.denoised is not None:
         target.X = found.denoised
@@ -206,9 +207,9 @@ def results(model: DCA, adata: anndata.AnnData, *, denoise: bool, latent: bool, 
     )
 
 
-def write_obs(adata: anndata.AnnData, sizes: Any, words: Words, split: Any) -> None:
-    """Write library sizes, (n_obs,), size factors and the split, (n_obs,) names, as DCA does."""
-    columns = {"size_factors": sizes / np.median(sizes) if words.normalize_per_cell else np.ones(len(sizes))}
+def write_obs(adata: anndata.AnnData, sizes: Any, median: float, words: Words, split: Any) -> None:
+    """Write library sizes, (n_obs,), size factors (over the median of the fit) and the split, (n_obs,) names."""
+    columns = {"size_factors": sizes / median if words.normalize_per_cell else np.ones(len(sizes))}
     if words.normalize_per_cell:
         columns["n_counts"] = sizes
     for name, values in columns.items():

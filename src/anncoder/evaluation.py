@@ -36,25 +36,22 @@ from typing import Any, Literal
 import anndata
 import numpy as np
 import pandas as pd
-import torch
 
-from anncoder.autoencoder import Array, Autoencoder
+from anncoder.autoencoder import Autoencoder
 from anncoder.baselines import Cells, GeneMean, Method, Principal, Trained, input_of
+from anncoder.clusters import cluster_scores, comparable
 from anncoder.config import TrainingConfig
 from anncoder.data.adata import obs_column
 from anncoder.data.summary import library_sizes
-from anncoder.device import threads_set
 from anncoder.errors import ConfigError, InputError
 from anncoder.guard import invented
-from anncoder.heldout import heldout_nll, thin
+from anncoder.heldout import heldout_nll, thin, whole
 from anncoder.refusals import refuse_no_model
 from anncoder.sampling import Sample, some_cells
 from anncoder.sources import Data
 
 logger = logging.getLogger("anncoder")
 
-RESOLUTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.2, 1.5, 2.0)
-LARGEST_SILHOUETTE = 5000  # cells: it looks at every pair
 FEWEST = 20  # cells that tell anything
 SCHEMA = 1
 
@@ -163,15 +160,16 @@ def evaluate(
     in_memory = isinstance(data, anndata.AnnData) and (data.is_view or not data.isbacked)
     matrix = model.aligned_matrix(adata, layer if in_memory else "X", allow_missing)
     if min(matrix.shape) <= width or matrix.shape[0] < FEWEST:
+        of_genes = matrix.shape[1] <= width
         raise InputError(
             f"{matrix.shape[0]} cells x {matrix.shape[1]} genes are too few for {width} components",
             code="too-few-cells",
             where="evaluate",
-            remedy="evaluate more cells",
+            remedy="compare a model with a narrower latent" if of_genes else "evaluate more cells",
         )
     cells = Cells(matrix, _batches_of(model, adata))
     truth = None if labels is None else adata.obs[labels].to_numpy(dtype=object, na_value=np.nan)
-    if truth is not None and not _told_apart(truth):
+    if truth is not None and not comparable(truth):
         logger.warning(
             "no clusters are scored: the labels %r say the same of all cells that have one, or of no two", labels
         )
@@ -181,7 +179,7 @@ def evaluate(
         "pca": Principal(model, others, seed),
         "gene_mean": GeneMean(model, others),
     }
-    parts = thin(scored, seed) if model.reads_counts and which != "seen" else None
+    parts = thin(scored, seed) if model.reads_counts and which != "seen" and whole(cells.matrix) else None
     floor, rows = GeneMean(model, cells).mean, {}
     for name, method in methods.items():
         decodes = name != "model" or model.config.decodes
@@ -209,6 +207,13 @@ def heldout_score(model: Autoencoder, data: anndata.AnnData, *, layer: str | Non
         The fit held out none of these cells.
     """
     matrix = model.aligned_matrix(data, layer)
+    if not model.reads_counts or not whole(matrix):
+        raise ConfigError(
+            "no molecules can be set aside of values that are not whole counts",
+            code="no-decoder",
+            where="search",
+            remedy="search with the raw counts, and leave transform='none' out",
+        )
     sample = some_cells(model, data, layer, [], max_cells=data.n_obs, seed=seed)
     cells = Cells(matrix, _batches_of(model, data))
     refuse_none_held_out(float((sample.held_out >= 0).sum()))
@@ -238,77 +243,9 @@ def reconstruction_mse(method: Method, cells: Cells, model: Autoencoder) -> floa
     return total / float(x.shape[0] * x.shape[1])
 
 
-def cluster_scores(latent: Array | None, truth: Any, seed: int) -> dict[str, float]:
-    """Return how well clusters of a latent agree with labels.
-
-    Parameters
-    ----------
-    latent
-        (n, k), or None for a method without one: all its cells are one cluster, which agrees with nothing.
-    truth
-        (n,) labels, None or NaN where a cell has none; such cells are clustered, but not scored. None for no labels.
-    seed
-        Start of the clusterings.
-
-    Returns
-    -------
-    dict
-        ``leiden_ari``, ``leiden_nmi``, ``kmeans_ari``, ``kmeans_nmi``, ``silhouette``; NaN for labels of a single
-        class, or of as many classes as cells, with which any clusters agree wholly or not at all.
-    """
-    names = ("leiden_ari", "leiden_nmi", "kmeans_ari", "kmeans_nmi")
-    if truth is not None and not _told_apart(truth):
-        return dict.fromkeys((*names, "silhouette"), np.nan)
-    if latent is None:
-        return dict.fromkeys(names, np.nan if truth is None else 0.0) | {"silhouette": np.nan}
-    if truth is None:
-        clusters = leiden(latent, (1.0,), seed)[0]
-        return dict.fromkeys(names, np.nan) | {"silhouette": _silhouette(latent, clusters, seed)}
-    known = pd.notna(truth)
-    labels = truth[known].astype(str)
-    agreements = [_agreement(labels, clusters[known]) for clusters in leiden(latent, RESOLUTIONS, seed)]
-    best = [max(values) for values in zip(*agreements, strict=True)]
-    found = [*best, *_agreement(labels, kmeans(latent, len(set(labels)), seed)[known])]
-    return dict(zip(names, found, strict=True)) | {"silhouette": _silhouette(latent[known], labels, seed)}
-
-
-def kmeans(latent: Array, n_clusters: int, seed: int) -> Any:
-    """Return k-means clusters of a latent, the best of ten starts, (n,)."""
-    from sklearn.cluster import KMeans
-
-    return KMeans(n_clusters, n_init=10, random_state=seed).fit_predict(latent)
-
-
-def leiden(latent: Array, resolutions: tuple[float, ...], seed: int) -> list[Any]:
-    """Return scanpy's Leiden clusters of a latent, one array of labels a resolution."""
-    import scanpy as sc
-
-    cells = anndata.AnnData(obs=pd.DataFrame(index=[str(i) for i in range(len(latent))]), obsm={"latent": latent})
-    # numba's first parallel loop gives the OpenMP that it shares with torch as many threads as there are cores
-    with threads_set(torch.get_num_threads()):
-        sc.pp.neighbors(cells, use_rep="latent", n_neighbors=min(15, len(latent) - 1), random_state=seed)
-    for resolution in resolutions:
-        sc.tl.leiden(
-            cells,
-            resolution,
-            key_added=f"leiden_{resolution}",
-            flavor="igraph",
-            n_iterations=2,
-            directed=False,
-            random_state=seed,
-        )
-    return [cells.obs[f"leiden_{resolution}"].to_numpy() for resolution in resolutions]
-
-
 def _batches_of(model: Autoencoder, adata: anndata.AnnData) -> Any:
     key = model.training_.batch_key if model.config.encodes_batches else None
     return None if key is None else obs_column(adata, key, what="batch_key").to_numpy()
-
-
-def _told_apart(truth: Any) -> bool:
-    # whether labels put some cells together and others apart
-    labels = truth[pd.notna(truth)].astype(str)
-    return 1 < len(set(labels)) < len(labels)
 
 
 def _apart(model: Autoencoder, sample: Sample, cells: Cells, seed: int) -> tuple[Cells, Cells, Scored]:
@@ -327,24 +264,6 @@ def _are_those(model: Autoencoder, sample: Sample, cells: Cells) -> bool:
     # cells of other data may have the same names: they have other totals
     known = sample.held_out >= 0
     if not (model.reads_counts and len(model.valid_sizes_) and model.var_names_.isin(sample.adata.var_names).all()):
-        return True
+        return not model.valid_obs_.str.isdigit().all()  # numbers that stand in for names are those of any cells
     sizes = model.valid_sizes_[sample.held_out[known]]
     return bool(np.allclose(library_sizes(cells.matrix)[known], sizes, rtol=1e-3))
-
-
-def _agreement(labels: Any, clusters: Any) -> tuple[float, float]:
-    # adjusted Rand index and normalised mutual information
-    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
-
-    return float(adjusted_rand_score(labels, clusters)), float(normalized_mutual_info_score(labels, clusters))
-
-
-def _silhouette(latent: Array, labels: Any, seed: int) -> float:
-    from sklearn.metrics import silhouette_score
-
-    if len(latent) > LARGEST_SILHOUETTE:
-        some = np.random.default_rng([seed, 5]).choice(len(latent), LARGEST_SILHOUETTE, replace=False)
-        latent, labels = latent[some], labels[some]
-    if not 1 < len(set(labels)) < len(labels):  # it compares clusters
-        return float("nan")
-    return float(silhouette_score(latent, labels))

@@ -13,6 +13,7 @@ from scipy.special import gammaln
 
 from anncoder.baselines import Cells, Method
 from anncoder.data.summary import library_sizes
+from anncoder.progress import logger
 
 HELD_OUT = 0.1  # share of molecules set aside
 FLOOR = 0.01  # share of the gene mean mixed into every expectation: none may be zero where a molecule is found
@@ -48,6 +49,14 @@ def thin(cells: Cells, seed: int) -> tuple[Cells, csr_matrix]:
     for part in parts:
         part.eliminate_zeros()
     return cells._replace(matrix=parts[0]).take(alive), parts[1][alive]
+
+
+def whole(matrix: csr_matrix) -> bool:
+    """Tell whether all counts are whole; of others no molecules can be set aside (and there is a warning)."""
+    found = bool((matrix.data == np.floor(matrix.data)).all())
+    if not found:
+        logger.warning("no heldout_nll: of counts that are not whole no molecules can be set aside")
+    return found
 
 
 def heldout_nll(method: Method, kept: Cells, aside: csr_matrix, others: Cells, floor: Any) -> float:

@@ -82,7 +82,8 @@ def some_cells(
     assert isinstance(data, anndata.AnnData)
     for key in columns:
         if key not in data.obs:
-            raise unknown_key(key, [str(c) for c in data.obs.columns], where="labels (a column of obs)")
+            what = "batch_key" if key == model.training_.batch_key else "labels"
+            raise unknown_key(key, [str(c) for c in data.obs.columns], where=f"{what} (a column of obs)")
     chosen = np.ones(data.n_obs, dtype=bool)
     held_out, new = told_apart(model, data.n_obs, chosen, *_of_cells(data))
     if data.n_obs <= max_cells:

@@ -208,7 +208,7 @@ def _write(path: Path, frame: pd.DataFrame, *, header: bool) -> None:
 
 
 def _write_h5ad(request: DCARequest, adata: anndata.AnnData, found: Results, model: DCA, split: Any) -> None:
-    write_obs(adata, library_sizes(read_matrix(adata, None)), request.words, split)
+    write_obs(adata, library_sizes(read_matrix(adata, None)), model.library_size_, request.words, split)
     write_info(adata, found, model)
     adata.obsm["X_dca"], adata.layers["dca_denoised"] = found.latent, found.denoised
     write_output(adata, request.outdir / H5AD, wrote=("obsm/X_dca", "layers/dca_denoised"))

@@ -12,7 +12,7 @@ from scipy.sparse import csr_matrix
 
 from anncoder.autoencoder import Autoencoder
 from anncoder.config import TrainingConfig, TransformName, arguments
-from anncoder.data.adata import open_data
+from anncoder.data.adata import meant, open_data
 from anncoder.data.summary import library_sizes
 from anncoder.errors import ConfigError
 from anncoder.models.autoimpute import AutoImputeConfig
@@ -83,7 +83,7 @@ class AutoImpute(Autoencoder):
         seed
             Start of the mask; the fit has the seed of the model's own, if that is fitted, else this.
         layer
-            Where the values are; None for ``X``.
+            Where the values are; None for where they were in ``fit``, ``"X"`` for ``X``.
         max_epochs
             Most passes over the data; None for those of the model's own fit.
 
@@ -109,7 +109,7 @@ class AutoImpute(Autoencoder):
                 remedy="give the share of values to hide, such as 0.1",
             )
         adata = open_data(data)
-        matrix = self._network_input(adata, layer)
+        matrix = self._network_input(adata, self.layer_ if layer is None and self.network_ is not None else layer)
         hidden = hidden_values(matrix, mask_frac, seed)
         kept = csr_matrix((matrix.data * ~hidden, matrix.indices, matrix.indptr), shape=matrix.shape, copy=True)
         kept.eliminate_zeros()
@@ -123,10 +123,10 @@ class AutoImpute(Autoencoder):
 
     def _settings(self, seed: int) -> dict[str, Any]:
         fitted = self.training_ if self.network_ is not None else TrainingConfig(seed=seed)
-        return fitted.model_dump()
+        return fitted.model_dump() | {"valid_stratify": None, "valid_groups": None}  # columns these cells may lack
 
     def _network_input(self, adata: anndata.AnnData, layer: str | None) -> csr_matrix:
-        matrix = MemorySource(adata, layer, counts=self.reads_counts, to_fit=True).matrix.copy()
+        matrix = MemorySource(adata, meant(layer, adata.layers), counts=self.reads_counts, to_fit=True).matrix.copy()
         matrix.eliminate_zeros()
         if self.config.transform != "none":
             sizes = library_sizes(matrix)

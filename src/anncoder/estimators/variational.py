@@ -106,6 +106,28 @@ class VariationalAutoencoder(Autoencoder):
 
         return np.concatenate(list(self._blocks(self._source(data, layer, allow_missing), bound)))
 
+    def dropout_probability(self, data: Data, *, layer: str | None = None, allow_missing: float = 0.0) -> Array:
+        """Return the probability that an entry is zero for technical reasons, (n_obs, n_vars); ``"zinb"`` only.
+
+        Raises
+        ------
+        ConfigError
+            The likelihood has no zero inflation.
+        """
+        network = self._network()
+        if self.config.likelihood != "zinb":
+            raise ConfigError(
+                f"likelihood={self.config.likelihood!r} has no dropout probability",
+                code="no-dropout",
+                remedy="use likelihood='zinb'",
+            )
+
+        def pi(batch: Batch) -> Tensor:
+            probability: Tensor = network.decode(network.encode(batch), batch.batch_code).pi_logits.sigmoid()
+            return probability
+
+        return np.concatenate(list(self._blocks(self._source(data, layer, allow_missing), pi)))
+
     def loadings(self) -> Array:
         """Return what one unit of each latent adds to the log expression of each gene, (n_vars, n_latent).
 

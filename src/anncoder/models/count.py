@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from anncoder.config import DispersionName, LayeredConfig, LikelihoodName, Weight
 from anncoder.errors import ConfigError
 from anncoder.likelihoods import gaussian_nll, nb_nll, poisson_nll, zinb_nll
-from anncoder.likelihoods.limits import LOG_MEAN_RANGE, LOG_THETA_RANGE
+from anncoder.likelihoods.limits import LOG_MEAN_RANGE, LOG_THETA_RANGE, warn_of_large_means
 from anncoder.nn.basis import LatentBasis, pulled_back
 from anncoder.nn.heads import CountHeads, CountParameters
 from anncoder.nn.inputs import LogNormalize, Standardize
@@ -80,6 +80,8 @@ class CountNetwork(nn.Module):
         """Start every gene at its mean and its moment estimate of the dispersion, and set the standardisation."""
         self.standardize.start_from(summary)
         gaussian = self.config.likelihood == "gaussian"
+        if not gaussian:
+            warn_of_large_means(summary.gene_mean)
         log_theta = summary.x_std.log() if gaussian else moment_log_theta(summary)
         with torch.no_grad():
             bias = summary.x_mean if gaussian else summary.gene_mean.log().clamp(*LOG_MEAN_RANGE)

@@ -30,6 +30,7 @@ from anncoder.config import (
 )
 from anncoder.errors import ConfigError
 from anncoder.likelihoods import nb_nll, poisson_nll, squared_error, zinb_nll
+from anncoder.likelihoods.limits import warn_of_large_means
 from anncoder.nn.heads import CountParameters, PiOfMean
 from anncoder.nn.inputs import LogNormalize, Standardize
 from anncoder.nn.layers import Decoder, Dropout, Encoder, after, linear
@@ -188,6 +189,8 @@ class DCANetwork(nn.Module):
 
     def start_from(self, summary: Summary, cells: Loader) -> None:
         """Set the standardisation, and start every gene at its mean (as published: at 1)."""
+        if self.config.parts.likelihood != "gaussian":
+            warn_of_large_means(summary.gene_mean)
         if not self.config.faithful:
             self.heads.start_from(summary.gene_mean)
         if self.standardize is None:

@@ -201,7 +201,9 @@ class NetsneNetwork(nn.Module):
     def _of_all(self, fitted: Fitted) -> tuple[Tensor, Tensor, Tensor]:
         places = self.encoder(fitted.inputs)
         rows = torch.repeat_interleave(fitted.starts.diff())
-        attraction = (fitted.p * stretched(places[rows] - places[fitted.neighbours])).sum()
+        # index_select, whose gradient has one order of the sum; that of places[rows] has any, with several threads
+        apart = places.index_select(0, rows) - places.index_select(0, fitted.neighbours)
+        attraction = (fitted.p * stretched(apart)).sum()
         return fitted.negentropy, attraction, log_similarities(places, places)
 
     def _of_some(self, fitted: Fitted, chosen: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -119,9 +119,9 @@ class ScScopeNetwork(nn.Module):
             x = self._input(batch)
             code = torch.zeros_like(batch.rows) if self.of_batch is None else batch.batch_code
             assert code is not None
-            at = (code[x.rows()], x.indices)
-            sums[0].index_put_(at, x.values.double(), accumulate=True)
-            sums[1].index_put_(at, (x.values != 0).double(), accumulate=True)
+            at = code[x.rows()] * x.n_vars + x.indices
+            for total, values in zip(sums, (x.values, x.values != 0), strict=True):
+                total.view(-1).index_add_(0, at, values.double())  # in one order, whatever the number of threads
         means = torch.where(sums[1] > 0, sums[0] / sums[1].clamp(min=1), torch.nan)
         mean = means.nanmean(dim=0).nan_to_num(0)  # a gene without any count stays at 0
         self.gene_scale.copy_(mean)
@@ -167,7 +167,10 @@ class ScScopeNetwork(nn.Module):
 
     def _rounds(self, x: CSR, batch_code: Tensor | None) -> list[tuple[Tensor, Tensor]]:
         # latent and reconstruction of every round
-        shift = 0 if self.of_batch is None else self._shifts()[batch_code]
+        shift: Tensor | int = 0
+        if self.of_batch is not None:
+            assert batch_code is not None
+            shift = self._shifts().index_select(0, batch_code)  # whose gradient has one order of the sum
         dense = None if self.imputer is None and self.of_batch is None else x.to_dense()
         current: CSR | Tensor = x if self.of_batch is None or dense is None else (dense - shift).relu()
         rounds: list[tuple[Tensor, Tensor]] = []

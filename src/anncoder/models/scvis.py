@@ -167,7 +167,9 @@ class ScvisNetwork(nn.Module):
         generator = (self.noise if self.training else Noise(self.noise.seed + int(batch.rows[0]))).on(x.device)
         posterior = self.posterior(x, generator if self.training else None)
         latent = posterior.sample(generator)
-        p = affinities(without_self(squared_distances(x)), self._perplexity(len(x)))
+        p = x.new_zeros(1, 1)  # a single cell has no neighbours
+        if len(x) > 1:
+            p = affinities(without_self(squared_distances(x)), self._perplexity(len(x)))
         weight = p.sum(dim=0).clamp(*WEIGHTS)
         of_neighbours, of_prior = self.ramps()
         terms = {

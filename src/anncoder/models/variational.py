@@ -25,7 +25,7 @@ from anncoder.config import (
 )
 from anncoder.errors import ConfigError
 from anncoder.likelihoods import nb_nll, poisson_nll, zinb_nll
-from anncoder.likelihoods.limits import LOG_MEAN_RANGE, LOG_THETA_RANGE
+from anncoder.likelihoods.limits import LOG_MEAN_RANGE, LOG_THETA_RANGE, warn_of_large_means
 from anncoder.models.count import moment_log_theta
 from anncoder.nn.conditional import ConditionalLayers
 from anncoder.nn.heads import CountParameters
@@ -143,6 +143,7 @@ class VariationalNetwork(nn.Module):
     def start_from(self, summary: Summary, cells: Loader) -> None:
         """Take the library size, and start every gene at its mean and its moment estimate of the dispersion."""
         self.warm_up.start_from(summary)
+        warn_of_large_means(summary.gene_mean)
         self.log_library.fill_(math.log(summary.library_size))
         if self.config.faithful:
             if self.log_theta is not None:
@@ -237,7 +238,10 @@ class VariationalNetwork(nn.Module):
         # (g,), or (b, g) where each experimental batch has its own; or what the decoder says of the entries
         if self.log_theta is None:
             return of_entries
-        return self.log_theta[0] if len(self.log_theta) == 1 else self.log_theta[batch_code]
+        if len(self.log_theta) == 1:
+            return self.log_theta[0]
+        assert batch_code is not None
+        return self.log_theta.index_select(0, batch_code)  # whose gradient has one order of the sum
 
     def _output(self, name: str, hidden: Tensor, batch_code: Tensor | None) -> Any:
         # a head that is a product and no more is left to the likelihood

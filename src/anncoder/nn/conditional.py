@@ -54,6 +54,7 @@ class ConditionalLayers(nn.Module):
             hidden = product(hidden)
             if len(self.of_batch):
                 assert batch_code is not None
-                hidden = hidden + self.of_batch[i][batch_code]
+                # index_select, whose gradient has one order of the sum; that of [batch_code] has any
+                hidden = hidden + self.of_batch[i].index_select(0, batch_code)
             hidden = follow(hidden)
         return hidden
