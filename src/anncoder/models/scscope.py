@@ -196,7 +196,8 @@ class ScScopeNetwork(nn.Module):
         if self.of_batch is None:
             return select(x, x.values != 0)
         assert batch_code is not None
-        corrected = (x.values - self._shifts()[batch_code[x.rows()], x.indices]).relu()
+        at = batch_code[x.rows()] * x.n_vars + x.indices
+        corrected = (x.values - self._shifts().reshape(-1).index_select(0, at)).relu()
         counted = corrected != 0 if self.config.faithful else x.values != 0
         return select(x.with_values(corrected), counted)
 
