@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from anncoder.checkpoint import MANIFEST
-from anncoder.files import atomic_path, refuse_occupied
+from anncoder.checkpoint import FILES, against_model
+from anncoder.files import atomic_path, others_in, refuse_occupied
 
 MODEL, SETTINGS, HISTORY, METRICS, LOG = "model", "resolved.yaml", "history.csv", "metrics.json", "run.log"
+RESULTS = (MODEL, SETTINGS, HISTORY, METRICS, LOG)
 PREVIOUS, UNFINISHED = "previous", "unfinished"
 
 
@@ -26,10 +27,24 @@ def run_folder(output: Path) -> Path:
 
 
 def refuse_run_folder(output: Path) -> None:
-    """Raise a FileError if something that is not a run folder has its name, or the name of its model."""
+    """Raise a FileError if something that is not a run folder has its name, or the name of what it is to replace."""
     folder = run_folder(output)
-    refuse_occupied(folder, LOG, SETTINGS, PREVIOUS)
-    refuse_occupied(folder / MODEL, MANIFEST)
+    refuse_occupied(folder, _against_run)
+    refuse_occupied(folder / MODEL, against_model)
+    for part in (PREVIOUS, UNFINISHED):
+        refuse_occupied(folder / part, _against_part)
+
+
+def _against_run(folder: Path) -> str:
+    # files of the user's own may stand in it: they stay
+    ours = any((folder / name).exists() for name in (LOG, SETTINGS, PREVIOUS))
+    return "" if ours else f"it holds neither {LOG} nor {SETTINGS}"
+
+
+def _against_part(folder: Path) -> str:
+    # removed as a whole; a kill may have left only some of its files
+    model = folder / MODEL
+    return others_in(folder, RESULTS) or (others_in(model, FILES) if model.is_dir() else "")
 
 
 def new_run_folder(output: Path) -> Path:
@@ -74,7 +89,7 @@ def forget_previous(folder: Path) -> None:
 def _move(source: Path, target: Path) -> None:
     # the files of a run; the user's own stay where they are
     target.mkdir(exist_ok=True)
-    for name in (MODEL, SETTINGS, HISTORY, METRICS, LOG):
+    for name in RESULTS:
         if (source / name).exists():
             (source / name).replace(target / name)
 
