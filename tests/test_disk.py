@@ -264,6 +264,17 @@ class TestDamage:
         with pytest.raises(FileError, match="gene index outside"):  # damage that comes after the check
             open_all(path).read([(0, 30)])
 
+    @pytest.mark.parametrize("bad", [30, -1, 2**30])
+    def test_a_cell_number_that_does_not_exist(self, tmp_path: Path, bad: int) -> None:
+        adata = make(30)
+        adata.X = adata.X.tocsc()
+        path = write(adata, tmp_path / "bad.h5ad")
+        with h5py.File(path, "r+") as file:
+            file["X/indices"][5] = bad
+        with pytest.raises(FileError, match=f"cell index {bad:,} is outside 0 to 29") as error:
+            open_all(path).read([(0, 30)])
+        assert error.value.code == "unreadable"
+
     def test_a_file_that_changes_while_it_is_read(self, tmp_path: Path) -> None:
         path = write(make(100), tmp_path / "it.h5ad")
         shards = open_all(path)

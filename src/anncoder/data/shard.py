@@ -24,6 +24,7 @@ from anncoder.data.held import OnDisk
 from anncoder.data.kind import traits
 from anncoder.data.pages import unwritten
 from anncoder.data.problems import quoted, use
+from anncoder.data.scan import structure
 from anncoder.errors import FileError, InputError
 
 Array = np.ndarray[Any, Any]
@@ -275,10 +276,13 @@ class Shard:
         return csr_matrix((data, indices, pointers), shape=(len(pointers) - 1, self.n_vars), copy=False)
 
     def _transposed(self) -> csr_matrix:
-        # a small matrix by genes; checked before it is used
+        # a small matrix by genes; scipy trusts its indices, and not everything that reads has had them checked
         if self._by_cell is None:
             arrays = (np.asarray(self.matrix.values[:], np.float32), self.matrix.indices[:], self.matrix.indptr)
-            self._by_cell = csc_matrix(arrays, shape=self.matrix.shape).tocsr()
+            by_gene = csc_matrix(arrays, shape=self.matrix.shape)
+            if fault := structure(by_gene).fault:
+                raise damaged(self.path, fault)
+            self._by_cell = by_gene.tocsr()
         return self._by_cell
 
 
