@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,7 +15,16 @@ import pytest
 
 from anncoder import files
 from anncoder.errors import FileError, ResourceError
-from anncoder.files import atomic_folder, atomic_path, others_in, refuse_occupied, same_file, sweep, writable_folder
+from anncoder.files import (
+    atomic_folder,
+    atomic_path,
+    locked,
+    others_in,
+    refuse_occupied,
+    same_file,
+    sweep,
+    writable_folder,
+)
 from anncoder.hdf5 import new_h5
 
 MARK = "mark.json"
@@ -268,6 +278,33 @@ class TestKilled:
         sweep(tmp_path)
         assert names(tmp_path) == ["model"]
         assert (tmp_path / "model" / MARK).read_text() == "old"
+
+
+class TestLocked:
+    def test_a_lock_that_somebody_sweeps_is_had_a_moment_later(self, tmp_path: Path) -> None:
+        with locked(tmp_path / "a"):
+            (lock,) = tmp_path.iterdir()
+        for removes in (False, True):  # whether the sweep has removed it before our second try
+            descriptor = files._lock(lock)
+            assert descriptor is not None
+
+            def ends(descriptor: int = descriptor, removes: bool = removes) -> None:
+                if removes:
+                    lock.unlink()
+                os.close(descriptor)
+
+            ending = threading.Timer(0.1, ends)
+            ending.start()
+            with locked(tmp_path / "a"):
+                assert names(tmp_path) == [lock.name]
+            ending.join()
+            assert names(tmp_path) == []
+
+    def test_a_lock_that_is_held_is_not_had(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(files, "PATIENCE", 0.1)
+        with locked(tmp_path / "a"), pytest.raises(ResourceError) as caught, locked(tmp_path / "a"):
+            pass
+        assert caught.value.code == "output-in-use"
 
 
 FULL_DISK = """

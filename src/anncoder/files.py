@@ -14,8 +14,9 @@ import shutil
 import socket
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -28,6 +29,7 @@ except ImportError:  # Windows
 
 
 LOCK = ".anncoder-lock-"
+PATIENCE, PAUSE = 1.0, 0.02  # seconds until a lock that is held is taken to be a writer's, and between two tries
 
 
 @contextmanager
@@ -157,7 +159,10 @@ def locked(target: str | Path) -> Iterator[None]:
     target = Path(target).resolve()
     lock = target.parent / f"{LOCK}{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}"
     with _disk_errors(target):
-        descriptor = _lock(lock)
+        descriptor, patience = _lock(lock), PATIENCE
+        while descriptor is None and patience > 0:  # who sweeps holds every lock for a moment, to see if it is held
+            time.sleep(PAUSE)
+            descriptor, patience = _lock(lock), patience - PAUSE
     if descriptor is None:
         raise ResourceError(
             f"another process is writing {str(target)!r}",
@@ -184,8 +189,9 @@ def _lock(path: Path) -> int | None:
         except OSError:  # a file system without locks: better to work without one than not at all
             return descriptor
         # its holder may have removed the file between our opening and our locking it
-        if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
-            return descriptor
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
         os.close(descriptor)
 
 
