@@ -90,14 +90,45 @@ class TestRoundTrip:
     def test_a_model_replaces_a_model_and_nothing_else(
         self, model: Path, fitted: CountAutoencoder, tmp_path: Path
     ) -> None:
-        (model / "stale.txt").write_text("of an older version")
         fitted.save(model)
         assert sorted(path.name for path in model.iterdir()) == sorted(FILES)
+        (model / "notes.txt").write_text("precious")
+        with pytest.raises(FileError, match=r"it holds 'notes\.txt'"):
+            fitted.save(model)
+        assert (model / "notes.txt").read_text() == "precious"
         (tmp_path / "thesis").mkdir()
         (tmp_path / "thesis" / "chapter.txt").write_text("precious")
         with pytest.raises(FileError, match="was not written by anncoder"):
             fitted.save(tmp_path / "thesis")
         assert (tmp_path / "thesis" / "chapter.txt").read_text() == "precious"
+
+    @pytest.mark.parametrize("content", [b'{"name": "my app"}', b"{}", b"[]", b"", b'{"schema": 1, "files": {}}'])
+    def test_a_manifest_of_another_program_is_no_model(
+        self, content: bytes, fitted: CountAutoencoder, tmp_path: Path
+    ) -> None:
+        project = tmp_path / "webproject"
+        project.mkdir()
+        (project / MANIFEST).write_bytes(content)
+        for more in ({MANIFEST}, {MANIFEST, "index.html"}):
+            for name in more - {MANIFEST}:
+                (project / name).write_text("precious")
+            with pytest.raises(FileError, match="was not written by anncoder") as caught:
+                fitted.save(project)
+            assert caught.value.code == "not-ours"
+            assert {path.name for path in project.iterdir()} == more
+        assert (project / MANIFEST).read_bytes() == content
+
+    @pytest.mark.parametrize("name", FILES)
+    def test_a_damaged_model_is_not_replaced(self, name: str, model: Path, fitted: CountAutoencoder) -> None:
+        content = (model / name).read_bytes()
+        for damage in (lambda path: path.write_bytes(content[:-2]), Path.unlink):
+            damage(model / name)
+            with pytest.raises(FileError, match=name) as caught:
+                checkpoint.refuse_target(model)
+            assert (caught.value.code, caught.value.remedy[:19]) == ("not-ours", "choose another name")
+            with pytest.raises(FileError, match=name):
+                fitted.save(model)
+        assert {path.name for path in model.iterdir()} == {*FILES} - {name}
 
     def test_a_failed_save_leaves_the_old_model(
         self, model: Path, fitted: CountAutoencoder, monkeypatch: pytest.MonkeyPatch

@@ -264,6 +264,17 @@ class TestDamage:
         with pytest.raises(FileError, match="gene index outside"):  # damage that comes after the check
             open_all(path).read([(0, 30)])
 
+    @pytest.mark.parametrize("bad", [30, -1, 2**30])
+    def test_a_cell_number_that_does_not_exist(self, tmp_path: Path, bad: int) -> None:
+        adata = make(30)
+        adata.X = adata.X.tocsc()
+        path = write(adata, tmp_path / "bad.h5ad")
+        with h5py.File(path, "r+") as file:
+            file["X/indices"][5] = bad
+        with pytest.raises(FileError, match=f"cell index {bad:,} is outside 0 to 29") as error:
+            open_all(path).read([(0, 30)])
+        assert error.value.code == "unreadable"
+
     def test_a_file_that_changes_while_it_is_read(self, tmp_path: Path) -> None:
         path = write(make(100), tmp_path / "it.h5ad")
         shards = open_all(path)
@@ -273,6 +284,25 @@ class TestDamage:
         with pytest.raises(FileError) as error:
             next(iter(minibatches.epoch(1)))
         assert error.value.code == "file-changed"
+
+    @pytest.mark.parametrize("layer", [None, "counts"])
+    def test_a_chunk_of_a_zarr_folder_that_changes_while_it_is_read(self, tmp_path: Path, layer: str | None) -> None:
+        adata = make(100)
+        if layer is not None:
+            adata.layers[layer] = adata.X.copy()
+        path = write(adata, tmp_path / "it.zarr")
+        shards = open_shards(path, layer)
+        assert shards is not None
+        (path / "obs" / "of_another").touch()  # what is not read any more may change
+        shards[0].refuse_change()
+        matrix = path / "X" if layer is None else path / "layers" / layer
+        chunk = max(matrix.rglob("*"), key=lambda file: (file.is_file(), len(file.parts)))
+        for change in (lambda: chunk.write_bytes(chunk.read_bytes()), chunk.unlink):
+            (opened,) = open_shards(path, layer) or []
+            change()
+            with pytest.raises(FileError) as error:
+                opened.refuse_change()
+            assert error.value.code == "file-changed"
 
     def test_values_that_are_no_counts_are_named_with_their_cell(self, tmp_path: Path) -> None:
         adata = make(30)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,7 +15,16 @@ import pytest
 
 from anncoder import files
 from anncoder.errors import FileError, ResourceError
-from anncoder.files import atomic_folder, atomic_path, refuse_occupied, same_file, sweep, writable_folder
+from anncoder.files import (
+    atomic_folder,
+    atomic_path,
+    locked,
+    others_in,
+    refuse_occupied,
+    same_file,
+    sweep,
+    writable_folder,
+)
 from anncoder.hdf5 import new_h5
 
 MARK = "mark.json"
@@ -25,8 +35,12 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+def against(folder: Path) -> str:
+    return "" if (folder / MARK).exists() else others_in(folder, [])
+
+
 def write_folder(target: Path, text: str) -> None:
-    with atomic_folder(target, mark=MARK) as temporary:
+    with atomic_folder(target, against=against) as temporary:
         (temporary / MARK).write_text(text)
         (temporary / "sub").mkdir()
         (temporary / "sub" / "more.txt").write_text(text)
@@ -169,7 +183,7 @@ class TestAtomicFolder:
         write_folder(target, "old")
 
         def fails() -> None:
-            with atomic_folder(target, mark=MARK) as temporary:
+            with atomic_folder(target, against=against) as temporary:
                 (temporary / "half").write_text("")
                 raise KeyboardInterrupt
 
@@ -186,12 +200,19 @@ class TestAtomicFolder:
         (tmp_path / "file").write_text("precious")
         for name in ("foreign", "file"):
             with pytest.raises(FileError, match="was not written by anncoder"):
-                refuse_occupied(tmp_path / name, MARK)
+                refuse_occupied(tmp_path / name, against)
             with pytest.raises(FileError, match="was not written by anncoder"):
                 write_folder(tmp_path / name, "new")
         assert (tmp_path / "foreign" / "thesis.txt").read_text() == "precious"
         assert (tmp_path / "file").read_text() == "precious"
         assert names(tmp_path) == ["empty", "file", "foreign"]
+
+    def test_what_is_in_the_way_is_named(self, tmp_path: Path) -> None:
+        for name in "dcbae":
+            (tmp_path / name).touch()
+        with pytest.raises(FileError, match="it holds 'b', 'c', 'd' and 1 more") as caught:
+            refuse_occupied(tmp_path, lambda folder: others_in(folder, ["a"]))
+        assert (caught.value.code, caught.value.remedy) == ("not-ours", "choose another name, or move it away first")
 
 
 WRITER = """
@@ -204,7 +225,7 @@ while True:
     text = f"{turn}\\n" * 50_000
     with atomic_path(folder / "a.txt") as temporary:
         temporary.write_text(text)
-    with atomic_folder(folder / "model", mark="mark.json") as temporary:
+    with atomic_folder(folder / "model", against=lambda folder: "") as temporary:
         for name in ("mark.json", "b.txt"):
             (temporary / name).write_text(text)
     print(turn, flush=True)
@@ -257,6 +278,33 @@ class TestKilled:
         sweep(tmp_path)
         assert names(tmp_path) == ["model"]
         assert (tmp_path / "model" / MARK).read_text() == "old"
+
+
+class TestLocked:
+    def test_a_lock_that_somebody_sweeps_is_had_a_moment_later(self, tmp_path: Path) -> None:
+        with locked(tmp_path / "a"):
+            (lock,) = tmp_path.iterdir()
+        for removes in (False, True):  # whether the sweep has removed it before our second try
+            descriptor = files._lock(lock)
+            assert descriptor is not None
+
+            def ends(descriptor: int = descriptor, removes: bool = removes) -> None:
+                if removes:
+                    lock.unlink()
+                os.close(descriptor)
+
+            ending = threading.Timer(0.1, ends)
+            ending.start()
+            with locked(tmp_path / "a"):
+                assert names(tmp_path) == [lock.name]
+            ending.join()
+            assert names(tmp_path) == []
+
+    def test_a_lock_that_is_held_is_not_had(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(files, "PATIENCE", 0.1)
+        with locked(tmp_path / "a"), pytest.raises(ResourceError) as caught, locked(tmp_path / "a"):
+            pass
+        assert caught.value.code == "output-in-use"
 
 
 FULL_DISK = """

@@ -141,7 +141,7 @@ class TestEveryModel:
 
     def test_depth_does_not_move_the_latent(self, name: str, options: dict[str, Any], counts: Any) -> None:
         network, batch = build(name, options, counts)
-        if getattr(network.config, "sees_depth", False):
+        if name == "variational" and not network.config.size_factors:
             pytest.skip("the model reads counts that are not normalised")
         deeper = batch._replace(
             counts=batch.counts.with_values(batch.counts.values * 4), size_factor=batch.size_factor * 4
@@ -182,6 +182,9 @@ def test_every_setting_is_explained_in_the_docstring() -> None:
     [
         (lambda: CountAutoencoder(n_latents=3), None, None),
         (lambda: CountAutoencoder(n_latent=0), "bad-value", "config"),
+        (lambda: CountAutoencoder(l1=0.1, warmup_steps=10**30), "bad-value", "config"),
+        (lambda: anncoder.NetSNE(exaggeration_steps=10**30), "bad-value", "config"),
+        (lambda: anncoder.VariationalAutoencoder(warmup_epochs=10**30), "bad-value", "config"),
         (lambda: CountAutoencoder(likelihood="nbb"), "bad-value", "config"),  # type: ignore[arg-type]
         (lambda: CountAutoencoder(transform="none"), "bad-value", "gaussian"),
         (lambda: UndercompleteAutoencoder(tied=True), "bad-value", "norm='none'"),
@@ -200,6 +203,13 @@ def test_wrong_hyper_parameters_are_named(make: Any, code: str | None, remedy: s
     assert caught.value.code == code
     assert remedy is not None
     assert remedy in caught.value.remedy
+
+
+@pytest.mark.parametrize("epsilon", [0, 1e-60])
+def test_an_epsilon_that_is_none_in_float32_is_refused(epsilon: float, counts: Any) -> None:
+    with pytest.raises(ConfigError, match="epsilon") as caught:
+        CountAutoencoder().fit(counts, epsilon=epsilon, progress=False)
+    assert caught.value.code == "bad-value"
 
 
 def test_public_names_are_there_and_documented() -> None:

@@ -229,6 +229,21 @@ def test_an_interrupted_fit_goes_on(counts: anndata.AnnData, tmp_path: Path, mon
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
+@pytest.mark.usefixtures("every_minibatch")
+def test_an_empty_folder_of_the_users_stays(counts: anndata.AnnData, tmp_path: Path, killed_after: KilledAfter) -> None:
+    make, _ = RUNS[0].values
+    for kill in (False, True):
+        if kill:
+            killed_after(10)
+            with pytest.raises(Killed):
+                make().fit(counts, checkpoint=tmp_path, **SETTINGS)
+            killed_after(-1)
+        make().fit(counts, checkpoint=tmp_path, **SETTINGS)
+        assert not list(tmp_path.iterdir())
+    make().fit(counts, checkpoint=tmp_path / "ours", **SETTINGS)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_checkpoint_is_written_after_the_first_epoch_and_then_seldom(
     counts: anndata.AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 import anncoder as ac
 from anncoder.cli import app
-from anncoder.errors import ConfigError, FileError
+from anncoder.errors import ConfigError, FileError, ResourceError
 from anncoder.evaluation import evaluate, heldout_score
 from anncoder.files import locked
 from anncoder.progress import TrainingReport
@@ -93,6 +93,39 @@ def test_two_searches_of_one_output_are_refused(anncoder: Run, counts_file: Path
     assert result.exit_code == 6
     assert "output-in-use" in result.stderr
     assert not output.with_suffix(".search.jsonl").exists()
+
+
+def test_a_line_that_was_cut_before_its_end_of_line_is_kept_and_ended(counts: anndata.AnnData, tmp_path: Path) -> None:
+    journal = tmp_path / "it.jsonl"
+    first = search(counts, space=FEW, n_trials=1, journal=journal, **QUICK)
+    journal.write_text(journal.read_text().removesuffix("\n"))
+    search(counts, space=FEW, n_trials=2, journal=journal, **QUICK)
+    numbers = [json.loads(line)["number"] for line in journal.read_text().splitlines()[1:]]
+    assert numbers == [0, 1]
+    seen: list[Trial] = []
+    search(counts, space=FEW, n_trials=2, journal=journal, report=seen.append, **QUICK)
+    assert seen[0] == first[0]
+    assert len(seen) == 2
+
+
+def test_a_journal_is_mended_whole_or_not_at_all(
+    counts: anndata.AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = tmp_path / "it.jsonl"
+    search(counts, space=FEW, n_trials=1, journal=journal, **QUICK)
+    journal.write_text(journal.read_text() + '{"number": 1, "sett')
+    before = journal.read_text()
+    with pytest.raises(ConfigError, match="another search"):
+        search(counts, space=FEW, n_trials=1, journal=journal, seed=9, **QUICK)
+    assert journal.read_text() == before  # of another search: not ours to mend
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ResourceError, match="No space left"):
+        search(counts, space=FEW, n_trials=1, journal=journal, **QUICK)
+    assert journal.read_text() == before
 
 
 def test_a_journal_of_trials_that_are_there_twice_is_damaged(counts: anndata.AnnData, tmp_path: Path) -> None:

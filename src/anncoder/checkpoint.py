@@ -25,11 +25,12 @@ from torch import Tensor, nn
 from anncoder import __version__
 from anncoder.config import Settings
 from anncoder.errors import ConfigError, FileError, InputError, some
-from anncoder.files import atomic_folder, refuse_occupied, writable_folder
+from anncoder.files import atomic_folder, others_in, refuse_occupied, writable_folder
 from anncoder.types import Noise
 
 SCHEMA = 1
 CONFIG, WEIGHTS, GENES, MANIFEST = "config.json", "weights.safetensors", "genes.txt", "manifest.json"
+FILES = (CONFIG, WEIGHTS, GENES, MANIFEST)
 LARGEST = 256 * 2**20  # bytes of JSON or gene names that are read
 DTYPES = {  # what torch 2.6 and safetensors 0.5 both know, and torch can tell whether it is finite
     torch.float64: "F64",
@@ -84,12 +85,28 @@ def refuse_target(folder: Path) -> None:
     Raises
     ------
     FileError
-        The folder exists and is no model.
+        The folder exists and is no model, or a damaged one, or holds something else as well.
     ResourceError
         The folder it is to stand in does not exist or cannot be written.
     """
     writable_folder(folder.parent)
-    refuse_occupied(folder, MANIFEST)
+    refuse_occupied(folder, against_model)
+
+
+def against_model(folder: Path) -> str:
+    """Return what speaks against replacing a folder by a model; empty if it is a model, whole, and nothing else.
+
+    A file of another's that is called as one of ours is no sign of a model, and what is beside a model is the user's.
+    """
+    if why := others_in(folder, FILES):
+        return why
+    try:
+        _refuse_changed(folder, _read_manifest(folder))
+    except FileError as error:
+        return error.what.partition(" cannot be used: ")[2]
+    except OSError as error:
+        return f"it cannot be read: {error.strerror}"
+    return ""
 
 
 def shapes_only(build: Callable[[Noise], nn.Module], seed: int = 0) -> nn.Module:
@@ -107,7 +124,7 @@ def write_model(folder: str | Path, config: ModelRecord, genes: list[str], weigh
     Parameters
     ----------
     folder
-        Its name; a model that is already there is replaced, anything else is refused.
+        Its name; a model that is already there is replaced if it is whole, anything else is refused.
     config
         What the network can be built from again.
     genes
@@ -118,7 +135,7 @@ def write_model(folder: str | Path, config: ModelRecord, genes: list[str], weigh
     Raises
     ------
     FileError
-        The folder exists and is no model.
+        The folder exists and is no model, or a damaged one, or holds something else as well.
     InputError
         A name cannot be written as text.
     ResourceError
@@ -134,7 +151,7 @@ def write_model(folder: str | Path, config: ModelRecord, genes: list[str], weigh
             where="var_names",
             remedy="rename it",
         ) from error
-    with atomic_folder(folder, mark=MANIFEST) as temporary:
+    with atomic_folder(folder, against=against_model) as temporary:
         for name, content in contents.items():
             (temporary / name).write_bytes(content)
         on_cpu = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
@@ -161,9 +178,7 @@ def read_stored(folder: str | Path) -> Stored:
             remedy="give the folder that save() or `anncoder train` wrote",
         )
     manifest = _read_manifest(folder)
-    for name in (CONFIG, GENES, WEIGHTS):
-        if not (folder / name).is_file() or manifest["files"].get(name) != _fingerprint(folder / name):
-            raise broken(folder, f"{name} is missing or was changed since the model was saved")
+    _refuse_changed(folder, manifest)
     try:
         config = ModelRecord(**_json(folder / CONFIG))
         genes = decode_names(_read(folder / GENES).decode("utf-8"))
@@ -238,7 +253,7 @@ def decode_names(text: str) -> list[str]:
     return [re.sub(r"\\(.)", lambda m: "\n" if m[1] == "n" else m[1], line) for line in text.split("\n")[:-1]]
 
 
-def broken(folder: Path, why: str, remedy: str = "save the model again, or copy the whole folder again") -> FileError:
+def broken(folder: Path, why: str, remedy: str = "remove it and save the model again, or copy it again") -> FileError:
     """Return the error for a model folder that must not be used."""
     return FileError(
         f"the model in {str(folder)!r} cannot be used: {why}",
@@ -246,6 +261,12 @@ def broken(folder: Path, why: str, remedy: str = "save the model again, or copy 
         where=str(folder),
         remedy=remedy,
     )
+
+
+def _refuse_changed(folder: Path, manifest: dict[str, Any]) -> None:
+    for name in (CONFIG, GENES, WEIGHTS):
+        if not (folder / name).is_file() or manifest["files"].get(name) != _fingerprint(folder / name):
+            raise broken(folder, f"{name} is missing or was changed since the model was saved")
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

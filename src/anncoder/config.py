@@ -29,6 +29,7 @@ SplitName = Literal["random", "tail"]
 PrecisionName = Literal["float32", "tf32"]
 
 Width = Annotated[int, Field(ge=1, le=65_536)]
+Steps = Annotated[int, Field(ge=0, le=2**31 - 1)]  # as many as a float32 or an integer of torch can be compared with
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(ge=0, le=1e9)]
 
@@ -206,7 +207,7 @@ class LayeredConfig(NetworkConfig):
     ] = True
     l1: Annotated[Weight, Field(description="L1 penalty on the weights")] = 0.0
     l2: Annotated[Weight, Field(description="L2 penalty on the weights")] = 0.0
-    warmup_steps: Annotated[int, Field(ge=0, description="steps over which penalties rise to full strength")] = 0
+    warmup_steps: Annotated[Steps, Field(description="steps over which penalties rise to full strength")] = 0
 
     @property
     def layers(self) -> Layers:
@@ -230,7 +231,7 @@ class TrainingConfig(Settings):
     learning_rate: Annotated[float | None, Field(gt=0, description="step size")] = None
     weight_decay: Annotated[Weight | None, Field(description="decay of the weights")] = None
     beta1: Annotated[Probability | None, Field(description="Adam's memory of the gradient")] = None
-    epsilon: Annotated[float | None, Field(gt=0, description="added to the optimizer's denominator")] = None
+    epsilon: Annotated[float | None, Field(ge=1e-30, description="added to the optimizer's denominator")] = None
     clip_norm: Annotated[float | None, Field(ge=0, description="largest norm of the gradient; 0 for any")] = None
     clip_value: Annotated[float | None, Field(ge=0, description="largest entry of the gradient; 0 for any")] = None
     valid_fraction: Annotated[float | None, Field(ge=0, le=0.9, description="share of cells held out; 0 for none")] = (

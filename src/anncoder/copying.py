@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 from anndata.io import read_elem, write_elem
 
-from anncoder.data.held import OnDisk
+from anncoder.data.held import OnDisk, spans
 from anncoder.errors import InputError
 from anncoder.hdf5 import Patient
 
@@ -177,7 +177,7 @@ class Copy:
         rows = chosen if major in axes else np.ones(held.n_major, dtype=bool)
         columns = np.where(chosen, np.cumsum(chosen) - 1, -1) if minor in axes else None
         lengths = np.zeros(held.n_major, dtype=np.int64)
-        for first, last in _spans(held.indptr, held.block):
+        for first, last in spans(held.indptr, held.block):
             span = slice(int(held.indptr[first]), int(held.indptr[last]))
             owner = np.repeat(np.arange(first, last), np.diff(held.indptr[first : last + 1]))
             moved = np.asarray(held.indices[span])
@@ -223,12 +223,6 @@ def slices(item: Any) -> Iterator[slice]:
         step -= step % item.chunks[0]
     for start in range(0, item.shape[0], step):
         yield slice(start, min(start + step, item.shape[0]))
-
-
-def _spans(indptr: Array, block: int) -> Iterator[tuple[int, int]]:
-    cuts = np.searchsorted(indptr, np.arange(block, int(indptr[-1]), block))
-    edges = np.unique([0, *cuts, len(indptr) - 1])
-    yield from zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)
 
 
 def _storage(item: Any, shape: list[int], *, text: bool) -> dict[str, Any]:

@@ -14,12 +14,13 @@ import shutil
 import socket
 import stat
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
-from anncoder.errors import AnncoderError, FileError, ResourceError
+from anncoder.errors import AnncoderError, FileError, ResourceError, some
 
 try:
     import fcntl
@@ -28,6 +29,7 @@ except ImportError:  # Windows
 
 
 LOCK = ".anncoder-lock-"
+PATIENCE, PAUSE = 1.0, 0.02  # seconds until a lock that is held is taken to be a writer's, and between two tries
 
 
 @contextmanager
@@ -62,15 +64,15 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(target: str | Path, *, mark: str) -> Iterator[Path]:
+def atomic_folder(target: str | Path, *, against: Callable[[Path], str]) -> Iterator[Path]:
     """Give a temporary folder beside a target folder; on a clean exit it becomes the target.
 
     Parameters
     ----------
     target
-        The folder to write. An existing one is replaced only if it is empty or holds the file ``mark``.
-    mark
-        File name by which a folder is known to be one of ours.
+        The folder to write. An existing one is replaced, with all that is in it, if that is nothing or all ours.
+    against
+        As in :func:`refuse_occupied`.
 
     Yields
     ------
@@ -85,7 +87,7 @@ def atomic_folder(target: str | Path, *, mark: str) -> Iterator[Path]:
         The parent does not exist or cannot be written, or the disk is full. The target is as it was.
     """
     target = Path(target).resolve()
-    refuse_occupied(target, mark)
+    refuse_occupied(target, against)
     with _disk_errors(target), _scratch(target.parent) as scratch:
         temporary = scratch / target.name
         temporary.mkdir()
@@ -100,21 +102,36 @@ def atomic_folder(target: str | Path, *, mark: str) -> Iterator[Path]:
         _sync(target.parent)
 
 
-def refuse_occupied(target: Path, *marks: str) -> None:
-    """Raise a FileError unless a folder can be written here: nothing stands there, or a folder with one of our marks.
+def refuse_occupied(target: Path, against: Callable[[Path], str]) -> None:
+    """Raise a FileError unless a folder can be written here: nothing stands there, an empty folder, or one of ours.
 
     Asked before hours of training, not after.
+
+    Parameters
+    ----------
+    target
+        The folder.
+    against
+        Returns what speaks against a folder being one of ours; an empty text if nothing does.
     """
     if not target.exists():
         return
-    if target.is_dir() and (any((target / mark).exists() for mark in marks) or not any(target.iterdir())):
-        return
-    raise FileError(
-        f"{str(target)!r} exists and was not written by anncoder",
-        code="not-ours",
-        where=str(target),
-        remedy="choose another name, or move it away first",
-    )
+    why = "it is a file"
+    if target.is_dir():
+        why = against(target) if any(target.iterdir()) else ""
+    if why:
+        raise FileError(
+            f"{str(target)!r} exists and was not written by anncoder, or changed since: {why}",
+            code="not-ours",
+            where=str(target),
+            remedy="choose another name, or move it away first",
+        )
+
+
+def others_in(folder: Path, names: Collection[str]) -> str:
+    """Return, as a sentence, what a folder holds beside these names; empty if nothing."""
+    others = sorted(repr(path.name) for path in folder.iterdir() if path.name not in names)
+    return f"it holds {some(others, 3)}" if others else ""
 
 
 def writable_folder(folder: Path) -> None:
@@ -142,7 +159,10 @@ def locked(target: str | Path) -> Iterator[None]:
     target = Path(target).resolve()
     lock = target.parent / f"{LOCK}{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}"
     with _disk_errors(target):
-        descriptor = _lock(lock)
+        descriptor, patience = _lock(lock), PATIENCE
+        while descriptor is None and patience > 0:  # who sweeps holds every lock for a moment, to see if it is held
+            time.sleep(PAUSE)
+            descriptor, patience = _lock(lock), patience - PAUSE
     if descriptor is None:
         raise ResourceError(
             f"another process is writing {str(target)!r}",
@@ -169,8 +189,9 @@ def _lock(path: Path) -> int | None:
         except OSError:  # a file system without locks: better to work without one than not at all
             return descriptor
         # its holder may have removed the file between our opening and our locking it
-        if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
-            return descriptor
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
         os.close(descriptor)
 
 

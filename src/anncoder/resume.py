@@ -127,6 +127,8 @@ class Checkpoints:
                 found = self._read(refuses=bool(checkpoint.resume))
         found = sent(found, share, device)
         self.kept = decoded(found, self.path) if found else None
+        # a folder of the user's stays when the fit is over, even if nothing else is in it
+        self._made = self.kept is not None and bool(self.kept.numbers.get("made"))
         self._last, self._took = time.perf_counter(), 0.0
 
     def restore(self, state: State) -> None:
@@ -178,6 +180,8 @@ class Checkpoints:
         """Remove the checkpoint of a fit that is over, unless somebody else will."""
         if self.remove and self.share.rank == 0:
             forget(self.path.parent)
+            if self._made and self.path.parent.is_dir() and not any(self.path.parent.iterdir()):
+                self.path.parent.rmdir()
 
     def _keep(self, state: State) -> None:
         tensors = _tensors_of(state)
@@ -185,7 +189,8 @@ class Checkpoints:
             streams = gathered(stream, self.share, self.device)
             tensors |= {f"noise.{rank}.{kind}": value for rank, value in enumerate(streams)}
         if self.share.rank == 0:
-            numbers = {"schema": SCHEMA, "run": self.run, "where": self.where, **_numbers_of(state)}
+            self._made = self._made or not self.path.parent.exists()
+            numbers = _numbers_of(state) | {"schema": SCHEMA, "run": self.run, "where": self.where, "made": self._made}
             self.path.parent.mkdir(exist_ok=True)
             with atomic_path(self.path) as temporary:
                 temporary.write_bytes(encoded(numbers, tensors))
@@ -241,10 +246,8 @@ def _position(numbers: dict[str, Any]) -> str:
 
 
 def forget(folder: Path) -> None:
-    """Remove the checkpoint in a folder, if there is one, and the folder if nothing else is in it."""
+    """Remove the checkpoint in a folder, if there is one."""
     (folder / NAME).unlink(missing_ok=True)
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
 
 
 def encoded(numbers: dict[str, Any], tensors: dict[str, Tensor]) -> bytes:

@@ -24,6 +24,7 @@ from anncoder.config import TrainingConfig, split_settings, unknown_key
 from anncoder.errors import ConfigError, DivergenceError, FileError
 from anncoder.estimators import ESTIMATORS
 from anncoder.evaluation import heldout_score, refuse_none_held_out
+from anncoder.files import atomic_path
 from anncoder.models import MODELS
 
 Settings = dict[str, Any]
@@ -244,7 +245,7 @@ def _journal(path: Path, about: Settings) -> list[Trial]:
         if not path.exists():
             path.write_text(json.dumps(about) + "\n", encoding="utf-8")
             return []
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise FileError(
             f"cannot use {str(path)!r} as a journal: {getattr(error, 'strerror', None) or error}",
@@ -252,11 +253,11 @@ def _journal(path: Path, about: Settings) -> list[Trial]:
             where="journal",
             remedy="name a file, in a folder that exists",
         ) from error
-    try:
-        head, *rest = [json.loads(line) for line in lines]
-        trials = [Trial(**line) for line in rest]
-    except (ValueError, TypeError):  # killed while it wrote its last line
-        head, trials = _whole_lines(path, lines)
+    lines = text.splitlines()
+    head, trials = _parsed(lines)
+    if head is None:  # killed while it wrote its last line
+        lines = lines[:-1]
+        head, trials = _parsed(lines)
     if [trial.number for trial in trials] != list(range(len(trials))):
         raise FileError(
             f"{path.name} is damaged: its trials are not those of one search, each once and in order",
@@ -271,14 +272,17 @@ def _journal(path: Path, about: Settings) -> list[Trial]:
             where=str(path),
             remedy="give the settings of that search to go on with it, or remove the file",
         )
+    whole = "".join(line + "\n" for line in lines)
+    if text != whole:  # or the next trial would be written into the line that was cut, even if only its end is missing
+        with atomic_path(path) as temporary:
+            temporary.write_text(whole, encoding="utf-8")
     return trials
 
 
-def _whole_lines(path: Path, lines: list[str]) -> tuple[Any, list[Trial]]:
+def _parsed(lines: list[str]) -> tuple[Any, list[Trial]]:
+    """Return what a journal begins with, and its trials; None, and no trials, if the lines are not a journal's."""
     try:
-        head, *rest = [json.loads(line) for line in lines[:-1]]
-        trials = [Trial(**line) for line in rest]
+        head, *rest = [json.loads(line) for line in lines]
+        return head, [Trial(**line) for line in rest]
     except (ValueError, TypeError):
         return None, []
-    path.write_text("".join(line + "\n" for line in lines[:-1]), encoding="utf-8")
-    return head, trials

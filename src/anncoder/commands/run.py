@@ -10,11 +10,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from anncoder.checkpoint import MANIFEST
+from anncoder.checkpoint import FILES, MANIFEST, against_model
 from anncoder.errors import FileError
-from anncoder.files import atomic_path, refuse_occupied
+from anncoder.files import atomic_path, others_in, refuse_occupied
 
 MODEL, SETTINGS, HISTORY, METRICS, LOG = "model", "resolved.yaml", "history.csv", "metrics.json", "run.log"
+RESULTS = (MODEL, SETTINGS, HISTORY, METRICS, LOG)
 PREVIOUS, UNFINISHED = "previous", "unfinished"
 
 
@@ -31,10 +32,12 @@ def output_name(output: Path) -> str:
 
 
 def refuse_run_folder(output: Path) -> None:
-    """Raise a FileError if something that is not its run folder has its name, or the name of its model."""
+    """Raise a FileError if something that is not its run folder has its name, or the name of what it is to replace."""
     folder = run_folder(output)
-    refuse_occupied(folder, LOG, SETTINGS, PREVIOUS)
-    refuse_occupied(folder / MODEL, MANIFEST)
+    refuse_occupied(folder, _against_run)
+    refuse_occupied(folder / MODEL, against_model)
+    for part in (PREVIOUS, UNFINISHED):
+        refuse_occupied(folder / part, _against_part)
     of = _output_of(folder)
     if of not in ("", output_name(output)) and (output.parent / of).exists():
         raise FileError(
@@ -52,6 +55,18 @@ def _output_of(folder: Path) -> str:
     return ""
 
 
+def _against_run(folder: Path) -> str:
+    # files of the user's own may stand in it: they stay
+    ours = any((folder / name).exists() for name in (LOG, SETTINGS, PREVIOUS))
+    return "" if ours else f"it holds neither {LOG} nor {SETTINGS}"
+
+
+def _against_part(folder: Path) -> str:
+    # removed as a whole; a kill may have left only some of its files
+    model = folder / MODEL
+    return others_in(folder, RESULTS) or (others_in(model, FILES) if model.is_dir() else "")
+
+
 def new_run_folder(output: Path) -> Path:
     """Make the run folder of an output, or empty the one that is there.
 
@@ -61,7 +76,7 @@ def new_run_folder(output: Path) -> Path:
     folder = run_folder(output)
     folder.mkdir(exist_ok=True)
     shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
-    if (folder / MODEL).exists() and (folder / PREVIOUS / MODEL).exists():
+    if (folder / MODEL).exists() and (folder / PREVIOUS / MODEL / MANIFEST).exists():
         # killed before its results had their names: what stands under them is still of the model before it
         _move(folder, folder / UNFINISHED)
     elif (folder / MODEL).exists():
@@ -92,15 +107,14 @@ def older_kept(folder: Path) -> Iterator[Path]:
 
 def forget_previous(folder: Path) -> None:
     """Remove what the run before left."""
-    with suppress(OSError):  # at once: whoever is killed meanwhile leaves no half of a model
-        (folder / PREVIOUS / MODEL).rename(folder / PREVIOUS / "forgotten")
+    (folder / PREVIOUS / MODEL / MANIFEST).unlink(missing_ok=True)  # first: half a model is not taken for one
     shutil.rmtree(folder / PREVIOUS, ignore_errors=True)
 
 
 def _move(source: Path, target: Path) -> None:
     # the files of a run; the user's own stay where they are
     target.mkdir(exist_ok=True)
-    for name in (MODEL, SETTINGS, HISTORY, METRICS, LOG):
+    for name in RESULTS:
         if (source / name).exists():
             (source / name).replace(target / name)
 

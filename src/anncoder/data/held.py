@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -100,3 +102,9 @@ def hold(matrix: Any) -> Held:
         indices = indptr = None
     n_major, n_minor = (n_obs, n_vars) if by_cell else (n_vars, n_obs)
     return Held(values, indices, indptr, n_major, n_minor, by_cell)
+
+
+def spans(indptr: Array, size: int) -> Iterator[tuple[int, int]]:
+    """Yield ranges of rows (CSC: columns) that hold about ``size`` stored values each; no row is cut."""
+    cuts = np.searchsorted(indptr, np.arange(size, int(indptr[-1]), size))
+    yield from pairwise(np.unique([0, *cuts, len(indptr) - 1]).tolist())

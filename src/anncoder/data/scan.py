@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import sparse
 
-from anncoder.data.held import Array, Held, OnDisk, hold
+from anncoder.data.held import Array, Held, OnDisk, hold, spans
 
 LARGEST_COUNT = float(1 << 24)
 """The largest integer up to which float32 holds every integer."""
@@ -214,13 +214,11 @@ class Tally:
 
 
 def _spans(held: Held) -> Iterator[tuple[int, int]]:
-    """Yield ranges of the major axis that hold about one block of values each."""
-    if held.indptr is None:
-        step = max(1, held.block // max(1, held.n_minor))
-        cuts = np.arange(step, held.n_major, step)
-    else:
-        cuts = np.searchsorted(held.indptr, np.arange(held.block, int(held.indptr[-1]), held.block))
-    yield from pairwise(np.unique([0, *cuts, held.n_major]).tolist())
+    """Return ranges of the major axis that hold about one block of values each."""
+    if held.indptr is not None:
+        return spans(held.indptr, held.block)
+    step = max(1, held.block // max(1, held.n_minor))
+    return pairwise(np.unique([0, *np.arange(step, held.n_major, step), held.n_major]).tolist())
 
 
 def _block(held: Held, first: int, last: int) -> tuple[Array, int]:

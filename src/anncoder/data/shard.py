@@ -7,6 +7,7 @@ stored values are read straight from their arrays.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from anncoder.data.held import OnDisk
 from anncoder.data.kind import traits
 from anncoder.data.pages import unwritten
 from anncoder.data.problems import quoted, use
+from anncoder.data.scan import structure
 from anncoder.errors import FileError, InputError
 
 Array = np.ndarray[Any, Any]
@@ -33,7 +35,7 @@ TRANSPOSED = 2**24  # stored values of a matrix by genes that are put in order i
 
 
 class Stamp(NamedTuple):
-    """What a file looked like when it was opened."""
+    """What a file, or a folder with the files of its matrix, looked like when it was opened."""
 
     modified: int
     size: int
@@ -101,7 +103,7 @@ class Shard:
 
     def __init__(self, store: Any, path: Path, layer: str | None) -> None:
         self.store, self.path, self.layer = store, path, layer
-        self.stamp = _stamp(path)
+        self.stamp = _stamp(path, layer)
         self.rows: Array | None = None
         self._by_cell: csr_matrix | None = None
         with self.errors():
@@ -185,7 +187,7 @@ class Shard:
 
     def refuse_change(self) -> None:
         """Raise a FileError if the file is no longer the one that was opened."""
-        if _stamp(self.path) != self.stamp:
+        if _stamp(self.path, self.layer) != self.stamp:
             raise FileError(
                 f"{str(self.path)!r} changed while it was read",
                 code="file-changed",
@@ -275,10 +277,13 @@ class Shard:
         return csr_matrix((data, indices, pointers), shape=(len(pointers) - 1, self.n_vars), copy=False)
 
     def _transposed(self) -> csr_matrix:
-        # a small matrix by genes; checked before it is used
+        # a small matrix by genes; scipy trusts its indices, and not everything that reads has had them checked
         if self._by_cell is None:
             arrays = (np.asarray(self.matrix.values[:], np.float32), self.matrix.indices[:], self.matrix.indptr)
-            self._by_cell = csc_matrix(arrays, shape=self.matrix.shape).tocsr()
+            by_gene = csc_matrix(arrays, shape=self.matrix.shape)
+            if fault := structure(by_gene).fault:
+                raise damaged(self.path, fault)
+            self._by_cell = by_gene.tocsr()
         return self._by_cell
 
 
@@ -318,12 +323,24 @@ def _within(rows: Array, start: int) -> Array:
     return rows[np.searchsorted(rows, start) : np.searchsorted(rows, start + NAMES)] - start
 
 
-def _stamp(path: Path) -> Stamp:
+def _stamp(path: Path, layer: str | None) -> Stamp:
+    # of a zarr folder also the files of the matrix, which are written one by one
     try:
-        state = path.stat()
+        states = [path.stat()]
+        if path.is_dir() and ".." not in (parts := ("X",) if layer is None else ("layers", *layer.split("/"))):
+            states += _states(path.joinpath(*parts))
     except OSError:
         return Stamp(0, -1)
-    return Stamp(state.st_mtime_ns, state.st_size)
+    return Stamp(max(state.st_mtime_ns for state in states), sum(state.st_size for state in states))
+
+
+def _states(folder: Path) -> Iterator[os.stat_result]:
+    if folder.is_dir():
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                yield entry.stat()
+                if entry.is_dir():
+                    yield from _states(Path(entry.path))
 
 
 def _compressed_chunk(array: Any) -> int:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from itertools import pairwise
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.sparse import csr_matrix
 
+from anncoder.data.held import spans
 from anncoder.types import Summary
 
 Array = np.ndarray[Any, Any]
@@ -40,7 +40,7 @@ def summarize(
     sums, n_cells, smallest, inverse = np.zeros((4, n_vars)), 0, 0.0, 0.0
     for block, size_factor in blocks:
         inverse += float((1 / size_factor[size_factor > 0]).sum())
-        for first, last in _rows_at_a_time(block.indptr):
+        for first, last in spans(block.indptr, STORED):
             entries = slice(block.indptr[first], block.indptr[last])
             values, indices = block.data[entries].astype(np.float64), block.indices[entries]
             smallest = min(smallest, values.min(initial=0))
@@ -56,9 +56,3 @@ def summarize(
     a, b, c, d = (torch.from_numpy(moment.astype(np.float32)) for moment in moments)
     of_genes = Summary(n_cells, float(smallest), library_size, gene_mean=a, gene_var=b, x_mean=c, x_std=d)
     return of_genes._replace(inverse_size=inverse / n_cells)
-
-
-def _rows_at_a_time(indptr: Array) -> Iterator[tuple[int, int]]:
-    # a row more than have so many stored values
-    cuts = np.searchsorted(indptr, np.arange(STORED, indptr[-1], STORED))
-    return pairwise(np.unique([0, *cuts.tolist(), len(indptr) - 1]).tolist())

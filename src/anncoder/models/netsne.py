@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from anncoder.config import HiddenWidths, LatentUnits, NetworkConfig, Weight
+from anncoder.config import HiddenWidths, LatentUnits, NetworkConfig, Steps, Weight
 from anncoder.errors import InputError
 from anncoder.nn.affinities import affinities, joint_affinities, squared_distances, without_self
 from anncoder.nn.inputs import LogNormalize
@@ -41,7 +41,7 @@ class NetsneConfig(NetworkConfig):
     ] = None
     perplexity: Annotated[float, Field(gt=1, le=1e4, description="neighbours of a cell, in effect")] = 30.0
     exaggeration: Annotated[float, Field(ge=1, le=1e3, description="factor of the affinities at first")] = 12.0
-    exaggeration_steps: Annotated[int, Field(ge=0, description="training steps that this lasts")] = 250
+    exaggeration_steps: Annotated[Steps, Field(description="training steps that this lasts")] = 250
     n_local: Annotated[
         int, Field(ge=1, le=1024, description="neighbours drawn of each cell, where minibatches are parts of the data")
     ] = 20

@@ -22,6 +22,7 @@ from anncoder.config import (
     NetworkConfig,
     Norm,
     Probability,
+    Steps,
 )
 from anncoder.errors import ConfigError
 from anncoder.likelihoods import nb_nll, poisson_nll, zinb_nll
@@ -61,9 +62,7 @@ class VariationalConfig(NetworkConfig):
         bool, Field(description="divide the network input by the size factor, before the logarithm")
     ] = False
     batches_in_encoder: Annotated[bool, Field(description="show the experimental batch to the encoder too")] = False
-    warmup_epochs: Annotated[int, Field(ge=0, description="epochs over which the divergence gets its full weight")] = (
-        400
-    )
+    warmup_epochs: Annotated[Steps, Field(description="epochs over which the divergence gets its full weight")] = 400
     faithful: Annotated[bool, Field(description="start and train as published")] = False
 
     @property
@@ -75,11 +74,6 @@ class VariationalConfig(NetworkConfig):
     def embeds_batches(self) -> bool:
         """The encoder sees the batch only where it is told to; the decoder always does."""
         return self.batches_in_encoder
-
-    @property
-    def sees_depth(self) -> bool:
-        """Whether the latent may depend on the number of molecules of a cell."""
-        return not self.size_factors
 
     @property
     def suited(self) -> dict[str, Any]:
