@@ -15,6 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 import anncoder as ac
+from anncoder import trials
 from anncoder.cli import app
 from anncoder.errors import ConfigError, FileError, ResourceError
 from anncoder.evaluation import evaluate, heldout_score
@@ -278,3 +279,28 @@ def test_the_command_trains_the_winner(counts_file: Path, tmp_path: Path) -> Non
     assert record["hyperparameters"]["n_hidden"] == [8]
     assert record["training"]["seed"] == 4
     assert lines[0]["seed"] == 4
+
+
+def test_a_score_that_is_no_number_comes_last(counts: anndata.AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter([float("nan"), 3.0, float("nan"), 2.0])
+    monkeypatch.setattr(trials, "heldout_score", lambda *_, **__: next(scores))
+    found = search(counts, space=FEW, n_trials=4, **QUICK)
+    assert [trial.heldout_nll for trial in found] == [2.0, 3.0, None, None]
+    assert "not a number" in found[-1].problem
+
+
+def test_values_that_are_no_counts_have_no_molecules_to_score(counts: anndata.AnnData) -> None:
+    with pytest.raises(ConfigError) as caught:
+        search(counts, "denoising", space={"n_latent": [2, 3]}, transform="none", n_trials=1, max_epochs=1)
+    assert caught.value.code == "no-decoder"
+    found = search(counts, "denoising", space={"transform": ["none"]}, n_trials=1, max_epochs=1, n_latent=2)
+    assert found[0].heldout_nll is None
+    assert "whole counts" in found[0].problem
+
+
+def test_a_trial_whose_minibatches_lack_a_batch_does_not_end_the_search(counts: anndata.AnnData) -> None:
+    counts.obs["plate"] = np.where(np.arange(counts.n_obs) < 3, "rare", "common")
+    settings: dict[str, Any] = {"lambda_b": 0.1, "batch_key": "plate", "max_epochs": 1, "valid_fraction": 0.1}
+    found = search(counts, "saucie", space={"batch_size": [4, counts.n_obs]}, n_trials=4, **settings)
+    assert {trial.settings["batch_size"] for trial in found if trial.heldout_nll is None} <= {4}
+    assert found[0].heldout_nll is not None or all(trial.settings["batch_size"] == 4 for trial in found)

@@ -21,7 +21,7 @@ import numpy as np
 
 from anncoder.autoencoder import Autoencoder
 from anncoder.config import TrainingConfig, split_settings, unknown_key
-from anncoder.errors import ConfigError, DivergenceError, FileError
+from anncoder.errors import ConfigError, DivergenceError, FileError, InputError
 from anncoder.estimators import ESTIMATORS
 from anncoder.evaluation import heldout_score, refuse_none_held_out
 from anncoder.files import atomic_path
@@ -117,7 +117,8 @@ def search(
     space = checked_space(model, space)
     if n_trials < 1:
         raise ConfigError(f"n_trials = {n_trials}", code="bad-value", where="n_trials", remedy="ask for one at least")
-    split_settings(settings, MODELS[model].config)
+    hyper, _ = split_settings(settings, MODELS[model].config)
+    _refuse_unscored(model, reads_counts=MODELS[model].config(**hyper).reads_counts)
     TrainingConfig.refuse_value("seed", seed)
     for name, value in settings.items():
         _refuse_values(model, name, [value])
@@ -135,7 +136,12 @@ def search(
                 file.write(json.dumps(trial._asdict()) + "\n")
         if report is not None:
             report(trial)
-    return sorted(trials[:n_trials], key=lambda t: math.inf if t.heldout_nll is None else t.heldout_nll)
+    return sorted(trials[:n_trials], key=_rank)
+
+
+def _rank(trial: Trial) -> float:
+    nll = math.inf if trial.heldout_nll is None else trial.heldout_nll
+    return math.inf if math.isnan(nll) else nll  # which would leave the others in any order
 
 
 def _digest(adata: anndata.AnnData, layer: str | None) -> str:
@@ -173,9 +179,14 @@ def _run(
         if fitted.stopped_ == "interrupted":  # the fit ends as if it were over; the trial is not, nor is the search
             raise KeyboardInterrupt(f"interrupted in trial {number + 1}")
         score = heldout_score(fitted, adata, layer=layer)
-    except (DivergenceError, ConfigError) as error:  # this one cannot be fitted; others can
+    except (DivergenceError, ConfigError, InputError) as error:  # this one cannot be fitted; others can
+        if isinstance(error, InputError) and error.code != "empty-batch-group":  # which takes larger minibatches
+            raise
         return Trial(number, drawn, None, time.perf_counter() - began, 0, error.what)
-    return Trial(number, drawn, score, time.perf_counter() - began, len(fitted.history_))
+    seconds, epochs = time.perf_counter() - began, len(fitted.history_)
+    if not math.isfinite(score):
+        return Trial(number, drawn, None, seconds, epochs, "its score is not a number")
+    return Trial(number, drawn, score, seconds, epochs)
 
 
 def checked_space(model: str, space: Space | None) -> Space:
@@ -190,13 +201,7 @@ def checked_space(model: str, space: Space | None) -> Space:
     if model not in MODELS:
         raise unknown_key(model, sorted(MODELS), where="model")
     config = MODELS[model].config
-    if not config().reads_counts or not config.decodes:
-        raise ConfigError(
-            f"{model!r} gives no expected counts: trials cannot be scored on molecules",
-            code="no-decoder",
-            where="model",
-            remedy="search among models of raw counts",
-        )
+    _refuse_unscored(model, reads_counts=config().reads_counts)
     if space is None:
         known = set(config.model_fields) | {"learning_rate"}
         space = {name: values for name, values in SPACE.items() if name in known}
@@ -220,6 +225,16 @@ def checked_space(model: str, space: Space | None) -> Space:
         drawn = [draw({name: values}, 0, 0)[name], values["low"], values["high"]] if _ranged(values) else values
         _refuse_values(model, name, drawn)
     return space
+
+
+def _refuse_unscored(model: str, *, reads_counts: bool) -> None:
+    if not reads_counts or not MODELS[model].config.decodes:
+        raise ConfigError(
+            f"{model!r} (as it is set) gives no expected counts: trials cannot be scored on molecules",
+            code="no-decoder",
+            where="model",
+            remedy="search among models of raw counts",
+        )
 
 
 def _refuse_values(model: str, name: str, values: Sequence[Any]) -> None:
