@@ -14,6 +14,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy.sparse import csr_matrix, issparse
 
 import anncoder as ac
@@ -527,3 +528,50 @@ def test_the_contract_of_scanpys_functions(verb: Any) -> None:
     documented = verb.__doc__
     assert all(parameter.name in documented for parameter in parameters)
     assert "Sets the following fields" in documented
+
+
+def test_a_model_of_the_same_settings_and_other_data_is_another(counts: anndata.AnnData) -> None:
+    """The median of log-normalised data is 1, whatever they are: genes and weights tell."""
+    counts.X = counts.X.log1p()
+    few = counts[:, :40].copy()
+    settings: dict[str, Any] = {"transform": "none", "n_latent": 3, "max_epochs": 2, "progress": False}
+    for cells in (counts, few):
+        tl.autoencode(cells, "undercomplete", denoise=True, **settings)
+    other = counts[:, :40].copy()
+    assert "ae_denoised" in other.layers
+    model = tl.autoencode(other, "undercomplete", **settings)
+    assert "ae_denoised" not in other.layers
+    tl.denoise(other, model)
+    np.testing.assert_array_equal(other.layers["ae_denoised"], few.layers["ae_denoised"])
+
+
+def test_the_number_of_threads_holds_for_the_whole_call(
+    counts: anndata.AnnData, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from anncoder import inference
+
+    seen, located = [], inference._located
+
+    def watched(*arguments: Any) -> Any:
+        seen.append(torch.get_num_threads())
+        return located(*arguments)
+
+    monkeypatch.setattr(inference, "_located", watched)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        settings: dict[str, Any] = {"n_latent": 2, "max_epochs": 1, "threads": 1, "progress": False}
+        tl.autoencode(counts, "count", denoise=True, **settings)
+        counts.write_h5ad(tmp_path / "it.h5ad")
+        tl.autoencode(tmp_path / "it.h5ad", "count", output=tmp_path / "out.h5ad", **settings)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen) == {1}
+
+
+def test_the_aligned_matrix_is_a_copy(counts: anndata.AnnData) -> None:
+    model = tl.autoencode(counts, "count", n_latent=2, max_epochs=1, progress=False)
+    before = counts.X.copy()
+    model.aligned_matrix(counts).data[:] = 7
+    assert (before != counts.X).nnz == 0

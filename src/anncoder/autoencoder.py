@@ -289,13 +289,13 @@ class Autoencoder:
     def aligned_matrix(
         self, adata: anndata.AnnData, layer: str | None = None, allow_missing: float = 0.0
     ) -> csr_matrix:
-        """Return what :meth:`embed` reads from ``adata``: checked, in the model's gene order, (n_obs, n_vars) CSR.
+        """Return a copy of what :meth:`embed` reads: checked, in the model's gene order, (n_obs, n_vars) CSR.
 
         Raises as :meth:`embed` does.
         """
         source = self._source(open_data(adata), layer, allow_missing)
         assert isinstance(source, MemorySource)
-        return source.matrix
+        return source.matrix.copy()
 
     def of_cells(
         self, data: Data, *, layer: str | None = None, allow_missing: float = 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -70,6 +71,7 @@ def record(model: Autoencoder, denoised: Mapping[str, str]) -> dict[str, Any]:
         "library_size": model.library_size_,
         "best_epoch": model.best_epoch_,
         "stopped": model.stopped_,
+        "fingerprint": _fingerprint(model),
         "versions": versions(),
     }
     history = model.history_.copy()
@@ -82,6 +84,15 @@ def record(model: Autoencoder, denoised: Mapping[str, str]) -> dict[str, Any]:
         "version": versions()["anncoder"],
         **denoised,
     }
+
+
+def _fingerprint(model: Autoencoder) -> str:
+    # of genes and weights: settings, and what is counted, may be the same for other data
+    digest = hashlib.sha256("\n".join(map(str, model.var_names_)).encode())
+    for name, value in model._network().state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _identity(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ AnnData the other functions take files, of any size, and write copies of them th
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ import anndata
 import numpy as np
 
 from anncoder.autoencoder import Array, Autoencoder, Scale
-from anncoder.config import split_settings, unknown_key
+from anncoder.config import TrainingConfig, split_settings, unknown_key
 from anncoder.data.shards import Paths
 from anncoder.dca import dca as dca
-from anncoder.device import refuse_size
+from anncoder.device import refuse_size, threads_set
 from anncoder.errors import ConfigError
 from anncoder.estimators import ESTIMATORS
 from anncoder.models import MODELS
@@ -118,11 +119,12 @@ def autoencode(
     refuse_foreign(target, key_added)
     if denoise:
         refuse_size(target.n_obs * target.n_vars * 4)
-    fitted = unfitted.fit(target, layer=layer, progress=progress, **training)
-    _write_latent(target, fitted, key_added)
-    if denoise:
-        scale = natural_scale(fitted)
-        _write_denoised(target, fitted, fitted.denoise(target, scale=scale), key_added, denoised_as(scale, None))
+    with _threads_of(training):
+        fitted = unfitted.fit(target, layer=layer, progress=progress, **training)
+        _write_latent(target, fitted, key_added)
+        if denoise:
+            scale = natural_scale(fitted)
+            _write_denoised(target, fitted, fitted.denoise(target, scale=scale), key_added, denoised_as(scale, None))
     if progress is not False:
         announce(next_step(key_added, *target.obsm[f"X_{key_added}"].shape))
     return target if copy else fitted
@@ -284,6 +286,14 @@ def _write_latent(
         where[f"{key}_{name}"] = values
 
 
+def _threads_of(training: dict[str, Any]) -> AbstractContextManager[None]:
+    # of the whole call: in a forked process, where only one thread works, more would wait for each other for ever
+    threads = training.get("threads")
+    if threads is not None:
+        TrainingConfig.refuse_value("threads", threads)
+    return threads_set(threads)
+
+
 def _write_denoised(adata: anndata.AnnData, model: Autoencoder, denoised: Array, key: str, how: dict[str, str]) -> None:
     sign(adata, model, key, how)
     adata.layers[f"{key}_denoised"] = np.ascontiguousarray(denoised, dtype=np.float32)
@@ -296,8 +306,9 @@ def _autoencode_files(
     opened: Any = found.shards
     source = open_source(opened, layer, counts=model.reads_counts, integers=model.config.integers)
     assert isinstance(source, DiskSource)
-    fitted = model.fit(source, layer=layer, **settings)
-    write_results(fitted, source, found.outputs, wanted, together=True)
+    with _threads_of(settings):
+        fitted = model.fit(source, layer=layer, **settings)
+        write_results(fitted, source, found.outputs, wanted, together=True)
     if settings["progress"] is not False:
         for shard, path in zip(*found, strict=True):
             announce(f"{path}: {next_step(wanted.key, shard.n_obs, fitted.config.width)}")

@@ -33,7 +33,7 @@ from anncoder.commands.run import (
 )
 from anncoder.config import TrainingConfig, given, split_settings, unknown_key
 from anncoder.data.shards import open_shards
-from anncoder.device import choose_device
+from anncoder.device import choose_device, threads_set
 from anncoder.distributed import processes
 from anncoder.errors import ConfigError, DivergenceError, InputError
 from anncoder.estimators import ESTIMATORS
@@ -117,7 +117,7 @@ def run_train(request: TrainRequest) -> None:
 
 def _train_and_write(request: TrainRequest, plan: Plan) -> None:
     files, source = checked_input(request, plan)
-    with locked(run_folder(request.output)):
+    with locked(run_folder(request.output)), threads_set(plan.training.threads):
         folder = new_run_folder(request.output)
         with older_kept(folder), logged(folder / LOG):
             write_text(folder / SETTINGS, yaml.safe_dump(plan.resolved(), sort_keys=False))
