@@ -24,9 +24,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import sparse as sp
 
-from anncoder import CountAutoencoder, UndercompleteAutoencoder
+from anncoder import CountAutoencoder, UndercompleteAutoencoder, VariationalAutoencoder, evaluate
 from anncoder.checks import check
 from anncoder.data import disk, held, pages, prefetch, shard
+from anncoder.data import names as names_of_cells
 from anncoder.data.disk import DiskLoader
 from anncoder.data.extents import Extents
 from anncoder.data.prefetch import prefetched
@@ -174,6 +175,45 @@ class TestModels:
             np.testing.assert_allclose(model.denoise(place), model.denoise(counts), rtol=1e-4, atol=1e-5)
         backed.file.close()
 
+    def test_a_backed_object_is_what_it_holds_and_not_what_its_file_does(
+        self, counts: anndata.AnnData, tmp_path: Path
+    ) -> None:
+        counts.obs["batch"], counts.layers["counts"] = "a", counts.X.copy()
+        backed = anndata.read_h5ad(write(counts, tmp_path / "it.h5ad"), backed="r")
+        for adata in (counts, backed):
+            adata.obs["batch"] = pd.Categorical(np.arange(adata.n_obs) % 3)
+            adata.obs["donor"] = np.arange(adata.n_obs) % 10
+            adata.obs_names = [f"x{i}" for i in range(adata.n_obs)]
+            adata.layers["counts"] = adata.layers["counts"] * 3
+            adata.layers["new"] = adata.layers["counts"]
+            adata.obsm["X_new"] = np.arange(2.0 * adata.n_obs, dtype=np.float32).reshape(-1, 2)
+            adata.uns["log1p"] = {"base": None}
+        assert check(backed).table == check(counts).table
+        assert check(backed, layer="new").table == check(counts, layer="new").table
+        for layer, half in [(None, False), ("counts", False), ("new", False), (None, True), ("counts", True)]:
+            here, there = (adata[::2] if half else adata for adata in (counts, backed))
+            fits = [
+                VariationalAutoencoder(n_latent=4).fit(
+                    data, layer=layer, batch_key="batch", valid_groups="donor", **QUICK
+                )
+                for data in (here, there)
+            ]
+            assert list(fits[0].valid_obs_) == list(fits[1].valid_obs_)
+            assert fits[1].batches_ == ["0", "1", "2"]
+            np.testing.assert_array_equal(fits[0].embed(here), fits[1].embed(there))
+            for n in (1000, 50):
+                tables = [evaluate(fits[0], data, labels="donor", max_cells=n).table for data in (here, there)]
+                pd.testing.assert_frame_equal(*tables)
+        opened = open_shards(backed, None)
+        assert opened is not None
+        np.testing.assert_array_equal(Shards(opened).coordinates("X_new"), counts.obsm["X_new"])
+        with pytest.raises(ConfigError, match="dunor"):
+            VariationalAutoencoder(n_latent=4).fit(backed, batch_key="dunor", **QUICK)
+        with pytest.raises(InputError) as error:
+            fits[0].fit(backed, layer="old", **QUICK)
+        assert error.value.code == "missing-layer"
+        backed.file.close()
+
     def test_layers_and_split_columns_are_read_from_disk(self, tmp_path: Path) -> None:
         adata = make(60)
         adata.layers["counts"], adata.X = adata.X.copy(), adata.X.log1p()
@@ -230,7 +270,7 @@ class TestCheck:
         path = write(adata, tmp_path / "it.h5ad")
         shards = open_shards(path, None)
         assert shards is not None
-        names = shard.Names(shards[0])
+        names = names_of_cells.Names(shards[0])
         assert list(names.repeated()) == ["c3"]
         assert (len(names), names[69_998], list(names[np.array([2, 69_999])])) == (70_000, "c69998", ["c2", "c3"])
 

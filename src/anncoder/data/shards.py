@@ -14,6 +14,7 @@ import pandas as pd
 from scipy.sparse import csr_matrix
 
 from anncoder.data.adata import damaged, existing, first_line, meant, place
+from anncoder.data.backed import Backed
 from anncoder.data.genes import Alignment, align
 from anncoder.data.shard import Shard, stacked
 from anncoder.errors import FileError, InputError, some
@@ -121,7 +122,7 @@ class Shards:
 
 
 def open_shards(data: Any, layer: str | None) -> list[Shard] | None:
-    """Open what is on disk: a path, a glob, a list of them, or a backed AnnData; None for an AnnData in memory.
+    """Open what is on disk: a path, a glob, a list of them, or the X of a backed AnnData; None for what is in memory.
 
     What is open already, a list of shards, is returned as it is. ``layer`` is None or ``"X"`` for ``X``.
 
@@ -133,13 +134,11 @@ def open_shards(data: Any, layer: str | None) -> list[Shard] | None:
         This is no path, there is no such layer, it is not stored by cells, or "X" may be either.
     """
     if isinstance(data, anndata.AnnData):
-        if not data.isbacked or data.is_view:
-            return None
-        if not data.file.is_open:
+        if data.isbacked and not data.is_view and not data.file.is_open:
             data.file.open()
-        shard = Shard(data.file, Path(str(data.filename)), meant(layer, data.layers))
-        shard.var_names = pd.Index(data.var_names.astype(str))  # they may have been renamed
-        return [shard]
+        # of a backed AnnData X alone is in its file: its layers are in memory, as all of a view is once it is touched
+        on_disk = data.isbacked and not data.is_view and meant(layer, data.layers) is None
+        return [Backed(data)] if on_disk else None
     if isinstance(data, list) and data and all(isinstance(item, Shard) for item in data):
         return list(data)
     files = ((_open(path), path) for path in paths_of(data))
