@@ -214,6 +214,22 @@ class TestModels:
         assert error.value.code == "missing-layer"
         backed.file.close()
 
+    @pytest.mark.parametrize("how", ["valid_groups", "valid_stratify"])
+    def test_the_same_cells_are_held_out_however_the_column_is_stored(self, how: str, tmp_path: Path) -> None:
+        adata = make(90)
+        adata.obs["donor"] = pd.Categorical(np.array(["a", "b", "c"])[np.arange(90) % 3], categories=["c", "a", "b"])
+        adata.obs["plate"] = np.arange(90) % 9 + 1
+        path = write(adata, tmp_path / "whole.h5ad")
+        parts = [adata[:45].copy(), adata[45:].copy()]
+        parts[1].obs["plate"] = parts[1].obs["plate"].astype(str)
+        paths = [write(part, tmp_path / f"part{i}.h5ad") for i, part in enumerate(parts)]
+        for column, places in (("donor", [path]), ("plate", [path, paths])):
+            fits = [
+                UndercompleteAutoencoder(n_latent=2).fit(place, **{how: column}, valid_fraction=0.3, **QUICK)
+                for place in (adata, *places)
+            ]
+            assert len({tuple(fit.valid_obs_) for fit in fits}) == 1
+
     def test_layers_and_split_columns_are_read_from_disk(self, tmp_path: Path) -> None:
         adata = make(60)
         adata.layers["counts"], adata.X = adata.X.copy(), adata.X.log1p()
