@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import sparse as sp
@@ -309,6 +310,52 @@ class TestDamage:
         cut.write_bytes(files[0].read_bytes()[:-2000])
         with pytest.raises(FileError, match=r"cut\.h5ad"):
             UndercompleteAutoencoder(n_latent=2).fit([files[0], cut], **QUICK)
+
+    @pytest.mark.filterwarnings("ignore:Consolidated metadata")  # of zarr's third format
+    @pytest.mark.parametrize("name", ["data", "indices", "indptr"])
+    @pytest.mark.parametrize("kind", ["v2", "v3", "dots", "sharded", "h5", "gzip", "whole"])
+    def test_a_file_that_lacks_a_chunk(self, kind: str, name: str, tmp_path: Path) -> None:
+        adata, hdf = make(100), kind in ("h5", "gzip", "whole")
+        with anndata.settings.override(zarr_write_format=2 if kind == "v2" else 3):
+            path = write(adata, tmp_path / ("it.h5ad" if hdf else "it.zarr"))
+        matrix = (h5py.File(path, "r+") if hdf else zarr.open_group(str(path), mode="r+"))["X"]
+        for part in ("data", "indices", "indptr"):
+            values = matrix[part][:]
+            del matrix[part]
+            size = 25 if part == "indptr" else 50
+            lost = part == name and (size if kind != "whole" else len(values))
+            if hdf:
+                options: Any = {} if kind == "whole" else {"chunks": (size,)}
+                options |= {"compression": "gzip"} if kind == "gzip" else {}
+                array = matrix.create_dataset(part, values.shape, values.dtype, **options)
+                if lost < len(values):
+                    array[lost:] = values[lost:]
+                continue
+            keys = {"name": "default", "separator": "." if kind == "dots" else "/"}
+            options = {"zarr_format": 2} if kind == "v2" else {"chunk_key_encoding": keys}
+            options |= {"shards": (size,), "chunks": (5,)} if kind == "sharded" else {"chunks": (size,)}
+            array = zarr.create_array(path, name=f"X/{part}", shape=values.shape, dtype=values.dtype, **options)
+            array[lost:] = values[lost:]
+        if hdf:
+            matrix.file.close()
+        else:
+            zarr.consolidate_metadata(str(path))
+        with pytest.raises(FileError, match=r"are missing|do not fit") as error:
+            check(path)
+        assert error.value.code == "unreadable"
+
+    def test_chunks_that_zarr_leaves_out_are_no_damage(self, tmp_path: Path) -> None:
+        counts = np.zeros((40, 3), np.float32)
+        counts[20:, 0] = 1  # the indices are zeros, and so are the first pointers
+        adata = anndata.AnnData(sp.csr_matrix(counts))
+        path = write(adata, tmp_path / "it.zarr")
+        for part in ("indices", "indptr"):
+            values = zarr.open_group(str(path), mode="r")["X"][part][:]
+            options: dict[str, Any] = {"config": {"write_empty_chunks": False}, "overwrite": True}
+            array = zarr.create_array(path, name=f"X/{part}", data=values, chunks=(5,), zarr_format=2, **options)
+            assert array.nchunks_initialized < array.nchunks
+        zarr.consolidate_metadata(str(path))
+        np.testing.assert_array_equal(open_all(path).read([(0, 40)]).toarray(), counts)
 
     def test_a_gene_number_that_does_not_exist(self, tmp_path: Path) -> None:
         path = write(make(30), tmp_path / "bad.h5ad")

@@ -158,7 +158,8 @@ def codes_of(column: Any, key: str, *, what: str) -> np.ndarray[Any, Any]:
         It has missing values.
     """
     names, positions = _names_in(column, key, what)
-    return np.unique(names, return_inverse=True)[1][positions]
+    codes: np.ndarray[Any, Any] = np.unique(names, return_inverse=True)[1][positions]
+    return codes
 
 
 def _names_in(column: Any, key: str, what: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

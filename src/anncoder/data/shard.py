@@ -19,7 +19,7 @@ from scipy.sparse import csc_matrix, csr_matrix
 
 from anncoder.config import unknown_key
 from anncoder.data.adata import coordinates_of, damaged, first_line, place
-from anncoder.data.chunks import compressed_chunk
+from anncoder.data.chunks import compressed_chunk, gap_in
 from anncoder.data.extents import Extents
 from anncoder.data.held import OnDisk
 from anncoder.data.kind import traits
@@ -79,6 +79,8 @@ class Shard:
                 self.n_obs, self.n_vars = self.matrix.shape
         self._refuse_matrix()
         with self.errors():
+            if gap := gap_in(self.matrix, self.path):
+                raise damaged(self.path, gap)
             self._places = [Extents.of(array) for array in (self.matrix.values, self.matrix.indices)]
         self.chunk_rows = self._chunk_rows()
 
