@@ -297,9 +297,20 @@ class TestDamage:
         other = make(5)
         other.var_names = [f"h{j}" for j in range(7)]
         path = write(other, tmp_path / "other.h5ad")
-        with pytest.raises(InputError) as error:
+        with pytest.raises(InputError, match=r"'other\.h5ad' lacks 7 of the 7 genes of 'a\.h5ad': g0, g1") as error:
             open_all(files[0], path)
-        assert error.value.code == "missing-genes"
+        assert error.value.code == "other-genes"
+        assert error.value.where == str(path)
+        fewer = write(make(5)[:, :6].copy(), tmp_path / "fewer.h5ad")
+        with pytest.raises(InputError, match=r"'fewer\.h5ad' lacks 1 of the 7 genes of 'a\.h5ad': g6") as error:
+            CountAutoencoder(n_latent=2).fit([files[0], fewer], **QUICK)
+        assert error.value.code == "other-genes"
+        assert "model" not in str(error.value)
+        assert "allow" not in str(error.value)
+        identifiers = make(5)
+        identifiers.var_names = [f"ENSG0000000000{j}" for j in range(7)]
+        with pytest.raises(InputError, match=r"has Ensembl identifiers and the first gene symbols") as error:
+            open_all(files[0], write(identifiers, tmp_path / "identifiers.h5ad"))
         more = write(make(5, g=9), tmp_path / "more.h5ad")
         with pytest.raises(InputError, match=r"more\.h5ad.*g7, g8") as error:
             open_all(files[0], more)

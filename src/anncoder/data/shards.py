@@ -15,7 +15,7 @@ from scipy.sparse import csr_matrix
 
 from anncoder.data.adata import damaged, existing, first_line, meant, place
 from anncoder.data.backed import Backed
-from anncoder.data.genes import Alignment, align
+from anncoder.data.genes import Alignment, align, naming
 from anncoder.data.shard import Shard, stacked
 from anncoder.errors import FileError, InputError, some
 
@@ -107,18 +107,26 @@ class Shards:
         try:
             alignment = align(list(self.var_names), list(shard.var_names), allow_missing=allow_missing)
         except InputError as error:
+            if to_first and error.code == "missing-genes":
+                raise self._other_genes(shard) from error
             error.where = f"{shard.path}: {error.where}"  # of many files, which
             raise
         if to_first and alignment.n_extra:
-            extra = shard.var_names[~shard.var_names.isin(self.var_names)]
-            raise InputError(
-                f"{shard.path.name!r} has {alignment.n_extra:,} genes that {self.shards[0].path.name!r} has not: "
-                f"{some(extra)}",
-                code="other-genes",
-                where=str(shard.path),
-                remedy="give files with the same genes, in any order: adata = adata[:, genes]",
-            )
+            raise self._other_genes(shard)
         return alignment
+
+    def _other_genes(self, shard: Shard) -> InputError:
+        first, here = self.var_names, shard.var_names
+        missing, extra = first[~first.isin(here)], here[~here.isin(first)]
+        one, other = f"{shard.path.name!r}", f"{self.shards[0].path.name!r}"
+        what = f"{one} has {len(extra):,} genes that {other} has not: {some(extra)}"
+        if len(missing):
+            what = f"{one} lacks {len(missing):,} of the {len(first):,} genes of {other}: {some(missing)}"
+        kinds = naming(list(here)), naming(list(first))
+        remedy = "give files with the same genes, in any order: adata = adata[:, genes]"
+        if kinds[0] != kinds[1]:
+            remedy = f"it has {kinds[0]} and the first {kinds[1]}: put one kind of name into var_names of both"
+        return InputError(what, code="other-genes", where=str(shard.path), remedy=remedy)
 
 
 def open_shards(data: Any, layer: str | None) -> list[Shard] | None:
