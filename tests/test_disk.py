@@ -29,6 +29,7 @@ from anncoder import CountAutoencoder, UndercompleteAutoencoder, VariationalAuto
 from anncoder.checks import check
 from anncoder.data import disk, held, pages, prefetch, shard
 from anncoder.data import names as names_of_cells
+from anncoder.data.adata import open_data
 from anncoder.data.disk import DiskLoader
 from anncoder.data.extents import Extents
 from anncoder.data.prefetch import prefetched
@@ -354,6 +355,9 @@ class TestDamage:
         with pytest.raises(FileError, match=r"are missing|do not fit") as error:
             check(path)
         assert error.value.code == "unreadable"
+        with pytest.raises(FileError) as error:
+            open_data(path)
+        assert error.value.code == "unreadable"
 
     def test_chunks_that_zarr_leaves_out_are_no_damage(self, tmp_path: Path) -> None:
         counts = np.zeros((40, 3), np.float32)
@@ -367,6 +371,7 @@ class TestDamage:
             assert array.nchunks_initialized < array.nchunks
         zarr.consolidate_metadata(str(path))
         np.testing.assert_array_equal(open_all(path).read([(0, 40)]).toarray(), counts)
+        np.testing.assert_array_equal(open_data(path).X.toarray(), counts)
 
     def test_a_gene_number_that_does_not_exist(self, tmp_path: Path) -> None:
         path = write(make(30), tmp_path / "bad.h5ad")

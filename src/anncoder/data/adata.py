@@ -12,6 +12,7 @@ import pandas as pd
 from scipy.sparse import csr_matrix, issparse
 
 from anncoder.config import unknown_key
+from anncoder.data.chunks import gap_of
 from anncoder.errors import ConfigError, FileError, InputError, some
 
 
@@ -27,9 +28,13 @@ def open_data(data: anndata.AnnData | str | Path) -> anndata.AnnData:
         return data.to_memory() if data.isbacked else data
     path = existing(data)
     try:
-        return anndata.read_zarr(path) if path.is_dir() else anndata.read_h5ad(path)
+        adata = anndata.read_zarr(path) if path.is_dir() else anndata.read_h5ad(path)
+        gap = gap_of(path)
     except Exception as error:
         raise damaged(path, first_line(error)) from error
+    if gap:
+        raise damaged(path, gap)
+    return adata
 
 
 def existing(data: Any) -> Path:

@@ -35,10 +35,26 @@ def gap_in(matrix: OnDisk, path: Path) -> str:
                 return f"its {name} {start:,} to {stop - 1:,} are missing"
     for _, stop in _gaps(matrix.pointers, path):
         # rows without values, unless their values are now those of the next row, where some indices are alike
-        of_next = matrix.indices[: int(indptr[stop])] if stop < len(indptr) else np.empty(0, np.int64)
+        of_next = matrix.indices[: int(indptr[stop]) if stop < len(indptr) else matrix.n_stored]
         if len(np.unique(of_next)) < len(of_next):
             return f"the first {stop:,} of its row pointers are missing"
     return ""
+
+
+def gap_of(path: Path) -> str:
+    """Say which part of a sparse matrix of a file or folder is not there; empty if all of all of them is."""
+    if path.is_dir():
+        import zarr
+
+        return _gap_among(zarr.open_group(str(path), mode="r"), path)
+    with h5py.File(path, "r") as file:
+        return _gap_among(file, path)
+
+
+def _gap_among(store: Any, path: Path) -> str:
+    names = ["X", "raw/X", *(f"layers/{name}" for name in store.get("layers", ()))]
+    matrices = (OnDisk(store[name]) for name in names if name in store)
+    return next((gap for matrix in matrices if (gap := gap_in(matrix, path))), "")
 
 
 def _n_rows_in(indptr: Array, start: int, stop: int) -> int:
