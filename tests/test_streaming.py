@@ -358,7 +358,7 @@ class TestSeveralFiles:
         adata.write_h5ad(two[1])
         result = anncoder("train", *two, "-o", tmp_path / "out", *QUICK)
         assert result.exit_code == 4
-        assert "[missing-genes]" in result.stderr
+        assert "[other-genes]" in result.stderr
         assert names(tmp_path) == ["in"]
 
     @pytest.mark.parametrize("command", ["embed", "denoise"])

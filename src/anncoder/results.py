@@ -131,7 +131,7 @@ def open_files_for(
     FileError
         A file cannot be read.
     InputError
-        A file has no cells.
+        One file of several has no cells.
     ResourceError
         The output cannot be written, or the disk has no room for it.
     """
@@ -174,9 +174,9 @@ def refuse_unknown_genes(model: Autoencoder, var_names: pd.Index, allow_missing:
 
 
 def _refuse_no_cells(shards: list[Shard]) -> None:
-    """Raise an InputError if a file has no cells to write results of: now, not after the training."""
+    """Raise an InputError if one of several files has no cells to write results of: now, not after the training."""
     without = [str(shard.path) for shard in shards if not shard.n_obs]
-    if without:
+    if 0 < len(without) < len(shards):  # where none has any, it is said when they are checked
         raise InputError(
             "a file has no cells, and so no results",
             code="too-few-cells",
