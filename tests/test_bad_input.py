@@ -327,6 +327,15 @@ class TestOutputs:
         for name in ("out.anncoder", "out.h5ad"):
             refused(*words, tmp_path / name, code=2, said=("other results stand there",))
 
+    @pytest.mark.parametrize("command", ["embed", "denoise", "train"])
+    def test_a_link_to_itself(
+        self, command: str, refused: Callable[..., str], counts_file: Path, model_folder: Path, tmp_path: Path
+    ) -> None:
+        loop = tmp_path / "loop.h5ad"
+        loop.symlink_to(loop)
+        words = [*([] if command == "train" else [model_folder]), counts_file, "-o", loop]
+        refused(command, *words, code=2, said=("leads back to itself", "[bad-output]"))
+
     def test_metrics_never_replace_data(
         self, refused: Callable[..., str], counts_file: Path, model_folder: Path, tmp_path: Path
     ) -> None:

@@ -593,6 +593,17 @@ class TestProcess:
             done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
             assert (done.returncode, done.stderr) == (code, "")
 
+    @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+    def test_the_name_of_a_file_need_not_be_utf_8(self, counts_file: Path, tmp_path: Path) -> None:
+        name = os.fsdecode(b"caf\xe9.h5ad")
+        counts_file.rename(tmp_path / name)
+        command = [sys.executable, "-m", "anncoder", "train", str(tmp_path / name), "-o", str(tmp_path / "out"), *QUICK]
+        done = subprocess.run(command, capture_output=True, check=False, env=environment())
+        assert done.returncode == 0, done.stderr
+        assert b"Traceback" not in done.stderr
+        assert "caf\\udce9.h5ad" in (tmp_path / "out.anncoder" / "run.log").read_text(encoding="utf-8")
+        assert names(tmp_path / "out") == [name]
+
     def test_help_is_quick_and_imports_nothing_heavy(self) -> None:
         took = []
         for _ in range(3):

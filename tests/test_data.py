@@ -47,6 +47,21 @@ def test_a_grouped_split_divides_no_group() -> None:
         split_rows(5, 0.2, 0, groups=np.arange(5), stratify=np.arange(5))
 
 
+def test_codes_depend_on_the_names_alone() -> None:
+    names = np.array(["b", "a", "c", "a", "10", "9"])
+    expected = [3, 2, 4, 2, 0, 1]
+    for column in (
+        names,
+        names.astype(object),
+        pd.Series(pd.Categorical(names, categories=["c", "9", "b", "10", "a"])),
+    ):
+        assert codes_of(column, "donor", what="valid_groups").tolist() == expected
+    numbers = np.array([9, 10, 9, 1])
+    mixed = np.array([9, "10", 9.0, "1"], dtype=object)
+    for column in (numbers, numbers.astype(float), numbers.astype(str), pd.Series(numbers, dtype="Int64"), mixed):
+        assert codes_of(column, "donor", what="valid_groups").tolist() == [2, 1, 2, 0]
+
+
 @given(n=st.integers(2, 100), size=st.integers(2, 40))
 @settings(deadline=None, derandomize=True)
 def test_every_row_once_and_never_a_batch_of_one(n: int, size: int) -> None:

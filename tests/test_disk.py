@@ -20,13 +20,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import sparse as sp
 
-from anncoder import CountAutoencoder, UndercompleteAutoencoder
+from anncoder import CountAutoencoder, UndercompleteAutoencoder, VariationalAutoencoder, evaluate
 from anncoder.checks import check
 from anncoder.data import disk, held, pages, prefetch, shard
+from anncoder.data import names as names_of_cells
+from anncoder.data.adata import open_data
 from anncoder.data.disk import DiskLoader
 from anncoder.data.extents import Extents
 from anncoder.data.prefetch import prefetched
@@ -174,6 +177,61 @@ class TestModels:
             np.testing.assert_allclose(model.denoise(place), model.denoise(counts), rtol=1e-4, atol=1e-5)
         backed.file.close()
 
+    def test_a_backed_object_is_what_it_holds_and_not_what_its_file_does(
+        self, counts: anndata.AnnData, tmp_path: Path
+    ) -> None:
+        counts.obs["batch"], counts.layers["counts"] = "a", counts.X.copy()
+        backed = anndata.read_h5ad(write(counts, tmp_path / "it.h5ad"), backed="r")
+        for adata in (counts, backed):
+            adata.obs["batch"] = pd.Categorical(np.arange(adata.n_obs) % 3)
+            adata.obs["donor"] = np.arange(adata.n_obs) % 10
+            adata.obs_names = [f"x{i}" for i in range(adata.n_obs)]
+            adata.layers["counts"] = adata.layers["counts"] * 3
+            adata.layers["new"] = adata.layers["counts"]
+            adata.obsm["X_new"] = np.arange(2.0 * adata.n_obs, dtype=np.float32).reshape(-1, 2)
+            adata.uns["log1p"] = {"base": None}
+        assert check(backed).table == check(counts).table
+        assert check(backed, layer="new").table == check(counts, layer="new").table
+        for layer, half in [(None, False), ("counts", False), ("new", False), (None, True), ("counts", True)]:
+            here, there = (adata[::2] if half else adata for adata in (counts, backed))
+            fits = [
+                VariationalAutoencoder(n_latent=4).fit(
+                    data, layer=layer, batch_key="batch", valid_groups="donor", **QUICK
+                )
+                for data in (here, there)
+            ]
+            assert list(fits[0].valid_obs_) == list(fits[1].valid_obs_)
+            assert fits[1].batches_ == ["0", "1", "2"]
+            np.testing.assert_array_equal(fits[0].embed(here), fits[1].embed(there))
+            for n in (1000, 50):
+                tables = [evaluate(fits[0], data, labels="donor", max_cells=n).table for data in (here, there)]
+                pd.testing.assert_frame_equal(*tables)
+        opened = open_shards(backed, None)
+        assert opened is not None
+        np.testing.assert_array_equal(Shards(opened).coordinates("X_new"), counts.obsm["X_new"])
+        with pytest.raises(ConfigError, match="dunor"):
+            VariationalAutoencoder(n_latent=4).fit(backed, batch_key="dunor", **QUICK)
+        with pytest.raises(InputError) as error:
+            fits[0].fit(backed, layer="old", **QUICK)
+        assert error.value.code == "missing-layer"
+        backed.file.close()
+
+    @pytest.mark.parametrize("how", ["valid_groups", "valid_stratify"])
+    def test_the_same_cells_are_held_out_however_the_column_is_stored(self, how: str, tmp_path: Path) -> None:
+        adata = make(90)
+        adata.obs["donor"] = pd.Categorical(np.array(["a", "b", "c"])[np.arange(90) % 3], categories=["c", "a", "b"])
+        adata.obs["plate"] = np.arange(90) % 9 + 1
+        path = write(adata, tmp_path / "whole.h5ad")
+        parts = [adata[:45].copy(), adata[45:].copy()]
+        parts[1].obs["plate"] = parts[1].obs["plate"].astype(str)
+        paths = [write(part, tmp_path / f"part{i}.h5ad") for i, part in enumerate(parts)]
+        for column, places in (("donor", [path]), ("plate", [path, paths])):
+            fits = [
+                UndercompleteAutoencoder(n_latent=2).fit(place, **{how: column}, valid_fraction=0.3, **QUICK)
+                for place in (adata, *places)
+            ]
+            assert len({tuple(fit.valid_obs_) for fit in fits}) == 1
+
     def test_layers_and_split_columns_are_read_from_disk(self, tmp_path: Path) -> None:
         adata = make(60)
         adata.layers["counts"], adata.X = adata.X.copy(), adata.X.log1p()
@@ -230,7 +288,7 @@ class TestCheck:
         path = write(adata, tmp_path / "it.h5ad")
         shards = open_shards(path, None)
         assert shards is not None
-        names = shard.Names(shards[0])
+        names = names_of_cells.Names(shards[0])
         assert list(names.repeated()) == ["c3"]
         assert (len(names), names[69_998], list(names[np.array([2, 69_999])])) == (70_000, "c69998", ["c2", "c3"])
 
@@ -240,9 +298,20 @@ class TestDamage:
         other = make(5)
         other.var_names = [f"h{j}" for j in range(7)]
         path = write(other, tmp_path / "other.h5ad")
-        with pytest.raises(InputError) as error:
+        with pytest.raises(InputError, match=r"'other\.h5ad' lacks 7 of the 7 genes of 'a\.h5ad': g0, g1") as error:
             open_all(files[0], path)
-        assert error.value.code == "missing-genes"
+        assert error.value.code == "other-genes"
+        assert error.value.where == str(path)
+        fewer = write(make(5)[:, :6].copy(), tmp_path / "fewer.h5ad")
+        with pytest.raises(InputError, match=r"'fewer\.h5ad' lacks 1 of the 7 genes of 'a\.h5ad': g6") as error:
+            CountAutoencoder(n_latent=2).fit([files[0], fewer], **QUICK)
+        assert error.value.code == "other-genes"
+        assert "model" not in str(error.value)
+        assert "allow" not in str(error.value)
+        identifiers = make(5)
+        identifiers.var_names = [f"ENSG0000000000{j}" for j in range(7)]
+        with pytest.raises(InputError, match=r"has Ensembl identifiers and the first gene symbols") as error:
+            open_all(files[0], write(identifiers, tmp_path / "identifiers.h5ad"))
         more = write(make(5, g=9), tmp_path / "more.h5ad")
         with pytest.raises(InputError, match=r"more\.h5ad.*g7, g8") as error:
             open_all(files[0], more)
@@ -253,6 +322,56 @@ class TestDamage:
         cut.write_bytes(files[0].read_bytes()[:-2000])
         with pytest.raises(FileError, match=r"cut\.h5ad"):
             UndercompleteAutoencoder(n_latent=2).fit([files[0], cut], **QUICK)
+
+    @pytest.mark.filterwarnings("ignore:Consolidated metadata")  # of zarr's third format
+    @pytest.mark.parametrize("name", ["data", "indices", "indptr"])
+    @pytest.mark.parametrize("kind", ["v2", "v3", "dots", "sharded", "h5", "gzip", "whole"])
+    def test_a_file_that_lacks_a_chunk(self, kind: str, name: str, tmp_path: Path) -> None:
+        adata, hdf = make(100), kind in ("h5", "gzip", "whole")
+        with anndata.settings.override(zarr_write_format=2 if kind == "v2" else 3):
+            path = write(adata, tmp_path / ("it.h5ad" if hdf else "it.zarr"))
+        matrix = (h5py.File(path, "r+") if hdf else zarr.open_group(str(path), mode="r+"))["X"]
+        for part in ("data", "indices", "indptr"):
+            values = matrix[part][:]
+            del matrix[part]
+            size = 25 if part == "indptr" else 50
+            lost = part == name and (size if kind != "whole" else len(values))
+            if hdf:
+                options: Any = {} if kind == "whole" else {"chunks": (size,)}
+                options |= {"compression": "gzip"} if kind == "gzip" else {}
+                array = matrix.create_dataset(part, values.shape, values.dtype, **options)
+                if lost < len(values):
+                    array[lost:] = values[lost:]
+                continue
+            keys = {"name": "default", "separator": "." if kind == "dots" else "/"}
+            options = {"zarr_format": 2} if kind == "v2" else {"chunk_key_encoding": keys}
+            options |= {"shards": (size,), "chunks": (5,)} if kind == "sharded" else {"chunks": (size,)}
+            array = zarr.create_array(path, name=f"X/{part}", shape=values.shape, dtype=values.dtype, **options)
+            array[lost:] = values[lost:]
+        if hdf:
+            matrix.file.close()
+        else:
+            zarr.consolidate_metadata(str(path))
+        with pytest.raises(FileError, match=r"are missing|do not fit") as error:
+            check(path)
+        assert error.value.code == "unreadable"
+        with pytest.raises(FileError) as error:
+            open_data(path)
+        assert error.value.code == "unreadable"
+
+    def test_chunks_that_zarr_leaves_out_are_no_damage(self, tmp_path: Path) -> None:
+        counts = np.zeros((40, 3), np.float32)
+        counts[20:, 0] = 1  # the indices are zeros, and so are the first pointers
+        adata = anndata.AnnData(sp.csr_matrix(counts))
+        path = write(adata, tmp_path / "it.zarr")
+        for part in ("indices", "indptr"):
+            values = zarr.open_group(str(path), mode="r")["X"][part][:]
+            options: dict[str, Any] = {"config": {"write_empty_chunks": False}, "overwrite": True}
+            array = zarr.create_array(path, name=f"X/{part}", data=values, chunks=(5,), zarr_format=2, **options)
+            assert array.nchunks_initialized < array.nchunks
+        zarr.consolidate_metadata(str(path))
+        np.testing.assert_array_equal(open_all(path).read([(0, 40)]).toarray(), counts)
+        np.testing.assert_array_equal(open_data(path).X.toarray(), counts)
 
     def test_a_gene_number_that_does_not_exist(self, tmp_path: Path) -> None:
         path = write(make(30), tmp_path / "bad.h5ad")

@@ -10,6 +10,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import anncoder as ac
 from anncoder import DCA, CountAutoencoder, IterableSource
@@ -150,6 +151,19 @@ def test_the_blocks_are_left_as_they_are(counts: anndata.AnnData, fitted: CountA
     np.testing.assert_array_equal(block.indices, before[1])
 
 
+@pytest.mark.filterwarnings("ignore:Sparse .* tensor support is in beta")
+@pytest.mark.parametrize("layout", ["sparse_csr", "sparse_csc", "sparse_coo", "strided"])
+def test_torch_tensors(layout: str, counts: anndata.AnnData, fitted: CountAutoencoder) -> None:
+    def make_blocks() -> Iterator[Any]:
+        for rows in np.array_split(np.random.default_rng(0).permutation(counts.n_obs), 3):
+            dense = torch.tensor(counts.X[rows].toarray(), requires_grad=layout == "strided")
+            block = dense if layout == "strided" else dense.to_sparse(layout=getattr(torch, layout))
+            yield block, torch.tensor(rows)
+
+    source = IterableSource(make_blocks, counts.var_names, counts.n_obs)
+    np.testing.assert_allclose(fitted.embed(source), fitted.embed(counts), atol=1e-5)
+
+
 def once(adata: anndata.AnnData) -> Callable[[], Any]:
     blocks = iter([(adata.X, np.arange(adata.n_obs))])
     return lambda: blocks
@@ -163,6 +177,18 @@ BAD: dict[str, tuple[Callable[[anndata.AnnData], Callable[[], Any]], str, str]] 
     "a row too many": (lambda a: lambda: [(a.X[:2], [0, 120])], "bad-blocks", "outside 0 to 119"),
     "names for numbers": (lambda a: lambda: [(a.X[:2], ["a", "b"])], "bad-blocks", "row numbers of type"),
     "fewer genes": (lambda a: lambda: [(a.X[:2, :9], [0, 1])], "bad-blocks", "(2, 9)"),
+    "None": (lambda a: lambda: None, "bad-blocks", "returned a NoneType"),
+    "no pairs": (lambda a: lambda: [a.X], "bad-blocks", "a csr_matrix came where a pair"),
+    "a dictionary": (lambda a: lambda: [{"X": a.X, "index": np.arange(120)}], "bad-blocks", "a dict came"),
+    "an AnnData": (lambda a: lambda: [(a, np.arange(120))], "bad-blocks", "such as adata.X"),
+    "ragged rows": (lambda a: lambda: [([[1, 2], [3]], [0, 1])], "bad-blocks", "numpy makes no matrix of a list"),
+    "one number": (lambda a: lambda: [(a.X[:1], 0)], "bad-blocks", "() row numbers"),
+    "a column of numbers": (lambda a: lambda: [(a.X, np.arange(120)[:, None])], "bad-blocks", "(120, 1) row numbers"),
+    "bfloat16": (
+        lambda a: lambda: [(torch.ones(120, 9).bfloat16(), np.arange(120))],
+        "bad-blocks",
+        "no matrix of a Te",
+    ),
     "fractions": (lambda a: lambda: [(a.X * 0.5, np.arange(120))], "not-integer", "0.5"),
     "negative": (lambda a: lambda: [(-a.X, np.arange(120))], "negative", "negative"),
 }
@@ -182,6 +208,10 @@ def test_refusals_of_the_description(counts: anndata.AnnData) -> None:
     with pytest.raises(AnncoderError) as error:
         IterableSource(in_turn(counts, 50), counts.var_names, 120, counts.obs[:7])
     assert error.value.code == "shape-mismatch"
+    for make, n_obs, said in [([counts.X], 120, "is a list"), (in_turn(counts, 50), 120.0, "n_obs = 120.0")]:
+        with pytest.raises(AnncoderError, match=said) as error:
+            IterableSource(make, counts.var_names, n_obs)  # type: ignore[arg-type]
+        assert error.value.code == "bad-blocks"
     source = IterableSource(in_turn(counts, 50), counts.var_names, 120)
     with pytest.raises(AnncoderError, match="plate"):
         CountAutoencoder(n_latent=3).fit(source, valid_groups="plate", **QUICK)

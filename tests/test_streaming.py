@@ -20,7 +20,7 @@ from scipy import sparse as sp
 import anncoder as ac
 from anncoder import CountAutoencoder, UndercompleteAutoencoder, copying, sources, written
 from anncoder.copying import Copy
-from anncoder.errors import AnncoderError, ConfigError, FileError, ResourceError
+from anncoder.errors import AnncoderError, ConfigError, FileError, InputError, ResourceError
 from anncoder.hdf5 import new_h5
 from anncoder.results import write_files
 from anncoder.written import Latent, Wanted
@@ -248,6 +248,26 @@ def two(counts: anndata.AnnData, tmp_path: Path) -> list[Path]:
 
 
 class TestSeveralFiles:
+    def test_one_without_cells_is_refused_before_the_training(
+        self, anncoder: Run, two: list[Path], counts: anndata.AnnData, tmp_path: Path
+    ) -> None:
+        fitted = CountAutoencoder(n_latent=2).fit(counts, max_epochs=1, progress=False)
+        counts[:0].copy().write_h5ad(two[0].parent / "empty.h5ad")
+        files, output = str(two[0].parent / "*.h5ad"), tmp_path / "out"
+        for call in (
+            lambda: ac.tl.embed(files, fitted, output=output),
+            lambda: ac.tl.denoise(files, fitted, output=output),
+            lambda: ac.tl.autoencode(files, "count", output=output, max_epochs=10**6, progress=False),
+        ):
+            with pytest.raises(InputError, match=r"no cells") as error:
+                call()
+            assert error.value.code == "too-few-cells"
+            assert error.value.where == str(two[0].parent / "empty.h5ad")
+        result = anncoder("train", *two, two[0].parent / "empty.h5ad", "-o", output, *QUICK)
+        assert result.exit_code == 4, result.output
+        assert "empty.h5ad" in result.stderr
+        assert names(tmp_path) == ["in"]
+
     def test_train_on_all_and_write_each(
         self, anncoder: Run, two: list[Path], counts: anndata.AnnData, tmp_path: Path
     ) -> None:
@@ -338,7 +358,7 @@ class TestSeveralFiles:
         adata.write_h5ad(two[1])
         result = anncoder("train", *two, "-o", tmp_path / "out", *QUICK)
         assert result.exit_code == 4
-        assert "[missing-genes]" in result.stderr
+        assert "[other-genes]" in result.stderr
         assert names(tmp_path) == ["in"]
 
     @pytest.mark.parametrize("command", ["embed", "denoise"])

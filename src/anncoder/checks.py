@@ -20,8 +20,9 @@ from anndata import AnnData
 
 from anncoder.data.adata import meant
 from anncoder.data.kind import KINDS, SAMPLED_CELLS, Traits, evenly, traits
+from anncoder.data.names import Names
 from anncoder.data.problems import Judged, Place, Problem, judge, quoted, raise_first, use
-from anncoder.data.shard import Names, Shard, slot_name, slots_of
+from anncoder.data.shard import Shard, slot_name, slots_of
 from anncoder.data.shards import open_shards
 from anncoder.errors import InputError, some
 
@@ -158,8 +159,8 @@ def check_shard(shard: Shard, *, counts: bool = True, integers: bool = True) -> 
     """Return what :func:`check` says of a file that is open."""
     start = time.perf_counter()
     with shard.errors():
-        logged = "uns" in shard.store and "log1p" in shard.store["uns"]
-        slots = ((slot, matrix) for slot, matrix in slots_of(shard.store) if slot != shard.slot)
+        logged = shard.logged
+        slots = ((slot, matrix) for slot, matrix in shard.slots() if slot != shard.slot)
         others = {slot: traits(matrix, logged=logged) for slot, matrix in slots}
         place = Place(shard.slot, Names(shard), shard.var_names, counts, _holders(others), integers)
         judged = judge(shard.matrix, place, logged=logged)
@@ -270,14 +271,16 @@ def _other_slots(adata: AnnData, checked: str) -> Iterator[tuple[str, Traits]]:
 
 
 def _slots(adata: AnnData, checked: str) -> Iterator[tuple[str, Any]]:
+    on_disk = adata.isbacked and not adata.is_view
+    held = dict(slots_of(adata.file)) if on_disk else {}
     if checked != "X" and adata.X is not None:
-        yield "X", adata.X
+        yield "X", held["X"] if on_disk else adata.X
     for layer in adata.layers:
         # anndata 0.13 lists X among the layers, under the name None
         if layer is not None and (slot := slot_name(layer)) != checked:
             yield slot, adata.layers[layer]
     if adata.raw is not None:
-        yield "raw.X", adata.raw.X
+        yield "raw.X", held["raw.X"] if on_disk else adata.raw.X
 
 
 def _holders(table: dict[str, Traits]) -> tuple[str, ...]:

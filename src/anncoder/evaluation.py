@@ -157,8 +157,7 @@ def evaluate(
     columns = [column for column in (labels, key) if column is not None]
     sample = some_cells(model, data, layer, columns, max_cells=max_cells, seed=seed, allow_missing=allow_missing)
     adata, width = sample.adata, model.config.width
-    in_memory = isinstance(data, anndata.AnnData) and (data.is_view or not data.isbacked)
-    matrix = model.aligned_matrix(adata, layer if in_memory else "X", allow_missing)
+    matrix = model.aligned_matrix(adata, sample.layer, allow_missing)
     if min(matrix.shape) <= width or matrix.shape[0] < FEWEST:
         of_genes = matrix.shape[1] <= width
         raise InputError(

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import anndata
 import numpy as np
 import pandas as pd
+import torch
 from scipy.sparse import csr_matrix, issparse
 
 from anncoder.checks import check_matrix, raise_first
 from anncoder.config import unknown_key
-from anncoder.data.adata import coordinates_of
+from anncoder.data.adata import coordinates_of, first_line
 from anncoder.data.disk import Pool, minibatches_of
 from anncoder.data.genes import Alignment, align
 from anncoder.data.memory import Stored
@@ -39,8 +41,9 @@ class IterableSource:
     Parameters
     ----------
     make_blocks
-        Starts a pass: returns an iterable of blocks, each (b, n_vars) raw counts, scipy CSR or anything that numpy
-        makes a matrix of, and the (b,) row numbers of these cells, from 0 to ``n_obs - 1``. Each row once a pass.
+        Starts a pass: returns an iterable of pairs: a block of (b, n_vars) raw counts, which is scipy CSR, a torch
+        tensor (CSR or dense) or anything that numpy makes a matrix of, and the (b,) row numbers of these cells, from 0
+        to ``n_obs - 1``. Each row once a pass.
     var_names
         Names of the genes, in the order of the columns, (n_vars,).
     n_obs
@@ -70,7 +73,11 @@ class IterableSource:
         n_obs: int,
         obs: pd.DataFrame | None = None,
     ) -> None:
-        self.make_blocks, self.var_names, self.n_obs = make_blocks, pd.Index(var_names).astype(str), n_obs
+        if not callable(make_blocks):
+            raise bad_blocks(f"make_blocks is a {type(make_blocks).__name__}, which cannot be called for every pass")
+        if not isinstance(n_obs, int | np.integer):
+            raise bad_blocks(f"n_obs = {n_obs!r} is no whole number of cells")
+        self.make_blocks, self.var_names, self.n_obs = make_blocks, pd.Index(var_names).astype(str), int(n_obs)
         self.obs = pd.DataFrame(index=pd.RangeIndex(n_obs)) if obs is None else obs
         if len(self.obs) != n_obs:
             raise InputError(
@@ -110,7 +117,7 @@ class BlockSource:
         self.given, self.n_obs, self.var_names, self._alignment = given, given.n_obs, var_names, alignment
         self.sizes = np.ones(self.n_obs)
         if self.n_obs < (2 if to_fit else 1):
-            raise self._bad(f"a model needs at least 2 cells, this has {self.n_obs}", code="too-few-cells")
+            raise bad_blocks(f"a model needs at least 2 cells, this has {self.n_obs}", code="too-few-cells")
         for raw, rows in self._raw():
             names = {"obs_names": self.names(rows), "var_names": given.var_names}
             found, _ = check_matrix(raw, **names, where=self.where, counts=counts, integers=integers)
@@ -167,25 +174,28 @@ class BlockSource:
     def _raw(self) -> Iterator[tuple[Any, Array]]:
         """Yield the blocks of a pass as they are, every row once."""
         seen = np.zeros(self.n_obs, dtype=bool)
-        for given, numbers in self.given.make_blocks():
-            raw = given.tocsr() if issparse(given) else np.asarray(given)
-            rows = np.asarray(numbers)
-            if rows.dtype.kind not in "iu" or raw.shape != (len(rows), len(self.given.var_names)):
+        for pair in self._pairs():
+            if not isinstance(pair, tuple | list) or len(pair) != 2:
+                raise bad_blocks(f"a {type(pair).__name__} came where a pair of block and row numbers should")
+            raw, rows = _matrix_of(pair[0]), _array_of(pair[1])
+            if rows.ndim != 1 or rows.dtype.kind not in "iu" or raw.shape != (len(rows), len(self.given.var_names)):
                 what = f"a block of shape {raw.shape} came with {rows.shape} row numbers of type {rows.dtype}"
-                raise self._bad(f"{what} for {len(self.given.var_names):,} genes")
+                raise bad_blocks(f"{what} for {len(self.given.var_names):,} genes")
             rows = rows.astype(np.int64)
             if len(rows) and (rows.min() < 0 or rows.max() >= self.n_obs):
-                raise self._bad(f"a block has a row number outside 0 to {self.n_obs - 1:,}")
+                raise bad_blocks(f"a block has a row number outside 0 to {self.n_obs - 1:,}")
             if seen[rows].any() or len(np.unique(rows)) < len(rows):
-                raise self._bad("a row came twice in one pass")
+                raise bad_blocks("a row came twice in one pass")
             seen[rows] = True
             yield raw, rows
         if not seen.all():
-            raise self._bad(f"{int((~seen).sum()):,} of {self.n_obs:,} rows did not come in a pass")
+            raise bad_blocks(f"{int((~seen).sum()):,} of {self.n_obs:,} rows did not come in a pass")
 
-    def _bad(self, what: str, code: str = "bad-blocks") -> InputError:
-        remedy = "make_blocks() starts a new pass at every call: blocks (b, n_vars) and their rows, each row once"
-        return InputError(what, code=code, where="IterableSource", remedy=remedy)
+    def _pairs(self) -> Iterator[Any]:
+        made: Any = self.given.make_blocks()
+        if not hasattr(made, "__iter__") and not hasattr(made, "__getitem__"):
+            raise bad_blocks(f"make_blocks() returned a {type(made).__name__}, which is nothing to go through")
+        yield from made
 
 
 class BlockLoader:
@@ -226,3 +236,30 @@ class BlockLoader:
 
     def _pool(self, matrix: csr_matrix, rows: Array, *, last: bool) -> Pool:
         return Pool(Stored.of(matrix), rows, np.arange(len(rows)), last)
+
+
+def bad_blocks(what: str, code: str = "bad-blocks") -> InputError:
+    """Return the error for a reader that does not give what it should."""
+    remedy = "make_blocks() starts a new pass at every call: pairs of a block (b, n_vars) and its rows, each row once"
+    return InputError(what, code=code, where="IterableSource", remedy=remedy)
+
+
+def _matrix_of(block: Any) -> Any:
+    """Return a block as scipy CSR or a numpy array; no values are copied."""
+    if issparse(block):
+        return block.tocsr()
+    if not isinstance(block, torch.Tensor) or block.layout == torch.strided:
+        return _array_of(block)
+    block = (block if block.layout == torch.sparse_csr else block.to_sparse_csr()).detach()
+    parts = [_array_of(part) for part in (block.values(), block.col_indices(), block.crow_indices())]
+    return csr_matrix(tuple(parts), shape=tuple(block.shape), copy=False)
+
+
+def _array_of(values: Any) -> Array:
+    """Return a tensor, or anything that numpy takes for one, as an array."""
+    if isinstance(values, anndata.AnnData):
+        raise bad_blocks("a block is an AnnData: give its matrix, such as adata.X")
+    try:
+        return np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values)
+    except (TypeError, ValueError) as error:
+        raise bad_blocks(f"numpy makes no matrix of a {type(values).__name__}: {first_line(error)}") from error

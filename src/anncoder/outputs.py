@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 from anncoder.data.shards import Paths, paths_of
@@ -18,11 +19,12 @@ def refuse_output(output: Path, *, suffix: str = ".h5ad") -> None:
     Raises
     ------
     ConfigError
-        It does not end as it should, or is a folder.
+        It does not end as it should, is a folder, or a link to itself.
     ResourceError
         Its folder does not exist or cannot be written.
     """
     wrong = f"does not end in {suffix}" if output.suffix != suffix else "is a folder" if output.is_dir() else ""
+    wrong = wrong or "is a link that leads back to itself" * _loops(output)
     if wrong:
         raise ConfigError(
             f"the output {str(output)!r} {wrong}",
@@ -31,6 +33,14 @@ def refuse_output(output: Path, *, suffix: str = ".h5ad") -> None:
             remedy=f"-o NAME{suffix}",
         )
     writable_folder(output.parent)
+
+
+def _loops(path: Path) -> bool:
+    try:
+        path.stat()
+    except OSError as error:
+        return error.errno == errno.ELOOP
+    return False
 
 
 def refuse_input_as_output(data: Path, output: Path, *, in_place: bool) -> None:

@@ -18,7 +18,7 @@ from anncoder.data.empty import drop_empty_cells
 from anncoder.data.genes import align
 from anncoder.data.shard import Shard
 from anncoder.data.shards import Paths, open_files
-from anncoder.errors import InputError, ResourceError
+from anncoder.errors import InputError, ResourceError, some
 from anncoder.outputs import outputs_of
 from anncoder.progress import announce
 from anncoder.refusals import refuse_scale
@@ -130,6 +130,8 @@ def open_files_for(
         The output would replace the input, or results those of somebody else, or the model cannot give them.
     FileError
         A file cannot be read.
+    InputError
+        One file of several has no cells.
     ResourceError
         The output cannot be written, or the disk has no room for it.
     """
@@ -144,6 +146,7 @@ def open_files_for(
     _refuse_full_disk(shards, outputs[0].parent, n_latent=model.config.width, denoised=wanted.scale is not None)
     if drop_empty:
         leave_out_empty(shards, genes)
+    _refuse_no_cells(shards)
     return Files(shards, outputs)
 
 
@@ -167,6 +170,18 @@ def refuse_unknown_genes(model: Autoencoder, var_names: pd.Index, allow_missing:
             code="unknown-genes",
             where="var_names",
             remedy="adata = adata[:, adata.var_names.isin(model.var_names_)].copy()",
+        )
+
+
+def _refuse_no_cells(shards: list[Shard]) -> None:
+    """Raise an InputError if one of several files has no cells to write results of: now, not after the training."""
+    without = [str(shard.path) for shard in shards if not shard.n_obs]
+    if 0 < len(without) < len(shards):  # where none has any, it is said when they are checked
+        raise InputError(
+            "a file has no cells, and so no results",
+            code="too-few-cells",
+            where=some(without),
+            remedy="leave it out, or check the filters that ran before",
         )
 
 

@@ -26,6 +26,7 @@ class Sample(NamedTuple):
 
     adata: anndata.AnnData
     held_out: Any  # (n,) int64, position of each cell among those that the fit held out, ``valid_obs_``; -1: not one
+    layer: str | None  # where their counts are; None for where they were in the fit
     new: bool  # whether the fit held out cells, and none of these is one of them: then it had none of these data
 
 
@@ -87,10 +88,12 @@ def some_cells(
     chosen = np.ones(data.n_obs, dtype=bool)
     held_out, new = told_apart(model, data.n_obs, chosen, *_of_cells(data))
     if data.n_obs <= max_cells:
-        return Sample(data, held_out, new)
+        return Sample(data, held_out, layer, new)
     rows = _rows(data.n_obs, max_cells, seed)
-    data = data.to_memory() if data.isbacked else data  # a view of a file has no views of its own
-    return Sample(data[rows].copy(), held_out[rows], new)
+    if data.isbacked and data.is_view:  # a view of a file has no views of its own
+        data = data.to_memory()
+    some = data[rows].to_memory() if data.isbacked else data[rows].copy()
+    return Sample(some, held_out[rows], layer, new)
 
 
 def told_apart(
@@ -150,7 +153,8 @@ def _some(model: Autoencoder, source: Source, columns: list[str], max_cells: int
     rows = rows[order]
     obs = pd.DataFrame({key: values[rows] for key, values in of_cells.items()}, index=source.names(rows))
     adata = anndata.AnnData(matrix, obs=obs, var=pd.DataFrame(index=pd.Index(source.var_names, dtype=object)))
-    return Sample(adata, *told_apart(model, source.n_obs, rows, source.names, source.column))
+    held_out, new = told_apart(model, source.n_obs, rows, source.names, source.column)
+    return Sample(adata, held_out, "X", new)
 
 
 def _rows(n_obs: int, max_cells: int, seed: int) -> Any:

@@ -122,7 +122,8 @@ def _move(source: Path, target: Path) -> None:
 @contextmanager
 def logged(path: Path) -> Iterator[None]:
     """Write the run's messages to a plain file as well; a new run starts it anew."""
-    handler = logging.FileHandler(path, mode="w", encoding="utf-8")
+    # names of files need not be UTF-8
+    handler = logging.FileHandler(path, mode="w", encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("anncoder")
     logger.addHandler(handler)

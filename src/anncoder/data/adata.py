@@ -12,6 +12,7 @@ import pandas as pd
 from scipy.sparse import csr_matrix, issparse
 
 from anncoder.config import unknown_key
+from anncoder.data.chunks import gap_of
 from anncoder.errors import ConfigError, FileError, InputError, some
 
 
@@ -27,9 +28,13 @@ def open_data(data: anndata.AnnData | str | Path) -> anndata.AnnData:
         return data.to_memory() if data.isbacked else data
     path = existing(data)
     try:
-        return anndata.read_zarr(path) if path.is_dir() else anndata.read_h5ad(path)
+        adata = anndata.read_zarr(path) if path.is_dir() else anndata.read_h5ad(path)
+        gap = gap_of(path)
     except Exception as error:
         raise damaged(path, first_line(error)) from error
+    if gap:
+        raise damaged(path, gap)
+    return adata
 
 
 def existing(data: Any) -> Path:
@@ -150,15 +155,22 @@ def coordinates_of(slots: Mapping[str, Any], key: str) -> np.ndarray[Any, np.dty
 
 
 def codes_of(column: Any, key: str, *, what: str) -> np.ndarray[Any, Any]:
-    """Return a column as integer codes, (n_obs,), in the order of its sorted values.
+    """Return a column as integer codes, (n_obs,), in the order of its sorted names, whatever the column is stored as.
 
     Raises
     ------
     ConfigError
         It has missing values.
     """
-    codes = np.asarray(pd.factorize(column, sort=True)[0])
-    missing = int((codes < 0).sum())
+    names, positions = _names_in(column, key, what)
+    codes: np.ndarray[Any, Any] = np.unique(names, return_inverse=True)[1][positions]
+    return codes
+
+
+def _names_in(column: Any, key: str, what: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Return the names of the values of a column, some of which may be alike, and which of them each cell has."""
+    positions, values = pd.factorize(np.asarray(column, dtype=object))
+    missing = int((positions < 0).sum())
     if missing:
         raise ConfigError(
             f"obs[{key!r}] has {missing:,} missing values",
@@ -166,7 +178,7 @@ def codes_of(column: Any, key: str, *, what: str) -> np.ndarray[Any, Any]:
             where=what,
             remedy="fill them, or use another column",
         )
-    return codes
+    return np.array([batch_name(value) for value in values], dtype=object), positions
 
 
 def batches_of(column: Any, key: str, known: Sequence[str] | None) -> tuple[np.ndarray[Any, Any], list[str]]:
@@ -189,9 +201,8 @@ def batches_of(column: Any, key: str, known: Sequence[str] | None) -> tuple[np.n
         A batch is not among the known ones.
     """
     column = np.asarray(column, dtype=object)
-    codes_of(column, key, what="batch_key")
-    positions, values = pd.factorize(column)
-    names = np.array([batch_name(value) for value in values])[positions]
+    of_values, positions = _names_in(column, key, "batch_key")
+    names = of_values[positions]
     if known is None:
         known = sorted(set(names.tolist()))
         if len(known) == 1:
@@ -215,7 +226,7 @@ def batches_of(column: Any, key: str, known: Sequence[str] | None) -> tuple[np.n
 
 
 def batch_name(batch: object) -> str:
-    """Return the name of an experimental batch: a whole number has one, as an integer or as a float."""
+    """Return the name of a batch, or of another group of cells: a whole number has one, as an integer or as a float."""
     return str(int(batch) if isinstance(batch, float | np.floating) and batch.is_integer() else batch)
 
 

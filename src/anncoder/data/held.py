@@ -47,12 +47,15 @@ class OnDisk:
         (n_obs, n_vars), or whatever an array of another number of dimensions has.
     values, indices, indptr
         As in :class:`Held`.
+    pointers
+        The row pointers as they are stored.
     n_stored
         Number of stored values.
     """
 
     def __init__(self, element: Any) -> None:
         self.indices: Any = None
+        self.pointers: Any = None
         self.indptr: Array | None = None
         self.values: Any = element
         if hasattr(element, "shape"):
@@ -66,7 +69,8 @@ class OnDisk:
             shape = element.attrs.get("shape", element.attrs.get("h5sparse_shape"))
             self.shape = (int(shape[0]), int(shape[1]))
             self.values, self.indices = element["data"], element["indices"]
-            self.indptr = np.asarray(element["indptr"][:])
+            self.pointers = element["indptr"]
+            self.indptr = np.asarray(self.pointers[:])
             self.n_stored = min(self.values.shape[0], self.indices.shape[0])
 
     @property

@@ -47,7 +47,7 @@ class Place:
         How messages call the matrix: ``"layers['counts']"``.
     obs_names, var_names
         Names of its cells, (n_obs,), and genes, (n_vars,); those of cells may be on disk
-        (:class:`anncoder.data.shard.Names`).
+        (:class:`anncoder.data.names.Names`).
     counts
         Whether it must hold raw counts.
     holders

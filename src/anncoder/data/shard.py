@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from scipy.sparse import csc_matrix, csr_matrix
 
 from anncoder.config import unknown_key
 from anncoder.data.adata import coordinates_of, damaged, first_line, place
+from anncoder.data.chunks import compressed_chunk, gap_in
 from anncoder.data.extents import Extents
 from anncoder.data.held import OnDisk
 from anncoder.data.kind import traits
@@ -39,40 +40,6 @@ class Stamp(NamedTuple):
 
     modified: int
     size: int
-
-
-class Names:
-    """The names of all cells of a file, as far as messages need them; they stay on the disk.
-
-    Parameters
-    ----------
-    shard
-        The file.
-    """
-
-    def __init__(self, shard: Shard) -> None:
-        self.shard = shard
-
-    def __len__(self) -> int:
-        return int(index_of(self.shard.store["obs"]).shape[0])
-
-    def __getitem__(self, at: Any) -> Any:
-        """Return one name, or an index of several."""
-        if isinstance(at, int | np.integer):
-            return str(index_of(self.shard.store["obs"])[int(at)])
-        found = [str(name) for start, block in self.shard.name_blocks() for name in block[_within(at, start)]]
-        return pd.Index(found, dtype=object)
-
-    def repeated(self) -> pd.Index:
-        """Return the names that occur more than once: of every name eight bytes are in memory at a time."""
-        hashes = [pd.util.hash_array(block.astype(object)) for _, block in self.shard.name_blocks()]
-        unique, counts = np.unique(np.concatenate([np.empty(0, np.uint64), *hashes]), return_counts=True)
-        twice = unique[counts > 1]
-        if not len(twice):
-            return pd.Index([], dtype=object)
-        at = np.flatnonzero(np.isin(np.concatenate(hashes), twice))
-        names = self[at]
-        return names[names.duplicated()].unique()
 
 
 class Shard:
@@ -114,6 +81,8 @@ class Shard:
                 self.n_obs, self.n_vars = self.matrix.shape
         self._refuse_matrix()
         with self.errors():
+            if gap := gap_in(self.matrix, self.path):
+                raise damaged(self.path, gap)
             self._places = [Extents.of(array) for array in (self.matrix.values, self.matrix.indices)]
         self.chunk_rows = self._chunk_rows()
 
@@ -147,12 +116,25 @@ class Shard:
     def names(self, rows: Array) -> list[str]:
         """Return the names of some cells; ``rows`` ascend."""
         rows = rows if self.rows is None else self.rows[rows]
-        return [str(name) for start, block in self.name_blocks() for name in block[_within(rows, start)]]
+        return [str(name) for start, block in self.name_blocks() for name in block[within(rows, start)]]
+
+    def index(self) -> Any:
+        """Return what holds the names of all cells of the file, (n,); slices read it."""
+        return index_of(self.store["obs"])
+
+    def slots(self) -> Iterator[tuple[str, Any]]:
+        """Yield name and matrix of every slot of the shape of a count matrix."""
+        yield from slots_of(self.store)
+
+    @property
+    def logged(self) -> bool:
+        """Whether scanpy noted that it took logarithms."""
+        return "uns" in self.store and "log1p" in self.store["uns"]
 
     def name_blocks(self) -> Iterator[tuple[int, Array]]:
         """Yield the names of all cells of the file, a block at a time, and where each block begins."""
         with self.errors():
-            index = index_of(self.store["obs"])
+            index = self.index()
             for start in range(0, int(index.shape[0]), NAMES):
                 yield start, np.asarray(index[start : start + NAMES])
 
@@ -166,22 +148,20 @@ class Shard:
         """
         self.refuse_no_column(key, what=what)
         with self.errors():
-            values = pd.Series(anndata.io.read_elem(self.store["obs"][key]))
+            values = pd.Series(self._column(key))
         column: Array = values.astype(object).where(values.notna(), None).to_numpy()
         return column if self.rows is None else column[self.rows]
 
     def coordinates(self, key: str) -> Array:
         """Return coordinates of the cells from obsm, (n_obs, d); raises as :func:`coordinates_of`."""
-        slots = dict(self.store["obsm"]) if "obsm" in self.store else {}
         with self.errors():
-            slots = {name: anndata.io.read_elem(slot) if name == key else None for name, slot in slots.items()}
+            slots = self._coordinates(key)
         found = coordinates_of(slots, key)
         return found if self.rows is None else found[self.rows]
 
     def refuse_no_column(self, key: str, *, what: str) -> None:
         """Raise a ConfigError if obs has no such column."""
-        names = self.store["obs"].attrs.get("column-order", [])
-        columns = [name.decode() if isinstance(name, bytes) else str(name) for name in names]
+        columns = self._columns()
         if key not in columns:  # in obs itself also stand the index and, as paths, the parts of a column
             raise unknown_key(key, columns, where=f"{what} (a column of obs of {self.path.name})")
 
@@ -204,6 +184,17 @@ class Shard:
             self.refuse_change()
             raise damaged(self.path, first_line(error)) from error
 
+    def _columns(self) -> list[str]:
+        names = self.store["obs"].attrs.get("column-order", [])
+        return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
+
+    def _column(self, key: str) -> Any:
+        return anndata.io.read_elem(self.store["obs"][key])
+
+    def _coordinates(self, key: str) -> Mapping[str, Any]:
+        slots = dict(self.store["obsm"]) if "obsm" in self.store else {}
+        return {name: anndata.io.read_elem(slot) if name == key else None for name, slot in slots.items()}
+
     def _refuse_old(self) -> None:
         if any(isinstance(self.store[frame], h5py.Dataset) for frame in ("obs", "var")):
             raise FileError(
@@ -217,7 +208,7 @@ class Shard:
         where = "X" if self.layer is None else f"layers/{self.layer}"
         if where in self.store and self.store[where].attrs.get("encoding-type") != "null":
             return self.store[where]
-        found = dict(slots_of(self.store))
+        found = dict(self.slots())
         holders = [slot for slot, matrix in found.items() if traits(matrix).kind == "counts"]
         raise InputError(
             "this file has no X" if self.layer is None else f"there is no layer {quoted(self.layer)}",
@@ -249,8 +240,8 @@ class Shard:
 
     def _chunk_rows(self) -> int:
         if self.matrix.format == "dense":
-            return _compressed_chunk(self.matrix.values)
-        return round(_compressed_chunk(self.matrix.values) * self.matrix.shape[0] / max(self.matrix.n_stored, 1))
+            return compressed_chunk(self.matrix.values)
+        return round(compressed_chunk(self.matrix.values) * self.matrix.shape[0] / max(self.matrix.n_stored, 1))
 
     def _read(self, ranges: Sequence[tuple[int, int]]) -> csr_matrix:
         matrix, indptr = self.matrix, self.matrix.indptr
@@ -319,7 +310,8 @@ def stacked(parts: list[csr_matrix]) -> csr_matrix:
     return csr_matrix((data, indices, indptr), shape=(len(indptr) - 1, parts[0].shape[1]), copy=False)
 
 
-def _within(rows: Array, start: int) -> Array:
+def within(rows: Array, start: int) -> Array:
+    """Return which of some rows, which ascend, are in the block of names that begins at ``start``, counted from it."""
     return rows[np.searchsorted(rows, start) : np.searchsorted(rows, start + NAMES)] - start
 
 
@@ -341,9 +333,3 @@ def _states(folder: Path) -> Iterator[os.stat_result]:
                 yield entry.stat()
                 if entry.is_dir():
                     yield from _states(Path(entry.path))
-
-
-def _compressed_chunk(array: Any) -> int:
-    """Return how many items along the first axis are decompressed together; 1 if nothing is compressed."""
-    compressed = array.compression if isinstance(array, h5py.Dataset) else array.compressors
-    return int(array.chunks[0]) if compressed and array.chunks else 1

@@ -14,7 +14,8 @@ import pandas as pd
 from scipy.sparse import csr_matrix
 
 from anncoder.data.adata import damaged, existing, first_line, meant, place
-from anncoder.data.genes import Alignment, align
+from anncoder.data.backed import Backed
+from anncoder.data.genes import Alignment, align, naming
 from anncoder.data.shard import Shard, stacked
 from anncoder.errors import FileError, InputError, some
 
@@ -106,22 +107,30 @@ class Shards:
         try:
             alignment = align(list(self.var_names), list(shard.var_names), allow_missing=allow_missing)
         except InputError as error:
+            if to_first and error.code == "missing-genes":
+                raise self._other_genes(shard) from error
             error.where = f"{shard.path}: {error.where}"  # of many files, which
             raise
         if to_first and alignment.n_extra:
-            extra = shard.var_names[~shard.var_names.isin(self.var_names)]
-            raise InputError(
-                f"{shard.path.name!r} has {alignment.n_extra:,} genes that {self.shards[0].path.name!r} has not: "
-                f"{some(extra)}",
-                code="other-genes",
-                where=str(shard.path),
-                remedy="give files with the same genes, in any order: adata = adata[:, genes]",
-            )
+            raise self._other_genes(shard)
         return alignment
+
+    def _other_genes(self, shard: Shard) -> InputError:
+        first, here = self.var_names, shard.var_names
+        missing, extra = first[~first.isin(here)], here[~here.isin(first)]
+        one, other = f"{shard.path.name!r}", f"{self.shards[0].path.name!r}"
+        what = f"{one} has {len(extra):,} genes that {other} has not: {some(extra)}"
+        if len(missing):
+            what = f"{one} lacks {len(missing):,} of the {len(first):,} genes of {other}: {some(missing)}"
+        kinds = naming(list(here)), naming(list(first))
+        remedy = "give files with the same genes, in any order: adata = adata[:, genes]"
+        if kinds[0] != kinds[1]:
+            remedy = f"it has {kinds[0]} and the first {kinds[1]}: put one kind of name into var_names of both"
+        return InputError(what, code="other-genes", where=str(shard.path), remedy=remedy)
 
 
 def open_shards(data: Any, layer: str | None) -> list[Shard] | None:
-    """Open what is on disk: a path, a glob, a list of them, or a backed AnnData; None for an AnnData in memory.
+    """Open what is on disk: a path, a glob, a list of them, or the X of a backed AnnData; None for what is in memory.
 
     What is open already, a list of shards, is returned as it is. ``layer`` is None or ``"X"`` for ``X``.
 
@@ -133,13 +142,11 @@ def open_shards(data: Any, layer: str | None) -> list[Shard] | None:
         This is no path, there is no such layer, it is not stored by cells, or "X" may be either.
     """
     if isinstance(data, anndata.AnnData):
-        if not data.isbacked or data.is_view:
-            return None
-        if not data.file.is_open:
+        if data.isbacked and not data.is_view and not data.file.is_open:
             data.file.open()
-        shard = Shard(data.file, Path(str(data.filename)), meant(layer, data.layers))
-        shard.var_names = pd.Index(data.var_names.astype(str))  # they may have been renamed
-        return [shard]
+        # of a backed AnnData X alone is in its file: its layers are in memory, as all of a view is once it is touched
+        on_disk = data.isbacked and not data.is_view and meant(layer, data.layers) is None
+        return [Backed(data)] if on_disk else None
     if isinstance(data, list) and data and all(isinstance(item, Shard) for item in data):
         return list(data)
     files = ((_open(path), path) for path in paths_of(data))
