@@ -135,6 +135,15 @@ def refuse_foreign(data: Any, key: str) -> None:
             where="key_added",
             remedy=f"choose another key_added (--key) here; scanpy's own key_added should not be {key!r}",
         )
+    if taken and not signed:
+        first = "{}[{!r}]".format(*_ours(data, key)[0])
+        raise ConfigError(
+            f"{', '.join(taken)} exists, and uns[{key!r}], which says what wrote that, is missing "
+            "(as after ad.concat without uns_merge)",
+            code="key-taken",
+            where="key_added",
+            remedy=f"if it is of no use, delete it: del adata.{first}; or choose another key_added (--key)",
+        )
     if taken and _signed(data, key) is None:
         raise ConfigError(
             f"{', '.join(taken)} exists and was not written by anncoder",
