@@ -328,7 +328,7 @@ def split_settings(
 
 def unknown_key(key: str, known: Sequence[str], *, where: str) -> ConfigError:
     """Return the error for an unknown key, naming the nearest known one."""
-    near = difflib.get_close_matches(key, known, n=1)
+    near = difflib.get_close_matches(str(key), known, n=1)
     remedy = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known) or 'none'}"
     return ConfigError(f"unknown key {key!r}", code="unknown-key", where=where, remedy=remedy)
 

@@ -117,12 +117,12 @@ def _signed(data: Any, key: str) -> Mapping[str, Any] | None:
     return found if isinstance(found, Mapping) and "params_json" in found else None
 
 
-def refuse_foreign(data: Any, key: str) -> None:
+def refuse_foreign(data: Any, key: Any) -> None:
     """Raise a ConfigError if slots of this key exist that we did not write: they belong to the user.
 
     ``data`` is an AnnData, or an open file or zarr group.
     """
-    if not key or "/" in key:
+    if not isinstance(key, str) or not key or "/" in key:
         raise ConfigError(
             f"key_added = {key!r} is no name for a slot", code="bad-key", where="key_added", remedy="a word like 'ae'"
         )
