@@ -494,6 +494,18 @@ class TestOwnNetworks:
             model.save(tmp_path / "model")
 
 
+def test_the_folder_of_a_run_has_its_model_in_it(model: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run.anncoder"
+    run.mkdir()
+    with pytest.raises(FileError, match=r"model/ in the one that") as caught:
+        load(run)
+    assert caught.value.code == "not-a-model"
+    model.rename(run / "model")
+    with pytest.raises(FileError) as caught:
+        load(run)
+    assert caught.value.remedy == f"give the model in it: {str(run / 'model')!r}"
+
+
 def test_loading_leaves_the_folder_alone_and_needs_no_write_access(model: Path) -> None:
     for path in (*model.iterdir(), model):
         path.chmod(0o555 if path.is_dir() else 0o444)

@@ -470,6 +470,19 @@ def test_what_does_not_exist_is_named(words: Any, code: str, said: str, counts: 
     assert (before != counts.X).nnz == 0
 
 
+def test_the_remedy_for_counts_elsewhere_can_be_followed(counts: anndata.AnnData) -> None:
+    logs = counts.copy()
+    logs.layers["q"], logs.X = counts.X, counts.X.log1p()
+    with pytest.raises(InputError) as caught:
+        tl.dca(logs, mode="latent", **QUICK)
+    assert caught.value.remedy == "adata.X = adata.layers['q'].copy(), which holds counts"
+    del logs.layers["q"]
+    logs.raw = counts
+    with pytest.raises(InputError, match=r"pass adata\.raw\.to_adata\(\)"):
+        tl.dca(logs, mode="latent", **QUICK)
+    tl.dca(logs.raw.to_adata(), mode="latent", **QUICK)
+
+
 def test_wrong_data_are_named(counts: anndata.AnnData, tmp_path: Path) -> None:
     empty = counts.copy()
     empty.X = empty.X @ csr_matrix(np.diag((np.arange(empty.n_vars) != 3).astype(np.float32)))

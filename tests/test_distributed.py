@@ -82,6 +82,7 @@ def test_two_processes_give_the_loss_curve_of_one(counts: anndata.AnnData, writt
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr.count("next: sc.pp.neighbors") == 1  # the first process writes, and it alone
+    assert "FutureWarning" not in done.stderr
     two = pd.read_csv(tmp_path / "out.anncoder" / "history.csv")
     latent = anndata.read_h5ad(tmp_path / "out.h5ad").obsm["X_ae"]
     one = CountAutoencoder(n_latent=4, norm="layer").fit(

@@ -448,6 +448,25 @@ def test_a_wrong_column_is_named_with_the_nearest(grouped: anndata.AnnData, fitt
         evaluate(fitted, grouped, labels="groups")
 
 
+@pytest.mark.parametrize("labels", [["group"], 3])
+def test_labels_that_are_no_name_are_refused(
+    counts: anndata.AnnData, fitted: Autoencoder, labels: Any, tmp_path: Path
+) -> None:
+    counts.write_h5ad(tmp_path / "in.h5ad")
+    for data in (counts, tmp_path / "in.h5ad"):
+        with pytest.raises(ConfigError, match="unknown key"):
+            evaluate(fitted, data, labels=labels)
+
+
+def test_labels_of_two_columns_are_refused_before_the_work(
+    counts: anndata.AnnData, fitted: Autoencoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "heldout_nll", None)
+    counts.obs = pd.concat([counts.obs, counts.obs[["group"]]], axis=1)
+    with pytest.raises(ConfigError, match="2 columns of the name 'group'"):
+        evaluate(fitted, counts, labels="group")
+
+
 @pytest.mark.parametrize("n_obs", [1, 4, 19])
 def test_too_few_cells(grouped: anndata.AnnData, fitted: Autoencoder, n_obs: int) -> None:
     with pytest.raises(InputError) as error:

@@ -186,6 +186,14 @@ def test_embeddings_refuse_what_is_not_there(drawn: anndata.AnnData) -> None:
     assert not plt.get_fignums()
 
 
+def test_no_cells_and_columns_that_are_none_are_refused(drawn: anndata.AnnData) -> None:
+    with pytest.raises(InputError) as nothing:
+        pl.embeddings(drawn[:0], "X_ae", color="group")
+    assert nothing.value.code == "too-few-cells"
+    with pytest.raises(ConfigError, match="did you mean 'group'"):
+        pl.embeddings(drawn, "X_ae", color=["group"])  # type: ignore[arg-type]
+
+
 def test_embeddings_take_slots_without_titles_and_sparse_ones(drawn: anndata.AnnData) -> None:
     drawn.obsm["X_sparse"] = csr_matrix(drawn.obsm["X_pca"])
     axes = pl.embeddings(drawn, ["X_pca", "X_sparse"], color="group")

@@ -140,7 +140,7 @@ def test_a_batch_too_rare_for_the_minibatches_is_refused_in_fit(cells: anndata.A
         (lambda: SAUCIE(lambda_b=0.1, lambda_c=0.1, faithful=True), "faithful"),
         (lambda: SAUCIE(n_hidden=(), lambda_c=0.1), "n_hidden"),
         (lambda: SAUCIE(lambda_b=0.1).fit(blobs_of_counts()), "batch_key"),
-        (lambda: SAUCIE().fit(blobs_of_counts(), batch_key="plate"), "batch_key"),
+        (lambda: SAUCIE().fit(blobs_of_counts(), batch_key="plate"), "remedy: set lambda_b=0.1"),
         (lambda: SAUCIE(lambda_b=0.1, reference="3").fit(blobs_of_counts(), batch_key="plate"), "did you mean"),
         (lambda: SAUCIE(n_hidden=(8,)).fit(blobs_of_counts(), max_epochs=1).clusters(blobs_of_counts()), "lambda_c"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from anncoder import CountAutoencoder, load
 from anncoder.device import products_in
 from anncoder.estimators import ESTIMATORS
+from anncoder.progress import bar
 
 
 @contextmanager
@@ -98,3 +100,15 @@ def test_fits_that_overlap_leave_the_precision_of_products_as_it_was() -> None:
 def test_gradients_go_on_being_recorded_after_a_fit(counts: Any) -> None:
     CountAutoencoder(n_latent=2).fit(counts, max_epochs=1, progress=False).embed(counts)
     assert torch.ones(1, requires_grad=True).sum().requires_grad
+
+
+def test_no_bar_is_made_where_none_is_shown_and_a_notebook_need_not_have_ipywidgets(
+    counts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("tqdm", "tqdm.auto"):
+        monkeypatch.setitem(sys.modules, name, None)
+    CountAutoencoder(n_latent=2).fit(counts, max_epochs=1, progress=False)
+    monkeypatch.undo()
+    monkeypatch.setattr("anncoder.progress.find_spec", lambda _: None)
+    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
+    bar(3, "cell").close()

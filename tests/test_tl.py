@@ -301,11 +301,31 @@ def test_a_key_that_the_user_took_is_refused(
     tl.embed(counts, fitted, key_added="other")
 
 
-@pytest.mark.parametrize("key", ["", "a/b"])
-def test_a_key_that_cannot_be_written_is_refused(counts: anndata.AnnData, key: str) -> None:
+def test_results_that_lost_their_record_are_called_that(counts: anndata.AnnData, fitted: Autoencoder) -> None:
+    tl.embed(counts, fitted)
+    both = anndata.concat({"a": counts, "b": counts}, index_unique="-")  # uns is dropped
+    with pytest.raises(ConfigError, match=r"uns\['ae'\], which says what wrote that, is missing") as error:
+        tl.embed(both, fitted)
+    assert error.value.code == "key-taken"
+    assert "del adata.obsm['X_ae']" in error.value.remedy
+    del both.obsm["X_ae"]
+    tl.embed(both, fitted)
+
+
+@pytest.mark.parametrize("key", ["", "a/b", 3, None])
+def test_a_key_that_cannot_be_written_is_refused(counts: anndata.AnnData, key: Any) -> None:
     with pytest.raises(ConfigError) as error:
         tl.autoencode(counts, key_added=key, **QUICK)
     assert error.value.code == "bad-key"
+
+
+def test_a_layer_is_a_single_name(counts: anndata.AnnData, fitted: Autoencoder, tmp_path: Path) -> None:
+    counts.write_h5ad(tmp_path / "in.h5ad")
+    wrong: Any = ["counts"]
+    for data in (counts, tmp_path / "in.h5ad"):
+        for call in (fitted.embed, ac.check, ac.CountAutoencoder().fit, partial(ac.evaluate, fitted)):
+            with pytest.raises(ConfigError, match=r"layer = \['counts'\] is not the name of a layer"):
+                call(data, layer=wrong)
 
 
 def test_unknown_names_are_met_with_the_nearest_known(counts: anndata.AnnData) -> None:
@@ -450,6 +470,20 @@ def test_what_is_no_anndata_is_refused(counts: anndata.AnnData, fitted: Autoenco
     with pytest.raises(ConfigError) as unnamed:
         getattr(tl, verb)("pbmc.h5ad", *arguments)
     assert unnamed.value.code == "no-output"
+
+
+@pytest.mark.parametrize("verb", ["autoencode", "embed", "denoise"])
+def test_outputs_of_files_are_named_in_pythons_words(
+    counts: anndata.AnnData, fitted: Autoencoder, verb: str, tmp_path: Path
+) -> None:
+    counts.write_h5ad(tmp_path / "a.h5ad")
+    call = partial(getattr(tl, verb), tmp_path / "a.h5ad", *(() if verb == "autoencode" else (fitted,)))
+    with pytest.raises(ConfigError, match=r"remedy: output='NAME\.h5ad'") as error:
+        call(output=tmp_path / "zz.zarr")
+    assert (error.value.code, error.value.where) == ("bad-output", "output")
+    with pytest.raises(ConfigError, match="copy is for an AnnData"):
+        call(output=tmp_path / "b.h5ad", copy=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.h5ad"]
 
 
 @pytest.mark.parametrize("verb", [tl.embed, tl.denoise, lambda _, m, **s: ac.pl.history(m)], ids=["embed", "d", "pl"])

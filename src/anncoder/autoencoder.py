@@ -148,7 +148,7 @@ class Autoencoder:
             was); ``"tf32"`` for faster products on a CUDA GPU, of factors with three digits; whether to record a step
             there and replay it, None for where that can be done (count autoencoder, data in memory).
         progress
-            True for a progress bar, False for silence, None for a bar where there is a terminal or notebook.
+            True for a progress bar, False for silence, None for a bar in a terminal, or a notebook with ipywidgets.
         checkpoint
             Folder that keeps the state of an unfinished fit: the same call goes on from there after a kill, to the
             same bits; with an :class:`IterableSource` from the end of an epoch, in the order of its next pass. Removed

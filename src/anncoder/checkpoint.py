@@ -171,11 +171,14 @@ def read_stored(folder: str | Path) -> Stored:
     """
     folder = Path(folder)
     if not (folder / MANIFEST).is_file():
+        inner = folder / "model"  # where `anncoder train` puts it in the folder of a run
         raise FileError(
             f"{str(folder)!r} is not a model folder: it has no {MANIFEST}",
             code="not-a-model",
             where=str(folder),
-            remedy="give the folder that save() or `anncoder train` wrote",
+            remedy=f"give the model in it: {str(inner)!r}"
+            if (inner / MANIFEST).is_file()
+            else "give the folder that save() wrote, or model/ in the one that `anncoder train` wrote",
         )
     manifest = _read_manifest(folder)
     _refuse_changed(folder, manifest)

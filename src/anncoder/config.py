@@ -281,7 +281,9 @@ class TrainingConfig(Settings):
                 f"batch_key = {self.batch_key!r}, but this model (as it is set) makes no use of batches",
                 code="batches-unused",
                 where="batch_key",
-                remedy="leave batch_key out, or use a model that corrects for batches; see docs/models.md",
+                remedy="set lambda_b=0.1 (--set lambda_b=0.1), which corrects for them, or leave batch_key out"
+                if hasattr(model, "lambda_b")  # of SAUCIE: zero is its default
+                else "leave batch_key out, or use a model that corrects for batches; see docs/models.md",
             )
         suited = model.suited if self.max_epochs is None else {**model.suited, "max_steps": None}
         return self.model_copy(update={k: v for k, v in suited.items() if getattr(self, k) is None})
@@ -327,7 +329,7 @@ def split_settings(
 
 def unknown_key(key: str, known: Sequence[str], *, where: str) -> ConfigError:
     """Return the error for an unknown key, naming the nearest known one."""
-    near = difflib.get_close_matches(key, known, n=1)
+    near = difflib.get_close_matches(str(key), known, n=1)
     remedy = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known) or 'none'}"
     return ConfigError(f"unknown key {key!r}", code="unknown-key", where=where, remedy=remedy)
 

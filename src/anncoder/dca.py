@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
@@ -235,7 +236,11 @@ def write_info(adata: anndata.AnnData, found: Results, model: DCA) -> None:
 def _refuse_data(adata: anndata.AnnData, *, check_counts: bool) -> None:
     # a gene without counts has no variance to divide its z-score by
     report = check(adata, integers=check_counts)
-    report.raise_if_bad()
+    try:
+        report.raise_if_bad()
+    except InputError as error:  # X is what is read here, as it was in scanpy's function
+        error.remedy = re.sub(r"pass layer=(.+), which", r"adata.X = adata.layers[\1].copy(), which", error.remedy)
+        raise
     for problem in report.problems:
         if problem.code == "empty-genes":
             raise InputError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -79,7 +80,9 @@ def wrapped(network: nn.Module, share: Share) -> nn.Module:
     if share.size == 1:
         return network
     # all parameters have a gradient in every step, and running statistics are averaged once an epoch instead
-    return DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
+    with warnings.catch_warnings():  # torch 2.13 has another name for it, which earlier ones do not know
+        warnings.filterwarnings("ignore", r"`broadcast_buffers` is deprecated", FutureWarning)
+        return DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def unwrapped(network: nn.Module) -> nn.Module:

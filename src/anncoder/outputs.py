@@ -29,8 +29,8 @@ def refuse_output(output: Path, *, suffix: str = ".h5ad") -> None:
         raise ConfigError(
             f"the output {str(output)!r} {wrong}",
             code="bad-output",
-            where="--output",
-            remedy=f"-o NAME{suffix}",
+            where="output",
+            remedy=f"output='NAME{suffix}' (-o NAME{suffix})",
         )
     writable_folder(output.parent)
 
@@ -50,7 +50,8 @@ def refuse_input_as_output(data: Path, output: Path, *, in_place: bool) -> None:
             "the output is the input",
             code="output-is-input",
             where=str(output),
-            remedy="choose another name, or say --in-place: the new file then replaces the old one when it is complete",
+            remedy="choose another name, or say --in-place on the command line: the new file then replaces the old one "
+            "when it is complete",
         )
 
 
@@ -94,10 +95,11 @@ def outputs_of(data: Paths, output: Path, *, in_place: bool) -> list[Path]:
             if twice
             else f"the output {str(output)!r} of {len(paths)} file{'s' * (len(paths) > 1)} is no folder",
             code="bad-output",
-            where="--output",
+            where="output",
             remedy="rename them, or take one at a time"
             if twice
-            else "-o FOLDER: each file keeps its name there" + (", or -o NAME.h5ad" if len(paths) == 1 else ""),
+            else "output='FOLDER' (-o FOLDER): each file keeps its name there"
+            + (", or output='NAME.h5ad' (-o NAME.h5ad)" if len(paths) == 1 else ""),
         )
     if not output.exists():
         writable_folder(output.parent)

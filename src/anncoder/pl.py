@@ -20,7 +20,7 @@ from scipy import sparse
 
 from anncoder.autoencoder import Autoencoder
 from anncoder.config import unknown_key
-from anncoder.data.adata import meant, place
+from anncoder.data.adata import meant, obs_column, place
 from anncoder.errors import ConfigError, InputError
 from anncoder.models import MODELS
 from anncoder.refusals import refuse_no_model
@@ -268,11 +268,16 @@ def _sizes(adata: anndata.AnnData, layer: str | None) -> np.ndarray[Any, Any]:
 
 
 def _groups(adata: anndata.AnnData, color: str | None) -> Groups:
+    if not adata.n_obs:
+        raise InputError(
+            "there are no cells to draw",
+            code="too-few-cells",
+            where="adata",
+            remedy="check the filters that ran before",
+        )
     if color is None:
         return Groups([], np.zeros(adata.n_obs, dtype=int), [PALETTE[0]])
-    if color not in adata.obs:
-        raise unknown_key(color, [str(c) for c in adata.obs.columns], where="color (a column of obs)")
-    values = adata.obs[color].astype("category").cat
+    values = obs_column(adata, color, what="color").astype("category").cat
     names = [str(name) for name in values.categories]
     if len(names) > MOST_GROUPS:
         raise ConfigError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from importlib.util import find_spec
 from typing import Any
 
 from anncoder.training import History, Record
@@ -35,6 +36,16 @@ def warn_interrupted(history: History) -> None:
     logger.warning("interrupted: the model has the best weights until then (epoch %d)", history.best_epoch + 1)
 
 
+def bar(total: int, unit: str, *, always: bool = False, **settings: Any) -> Any:
+    """Return a tqdm bar: where stderr is a terminal, in a notebook with ipywidgets, or ``always``."""
+    if find_spec("ipywidgets") is None:  # tqdm.auto warns in a notebook without it, and takes the plain bar then
+        from tqdm import tqdm
+    else:
+        from tqdm.auto import tqdm
+    # disable=None is tqdm's own "not where stderr is no terminal"; a notebook's bar does not ask
+    return tqdm(total=total, unit=unit, disable=False if always else None, leave=False, **settings)
+
+
 class TrainingReport:
     """Follows a training run; a context manager.
 
@@ -45,22 +56,21 @@ class TrainingReport:
     max_epochs
         Epochs at most.
     show
-        True: a bar always. None: a bar where stderr is a terminal or a notebook. False: nothing.
+        True: a bar always. None: a bar where stderr is a terminal, or in a notebook with ipywidgets. False: nothing.
     """
 
     def __init__(self, n_steps: int, max_epochs: int, *, show: bool | None) -> None:
-        from tqdm.auto import tqdm
-
         self.n_steps, self.max_epochs = n_steps, max_epochs
         self.level = logging.DEBUG if show is False else logging.INFO
         self.began, self.first = time.perf_counter(), -1
-        # disable=None is tqdm's own "not where stderr is no terminal"; a notebook's bar does not ask
-        disable = {True: False, None: None, False: True}[show]
-        self.bar: Any = tqdm(total=n_steps * max_epochs, unit="batch", disable=disable, leave=False, mininterval=0.2)
+        self.bar: Any = None
+        if show is not False:
+            self.bar = bar(n_steps * max_epochs, "batch", always=show is True, mininterval=0.2)
 
     def step(self) -> None:
         """Follow one minibatch."""
-        self.bar.update()
+        if self.bar is not None:
+            self.bar.update()
 
     def epoch(self, record: Record) -> None:
         """Follow one epoch: losses, and the longest that training can still take."""
@@ -68,6 +78,8 @@ class TrainingReport:
         self.first = done if self.first < 0 else self.first  # a run that goes on does not start with epoch 1
         left = (time.perf_counter() - self.began) / (done - self.first + 1) * (self.max_epochs - done)
         logger.log(self.level, "epoch %d/%d  %s  at most %.0f s left", done, self.max_epochs, losses(record), left)
+        if self.bar is None:
+            return
         self.bar.n = done * self.n_steps
         self.bar.set_description_str(f"epoch {done}/{self.max_epochs}", refresh=False)
         self.bar.set_postfix_str(losses(record), refresh=False)
@@ -76,7 +88,8 @@ class TrainingReport:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.bar.close()
+        if self.bar is not None:
+            self.bar.close()
 
 
 def losses(record: Record) -> str:

@@ -11,7 +11,6 @@ import pandas as pd
 from scipy.sparse import vstack
 
 from anncoder.autoencoder import Autoencoder
-from anncoder.config import unknown_key
 from anncoder.data.adata import obs_column
 from anncoder.data.shards import Shards, open_files
 from anncoder.errors import ConfigError, InputError
@@ -82,9 +81,7 @@ def some_cells(
         return _some(model, DiskSource(Shards(shards), counts=False), columns, max_cells, seed)
     assert isinstance(data, anndata.AnnData)
     for key in columns:
-        if key not in data.obs:
-            what = "batch_key" if key == model.training_.batch_key else "labels"
-            raise unknown_key(key, [str(c) for c in data.obs.columns], where=f"{what} (a column of obs)")
+        obs_column(data, key, what="batch_key" if key == model.training_.batch_key else "labels")
     chosen = np.ones(data.n_obs, dtype=bool)
     held_out, new = told_apart(model, data.n_obs, chosen, *_of_cells(data))
     if data.n_obs <= max_cells:

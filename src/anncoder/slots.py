@@ -128,12 +128,12 @@ def _signed(data: Any, key: str) -> Mapping[str, Any] | None:
     return found if isinstance(found, Mapping) and "params_json" in found else None
 
 
-def refuse_foreign(data: Any, key: str) -> None:
+def refuse_foreign(data: Any, key: Any) -> None:
     """Raise a ConfigError if slots of this key exist that we did not write: they belong to the user.
 
     ``data`` is an AnnData, or an open file or zarr group.
     """
-    if not key or "/" in key:
+    if not isinstance(key, str) or not key or "/" in key:
         raise ConfigError(
             f"key_added = {key!r} is no name for a slot", code="bad-key", where="key_added", remedy="a word like 'ae'"
         )
@@ -145,6 +145,15 @@ def refuse_foreign(data: Any, key: str) -> None:
             code="key-taken",
             where="key_added",
             remedy=f"choose another key_added (--key) here; scanpy's own key_added should not be {key!r}",
+        )
+    if taken and not signed:
+        first = "{}[{!r}]".format(*_ours(data, key)[0])
+        raise ConfigError(
+            f"{', '.join(taken)} exists, and uns[{key!r}], which says what wrote that, is missing "
+            "(as after ad.concat without uns_merge)",
+            code="key-taken",
+            where="key_added",
+            remedy=f"if it is of no use, delete it: del adata.{first}; or choose another key_added (--key)",
         )
     if taken and _signed(data, key) is None:
         raise ConfigError(

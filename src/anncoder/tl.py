@@ -58,13 +58,13 @@ def autoencode(
     denoise
         Write the expected counts too; a dense (n_obs, n_vars) layer.
     copy
-        Leave ``adata`` alone and return a copy with the results.
+        Leave ``adata`` alone and return a copy with the results; of an AnnData, not of files.
     output
         Where to write, if ``adata`` is the path of an ``.h5ad`` file or ``.zarr`` folder, or a list or glob of paths:
         an ``.h5ad`` file, or a folder, in which each keeps its name. The inputs are read and copied a
         block at a time, and left as they are.
     progress
-        True for a progress bar, False for silence, None for a bar where there is a terminal or notebook.
+        True for a progress bar, False for silence, None for a bar in a terminal, or a notebook with ipywidgets.
     **settings
         Hyper-parameters of the model (``n_latent``, ``n_hidden``, ``likelihood``...) and settings of its fit
         (``max_epochs``, ``seed``, ``threads``...), as :class:`anncoder.CountAutoencoder` and its siblings have them.
@@ -114,7 +114,8 @@ def autoencode(
         refuse_no_decoder(unfitted.config)
     if isinstance(adata, str | Path | list | tuple):
         wanted = Wanted(key_added, scale=natural_scale(unfitted) if denoise else None)
-        return _autoencode_files(adata, unfitted, wanted, output, layer=layer, progress=progress, **training)
+        where = _output(output, copy=copy)
+        return _autoencode_files(adata, unfitted, wanted, where, layer=layer, progress=progress, **training)
     target = _target(adata, copy=copy, output=output)
     refuse_foreign(target, key_added)
     if denoise:
@@ -155,7 +156,7 @@ def embed(
     allow_missing
         Share of the model's genes that may be missing; they are taken as zero.
     copy
-        Leave ``adata`` alone and return a copy with the results.
+        Leave ``adata`` alone and return a copy with the results; of an AnnData, not of files.
     output
         Where to write, if ``adata`` is files: see :func:`autoencode`.
 
@@ -182,7 +183,7 @@ def embed(
     """
     refuse_no_model(model)
     if isinstance(adata, str | Path | list | tuple):
-        where = _output(output)
+        where = _output(output, copy=copy)
         write_files(model, adata, where, Wanted(key_added), layer=layer, allow_missing=allow_missing)
         return None
     target = _target(adata, copy=copy, output=output)
@@ -223,7 +224,7 @@ def denoise(
     allow_missing
         Share of the model's genes that may be missing; they are taken as zero, and the layer does not have them.
     copy
-        Leave ``adata`` alone and return a copy with the results.
+        Leave ``adata`` alone and return a copy with the results; of an AnnData, not of files.
     output
         Where to write, if ``adata`` is files: see :func:`autoencode`.
 
@@ -254,7 +255,7 @@ def denoise(
     scale = natural_scale(model) if scale is None else scale
     if isinstance(adata, str | Path | list | tuple):
         wanted = Wanted(key_added, latent=False, scale=scale, batch=batch)
-        write_files(model, adata, _output(output), wanted, layer=layer, allow_missing=allow_missing)
+        write_files(model, adata, _output(output, copy=copy), wanted, layer=layer, allow_missing=allow_missing)
         return None
     target = _target(adata, copy=copy, output=output)
     refuse_foreign(target, key_added)
@@ -300,9 +301,9 @@ def _write_denoised(adata: anndata.AnnData, model: Autoencoder, denoised: Array,
 
 
 def _autoencode_files(
-    files: Paths, model: Autoencoder, wanted: Wanted, output: str | Path | None, *, layer: str | None, **settings: Any
+    files: Paths, model: Autoencoder, wanted: Wanted, output: Path, *, layer: str | None, **settings: Any
 ) -> Autoencoder:
-    found = open_files_for(model, files, _output(output), wanted, layer)
+    found = open_files_for(model, files, output, wanted, layer)
     opened: Any = found.shards
     source = open_source(opened, layer, counts=model.reads_counts, integers=model.config.integers)
     assert isinstance(source, DiskSource)
@@ -315,7 +316,14 @@ def _autoencode_files(
     return fitted
 
 
-def _output(output: str | Path | None) -> Path:
+def _output(output: str | Path | None, *, copy: bool) -> Path:
+    if copy:
+        raise ConfigError(
+            "copy is for an AnnData; files are left as they are, and the results are in the output",
+            code="bad-value",
+            where="copy",
+            remedy="leave copy out",
+        )
     if output is None:
         raise ConfigError(
             "results of files are written to a file, and none is named",

@@ -23,6 +23,8 @@ OPTIONS = (
     (r"layer=NAME \(--layer NAME\)", "--layer NAME"),
     (r"pass layer=(.+), which", r"say --layer \1, which"),
     ("leave out `layer`", "leave out --layer"),
+    (r"output='([^']+)' \(-o [^)]+\)", r"-o \1"),
+    (" on the command line: ", ": "),
     (r"allow_missing=(\S+) \(--allow-missing\)", r"--allow-missing \1"),
 )
 OURS = (errno.ENOENT, errno.EBADF, errno.EINVAL)  # the user's files are asked for before they are used

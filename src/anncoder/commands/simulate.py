@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tqdm.auto import tqdm
-
 from anncoder.errors import ConfigError
 from anncoder.files import locked
 from anncoder.outputs import refuse_output
-from anncoder.progress import announce
+from anncoder.progress import announce, bar
 from anncoder.settings import parse_assignments, set_in
 from anncoder.simulate import simulate_to_file
 from anncoder.splatter import SplatParameters
@@ -19,9 +17,9 @@ def run_simulate(output: Path, assignments: tuple[str, ...], *, seed: int | None
     """Simulate and write a file; the parameters are those of :class:`SplatParameters`."""
     refuse_output(output)
     parameters = parameters_of(assignments, seed=seed)
-    bar = tqdm(total=parameters.n_obs, unit="cell", unit_scale=True, disable=None, leave=False)
-    with locked(output), bar:  # of two at once the one that ends last would win
-        simulate_to_file(output, parameters, keep_means=keep_means, progress=bar.update)
+    shown = bar(parameters.n_obs, "cell", unit_scale=True)
+    with locked(output), shown:  # of two at once the one that ends last would win
+        simulate_to_file(output, parameters, keep_means=keep_means, progress=shown.update)
     announce(f"wrote {output}: {parameters.n_obs:,} cells x {parameters.n_vars:,} genes")
 
 

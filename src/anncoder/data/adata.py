@@ -100,9 +100,18 @@ def meant(layer: str | None, layers: Collection[str]) -> str | None:
 
     Raises
     ------
+    ConfigError
+        It is no name.
     InputError
         ``layers``, which the data have, include one that is called "X".
     """
+    if layer is not None and not isinstance(layer, str):
+        raise ConfigError(
+            f"layer = {layer!r} is not the name of a layer",
+            code="bad-value",
+            where="layer",
+            remedy="name a single layer, such as layer='counts'; None is X",
+        )
     if layer != "X":
         return layer
     if "X" in layers:
@@ -115,17 +124,25 @@ def meant(layer: str | None, layers: Collection[str]) -> str | None:
     return None
 
 
-def obs_column(adata: anndata.AnnData, key: str, *, what: str) -> Any:
+def obs_column(adata: anndata.AnnData, key: Any, *, what: str) -> Any:
     """Return a column of obs, (n_obs,).
 
     Raises
     ------
     ConfigError
-        There is no such column.
+        There is no such column, or more than one.
     """
-    if key not in adata.obs:
+    if not isinstance(key, str) or key not in adata.obs:
         raise unknown_key(key, [str(c) for c in adata.obs.columns], where=f"{what} (a column of obs)")
-    return adata.obs[key]
+    column = adata.obs[key]
+    if column.ndim > 1:  # pandas gives them all
+        raise ConfigError(
+            f"obs has {column.shape[1]} columns of the name {key!r}",
+            code="bad-value",
+            where=f"{what} (a column of obs)",
+            remedy="keep one: adata.obs = adata.obs.loc[:, ~adata.obs.columns.duplicated()]",
+        )
+    return column
 
 
 def coordinates_of(slots: Mapping[str, Any], key: str) -> np.ndarray[Any, np.dtype[np.float32]]:
