@@ -29,6 +29,7 @@ FACTORIALS = 1024  # from here on the logarithm of a factorial is computed
 STORED = 128  # stored values at a time, where a program has one row
 SCALED = 1024  # numbers at a time that are only read and multiplied
 TOTALS = 16  # genes of a program that adds up what the others found
+PARTS = 128  # of those at a time
 PIECE = 1024  # numbers of a parameter, which a program of the optimizer has
 TENSORS = 32  # parameters of a launch, which has an upper limit of arguments
 
@@ -301,7 +302,7 @@ def _launch(of: Parameters, nll: Tensor, gradients: Gradients | None, weight: fl
             triton_loss.theta_total[-(-g // TOTALS),](
                 *(partial, of.log_theta, limits, agreed, by_theta, programs, g),
                 RERUN=again is not None,
-                ROWS=128,
+                ROWS=PARTS,
                 COLUMNS=TOTALS,
             )
 

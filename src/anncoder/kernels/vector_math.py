@@ -32,7 +32,7 @@ LN2_HIGH_64, LN2_LOW_64 = 6.93147180369123816490e-01, 1.90821492927058770002e-10
 
 @njit(inline="always", fastmath=EXACT, error_model="numpy")
 def exp_minus(a: Scalar, error: Scalar) -> Scalar:
-    """Return ``exp(error - a)`` in float32, for a >= 0 and a tiny ``error``; 1e-38 for a > 87."""
+    """Return ``exp(error - a)`` in float32, for a > -87 and a tiny ``error``; 1e-38 for a > 87."""
     a = min(a, F(87.0))
     k = np.floor(F(0.5) - a * F(LOG2_E))
     return _exp_reduced((-a - k * F(LN2_HIGH)) - k * F(LN2_LOW) + error, k)
@@ -124,7 +124,7 @@ def log1p_minus_half(q: Scalar) -> Scalar:
 
 @njit(inline="always", fastmath=EXACT, error_model="numpy")
 def exp_minus_64(a: Scalar) -> Scalar:
-    """Return ``exp(-a)`` in float64, for a >= 0; 1e-304 for a > 700."""
+    """Return ``exp(-a)`` in float64, for a > -700; 1e-304 for a > 700."""
     a = min(a, 700.0)
     shifted = ROUND_64 - a * LOG2_E  # rounds to a whole number, which stands in the low bits
     k = shifted - ROUND_64
