@@ -259,7 +259,9 @@ def test_values_that_are_not_real_numbers(dtype):
         assert check_matrix(sparse.csr_matrix(counts(4, 3), dtype=dtype), **names)[0] == problems
 
 
-@pytest.mark.parametrize("matrix", [[[1, 2], [3, 4]], np.ones(3), pd.DataFrame({"a": [1, 2]})])
+@pytest.mark.parametrize(
+    "matrix", [[[1, 2], [3, 4]], np.ones(3), pd.DataFrame({"a": [1, 2]}), np.ma.masked_equal(np.eye(2), 0)]
+)
 def test_what_is_not_a_matrix(matrix):
     problems, _ = check_matrix(matrix, obs_names=["a", "b"], var_names=["a", "b"])
     assert [problem.code for problem in problems] == ["not-a-matrix"]

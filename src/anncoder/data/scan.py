@@ -77,6 +77,8 @@ def unreadable(matrix: Any) -> tuple[str, str] | None:
     if not (isinstance(matrix, np.ndarray | OnDisk) or sparse.issparse(matrix)):
         name = f"{type(matrix).__module__}.{type(matrix).__qualname__}"
         return "not-a-matrix", f"this is a {name}, not a numpy or scipy.sparse matrix"
+    if isinstance(matrix, np.ma.MaskedArray) and np.ma.is_masked(matrix):
+        return "not-a-matrix", "some of its values are masked, and nothing here reads masks"
     if matrix.ndim != 2:
         return "not-a-matrix", f"this is an array of {matrix.ndim} dimensions instead of two"
     if matrix.dtype.kind not in "biuf":
