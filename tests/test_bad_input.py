@@ -161,7 +161,7 @@ class TestData:
 
         path = write(occupy)
         words = ("train", path, "-o", path.with_name("out.h5ad"), *QUICK)
-        refused(*words, code=2, said=("obsm['X_ae'] exists and was not written by anncoder", "--key"))
+        refused(*words, code=2, said=("obsm['X_ae'] exists, and nothing says that anncoder wrote it", "--key"))
         refused(*words, "--key", "a/b", code=2, said=("is no name for a slot",))
 
     def test_columns_that_do_not_exist(self, refused: Callable[..., str], counts_file: Path) -> None:

@@ -149,7 +149,7 @@ def refuse_foreign(data: Any, key: Any) -> None:
     if taken and not signed:
         first = "{}[{!r}]".format(*_ours(data, key)[0])
         raise ConfigError(
-            f"{', '.join(taken)} exists, and uns[{key!r}], which says what wrote that, is missing "
+            f"{', '.join(taken)} exists, and nothing says that anncoder wrote it: uns[{key!r}] is missing "
             "(as after ad.concat without uns_merge)",
             code="key-taken",
             where="key_added",
