@@ -609,3 +609,12 @@ def test_the_aligned_matrix_is_a_copy(counts: anndata.AnnData) -> None:
     before = counts.X.copy()
     model.aligned_matrix(counts).data[:] = 7
     assert (before != counts.X).nnz == 0
+
+
+def test_results_of_a_version_without_fingerprints_are_kept_by_their_model(counts: anndata.AnnData) -> None:
+    model = tl.autoencode(counts, "count", denoise=True, n_latent=2, max_epochs=1, progress=False)
+    params = json.loads(counts.uns["ae"]["params_json"])
+    del params["fingerprint"]
+    counts.uns["ae"]["params_json"] = json.dumps(params)
+    tl.embed(counts, model)
+    assert "ae_denoised" in counts.layers

@@ -273,13 +273,13 @@ def _other_slots(adata: AnnData, checked: str) -> Iterator[tuple[str, Traits]]:
 def _slots(adata: AnnData, checked: str) -> Iterator[tuple[str, Any]]:
     on_disk = adata.isbacked and not adata.is_view
     held = dict(slots_of(adata.file)) if on_disk else {}
-    if checked != "X" and adata.X is not None:
+    if checked != "X" and ("X" in held if on_disk else adata.X is not None):
         yield "X", held["X"] if on_disk else adata.X
     for layer in adata.layers:
         # anndata 0.13 lists X among the layers, under the name None
         if layer is not None and (slot := slot_name(layer)) != checked:
             yield slot, adata.layers[layer]
-    if adata.raw is not None:
+    if "raw.X" in held if on_disk else adata.raw is not None:
         yield "raw.X", held["raw.X"] if on_disk else adata.raw.X
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -66,34 +67,33 @@ def products_in(precision: str, device: torch.device) -> Iterator[None]:
     if precision == "float32" or device.type != "cuda":
         yield
         return
-    _tf32.enter()
-    try:
+    with _tf32:
         yield
-    finally:
-        _tf32.leave()
 
 
-class _Tf32:
-    """The precision is the process's: of fits that overlap in several threads, the last puts it back."""
+class _OfProcess:
+    """A setting of the process: of blocks that overlap in several threads, the last puts back what was before."""
 
-    def __init__(self) -> None:
-        self.lock, self.n_inside, self.before = threading.Lock(), 0, ""
+    def __init__(self, wanted: Any, get: Callable[[], Any], put: Callable[[Any], None]) -> None:
+        self.wanted, self.get, self.put = wanted, get, put
+        self.lock, self.n_inside, self.before = threading.Lock(), 0, wanted
 
-    def enter(self) -> None:
+    def __enter__(self) -> None:
         with self.lock:
             if self.n_inside == 0:
-                self.before = torch.get_float32_matmul_precision()
-                torch.set_float32_matmul_precision("high")
+                self.before = self.get()
+                self.put(self.wanted)
             self.n_inside += 1
 
-    def leave(self) -> None:
+    def __exit__(self, *error: object) -> None:
         with self.lock:
             self.n_inside -= 1
-            if self.n_inside == 0:
-                torch.set_float32_matmul_precision(self.before)
+            if self.n_inside == 0 and self.before != self.wanted:
+                self.put(self.before)
 
 
-_tf32 = _Tf32()
+_tf32 = _OfProcess("high", torch.get_float32_matmul_precision, torch.set_float32_matmul_precision)
+_float32 = _OfProcess(torch.float32, torch.get_default_dtype, torch.set_default_dtype)
 
 
 @contextmanager
@@ -103,15 +103,12 @@ def usual_torch() -> Iterator[None]:
     Gradients are recorded, and what is made without a type or a device is float32 and on the CPU: networks and kernels
     are of float32, wherever ``fit`` is called from.
     """
-    dtype = torch.get_default_dtype()
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         if torch.get_default_device().type not in ("cpu", "meta"):  # the mode costs time at every operation
             stack.enter_context(torch.device("cpu"))
-        if dtype != torch.float32:  # which is the process's: not touched without need
-            stack.callback(torch.set_default_dtype, dtype)
-            torch.set_default_dtype(torch.float32)
+        stack.enter_context(_float32)
         yield
 
 

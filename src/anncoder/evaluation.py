@@ -36,11 +36,12 @@ from typing import Any, Literal
 import anndata
 import numpy as np
 import pandas as pd
+from scipy.sparse import csr_matrix
 
 from anncoder.autoencoder import Autoencoder
 from anncoder.baselines import Cells, GeneMean, Method, Principal, Trained, input_of
 from anncoder.clusters import cluster_scores, comparable
-from anncoder.config import TrainingConfig
+from anncoder.config import TrainingConfig, given
 from anncoder.data.adata import obs_column
 from anncoder.data.summary import library_sizes
 from anncoder.errors import ConfigError, InputError
@@ -206,18 +207,23 @@ def heldout_score(model: Autoencoder, data: anndata.AnnData, *, layer: str | Non
         The fit held out none of these cells.
     """
     matrix = model.aligned_matrix(data, layer)
-    if not model.reads_counts or not whole(matrix):
+    refuse_not_whole(matrix, reads_counts=model.reads_counts)
+    sample = some_cells(model, data, layer, [], max_cells=data.n_obs, seed=seed)
+    cells = Cells(matrix, _batches_of(model, data))
+    refuse_none_held_out(float((sample.held_out >= 0).sum()))
+    scored, others = cells.take(sample.held_out >= 0), cells.take(sample.held_out < 0)
+    return heldout_nll(Trained(model), *thin(scored, seed), others, GeneMean(model, cells).mean)
+
+
+def refuse_not_whole(matrix: csr_matrix, *, reads_counts: bool = True) -> None:
+    """Raise a ConfigError where no molecules can be set aside: of what is not counts, or not whole."""
+    if not reads_counts or not whole(matrix):
         raise ConfigError(
             "no molecules can be set aside of values that are not whole counts",
             code="no-decoder",
             where="search",
             remedy="search with the raw counts, and leave transform='none' out",
         )
-    sample = some_cells(model, data, layer, [], max_cells=data.n_obs, seed=seed)
-    cells = Cells(matrix, _batches_of(model, data))
-    refuse_none_held_out(float((sample.held_out >= 0).sum()))
-    scored, others = cells.take(sample.held_out >= 0), cells.take(sample.held_out < 0)
-    return heldout_nll(Trained(model), *thin(scored, seed), others, GeneMean(model, cells).mean)
 
 
 def refuse_none_held_out(held_out: float) -> None:
@@ -259,10 +265,18 @@ def _apart(model: Autoencoder, sample: Sample, cells: Cells, seed: int) -> tuple
     return (cells.take(apart), cells.take(~apart), which) if enough else (cells, cells, "seen")
 
 
+def _only_numbered(model: Autoencoder) -> bool:
+    # whether the names are the numbers that stand in for names: those are of any cells
+    if not model.valid_obs_.str.isdigit().all():
+        return False
+    n_fitted = len(model.valid_obs_) / max(given(model.training_.valid_fraction), 1e-9)
+    return bool(model.valid_obs_.astype(float).max() <= n_fitted)
+
+
 def _are_those(model: Autoencoder, sample: Sample, cells: Cells) -> bool:
     # cells of other data may have the same names: they have other totals
     known = sample.held_out >= 0
     if not (model.reads_counts and len(model.valid_sizes_) and model.var_names_.isin(sample.adata.var_names).all()):
-        return not model.valid_obs_.str.isdigit().all()  # numbers that stand in for names are those of any cells
+        return not _only_numbered(model)
     sizes = model.valid_sizes_[sample.held_out[known]]
     return bool(np.allclose(library_sizes(cells.matrix)[known], sizes, rtol=1e-3))

@@ -130,8 +130,21 @@ def refuse_occupied(target: Path, against: Callable[[Path], str]) -> None:
 
 def others_in(folder: Path, names: Collection[str]) -> str:
     """Return, as a sentence, what a folder holds beside these names; empty if nothing."""
-    others = sorted(repr(path.name) for path in folder.iterdir() if path.name not in names)
+    ignored = (*names, ".DS_Store", "Thumbs.db", "desktop.ini")  # which systems put into any folder
+    others = sorted(repr(path.name) for path in folder.iterdir() if path.name not in ignored)
     return f"it holds {some(others, 3)}" if others else ""
+
+
+def allow_open(n_files: int) -> None:
+    """Let this process have so many files open at once, as far as the system lets it."""
+    try:
+        import resource
+    except ImportError:  # not there on Windows, which has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = n_files if hard == resource.RLIM_INFINITY else min(n_files, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def writable_folder(folder: Path) -> None:

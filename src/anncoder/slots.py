@@ -39,8 +39,11 @@ def of_another(data: Any, model: Autoencoder, key: str) -> list[tuple[str, str]]
     ``data`` is an AnnData, or an open file or zarr group.
     """
     found = _signed(data, key)
-    other = found is not None and _identity(found) != _identity(record(model, {}))
-    return _ours(data, key) if other else []
+    if found is None:
+        return []
+    there, here = _identity(found), _identity(record(model, {}))
+    known = [name for name in here if name in there or name != "fingerprint"]  # of older versions there is none
+    return _ours(data, key) if any(there.get(name) != here[name] for name in known) else []
 
 
 def denoised_as(scale: Scale, batch: str | int | None) -> dict[str, str]:
@@ -147,13 +150,13 @@ def refuse_foreign(data: Any, key: Any) -> None:
             remedy=f"choose another key_added (--key) here; scanpy's own key_added should not be {key!r}",
         )
     if taken and not signed:
-        first = "{}[{!r}]".format(*_ours(data, key)[0])
+        ours = ", ".join("adata.{}[{!r}]".format(*slot) for slot in _ours(data, key))
         raise ConfigError(
             f"{', '.join(taken)} exists, and nothing says that anncoder wrote it: uns[{key!r}] is missing "
             "(as after ad.concat without uns_merge)",
             code="key-taken",
             where="key_added",
-            remedy=f"if it is of no use, delete it: del adata.{first}; or choose another key_added (--key)",
+            remedy=f"if it is of no use, delete it: del {ours}; or choose another key_added (--key)",
         )
     if taken and _signed(data, key) is None:
         raise ConfigError(

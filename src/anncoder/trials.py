@@ -21,9 +21,10 @@ import numpy as np
 
 from anncoder.autoencoder import Autoencoder
 from anncoder.config import TrainingConfig, split_settings, unknown_key
+from anncoder.data.adata import meant, read_matrix
 from anncoder.errors import ConfigError, DivergenceError, FileError, InputError
 from anncoder.estimators import ESTIMATORS
-from anncoder.evaluation import heldout_score, refuse_none_held_out
+from anncoder.evaluation import heldout_score, refuse_none_held_out, refuse_not_whole
 from anncoder.files import atomic_path
 from anncoder.models import MODELS
 
@@ -118,7 +119,8 @@ def search(
     if n_trials < 1:
         raise ConfigError(f"n_trials = {n_trials}", code="bad-value", where="n_trials", remedy="ask for one at least")
     hyper, _ = split_settings(settings, MODELS[model].config)
-    _refuse_unscored(model, reads_counts=MODELS[model].config(**hyper).reads_counts)
+    _refuse_unscored(model, reads_counts=hyper.get("transform") != "none")
+    refuse_not_whole(read_matrix(adata, meant(layer, adata.layers)))
     TrainingConfig.refuse_value("seed", seed)
     for name, value in settings.items():
         _refuse_values(model, name, [value])

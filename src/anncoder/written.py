@@ -23,7 +23,7 @@ from anncoder.autoencoder import Array, Autoencoder, Scale
 from anncoder.copying import Copy, slices
 from anncoder.data.shard import READ, Shard
 from anncoder.errors import AnncoderError, InputError, ResourceError
-from anncoder.files import atomic_path, locked
+from anncoder.files import allow_open, atomic_path, locked
 from anncoder.hdf5 import Patient, new_h5
 from anncoder.inference import denoised, expecting, latents
 from anncoder.progress import logger
@@ -141,6 +141,8 @@ def write_results(
         The disk is full, another process writes the same output, or what was read back is not what was written. The
         output is as it was.
     """
+    if together:
+        allow_open(4 * len(outputs) + 256)  # input, lock and what else is open of each
     with ExitStack() as all_written:
         for (shard, cells), output in zip(source.files(), outputs, strict=True):
             output.parent.mkdir(exist_ok=True)  # a folder that was named for them

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,7 @@ def obs_column(adata: anndata.AnnData, key: Any, *, what: str) -> Any:
     ConfigError
         There is no such column, or more than one.
     """
-    if not isinstance(key, str) or key not in adata.obs:
+    if not isinstance(key, str | int) or key not in adata.obs:
         raise unknown_key(key, [str(c) for c in adata.obs.columns], where=f"{what} (a column of obs)")
     column = adata.obs[key]
     if column.ndim > 1:  # pandas gives them all
@@ -172,7 +173,9 @@ def coordinates_of(slots: Mapping[str, Any], key: str) -> np.ndarray[Any, np.dty
 
 
 def codes_of(column: Any, key: str, *, what: str) -> np.ndarray[Any, Any]:
-    """Return a column as integer codes, (n_obs,), in the order of its sorted names, whatever the column is stored as.
+    """Return a column as integer codes, (n_obs,), in the order of its names, of numbers in that of their values.
+
+    Whatever the column is stored as: categories in an order of their own are not known from every file.
 
     Raises
     ------
@@ -180,8 +183,11 @@ def codes_of(column: Any, key: str, *, what: str) -> np.ndarray[Any, Any]:
         It has missing values.
     """
     names, positions = _names_in(column, key, what)
-    codes: np.ndarray[Any, Any] = np.unique(names, return_inverse=True)[1][positions]
-    return codes
+    unique, codes = np.unique(names, return_inverse=True)
+    if all(isinstance(value, Real) and not isinstance(value, bool) for value in pd.unique(np.asarray(column, object))):
+        codes = np.argsort(np.argsort(unique.astype(float), kind="stable"))[codes]
+    found: np.ndarray[Any, Any] = codes[positions]
+    return found
 
 
 def _names_in(column: Any, key: str, what: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

@@ -18,7 +18,7 @@ from anncoder.config import HiddenWidths, LatentUnits, NetworkConfig, Steps, Wei
 from anncoder.errors import InputError
 from anncoder.nn.affinities import affinities, joint_affinities, squared_distances, without_self
 from anncoder.nn.inputs import LogNormalize
-from anncoder.nn.layers import ACTIVATIONS
+from anncoder.nn.layers import ACTIVATIONS, rows_of
 from anncoder.nn.projection import Projection
 from anncoder.types import Batch, Loader, Loss, Noise, Shape, Summary
 
@@ -201,8 +201,7 @@ class NetsneNetwork(nn.Module):
     def _of_all(self, fitted: Fitted) -> tuple[Tensor, Tensor, Tensor]:
         places = self.encoder(fitted.inputs)
         rows = torch.repeat_interleave(fitted.starts.diff())
-        # index_select, whose gradient has one order of the sum; that of places[rows] has any, with several threads
-        apart = places.index_select(0, rows) - places.index_select(0, fitted.neighbours)
+        apart = rows_of(places, rows) - rows_of(places, fitted.neighbours)
         attraction = (fitted.p * stretched(apart)).sum()
         return fitted.negentropy, attraction, log_similarities(places, places)
 

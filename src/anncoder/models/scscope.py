@@ -16,7 +16,7 @@ from anncoder.config import HiddenWidths, LatentUnits, Layers, NetworkConfig, Tr
 from anncoder.errors import InputError
 from anncoder.nn.corruption import select
 from anncoder.nn.inputs import LogNormalize
-from anncoder.nn.layers import Decoder, Encoder, linear
+from anncoder.nn.layers import Decoder, Encoder, linear, rows_of
 from anncoder.types import CSR, Batch, Loader, Loss, Noise, Shape, Summary
 
 
@@ -170,7 +170,7 @@ class ScScopeNetwork(nn.Module):
         shift: Tensor | int = 0
         if self.of_batch is not None:
             assert batch_code is not None
-            shift = self._shifts().index_select(0, batch_code)  # whose gradient has one order of the sum
+            shift = rows_of(self._shifts(), batch_code)
         dense = None if self.imputer is None and self.of_batch is None else x.to_dense()
         current: CSR | Tensor = x if self.of_batch is None or dense is None else (dense - shift).relu()
         rounds: list[tuple[Tensor, Tensor]] = []
@@ -197,7 +197,7 @@ class ScScopeNetwork(nn.Module):
             return select(x, x.values != 0)
         assert batch_code is not None
         at = batch_code[x.rows()] * x.n_vars + x.indices
-        corrected = (x.values - self._shifts().reshape(-1).index_select(0, at)).relu()
+        corrected = (x.values - rows_of(self._shifts().reshape(-1), at)).relu()
         counted = corrected != 0 if self.config.faithful else x.values != 0
         return select(x.with_values(corrected), counted)
 

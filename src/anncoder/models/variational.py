@@ -31,7 +31,7 @@ from anncoder.models.count import moment_log_theta
 from anncoder.nn.conditional import ConditionalLayers
 from anncoder.nn.heads import CountParameters
 from anncoder.nn.inputs import LogNormalize
-from anncoder.nn.layers import product_of
+from anncoder.nn.layers import product_of, rows_of
 from anncoder.nn.penalties import EpochWarmUp
 from anncoder.nn.sparse import SparseLinear
 from anncoder.types import Batch, Loader, Loss, Noise, Shape, Summary
@@ -235,7 +235,7 @@ class VariationalNetwork(nn.Module):
         if len(self.log_theta) == 1:
             return self.log_theta[0]
         assert batch_code is not None
-        return self.log_theta.index_select(0, batch_code)  # whose gradient has one order of the sum
+        return rows_of(self.log_theta, batch_code)
 
     def _output(self, name: str, hidden: Tensor, batch_code: Tensor | None) -> Any:
         # a head that is a product and no more is left to the likelihood

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from anncoder.config import Layers
-from anncoder.nn.layers import after, hold_bias, linear
+from anncoder.nn.layers import after, hold_bias, linear, rows_of
 from anncoder.nn.sparse import SparseLinear, reset
 from anncoder.types import CSR, Noise
 
@@ -54,7 +54,6 @@ class ConditionalLayers(nn.Module):
             hidden = product(hidden)
             if len(self.of_batch):
                 assert batch_code is not None
-                # index_select, whose gradient has one order of the sum; that of [batch_code] has any
-                hidden = hidden + self.of_batch[i].index_select(0, batch_code)
+                hidden = hidden + rows_of(self.of_batch[i], batch_code)
             hidden = follow(hidden)
         return hidden

@@ -70,6 +70,12 @@ def linear(n_in: int, n_out: int, noise: Noise) -> nn.Linear:
     return layer
 
 
+def rows_of(values: Tensor, rows: Tensor) -> Tensor:
+    """Return rows of a matrix, some more than once: by the form whose gradient has one order of the sum."""
+    # torch.use_deterministic_algorithms says which: indexing on a GPU, index_select on the CPU
+    return values.index_select(0, rows) if values.device.type == "cpu" else values[rows]
+
+
 def product_of(layer: nn.Linear, hidden: Tensor) -> Product:
     """Return the product of an output layer, not yet taken: for a likelihood, or a squared error."""
     return Product(hidden, layer.weight, layer.bias)
