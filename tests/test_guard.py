@@ -99,3 +99,10 @@ def test_what_it_cannot_do(grouped: anndata.AnnData) -> None:
     with pytest.raises(InputError) as few:
         invented(counts, Cells(sp.csr_matrix(rare.X)), 0)
     assert few.value.code == "too-few-genes"
+
+
+def test_the_guard_fits_with_the_batches_that_embedding_does_not_need() -> None:
+    cells = ac.datasets.simulate(n_obs=120, n_vars=60, n_batches=2, lib_loc=7.0, seed=0)
+    model = ac.SAUCIE(lambda_b=0.1).fit(cells, batch_key="batch", max_epochs=2, progress=False)
+    table = ac.evaluate(model, cells, guard=True).table
+    assert table.loc["model", "invented_correlations"] >= 0

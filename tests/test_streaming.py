@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -556,3 +557,24 @@ def test_memory_is_flat_in_the_number_of_cells(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     assert float(done.stdout) < 20
+
+
+@pytest.mark.parametrize("ending", ["h5ad", "zarr"])
+def test_text_with_a_mask_as_newer_versions_of_anndata_write_it(
+    ending: str, anncoder: Any, counts: anndata.AnnData, tmp_path: Path
+) -> None:
+    """Also where a cell is left out; anndata 0.12 reads it, and would not write it."""
+    dense = counts.X.toarray()
+    dense[1] = 0
+    cells = anndata.AnnData(sp.csr_matrix(dense), obs=pd.DataFrame(index=counts.obs_names))
+    cells.obs["note"] = pd.array(["x", None] * (cells.n_obs // 2), dtype="string")
+    with warnings.catch_warnings(action="ignore"), anndata.settings.override(allow_write_nullable_strings=True):
+        getattr(cells, f"write_{ending}")(tmp_path / f"it.{ending}")
+    words = ("--set", "max_epochs=1", "--set", "n_latent=2", "--no-evaluation", "--drop-empty-cells")
+    result = anncoder("train", tmp_path / f"it.{ending}", "-o", tmp_path / "out.h5ad", *words)
+    assert result.exit_code == 0, result.output
+    found = anndata.read_h5ad(tmp_path / "out.h5ad")
+    kept = np.arange(cells.n_obs) != 1
+    assert list(found.obs_names) == list(cells.obs_names[kept])
+    assert list(found.obs["note"].isna()) == list(cells.obs["note"].isna()[kept])
+    assert list(found.obs["note"].dropna()) == list(cells.obs["note"][kept].dropna())

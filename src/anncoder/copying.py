@@ -21,7 +21,8 @@ from anncoder.hdf5 import Patient
 
 Array = np.ndarray[Any, Any]
 AT_ONCE = 8 * 2**20  # bytes
-CONTAINERS = ("anndata", "raw", "dict", "dataframe", "")
+# the last but one: text with a mask, which newer versions of anndata write, and older ones read but do not write
+CONTAINERS = ("anndata", "raw", "dict", "dataframe", "nullable-string-array", "")
 ARRAYS = ("array", "string-array", "")
 CHUNK = 8192  # values of a sparse matrix in a chunk
 

@@ -154,7 +154,8 @@ def evaluate(
     """
     refuse_no_model(model)
     TrainingConfig.refuse_value("seed", seed)
-    key = model.training_.batch_key if model.config.encodes_batches else None
+    # the guard fits again, which may take the batches where embedding does not
+    key = model.training_.batch_key if model.config.encodes_batches or guard else None
     columns = [column for column in (labels, key) if column is not None]
     sample = some_cells(model, data, layer, columns, max_cells=max_cells, seed=seed, allow_missing=allow_missing)
     adata, width = sample.adata, model.config.width
@@ -167,7 +168,7 @@ def evaluate(
             where="evaluate",
             remedy="compare a model with a narrower latent" if of_genes else "evaluate more cells",
         )
-    cells = Cells(matrix, _batches_of(model, adata))
+    cells = Cells(matrix, None if key is None else obs_column(adata, key, what="batch_key").to_numpy())
     truth = None if labels is None else adata.obs[labels].to_numpy(dtype=object, na_value=np.nan)
     if truth is not None and not comparable(truth):
         logger.warning(
