@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -184,8 +183,9 @@ def codes_of(column: Any, key: str, *, what: str) -> np.ndarray[Any, Any]:
     """
     names, positions = _names_in(column, key, what)
     unique, codes = np.unique(names, return_inverse=True)
-    if all(isinstance(value, Real) and not isinstance(value, bool) for value in pd.unique(np.asarray(column, object))):
-        codes = np.argsort(np.argsort(unique.astype(float), kind="stable"))[codes]
+    values = pd.to_numeric(pd.Series(unique), errors="coerce").to_numpy(dtype=float)
+    if np.isfinite(values).all():
+        codes = np.argsort(np.argsort(values, kind="stable"))[codes]
     found: np.ndarray[Any, Any] = codes[positions]
     return found
 
