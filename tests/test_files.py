@@ -92,7 +92,7 @@ class TestAtomicPath:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         calls = []
-        monkeypatch.setattr(files, "_sync", lambda path: calls.append(("sync", path.name)))
+        monkeypatch.setattr(files, "sync", lambda path: calls.append(("sync", path.name)))
         rename = Path.replace
         monkeypatch.setattr(Path, "replace", lambda a, b: (calls.append(("rename", a.name)), rename(a, b))[1])
         with atomic_path(tmp_path / "a.txt") as temporary:

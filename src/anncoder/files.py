@@ -58,9 +58,9 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
         yield temporary
         if target.is_file():
             temporary.chmod(stat.S_IMODE(target.stat().st_mode))
-        _sync(temporary)
+        sync(temporary)
         temporary.replace(target)
-        _sync(target.parent)
+        sync(target.parent)
 
 
 @contextmanager
@@ -93,13 +93,13 @@ def atomic_folder(target: str | Path, *, against: Callable[[Path], str]) -> Iter
         temporary.mkdir()
         yield temporary
         for file in sorted(temporary.rglob("*")):
-            _sync(file)
-        _sync(temporary)
+            sync(file)
+        sync(temporary)
         if not target.exists():
             temporary.replace(target)
         elif not _swap(temporary, target):
             _replace_in_two_steps(temporary, target, scratch)
-        _sync(target.parent)
+        sync(target.parent)
 
 
 def refuse_occupied(target: Path, against: Callable[[Path], str]) -> None:
@@ -301,7 +301,8 @@ def _disk_errors(target: Path) -> Iterator[None]:
         ) from error
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk, and not only on its way there."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -67,6 +67,16 @@ def refuse_no_decoder(config: NetworkConfig) -> None:
         )
 
 
+def refuse_no_dropout(likelihood: str) -> None:
+    """Raise a ConfigError if a likelihood has no zero inflation."""
+    if likelihood != "zinb":
+        raise ConfigError(
+            f"likelihood={likelihood!r} has no dropout probability",
+            code="no-dropout",
+            remedy="use likelihood='zinb'",
+        )
+
+
 def refuse_scale(config: NetworkConfig, scale: str) -> None:
     """Raise a ConfigError unless the model can give expected expression, and on this scale."""
     refuse_no_decoder(config)

@@ -23,7 +23,7 @@ from anncoder.autoencoder import Array, Autoencoder, Scale
 from anncoder.copying import Copy, slices
 from anncoder.data.shard import READ, Shard
 from anncoder.errors import AnncoderError, InputError, ResourceError
-from anncoder.files import allow_open, atomic_path, locked
+from anncoder.files import allow_open, atomic_path, locked, sync
 from anncoder.hdf5 import Patient, new_h5
 from anncoder.inference import denoised, expecting, latents
 from anncoder.progress import logger
@@ -148,8 +148,10 @@ def write_results(
             output.parent.mkdir(exist_ok=True)  # a folder that was named for them
             with ExitStack() as naming:
                 naming.enter_context(locked(output))
-                _write(naming.enter_context(atomic_path(output)), shard, cells, model, wanted)
+                temporary = naming.enter_context(atomic_path(output))
+                _write(temporary, shard, cells, model, wanted)
                 if together:
+                    sync(temporary)  # now: the names then come one right after the other
                     all_written.enter_context(naming.pop_all())
 
 

@@ -10,6 +10,7 @@ from anncoder.config import ActivationName, DispersionName, LikelihoodName, Norm
 from anncoder.errors import ConfigError
 from anncoder.likelihoods.limits import LOG_THETA_RANGE
 from anncoder.models.count import CountConfig
+from anncoder.refusals import refuse_no_dropout
 from anncoder.sources import Data
 from anncoder.types import Batch
 
@@ -112,12 +113,7 @@ class CountAutoencoder(Autoencoder):
             The likelihood has no zero inflation.
         """
         network = self._network()
-        if self.config.likelihood != "zinb":
-            raise ConfigError(
-                f"likelihood={self.config.likelihood!r} has no dropout probability",
-                code="no-dropout",
-                remedy="use likelihood='zinb'",
-            )
+        refuse_no_dropout(self.config.likelihood)
 
         def pi(batch: Batch) -> torch.Tensor:
             logits: torch.Tensor = network.parameters_of(batch).pi_logits

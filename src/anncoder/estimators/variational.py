@@ -12,6 +12,7 @@ from anncoder.config import ActivationName, NormName, TransformName, arguments
 from anncoder.errors import ConfigError
 from anncoder.likelihoods.limits import LOG_THETA_RANGE
 from anncoder.models.variational import VariationalConfig
+from anncoder.refusals import refuse_no_dropout
 from anncoder.sources import Data
 from anncoder.types import Batch
 
@@ -115,12 +116,7 @@ class VariationalAutoencoder(Autoencoder):
             The likelihood has no zero inflation.
         """
         network = self._network()
-        if self.config.likelihood != "zinb":
-            raise ConfigError(
-                f"likelihood={self.config.likelihood!r} has no dropout probability",
-                code="no-dropout",
-                remedy="use likelihood='zinb'",
-            )
+        refuse_no_dropout(self.config.likelihood)
 
         def pi(batch: Batch) -> Tensor:
             probability: Tensor = network.decode(network.encode(batch), batch.batch_code).pi_logits.sigmoid()
