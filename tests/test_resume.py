@@ -81,7 +81,7 @@ def every_minibatch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the state be kept after every minibatch and epoch."""
     monkeypatch.setattr(resume, "EVERY", 0.0)
     monkeypatch.setattr(resume, "COST", float("inf"))
-    monkeypatch.setattr(files, "_sync", lambda path: None)  # it is the power that is not cut here
+    monkeypatch.setattr(files, "sync", lambda path: None)  # it is the power that is not cut here
 
 
 @pytest.fixture
