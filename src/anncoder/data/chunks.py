@@ -42,20 +42,20 @@ def gap_in(matrix: OnDisk, path: Path) -> str:
 
 
 def gap_of(path: Path) -> str:
-    """Say which part of a sparse matrix of a file or folder is not there; empty if all of all of them is."""
+    """Say which part of the X of a file or folder is not there; empty if all of it is.
+
+    Not of layers: chunks of zeros, which zarr leaves out, one may well have (a mask), and nobody may ask for it.
+    """
     if path.is_dir():
         import zarr
 
-        return _gap_among(zarr.open_group(str(path), mode="r"), path)
+        return _gap_of_x(zarr.open_group(str(path), mode="r"), path)
     with h5py.File(path, "r") as file:
-        return _gap_among(file, path)
+        return _gap_of_x(file, path)
 
 
-def _gap_among(store: Any, path: Path) -> str:
-    # of X alone: zarr leaves out chunks of zeros, which a layer may well have (a mask), and nobody may ask for it
-    names = ["X"]
-    matrices = (OnDisk(store[name]) for name in names if name in store)
-    return next((gap for matrix in matrices if (gap := gap_in(matrix, path))), "")
+def _gap_of_x(store: Any, path: Path) -> str:
+    return gap_in(OnDisk(store["X"]), path) if "X" in store else ""
 
 
 def _n_rows_in(indptr: Array, start: int, stop: int) -> int:
