@@ -16,7 +16,7 @@ from typer.testing import Result
 import anncoder as ac
 from anncoder import AutoImpute
 from anncoder.errors import ConfigError, InputError
-from anncoder.models.autoimpute import AutoImputeConfig, AutoImputeNetwork, masked_error
+from anncoder.models.autoimpute import AutoImputeConfig, AutoImputeNetwork, nonzero_error
 from anncoder.types import CSR, Batch, Noise, Shape, Summary
 
 QUICK: dict[str, Any] = {"threads": 1, "progress": False}
@@ -36,7 +36,7 @@ def test_golden_value() -> None:
     network = AutoImputeNetwork(AutoImputeConfig(n_latent=2, lambda_w=1, transform="none"), Shape(3), Noise(0)).double()
     x = CSR(torch.tensor([0, 2, 3]), torch.tensor([0, 2, 1]), torch.tensor([1, 2, 3], dtype=torch.float64), 3)
     y = torch.tensor([[0.5, 0.2, 1.5], [0.1, 2, 0.3]], dtype=torch.float64)
-    assert masked_error(x, y).tolist() == pytest.approx([0.5, 1.0])
+    assert nonzero_error(x, y).tolist() == pytest.approx([0.5, 1.0])
     network.n_fitted.fill_(2)
     with torch.no_grad():
         network.hidden.weight.fill_(0.1)
@@ -52,7 +52,7 @@ def test_golden_value() -> None:
 
 def test_zeros_count_for_nothing_stored_or_not() -> None:
     stored = CSR(torch.tensor([0, 3]), torch.tensor([0, 1, 2]), torch.tensor([2.0, 0.0, 1.0]), 3)
-    assert masked_error(stored, torch.tensor([[1.0, 50.0, 1.5]])).item() == pytest.approx(1.25)
+    assert nonzero_error(stored, torch.tensor([[1.0, 50.0, 1.5]])).item() == pytest.approx(1.25)
 
 
 def test_it_imputes_better_than_the_gene_means(low_rank: anndata.AnnData) -> None:

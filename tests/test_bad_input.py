@@ -336,6 +336,22 @@ class TestOutputs:
         words = [*([] if command == "train" else [model_folder]), counts_file, "-o", loop]
         refused(command, *words, code=2, said=("leads back to itself", "[bad-output]"))
 
+    def test_links_that_lead_nowhere(
+        self, refused: Callable[..., str], counts_file: Path, model_folder: Path, tmp_path: Path
+    ) -> None:
+        loop, nothing, no_folder = (tmp_path / name for name in ("loop", "nothing", "no_folder.h5ad"))
+        loop.symlink_to(loop)
+        nothing.symlink_to(tmp_path / "gone")
+        no_folder.symlink_to(tmp_path / "no" / "out.h5ad")
+        for link in (loop, nothing):
+            refused("embed", model_folder, counts_file, "-o", link, code=2, said=("is no folder", "[bad-output]"))
+            refused("train", counts_file, "-o", link, *QUICK, code=2, said=("is no folder", "[bad-output]"))
+            words = ("train", counts_file, "-o", tmp_path / "out.h5ad", *QUICK, "--save", link)
+            refused(*words, code=3, said=("is a link to nothing that exists", "remove the link"))
+        refused("train", counts_file, "-o", no_folder, *QUICK, code=6, said=("does not exist", "mkdir -p"))
+        (tmp_path / "out.anncoder").symlink_to(tmp_path / "gone")
+        refused("train", counts_file, "-o", tmp_path / "out.h5ad", *QUICK, code=3, said=("is a link to nothing",))
+
     def test_metrics_never_replace_data(
         self, refused: Callable[..., str], counts_file: Path, model_folder: Path, tmp_path: Path
     ) -> None:

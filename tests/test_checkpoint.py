@@ -38,7 +38,7 @@ def reseal(folder: Path, **changes: Any) -> None:
     """Make the manifest fit the files again, as an attacker would."""
     manifest = json.loads((folder / MANIFEST).read_bytes())
     del manifest["seal"]
-    manifest["files"] = {name: checkpoint._fingerprint(folder / name) for name in (CONFIG, GENES, WEIGHTS)}
+    manifest["files"] = {name: checkpoint._fingerprint_of_file(folder / name) for name in (CONFIG, GENES, WEIGHTS)}
     (folder / MANIFEST).write_bytes(checkpoint._sealed(manifest | changes))
 
 

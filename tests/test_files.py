@@ -145,6 +145,9 @@ class TestAtomicPath:
         with atomic_path(target) as temporary:
             temporary.write_text("newer")
         assert target.stat().st_mode & 0o777 == 0o600
+        (tmp_path / "f").chmod(0o700)
+        write_folder(tmp_path / "f", "newer")
+        assert (tmp_path / "f").stat().st_mode & 0o777 == 0o700
 
 
 class TestAtomicFolder:

@@ -20,7 +20,7 @@ from anncoder import ScScope, tl
 from anncoder.data.memory import MemoryLoader, Stored
 from anncoder.data.summary import library_sizes, summarize
 from anncoder.errors import ConfigError, InputError
-from anncoder.models.scscope import ScScopeConfig, ScScopeNetwork, masked_error
+from anncoder.models.scscope import ScScopeConfig, ScScopeNetwork, observed_error
 from anncoder.types import Batch, Noise, Shape
 
 SMALL: dict[str, Any] = {"n_latent": 4, "n_imputer": 8}
@@ -47,13 +47,13 @@ def network_and_batch(counts: Any, n_batches: int = 0, **options: Any) -> tuple[
 def test_the_published_value_of_the_loss() -> None:
     x = csr([[1, 0, 2], [0, 3, 0]])
     rounds = [[[0.5, 0.2, 1.5], [0.1, 2, 0.3]], [[0.9, 0.4, 1.9], [0.2, 2.9, 0.1]]]
-    total = sum(float(masked_error(x, torch.tensor(y))) for y in rounds)
+    total = sum(float(observed_error(x, torch.tensor(y))) for y in rounds)
     assert total == pytest.approx(1.39795, abs=1e-5)
 
 
 def test_an_error_of_nothing_has_a_gradient_of_nothing() -> None:
     decoded = torch.zeros(2, 3, requires_grad=True)
-    masked_error(csr(np.zeros((2, 3))), decoded).backward()
+    observed_error(csr(np.zeros((2, 3))), decoded).backward()
     assert decoded.grad is not None
     assert not decoded.grad.any()
 

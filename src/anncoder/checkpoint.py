@@ -71,7 +71,7 @@ class ModelRecord(Settings):
             raise ConfigError("the history is not a table of epochs", code="bad-value", where="history")
 
 
-class Stored(NamedTuple):
+class StoredModel(NamedTuple):
     """What a model folder says before any weight is read."""
 
     config: ModelRecord
@@ -156,12 +156,12 @@ def write_model(folder: str | Path, config: ModelRecord, genes: list[str], weigh
             (temporary / name).write_bytes(content)
         on_cpu = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
         (temporary / WEIGHTS).write_bytes(safetensors.torch.save(on_cpu))  # `save_file` hides it from others
-        files = {name: _fingerprint(temporary / name) for name in (CONFIG, GENES, WEIGHTS)}
+        files = {name: _fingerprint_of_file(temporary / name) for name in (CONFIG, GENES, WEIGHTS)}
         manifest = {"schema": SCHEMA, "versions": versions(), "files": files}
         (temporary / MANIFEST).write_bytes(_sealed(manifest))
 
 
-def read_stored(folder: str | Path) -> Stored:
+def read_stored(folder: str | Path) -> StoredModel:
     """Read and verify everything but the weights' values.
 
     Raises
@@ -189,7 +189,7 @@ def read_stored(folder: str | Path) -> Stored:
         raise broken(folder, str(error).splitlines()[0]) from error
     if not genes or len(set(genes)) != len(genes):
         raise broken(folder, f"{GENES} names {'a gene twice' if genes else 'no gene'}")
-    return Stored(config, genes, manifest)
+    return StoredModel(config, genes, manifest)
 
 
 def read_weights(folder: str | Path, network: nn.Module) -> None:
@@ -268,7 +268,7 @@ def broken(folder: Path, why: str, remedy: str = "remove it and save the model a
 
 def _refuse_changed(folder: Path, manifest: dict[str, Any]) -> None:
     for name in (CONFIG, GENES, WEIGHTS):
-        if not (folder / name).is_file() or manifest["files"].get(name) != _fingerprint(folder / name):
+        if not (folder / name).is_file() or manifest["files"].get(name) != _fingerprint_of_file(folder / name):
             raise broken(folder, f"{name} is missing or was changed since the model was saved")
 
 
@@ -297,7 +297,7 @@ def _dumps(values: dict[str, Any]) -> str:
     return json.dumps(values, indent=2) + "\n"
 
 
-def _fingerprint(path: Path) -> dict[str, Any]:
+def _fingerprint_of_file(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 

@@ -21,7 +21,7 @@ from anndata import AnnData
 from anncoder.data.adata import meant
 from anncoder.data.kind import KINDS, SAMPLED_CELLS, Traits, evenly, traits
 from anncoder.data.names import Names
-from anncoder.data.problems import Judged, Place, Problem, judge, quoted, raise_first, use
+from anncoder.data.problems import Judged, Location, Problem, judge, quoted, raise_first, use
 from anncoder.data.shard import Shard, slot_name, slots_of
 from anncoder.data.shards import open_shards
 from anncoder.errors import InputError, some
@@ -150,8 +150,8 @@ def check(
     matrix = data.X if layer is None else data.layers.get(layer)
     if matrix is None:
         raise _missing(data, layer, others)
-    place = Place(where, data.obs_names, data.var_names, counts, _holders(others), integers)
-    judged = judge(matrix, place, logged="log1p" in data.uns)
+    location = Location(where, data.obs_names, data.var_names, counts, _holders(others), integers)
+    judged = judge(matrix, location, logged="log1p" in data.uns)
     return _report(data.shape, where, judged, others, start)
 
 
@@ -162,16 +162,16 @@ def check_shard(shard: Shard, *, counts: bool = True, integers: bool = True) -> 
         logged = shard.logged
         slots = ((slot, matrix) for slot, matrix in shard.slots() if slot != shard.slot)
         others = {slot: traits(matrix, logged=logged) for slot, matrix in slots}
-        place = Place(shard.slot, Names(shard), shard.var_names, counts, _holders(others), integers)
-        judged = judge(shard.matrix, place, logged=logged)
+        location = Location(shard.slot, Names(shard), shard.var_names, counts, _holders(others), integers)
+        judged = judge(shard.matrix, location, logged=logged)
     return _report(shard.matrix.shape, shard.slot, judged, others, start)
 
 
 def problems_of(shard: Shard, *, counts: bool = True, integers: bool = True) -> tuple[Problem, ...]:
     """Return what is wrong with the matrix of a file; the other slots are looked at only where a remedy needs them."""
     with shard.errors():
-        place = Place(shard.slot, Names(shard), shard.var_names, counts, integers=integers)
-        found = judge(shard.matrix, place).problems
+        location = Location(shard.slot, Names(shard), shard.var_names, counts, integers=integers)
+        found = judge(shard.matrix, location).problems
     if any(problem.severity == "error" for problem in found):
         found = check_shard(shard, counts=counts, integers=integers).problems
     # cells that were left out do not matter any more
@@ -226,7 +226,7 @@ def check_matrix(
     integers
         Counts must be integers.
     """
-    judged = judge(matrix, Place(where, pd.Index(obs_names), pd.Index(var_names), counts, integers=integers))
+    judged = judge(matrix, Location(where, pd.Index(obs_names), pd.Index(var_names), counts, integers=integers))
     return judged.problems, judged.traits.kind
 
 

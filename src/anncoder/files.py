@@ -70,7 +70,8 @@ def atomic_folder(target: str | Path, *, against: Callable[[Path], str]) -> Iter
     Parameters
     ----------
     target
-        The folder to write. An existing one is replaced, with all that is in it, if that is nothing or all ours.
+        The folder to write. An existing one is replaced, with all that is in it, if that is nothing or all ours, and
+        its permissions are kept.
     against
         As in :func:`refuse_occupied`.
 
@@ -86,12 +87,14 @@ def atomic_folder(target: str | Path, *, against: Callable[[Path], str]) -> Iter
     ResourceError
         The parent does not exist or cannot be written, or the disk is full. The target is as it was.
     """
+    refuse_occupied(Path(target), against)
     target = Path(target).resolve()
-    refuse_occupied(target, against)
     with _disk_errors(target), _scratch(target.parent) as scratch:
         temporary = scratch / target.name
         temporary.mkdir()
         yield temporary
+        if target.is_dir():
+            temporary.chmod(stat.S_IMODE(target.stat().st_mode))
         for file in sorted(temporary.rglob("*")):
             sync(file)
         sync(temporary)
@@ -114,6 +117,13 @@ def refuse_occupied(target: Path, against: Callable[[Path], str]) -> None:
     against
         Returns what speaks against a folder being one of ours; an empty text if nothing does.
     """
+    if target.is_symlink() and not target.exists():
+        raise FileError(
+            f"{str(target)!r} is a link to nothing that exists",
+            code="not-ours",
+            where=str(target),
+            remedy="choose another name, or remove the link",
+        )
     if not target.exists():
         return
     why = "it is a file"

@@ -71,7 +71,7 @@ class Adam(torch.optim.Adam):
     Its state is torch's, so that either can go on from the other.
     """
 
-    _plan: Plan | None = None
+    _plan: AdamPlan | None = None
 
     @torch.no_grad()
     def descend(self, total: float, clip_norm: float) -> bool:
@@ -105,7 +105,7 @@ class Adam(torch.optim.Adam):
         self._plan = None
         super().load_state_dict(state_dict)
 
-    def _planned(self, parameters: list[Tensor], places: list[int]) -> Plan:
+    def _planned(self, parameters: list[Tensor], places: list[int]) -> AdamPlan:
         from anncoder.kernels.adam import PIECE
 
         taken = counted(self, parameters)
@@ -119,7 +119,7 @@ class Adam(torch.optim.Adam):
                 pieces.append([p_at + start, 0, m_at + start, v_at + start, length, number])
                 starts.append(start)
         table = np.array(pieces, dtype=np.int64).reshape(-1, 6)
-        return Plan(places, kept, taken, table, np.array(starts, dtype=np.int64), np.empty(len(table)))
+        return AdamPlan(places, kept, taken, table, np.array(starts, dtype=np.int64), np.empty(len(table)))
 
 
 class GpuAdam(torch.optim.Adam):
@@ -174,7 +174,7 @@ def counted(optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> Tenso
     return taken
 
 
-class Plan(NamedTuple):
+class AdamPlan(NamedTuple):
     """Where the pieces of parameters and moments lie, for :mod:`anncoder.kernels.adam`."""
 
     places: list[int]  # addresses of the parameters

@@ -32,7 +32,7 @@ def refuse_output(output: Path, *, suffix: str = ".h5ad") -> None:
             where="output",
             remedy=f"output='NAME{suffix}' (-o NAME{suffix})",
         )
-    writable_folder(output.parent)
+    writable_folder(output.resolve().parent)  # of a link, the folder that the file will be in
 
 
 def _loops(path: Path) -> bool:
@@ -89,7 +89,7 @@ def outputs_of(data: Paths, output: Path, *, in_place: bool) -> list[Path]:
         return [output]
     names = [path.with_suffix(".h5ad").name for path in paths]
     twice = sorted({name for name in names if names.count(name) > 1})
-    if twice or is_file or output.is_file():
+    if twice or is_file or output.is_file() or (output.is_symlink() and not output.exists()):
         raise ConfigError(
             f"{len(paths)} files have the name {some(twice)}"
             if twice

@@ -74,7 +74,7 @@ def record(model: Autoencoder, denoised: Mapping[str, str]) -> dict[str, Any]:
         "library_size": model.library_size_,
         "best_epoch": model.best_epoch_,
         "stopped": model.stopped_,
-        "fingerprint": _fingerprint(model),
+        "fingerprint": _fingerprint_of_model(model),
         "versions": versions(),
     }
     history = model.history_.copy()
@@ -89,7 +89,7 @@ def record(model: Autoencoder, denoised: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def _fingerprint(model: Autoencoder) -> str:
+def _fingerprint_of_model(model: Autoencoder) -> str:
     # of genes and weights: settings, and what is counted, may be the same for other data
     digest = hashlib.sha256("\n".join(map(str, model.var_names_)).encode())
     for name, value in model._network().state_dict().items():

@@ -11,6 +11,7 @@ import yaml
 
 from anncoder.checkpoint import read_stored
 from anncoder.checks import check
+from anncoder.commands.outcome import in_options
 from anncoder.commands.run import write_json
 from anncoder.commands.simulate import parameters_of
 from anncoder.config import Settings, TrainingConfig, split_settings, unknown_key
@@ -31,7 +32,8 @@ def run_check(data: list[Path], *, layer: str | None, counts: bool, as_json: boo
         typer.echo(json.dumps(found if len(paths) > 1 else found[0], indent=2, allow_nan=False))
     else:
         heads = [f"{path}: " if len(paths) > 1 else "" for path in paths]
-        typer.echo("\n\n".join(f"{head}{report}" for head, report in zip(heads, reports, strict=True)))
+        texts = [f"{head}{in_options(str(report))}" for head, report in zip(heads, reports, strict=True)]
+        typer.echo("\n\n".join(texts))
     for report in reports:
         report.raise_if_bad()
 

@@ -104,9 +104,15 @@ def outcome(*, debug: bool, quiet: bool = False) -> Iterator[None]:
                 message = f"{type(error).__name__}: {error}\n  this is a bug in anncoder"
                 _leave(f"error: {message}; run again with --debug and report it", BUG, debug=debug)
             else:
-                for words, option in OPTIONS:
-                    known.remedy = re.sub(words, option, known.remedy)
+                known.remedy = in_options(known.remedy)
                 _leave(f"error: {known}", known.exit_code, debug=debug)
+
+
+def in_options(remedy: str) -> str:
+    """Return what a function's caller is told to do, as one does it on the command line."""
+    for words, option in OPTIONS:
+        remedy = re.sub(words, option, remedy)
+    return remedy
 
 
 def _known(error: Exception) -> AnncoderError | None:

@@ -86,7 +86,7 @@ class TrainRequest(NamedTuple):
         return Checkpoint(run_folder(self.output), resume, remove=False)
 
 
-class Plan(NamedTuple):
+class TrainPlan(NamedTuple):
     """What will be done: the model, unfitted, and the settings of its fit."""
 
     model: Autoencoder
@@ -115,7 +115,7 @@ def run_train(request: TrainRequest) -> None:
             plan.model.fit(shards, layer=request.layer, progress=False, checkpoint=request.checkpoint, **settings)
 
 
-def _train_and_write(request: TrainRequest, plan: Plan) -> None:
+def _train_and_write(request: TrainRequest, plan: TrainPlan) -> None:
     files, source = checked_input(request, plan)
     with locked(run_folder(request.output)), threads_set(plan.training.threads):
         folder = new_run_folder(request.output)
@@ -141,7 +141,7 @@ def _train_and_write(request: TrainRequest, plan: Plan) -> None:
             announce(f"model, history, metrics and log: {folder}")
 
 
-def make_plan(request: TrainRequest) -> Plan:
+def make_plan(request: TrainRequest) -> TrainPlan:
     """Put the configuration together: file, then ``--set``, then flags; each beats the one before.
 
     Raises
@@ -166,10 +166,10 @@ def make_plan(request: TrainRequest) -> Plan:
         training |= rest
     with set_in(sources):
         model = ESTIMATORS[name](**hyper)
-        return Plan(model, TrainingConfig(**training).suited_to(model.config))
+        return TrainPlan(model, TrainingConfig(**training).suited_to(model.config))
 
 
-def checked_input(request: TrainRequest, plan: Plan) -> tuple[Files, DiskSource]:
+def checked_input(request: TrainRequest, plan: TrainPlan) -> tuple[Files, DiskSource]:
     """Open the input; all that can be refused is refused here, before the run folder is made and hours are spent."""
     refuse_run_folder(request.output)
     _refuse_save(request)
@@ -209,7 +209,9 @@ def _wanted(request: TrainRequest, model: Autoencoder) -> Wanted:
 def _refuse_save(request: TrainRequest) -> None:
     if request.save is None:
         return
-    if request.save.resolve() in (request.output.resolve(), run_folder(request.output).resolve()):
+    # not Path.resolve, which does not take a link that leads back to itself
+    others = {os.path.realpath(path) for path in (request.output, run_folder(request.output))}
+    if os.path.realpath(request.save) in others:
         raise ConfigError(
             f"the model cannot be saved as {str(request.save)!r}: other results stand there",
             code="bad-output",
@@ -219,7 +221,7 @@ def _refuse_save(request: TrainRequest) -> None:
     refuse_target(request.save)
 
 
-def _fit(source: DiskSource, plan: Plan, request: TrainRequest, folder: Path) -> Autoencoder:
+def _fit(source: DiskSource, plan: TrainPlan, request: TrainRequest, folder: Path) -> Autoencoder:
     model, training = plan.model, plan.training.model_dump()
     try:
         with signals.asked() as stops:

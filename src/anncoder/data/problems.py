@@ -38,7 +38,7 @@ class Problem(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     """Where a matrix stands: what a message needs to name a value and to say what to use instead.
 
     Attributes
@@ -81,23 +81,23 @@ class Judged(NamedTuple):
     n_stored: int  # values read
 
 
-def judge(matrix: Any, place: Place, *, logged: bool = False) -> Judged:
+def judge(matrix: Any, location: Location, *, logged: bool = False) -> Judged:
     """Read a whole matrix, (n_obs, n_vars), and collect everything that is wrong with it.
 
     Values are looked at only where that is safe: not if the indices of a sparse matrix point outside of it.
     ``logged`` says that ``uns["log1p"]`` is there.
     """
-    problems = [*_name_problems(place)]
+    problems = [*_name_problems(location)]
     if reason := unreadable(matrix):
-        return Judged(_sorted([*problems, _unreadable(*reason, place)]), UNKNOWN, 0)
-    problems += _shape_problems(matrix.shape, place)
+        return Judged(_sorted([*problems, _unreadable(*reason, location)]), UNKNOWN, 0)
+    problems += _shape_problems(matrix.shape, location)
     found = structure(matrix)
-    problems += _structure_problems(found, place)
+    problems += _structure_problems(found, location)
     if found.fault or any(problem.code == "shape-mismatch" for problem in problems):
         return Judged(_sorted(problems), UNKNOWN, 0)
-    values = scan(matrix, LARGEST_COUNT if place.counts else LARGEST_VALUE)
+    values = scan(matrix, LARGEST_COUNT if location.counts else LARGEST_VALUE)
     kind = kind_of(set(values.flaws), values.highest, sample(matrix), logged=logged)
-    problems += [*_value_problems(values, place, kind), *_zero_problems(values, place)]
+    problems += [*_value_problems(values, location, kind), *_zero_problems(values, location)]
     n_obs, n_vars = matrix.shape
     share = values.n_nonzero / max(1, n_obs * n_vars)
     return Judged(_sorted(problems), Traits(kind, values.lowest, values.highest, share, n_obs), values.n_stored)
@@ -132,35 +132,35 @@ def _sorted(problems: list[Problem]) -> tuple[Problem, ...]:
     return tuple(sorted(problems, key=lambda problem: SEVERITIES.index(problem.severity)))
 
 
-def _unreadable(code: str, reason: str, place: Place) -> Problem:
+def _unreadable(code: str, reason: str, location: Location) -> Problem:
     remedy = {
         "not-numeric": "convert the values to numbers first, for instance with .astype('float32')",
         "not-a-matrix": "read it into memory as a scipy CSR or numpy matrix of cells x genes first",
     }
-    return Problem(code, "error", reason, place.where, place.instead(remedy[code]))
+    return Problem(code, "error", reason, location.where, location.instead(remedy[code]))
 
 
-def _shape_problems(shape: tuple[int, int], place: Place) -> Iterator[Problem]:
+def _shape_problems(shape: tuple[int, int], location: Location) -> Iterator[Problem]:
     n_obs, n_vars = shape
-    names = (len(place.obs_names), len(place.var_names))
+    names = (len(location.obs_names), len(location.var_names))
     if shape != names:
         what = f"the matrix is {n_obs:,} x {n_vars:,}, but there are names for {names[0]:,} x {names[1]:,}"
-        yield Problem("shape-mismatch", "error", what, place.where, "give one name for each cell and each gene")
+        yield Problem("shape-mismatch", "error", what, location.where, "give one name for each cell and each gene")
     if n_obs < 2:
         what = f"a model needs at least 2 cells, this has {n_obs}"
-        yield Problem("too-few-cells", "error", what, place.where, "check the filters that ran before")
+        yield Problem("too-few-cells", "error", what, location.where, "check the filters that ran before")
     if n_vars < 2:
         what = f"a model needs at least 2 genes, this has {n_vars}"
         code = "too-few-genes" if n_vars else "no-genes"
-        yield Problem(code, "error", what, place.where, "check the filters that ran before")
+        yield Problem(code, "error", what, location.where, "check the filters that ran before")
 
 
-def _name_problems(place: Place) -> Iterator[Problem]:
-    if (genes := _repeated(place.var_names)).size:
+def _name_problems(location: Location) -> Iterator[Problem]:
+    if (genes := _repeated(location.var_names)).size:
         what = f"{_several(len(genes), 'gene name occurs', 'gene names occur')} more than once"
         where = f"var_names {some(map(quoted, genes))}"
         yield Problem("duplicate-genes", "error", what, where, "adata.var_names_make_unique()")
-    if (cells := _repeated(place.obs_names)).size:
+    if (cells := _repeated(location.obs_names)).size:
         what = f"{_several(len(cells), 'cell name occurs', 'cell names occur')} more than once"
         where = f"obs_names {some(map(quoted, cells))}"
         yield Problem("duplicate-cells", "warning", what, where, "adata.obs_names_make_unique()")
@@ -175,40 +175,40 @@ def _several(n: int, one: str, many: str) -> str:
     return f"{n:,} {one if n == 1 else many}"
 
 
-def _structure_problems(found: Structure, place: Place) -> Iterator[Problem]:
+def _structure_problems(found: Structure, location: Location) -> Iterator[Problem]:
     if found.fault:
         what = f"the sparse matrix is damaged: {found.fault}"
-        remedy = place.instead("read the file again or make the matrix anew; its values cannot be trusted")
-        yield Problem("sparse-indices", "error", what, place.where, remedy)
+        remedy = location.instead("read the file again or make the matrix anew; its values cannot be trusted")
+        yield Problem("sparse-indices", "error", what, location.where, remedy)
     if found.n_duplicates:
-        what = f"{_several(found.n_duplicates, 'entry stands', 'entries stand')} at a place that has one already"
+        what = f"{_several(found.n_duplicates, 'entry stands', 'entries stand')} at a location that has one already"
         remedy = "they will be added up in a copy; if that is not meant, look at how the matrix was made"
-        yield Problem("duplicate-entries", "warning", what, place.where, remedy)
+        yield Problem("duplicate-entries", "warning", what, location.where, remedy)
     if found.n_unsorted:
         what = f"{_several(found.n_unsorted, 'row or column has', 'rows or columns have')} indices out of order"
         remedy = "nothing to do: a copy will be sorted; .sort_indices() saves the time"
-        yield Problem("unsorted-indices", "info", what, place.where, remedy)
+        yield Problem("unsorted-indices", "info", what, location.where, remedy)
 
 
-def _value_problems(values: Scan, place: Place, kind: str) -> Iterator[Problem]:
+def _value_problems(values: Scan, location: Location, kind: str) -> Iterator[Problem]:
     """Yield what is wrong with single values; below zero or between integers is wrong for counts only."""
     flaws = values.flaws
     if flaw := flaws.get("not-finite"):
         what = f"{_share(flaw, values)} not finite ({flaw.value})"
         remedy = "set them to 0 or drop those cells or genes; they often come from dividing by an empty cell"
-        yield Problem("not-finite", "error", what, place.of(flaw), place.instead(remedy))
+        yield Problem("not-finite", "error", what, location.of(flaw), location.instead(remedy))
     if flaw := flaws.get("too-large"):
-        yield _too_large(flaw, values, place)
-    if not place.counts:
+        yield _too_large(flaw, values, location)
+    if not location.counts:
         return
     looks = f": these look like {KINDS[kind]}" if kind not in ("counts", "unknown") else ""
-    if place.integers and (flaw := flaws.get("not-integer")):
+    if location.integers and (flaw := flaws.get("not-integer")):
         noun = "an integer" if flaw.n == 1 else "integers"
         what = f"{_share(flaw, values)} not {noun} ({flaw.value:.6g}; maximum {values.highest:.6g}){looks}"
-        yield Problem("not-integer", "error", what, place.of(flaw), _give_counts(place, kind))
+        yield Problem("not-integer", "error", what, location.of(flaw), _give_counts(location, kind))
     if flaw := flaws.get("negative"):
         what = f"{_share(flaw, values)} negative ({flaw.value:.6g}; minimum {values.lowest:.6g}){looks}"
-        yield Problem("negative", "error", what, place.of(flaw), _give_counts(place, kind))
+        yield Problem("negative", "error", what, location.of(flaw), _give_counts(location, kind))
 
 
 def _share(flaw: Flaw, values: Scan) -> str:
@@ -216,39 +216,39 @@ def _share(flaw: Flaw, values: Scan) -> str:
     return f"{flaw.n:,} of {values.n_stored:,} values ({percent:.3g} %) {'is' if flaw.n == 1 else 'are'}"
 
 
-def _too_large(flaw: Flaw, values: Scan, place: Place) -> Problem:
-    if place.counts:
+def _too_large(flaw: Flaw, values: Scan, location: Location) -> Problem:
+    if location.counts:
         limit = "2**24 = 16,777,216, where float32 skips integers"
-        remedy = place.instead("this is damage or no count: look at the value, drop its cell or gene")
+        remedy = location.instead("this is damage or no count: look at the value, drop its cell or gene")
     else:
         limit = f"{LARGEST_VALUE:.3g}, which is infinite in float32"
         remedy = "look at how these values were made; log-transform or rescale them"
     what = f"{_share(flaw, values)} beyond {limit} ({flaw.value:.10g})"
-    return Problem("too-large", "error", what, place.of(flaw), remedy)
+    return Problem("too-large", "error", what, location.of(flaw), remedy)
 
 
-def _give_counts(place: Place, kind: str) -> str:
+def _give_counts(location: Location, kind: str) -> str:
     rounding = "; corrected counts may be rounded" if kind == "expression" else ""
-    return place.instead(
+    return location.instead(
         "give the raw counts, from before any normalisation, or use a model of expression values" + rounding
     )
 
 
-def _zero_problems(values: Scan, place: Place) -> Iterator[Problem]:
-    n_obs, n_vars = len(place.obs_names), len(place.var_names)
+def _zero_problems(values: Scan, location: Location) -> Iterator[Problem]:
+    n_obs, n_vars = len(location.obs_names), len(location.var_names)
     cells, genes = values.empty_obs, values.empty_vars
     if len(cells) == n_obs and n_obs and n_vars:
         what, remedy = "the whole matrix is zero", "look at how it was made"
-        yield Problem("all-zero", "error", what, place.where, place.instead(remedy))
+        yield Problem("all-zero", "error", what, location.where, location.instead(remedy))
         return
     if len(cells) and n_vars:
         what = f"{len(cells):,} of {n_obs:,} cells {'is' if len(cells) == 1 else 'are'} zero in every gene"
-        where = f"{place.where}, {_listed('cell', cells, place.obs_names)}"
-        severity = "error" if place.counts else "warning"
-        yield Problem("empty-cells", severity, what, where, _drop_empty(place.where))
+        where = f"{location.where}, {_listed('cell', cells, location.obs_names)}"
+        severity = "error" if location.counts else "warning"
+        yield Problem("empty-cells", severity, what, where, _drop_empty(location.where))
     if len(genes) and n_obs:
         what = f"{len(genes):,} of {n_vars:,} genes {'is' if len(genes) == 1 else 'are'} zero in every cell"
-        where = f"{place.where}, {_listed('gene', genes, place.var_names)}"
+        where = f"{location.where}, {_listed('gene', genes, location.var_names)}"
         remedy = "nothing to do; sc.pp.filter_genes(adata, min_cells=1) makes the model smaller"
         yield Problem("empty-genes", "info", what, where, remedy)
 

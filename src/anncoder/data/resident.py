@@ -90,7 +90,7 @@ class Place:
         codes = None if code is None else like.new_zeros(batch_size)
         self.batch = Batch(room, size_factor.new_ones(batch_size), like.new_zeros(batch_size), codes)
 
-    def begin(self, plan: Plan) -> None:
+    def begin(self, plan: EpochPlan) -> None:
         """Take the minibatches of an epoch."""
         self.rows.copy_(plan.rows[: len(self.rows)])
         self.starts.copy_(plan.starts[: len(self.starts)])
@@ -104,7 +104,7 @@ class Place:
         fill(self.resident.arrays, plan, self.cells, (indptr, indices, values), (size_factor, code), rows)
 
 
-class Plan(NamedTuple):
+class EpochPlan(NamedTuple):
     """The minibatches of an epoch, on the device, one after the other; ``starts`` has one number more for each."""
 
     rows: Tensor  # (n,) int64
@@ -129,7 +129,7 @@ class ResidentLoader:
         self.size_factor = torch.from_numpy(loader.size_factor).to(resident.device)
         self.batch_code = None if code is None else torch.from_numpy(code).to(resident.device)
         self.place: Place | None = None
-        self._ahead: tuple[int, Plan] | None = None  # of the epoch of this number
+        self._ahead: tuple[int, EpochPlan] | None = None  # of the epoch of this number
 
     def in_one_place(self) -> Place:
         """Return the place of all full minibatches from here on; whoever takes a step has it filled before."""
@@ -163,14 +163,14 @@ class ResidentLoader:
         # the device has steps to take yet; without a seed all epochs are alike
         self._ahead = (number, plan) if self.loader.seed is None else (number + 1, self._planned(number + 1))
 
-    def _planned(self, number: int) -> Plan:
+    def _planned(self, number: int) -> EpochPlan:
         return self.plan(list(self.loader.order(number)))
 
-    def plan(self, minibatches: list[Rows]) -> Plan:
+    def plan(self, minibatches: list[Rows]) -> EpochPlan:
         """Return the minibatches of an epoch, on the device."""
         starts = [np.concatenate([[0], np.cumsum(self.resident.lengths[rows])]) for rows in minibatches]
         rows, begins = (self._copied(np.concatenate(arrays)) for arrays in (minibatches, starts))
-        return Plan(rows, begins, [(len(r), int(s[-1])) for r, s in zip(minibatches, starts, strict=True)])
+        return EpochPlan(rows, begins, [(len(r), int(s[-1])) for r, s in zip(minibatches, starts, strict=True)])
 
     def _copied(self, array: Rows) -> Tensor:
         # pinned memory is copied in its turn, behind the steps that are waiting, while this goes on

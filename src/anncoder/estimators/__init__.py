@@ -76,7 +76,7 @@ def load(folder: str | Path) -> Autoencoder:
         raise checkpoint.broken(Path(folder), error.what) from error
 
 
-def _restore(stored: checkpoint.Stored, folder: Path) -> Autoencoder:
+def _restore(stored: checkpoint.StoredModel, folder: Path) -> Autoencoder:
     config = stored.config
     if config.model not in ESTIMATORS:
         raise unknown_key(config.model, sorted(ESTIMATORS), where="model")

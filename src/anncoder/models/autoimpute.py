@@ -110,7 +110,7 @@ class AutoImputeNetwork(nn.Module):
         """
         x = self.inputs(batch)
         seen, scored = self._hide(x, batch) if not self.training and self.config.valid_mask else (x, x)
-        error = masked_error(scored, self.output(self._encode(seen))).sum()
+        error = nonzero_error(scored, self.output(self._encode(seen))).sum()
         whole = x.values.count_nonzero() / scored.values.count_nonzero().clamp(min=1)
         n_entries = x.n_rows * x.n_vars
         squares = self.hidden.weight.square().sum() + self.output.weight.square().sum()
@@ -144,7 +144,7 @@ class AutoImputeNetwork(nn.Module):
         return x.with_values(x.values * ~hidden), x.with_values(x.values * hidden)
 
 
-def masked_error(x: CSR, reconstruction: Tensor) -> Tensor:
+def nonzero_error(x: CSR, reconstruction: Tensor) -> Tensor:
     """Return the squared error of the non-zero values of each cell, (b,).
 
     Parameters

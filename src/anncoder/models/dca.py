@@ -38,7 +38,7 @@ from anncoder.nn.penalties import WeightPenalty
 from anncoder.nn.sparse import SparseLinear
 from anncoder.types import Batch, Loader, Loss, Noise, Shape, Summary
 
-LOG_MEAN_RANGE = (math.log(1e-5), math.log(1e6))
+CLIPPED_LOG_MEAN = (math.log(1e-5), math.log(1e6))
 LARGEST_THETA = 1e4
 SMALLEST_THETA = 1e-4  # of a head
 SMALLEST_GENE_THETA = 1e-3  # of the one trainable number of a gene
@@ -304,12 +304,12 @@ class Heads(nn.Module):
             pi_logits = self.pi_of_mean(mean)
         else:
             pi_logits = None if self.pi is None else self.pi(hidden)
-        return CountParameters(mean.clamp(*LOG_MEAN_RANGE), self.log_theta(hidden), pi_logits)
+        return CountParameters(mean.clamp(*CLIPPED_LOG_MEAN), self.log_theta(hidden), pi_logits)
 
     @torch.no_grad()
     def start_from(self, gene_mean: Tensor) -> None:
         """Start the mean of each gene, (g,), where it will be: at 1, abundant genes take most of the training."""
-        log_mean = gene_mean.log().clamp(*LOG_MEAN_RANGE)
+        log_mean = gene_mean.log().clamp(*CLIPPED_LOG_MEAN)
         last = self.mean[-1]
         assert isinstance(last, nn.Linear)
         if self.parts.likelihood == "gaussian":

@@ -142,7 +142,7 @@ class ScScopeNetwork(nn.Module):
         target = self._target(x, batch.batch_code)
         size = (x.n_rows * x.n_vars) ** 0.5
         rounds = enumerate(self._rounds(x, batch.batch_code), start=1)
-        return Loss.of({f"round_{t}": masked_error(target, decoded) / size for t, (_, decoded) in rounds})
+        return Loss.of({f"round_{t}": observed_error(target, decoded) / size for t, (_, decoded) in rounds})
 
     def encode(self, batch: Batch) -> Tensor:
         """Return the latent as ``readout`` says, (b, k) or (b, T k)."""
@@ -210,7 +210,7 @@ class ScScopeNetwork(nn.Module):
         return (self.of_batch - self.of_batch.mean(dim=0)) * self.gene_scale
 
 
-def masked_error(target: CSR, decoded: Tensor) -> Tensor:
+def observed_error(target: CSR, decoded: Tensor) -> Tensor:
     """Return the Frobenius norm of ``decoded - target`` over the stored entries of the target, ().
 
     Parameters
