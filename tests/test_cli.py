@@ -532,6 +532,7 @@ def test_a_remedy_names_the_option_not_the_argument(anncoder: Run, counts: annda
     counts.write_h5ad(tmp_path / "in.h5ad")
     words = ("train", tmp_path / "in.h5ad", "-o", tmp_path / "out.h5ad", *QUICK)
     assert "remedy: say --layer 'raw counts', which holds counts\n" in anncoder(*words).stderr
+    assert "remedy: say --layer 'raw counts', which holds counts\n" in anncoder("check", tmp_path / "in.h5ad").stdout
     assert anncoder(*words, "--layer", "raw counts").exit_code == 0
 
 

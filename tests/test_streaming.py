@@ -530,33 +530,33 @@ class TestDamage:
 
 
 PEAK = """
-import resource, sys
+import sys
 from pathlib import Path
-import numpy as np
 import anncoder as ac
 from anncoder import sources
+from anncoder.benchmark.machine import peak_memory
 from anncoder.data import disk
 sources.POOL_BYTES = disk.POOL_BYTES = 2**21
 disk.POOL = 1024
 path = Path(sys.argv[1])
 settings = dict(n_latent=4, n_hidden=(16,), max_epochs=1, progress=False, denoise=True, threads=1)
 ac.tl.autoencode(sys.argv[2], output=path.with_suffix(".out.h5ad"), **settings)  # kernels are compiled, torch is warm
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_memory()
 ac.tl.autoencode(path, output=path.with_suffix(".out.h5ad"), **settings)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+print(peak_memory() - before)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in other units elsewhere")
+@pytest.mark.skipif(sys.platform == "win32", reason="the system does not say how much there was")
 def test_memory_is_flat_in_the_number_of_cells(tmp_path: Path) -> None:
-    """From 2,000 cells to 24,000 x 400 genes: the dense layer alone is 38 MB, the counts twice that with copies."""
-    for n_obs in (2000, 24_000):
-        ac.datasets.simulate_to_file(tmp_path / f"{n_obs}.h5ad", n_obs=n_obs, n_vars=400, lib_loc=6.0)
-    command = [sys.executable, "-c", PEAK, str(tmp_path / "24000.h5ad"), str(tmp_path / "2000.h5ad")]
+    """From 9,000 cells to 27,000 x 2,000 genes the dense layer grows by 144 MB; measured: 27 to 29, half of them once."""
+    for n_obs in (9000, 27_000):
+        ac.datasets.simulate_to_file(tmp_path / f"{n_obs}.h5ad", n_obs=n_obs, n_vars=2000, lib_loc=4.0)
+    command = [sys.executable, "-c", PEAK, str(tmp_path / "27000.h5ad"), str(tmp_path / "9000.h5ad")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert float(done.stdout) < 20
+    assert float(done.stdout) < 60
 
 
 @pytest.mark.parametrize("ending", ["h5ad", "zarr"])

@@ -82,8 +82,8 @@ def prepare(
     cells = PerCell(factors, codes)
     train = source.loader(cells, fitted, batch_size=given(training.batch_size), seed=training.seed, share=share)
     valid = kept(source.loader(cells, held_out, batch_size=VALID_BATCH, share=share)) if len(split.valid) else None
-    exact = source.sizes / library_size
-    blocks = ((matrix, exact[rows]) for matrix, rows in source.blocks(fitted, SUMMARY_BLOCK))
+    # not the factors, which are rounded
+    blocks = ((matrix, source.sizes[rows] / library_size) for matrix, rows in source.blocks(fitted, SUMMARY_BLOCK))
     summary = summarize(blocks, len(source.var_names), library_size, transform=config.transform)
     if config.fits_slot is not None:
         summary = summary._replace(target=torch.from_numpy(source.coordinates(config.fits_slot)))

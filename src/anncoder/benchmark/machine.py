@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,6 +42,17 @@ def rates(repeats: int) -> dict[str, float]:
         "lgamma, ns an element": median(counts.lgamma) / counts.numel() * 1e9,
         "digamma, ns an element": median(counts.digamma) / counts.numel() * 1e9,
     }
+
+
+def peak_memory() -> float:
+    """Return the most memory that this process has had, MiB."""
+    status = Path("/proc/self/status")
+    if status.exists():  # on Linux, ru_maxrss begins with the peak of the process that started this one
+        lines = status.read_text().splitlines()
+        return next(int(line.split()[1]) / 2**10 for line in lines if line.startswith("VmHWM:"))
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def description() -> dict[str, Any]:

@@ -26,13 +26,13 @@ LARGE, SMALL = 1_000_000, 100_000  # cells on disk
 
 # one epoch of a fit from a file, after a small one that imports and compiles: seconds, peak MB, peak MB above the start
 EPOCH = """
-import resource, sys, anndata, anncoder as ac
+import sys, anndata, anncoder as ac
+from anncoder.benchmark.machine import peak_memory as peak
 from anncoder.datasets import simulate
 def fit(data):
     model = ac.CountAutoencoder(n_hidden=(64,), n_latent=32, natural_axes=False)
     return model.fit(data, max_epochs=1, batch_size=1024, threads=int(sys.argv[2]), progress=False)
 fit(simulate(n_obs=2100, n_vars=500, seed=0))
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 start = peak()
 print(fit(sys.argv[1]).history_["seconds"].iloc[0], peak(), peak() - start)
 """

@@ -92,8 +92,7 @@ class DiskLoader:
         self.pool = max(pool, 2 * batch_size)
         self.blocks = np.array(list(shards.borders(block)), dtype=np.int64).reshape(-1, 2)
         self.n_obs = int(np.count_nonzero(chosen))
-        before = np.concatenate([[0], np.cumsum(chosen)])
-        self._n_chosen = before[self.blocks[:, 1]] - before[self.blocks[:, 0]]
+        self._n_chosen = np.add.reduceat(chosen, self.blocks[:, 0], dtype=np.int64)  # blocks follow each other
         if seed is not None:  # in some epoch, a process may have as many of the smallest blocks as there are for each
             smallest = np.sort(self._n_chosen[self._n_chosen > 0])
             refuse_small_share(int(smallest[: len(smallest) // share.size].sum()), share.size)

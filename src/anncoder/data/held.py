@@ -110,5 +110,6 @@ def hold(matrix: Any) -> Held:
 
 def spans(indptr: Array, size: int) -> Iterator[tuple[int, int]]:
     """Yield ranges of rows (CSC: columns) that hold about ``size`` stored values each; no row is cut."""
-    cuts = np.searchsorted(indptr, np.arange(size, int(indptr[-1]), size))
+    # of one type, or all of the pointers would be converted
+    cuts = np.searchsorted(indptr, np.arange(size, int(indptr[-1]), size).astype(indptr.dtype))
     yield from pairwise(np.unique([0, *cuts, len(indptr) - 1]).tolist())

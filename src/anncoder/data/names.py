@@ -33,12 +33,17 @@ class Names:
         return pd.Index(found, dtype=object)
 
     def repeated(self) -> pd.Index:
-        """Return the names that occur more than once: of every name eight bytes are in memory at a time."""
-        hashes = [pd.util.hash_array(block.astype(object)) for _, block in self.shard.name_blocks()]
-        unique, counts = np.unique(np.concatenate([np.empty(0, np.uint64), *hashes]), return_counts=True)
-        twice = unique[counts > 1]
+        """Return the names that occur more than once: of every name nine bytes are in memory at a time."""
+        hashes = self._hashes()
+        hashes.sort()
+        twice = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
         if not len(twice):
             return pd.Index([], dtype=object)
-        at = np.flatnonzero(np.isin(np.concatenate(hashes), twice))
-        names = self[at]
+        names = self[np.flatnonzero(np.isin(self._hashes(), twice))]
         return names[names.duplicated()].unique()
+
+    def _hashes(self) -> np.ndarray[Any, np.dtype[np.uint64]]:
+        hashes = np.empty(len(self), dtype=np.uint64)
+        for start, block in self.shard.name_blocks():
+            hashes[start : start + len(block)] = pd.util.hash_array(block.astype(object))
+        return hashes

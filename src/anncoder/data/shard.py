@@ -235,7 +235,7 @@ class Shard:
         n_stored = min(int(values.shape[0]), int(matrix.indices.shape[0]))
         if len(matrix.indptr) != n_major + 1 or matrix.indptr[0] != 0 or matrix.indptr[-1] != n_stored:
             raise damaged(self.path, "its row pointers do not fit its values")
-        if (np.diff(matrix.indptr.astype(np.int64)) < 0).any():
+        if (matrix.indptr[1:] < matrix.indptr[:-1]).any():
             raise damaged(self.path, "its row pointers fall")
 
     def _chunk_rows(self) -> int:
