@@ -549,7 +549,7 @@ print(peak_memory() - before)
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the system does not say how much there was")
 def test_memory_is_flat_in_the_number_of_cells(tmp_path: Path) -> None:
-    """From 9,000 cells to 27,000 x 2,000 genes the dense layer grows by 144 MB; measured: 27 to 29, half of them once."""
+    """From 9,000 cells to 27,000 x 2,000 genes the dense layer grows by 144 MB; the peak, measured, by 27 to 29."""
     for n_obs in (9000, 27_000):
         ac.datasets.simulate_to_file(tmp_path / f"{n_obs}.h5ad", n_obs=n_obs, n_vars=2000, lib_loc=4.0)
     command = [sys.executable, "-c", PEAK, str(tmp_path / "27000.h5ad"), str(tmp_path / "9000.h5ad")]
