@@ -87,6 +87,7 @@ def test_training_starts_at_the_gene_mean_of_the_values(low_rank: anndata.AnnDat
     x = low_rank.X.toarray()
     means = np.ma.masked_equal(x, 0).mean(axis=0)
     np.testing.assert_allclose(model.network_.output.bias.detach(), means, rtol=1e-4)  # type: ignore[union-attr]
+    assert int(model.network_.n_fitted) == 300  # type: ignore[union-attr, arg-type]
 
 
 @pytest.mark.parametrize("transform", ["log1p", "normalize", "none"])
@@ -125,6 +126,11 @@ def test_held_out_values_are_hidden_from_the_network() -> None:
     training, evaluation = network.train()(batch), network.eval()(batch)
     assert training.terms["reconstruction"].item() == pytest.approx(1, rel=1e-5)
     assert evaluation.terms["reconstruction"].item() == pytest.approx(1, rel=1e-5)
+    del network.output.forward
+    with torch.no_grad():
+        error = nonzero_error(scored, network.output(network._encode(seen))).sum()
+        expected = error / (scored.values != 0).sum()  # of 1500 values, all of them observed
+        assert network(batch).terms["reconstruction"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_the_published_start() -> None:

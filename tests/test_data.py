@@ -36,11 +36,19 @@ def test_a_stratified_split_keeps_proportions() -> None:
     assert np.abs(np.bincount(codes[valid]) - [140, 50, 10]).max() <= 1
 
 
+def test_another_seed_holds_out_other_cells() -> None:
+    (one, same, other) = (split_rows(200, 0.2, seed).valid.tolist() for seed in (0, 0, 1))
+    assert one == same
+    assert one != other
+
+
 def test_a_grouped_split_divides_no_group() -> None:
     groups = np.repeat(np.arange(10), 37)
     train, valid = split_rows(370, 0.2, 3, groups=groups)
     assert not set(groups[train]) & set(groups[valid])
     assert len(valid) == 74
+    drawn = {tuple(np.unique(groups[split_rows(370, 0.2, seed, groups=groups).valid])) for seed in range(5)}
+    assert len(drawn) > 1  # others with another seed
     with pytest.raises(InputError, match="two groups"):
         split_rows(5, 0.2, 0, groups=np.zeros(5, dtype=np.int64))
     with pytest.raises(InputError, match="stratified, grouped"):

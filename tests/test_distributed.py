@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from anncoder.data.memory import MemoryLoader, Stored
 from anncoder.data.order import minibatches
 from anncoder.data.shards import Shards, open_shards
 from anncoder.distributed import Share
-from anncoder.errors import ConfigError
+from anncoder.errors import ConfigError, ResourceError
 from anncoder.types import Noise
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -117,6 +118,16 @@ def test_a_process_that_disappears_is_named_and_nothing_hangs(written: Path, tmp
                 os.killpg(run.pid, signal.SIGKILL)
     assert run.returncode != 0
     assert "rank-lost" in errors or "SIGKILL" in errors or "Signal 9" in errors, errors[-3000:]
+
+
+@pytest.mark.parametrize("said", ["[gloo/pair.cc] Connection closed by peer", "Socket Timed out", "NCCL error"])
+def test_what_says_that_a_process_has_gone_is_known(said: str) -> None:
+    """Above, torchrun may end the others before they notice."""
+    with pytest.raises(ResourceError, match=re.escape(said)) as caught, distributed.processes():
+        raise RuntimeError(f"{said}\nException raised from somewhere")
+    assert (caught.value.code, caught.value.exit_code) == ("rank-lost", 6)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"), distributed.processes():
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
 
 def test_processes_have_the_same_weights_and_each_its_own_noise(written: Path, tmp_path: Path) -> None:

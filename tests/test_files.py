@@ -162,6 +162,21 @@ class TestAtomicFolder:
         monkeypatch.setattr(files, "_swap", lambda *_: False)
         self.test_writes_and_replaces(tmp_path)
 
+    @pytest.mark.parametrize("exchanged", [True, False])
+    def test_what_is_in_it_is_synced_before_the_rename_and_the_folder_it_is_in_after(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, exchanged: bool
+    ) -> None:
+        target, calls = tmp_path / "model", []
+        swap, rename = files._swap, Path.replace
+        monkeypatch.setattr(files, "sync", lambda path: calls.append(path.name))
+        monkeypatch.setattr(files, "_swap", lambda a, b: exchanged and (calls.append("named"), swap(a, b))[1])
+        monkeypatch.setattr(Path, "replace", lambda a, b: (b == target and calls.append("named"), rename(a, b))[1])
+        for text in ("one", "two"):
+            write_folder(target, text)
+            assert sorted(calls[:3]) == sorted([MARK, "more.txt", "sub"])
+            assert (calls[3], calls[4], calls[-1]) == ("model", "named", tmp_path.name)
+            calls.clear()
+
     def test_the_old_folder_comes_back_if_the_second_step_fails(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -204,6 +204,26 @@ def test_what_is_refused(name: str, counts: anndata.AnnData) -> None:
     assert said in str(error.value)
 
 
+@pytest.mark.parametrize("wrong", [-5.0, np.nan, "gene"])
+def test_what_only_a_later_pass_brings(wrong: Any, counts: anndata.AnnData) -> None:
+    """All is looked at once; after that, what would do harm."""
+    passes = []
+
+    def make_blocks() -> Iterator[Any]:
+        passes.append(1)
+        block = counts.X.copy()
+        if len(passes) == 4 and wrong == "gene":
+            block.indices[5] = 100_000_000
+        elif len(passes) == 4:
+            block.data[5] = wrong
+        yield block, np.arange(counts.n_obs)
+
+    source = IterableSource(make_blocks, counts.var_names, counts.n_obs)
+    with pytest.raises(AnncoderError, match="outside of its columns" if wrong == "gene" else "a later pass") as caught:
+        CountAutoencoder(n_latent=2).fit(source, **QUICK)
+    assert caught.value.code == "bad-blocks"
+
+
 def test_refusals_of_the_description(counts: anndata.AnnData) -> None:
     with pytest.raises(AnncoderError) as error:
         IterableSource(in_turn(counts, 50), counts.var_names, 120, counts.obs[:7])

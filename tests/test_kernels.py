@@ -183,6 +183,32 @@ def test_beyond_the_limits_the_gradient_is_zero() -> None:
     assert (log_theta.grad != 0).tolist() == [True, True, False, False]
 
 
+def test_beyond_the_limits_the_gradient_is_zero_of_other_kinds_and_of_cells() -> None:
+    x = torch.tensor([[0.0, 2.0, 0.0, 1.0]])
+    log_mean = torch.tensor([[-30.0, 40.0, 0.0, -25.0]], requires_grad=True)
+    for value in (poisson_nll(csr(x), log_mean), zinb_nll(csr(x), log_mean, torch.zeros(4), torch.zeros(1, 4))):
+        (gradient,) = torch.autograd.grad(value.sum(), log_mean)
+        assert (gradient[0] != 0).tolist() == [False, False, True, False]
+    of_cells = torch.tensor([[0.0], [50.0], [-40.0]], requires_grad=True)
+    nb_nll(csr(x.expand(3, 4)), torch.zeros(3, 4), of_cells).sum().backward()
+    assert (of_cells.grad != 0).ravel().tolist() == [True, False, False]  # type: ignore[operator, union-attr]
+
+
+def test_a_zero_that_neither_dropout_nor_the_mean_explains() -> None:
+    """Beyond the exponents of float32: ``softplus(l) - logaddexp(l, log NB(0))``, and its gradient."""
+    log_mean, log_theta = torch.full((1, 4), 12.0), torch.tensor([1.0, 5.0, 5.0, 9.0])
+    logits = torch.tensor([[-60.0, -150.0, -2000.0, -300.0]])
+    leaves = [log_mean, log_theta, logits]
+    ours, wanted = ([leaf.to(dtype).requires_grad_() for leaf in leaves] for dtype in (torch.float32, torch.float64))
+    found = zinb_nll(csr(torch.zeros(1, 4)), *ours)
+    m, t, p = wanted
+    log_nb = -t.exp() * torch.log1p((m - t).exp())
+    expected = (torch.nn.functional.softplus(p) - torch.logaddexp(p, log_nb)).sum(1)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=0)
+    for one, other in zip(torch.autograd.grad(found, ours), torch.autograd.grad(expected, wanted), strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-6)
+
+
 def test_a_parameter_that_is_not_a_number_is_not_hidden() -> None:
     x, log_mean, log_theta, logits, sizes = problem("gene")
     log_mean[2, 5] = float("nan")
@@ -436,17 +462,67 @@ def test_gradients_that_the_kernels_do_not_have_come_from_the_eager_forms() -> N
 
 
 def test_a_second_derivative_is_refused_and_not_wrong() -> None:
-    """Their gradients are written by hand, once."""
-    x, log_mean, log_theta, logits, _ = (t.double() for t in problem("gene"))
+    """Their gradients are written by hand, once: in a gradient penalty their part would be missing."""
+    for tensors in (problem("gene"), tuple(t.double() for t in problem("gene"))):
+        x, log_mean, log_theta, logits, _ = tensors
+        for form in (
+            lambda m: nb_nll(csr(x), m, log_theta),  # noqa: B023 - called at once
+            lambda m: zinb_nll(csr(x), m, log_theta, logits),  # noqa: B023
+            lambda m: poisson_nll(csr(x), m),  # noqa: B023
+        ):
+            leaf = log_mean.clone().requires_grad_()
+            with pytest.raises(RuntimeError, match="differentiated once"):
+                torch.autograd.grad(form(leaf).sum(), leaf, create_graph=True)
+
+
+@pytest.mark.parametrize(
+    ("indptr", "indices"),
+    [
+        ([0, 1, 2], [0, 3]),
+        ([0, 1, 2], [0, -1]),
+        ([0, 1, 2], [0, 750_000_000]),
+        ([0, 5, 2], [0, 1]),
+        ([0, 1, 200_000_000], [0, 1]),
+        ([1, 1, 2], [0, 1]),
+    ],
+)
+def test_counts_that_point_outside_of_themselves_are_refused(indptr: list[int], indices: list[int]) -> None:
+    counts = CSR(torch.tensor(indptr), torch.tensor(indices), torch.ones(2), 3)
+    zeros = torch.zeros(2, 3)
     for form in (
-        lambda m: nb_nll(csr(x), m, log_theta),
-        lambda m: zinb_nll(csr(x), m, log_theta, logits),
-        lambda m: poisson_nll(csr(x), m),
+        lambda: nb_nll(counts, zeros, zeros[0]),
+        lambda: zinb_nll(counts, zeros, zeros[0], zeros),
+        lambda: poisson_nll(counts, zeros),
+        lambda: squared_error(counts, zeros),
     ):
-        leaf = log_mean.clone().requires_grad_()
-        (first,) = torch.autograd.grad(form(leaf).square().sum(), leaf, create_graph=True)
-        with pytest.raises(RuntimeError, match="once_differentiable"):
-            first.sum().backward()
+        with pytest.raises(ValueError, match="lies outside of them"):
+            form()
+
+
+def test_counts_that_change_before_the_gradients_are_taken() -> None:
+    """As a loader of one's own may, that fills its arrays again: noticed where the values are read again."""
+    x, log_mean, log_theta, _, _ = problem("gene")
+    layer, counts = SparseLinear(37, 5, Noise(0)), csr(x)
+    hidden = layer(counts).sum()
+    leaf = log_mean.clone().requires_grad_()
+    loss = (nb_nll(counts, leaf, log_theta) * torch.rand(40)).sum()  # weights of their own: the pass runs again
+    counts.values.fill_(7)
+    for total in (hidden, loss):
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            total.backward()
+
+
+def test_counts_themselves_have_no_gradient() -> None:
+    x, log_mean, log_theta, logits, _ = problem("gene")
+    counts = csr(x)
+    moving = counts.with_values(counts.values.requires_grad_())
+    for form in (
+        lambda: nb_nll(moving, log_mean, log_theta),
+        lambda: zinb_nll(moving, log_mean, log_theta, logits),
+        lambda: poisson_nll(moving, log_mean),
+    ):
+        with pytest.raises(ValueError, match="not differentiated by them"):
+            form()
 
 
 def test_without_a_place_for_the_cache_the_kernels_are_compiled_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -272,3 +272,61 @@ def test_dispersion_starts_where_it_is_however_library_sizes_differ(deviation: f
     summary = summarize([(matrix, sizes / np.median(sizes))], 200, float(np.median(sizes)), transform="log1p")
     median = float(moment_log_theta(summary).exp().median())
     assert median == pytest.approx(min(theta, 100), rel=0.1)
+
+
+@pytest.mark.parametrize("corruption", ["swap", "mask"])
+def test_the_denoising_objective_is_that_of_dense_arrays(counts: Any, corruption: str) -> None:
+    """A weighted squared error of the clean input, and the cross-entropy of the mask of what was changed."""
+    weights = {"masked_weight": 0.8, "mask_loss_weight": 0.3}
+    network, batch = build("denoising", {"corruption": corruption, **weights}, counts)
+    network.eval()
+    with torch.no_grad():
+        clean = network.inputs(batch)
+        noisy, _ = network.corrupt(batch, clean)
+        decoded, logits = network.decode(network._encode(noisy))
+        terms = network(batch).terms
+    x = clean.to_dense().double()
+    mask = (noisy.to_dense() != clean.to_dense()).double()
+    assert 0.02 < mask.mean() < 0.5
+    error = (torch.where(mask > 0, 0.8, 0.2) * (decoded.double() - x).square()).mean()
+    assert terms["reconstruction"].item() == pytest.approx(0.7 * error.item(), rel=1e-5)
+    entropy = torch.nn.functional.binary_cross_entropy_with_logits(logits.double(), mask)
+    assert terms["mask"].item() == pytest.approx(0.3 * entropy.item(), rel=1e-5)
+
+
+def test_thinned_cells_keep_their_scale(counts: Any) -> None:
+    network, batch = build("denoising", {"corruption": "thinning", "strength": 0.5}, counts)
+    with torch.no_grad():
+        clean = network.inputs(batch)
+        thinned = [network.corrupt(batch, clean).x.to_dense().expm1().mean().item() for _ in range(20)]
+    assert np.mean(thinned) == pytest.approx(clean.to_dense().expm1().mean().item(), rel=0.02)
+
+
+@pytest.mark.parametrize("options", [{"likelihood": "nb"}, {"likelihood": "poisson"}, {"likelihood": "gaussian"}])
+def test_the_information_of_natural_axes_is_the_curvature_of_the_likelihood(options: Any, counts: Any) -> None:
+    """The second derivative of the expected negative log-likelihood by what the decoder says, at its own mean."""
+    network, batch = build("count", options, counts)
+    latent = network.eval().raw_latent(batch).detach()
+    parameters = [None if p is None else p.detach().double() for p in network.heads.limited(network.decoder(latent))]
+    said, log_theta = parameters[:2]
+
+    def expected(v: Any) -> Any:
+        if options["likelihood"] == "gaussian":
+            return (v - said).square() / (2 * (2 * log_theta).exp())
+        mu = said.exp()
+        if log_theta is None:
+            return v.exp() - mu * v
+        return (mu + log_theta.exp()) * (v.exp() + log_theta.exp()).log() - mu * v
+
+    step = 1e-3
+    curvature = (expected(said + step) - 2 * expected(said) + expected(said - step)) / step**2
+    torch.testing.assert_close(network._information(latent).double(), curvature, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["count", "dca"])
+def test_the_ridge_is_on_the_squared_probability_of_dropout(name: str, counts: Any) -> None:
+    kind = {"count": {"likelihood": "zinb"}, "dca": {"ae_type": "zinb-conddisp"}}[name]
+    network, batch = build(name, {**kind, "ridge_pi": 0.1}, counts)
+    with torch.no_grad():
+        pi = network.eval().parameters_of(batch).pi_logits.double().sigmoid()
+        assert network(batch).terms["ridge_pi"].item() == pytest.approx(0.1 * pi.square().mean().item(), rel=1e-5)

@@ -114,6 +114,24 @@ class TestObjective:
             factors = [model(cells.batch(range(300))).terms["exaggeration"].item() > 0 for _ in range(4)]
         model.eval()
         assert factors == [True, True, False, False]
+        with torch.no_grad():
+            assert model(cells.batch(range(300))).terms.keys() == {"kl"}  # in evaluation there is none
+            assert int(model.steps) == 252
+
+    def test_an_input_that_does_not_vary_is_centred_and_not_divided(self) -> None:
+        cells = Cells(np.random.default_rng(0).normal(size=(40, 8)) * [0, *range(1, 8)] + 3)
+        model = NetsneNetwork(NetsneConfig(transform="none", perplexity=5), Shape(8), Noise(0))
+        model.start_from(Summary(40, 0.0, 1.0, *[torch.zeros(8)] * 4), cells)
+        standardized = model.standardized(model.scores(cells.batch(range(40))))
+        assert not standardized[:, 0].any()
+        torch.testing.assert_close(standardized[:, 1:].std(dim=0, correction=0), torch.ones(7))
+
+    def test_the_penalty_is_on_all_weights(self) -> None:
+        cells = Cells(np.random.default_rng(0).normal(size=(40, 8)))
+        model = NetsneNetwork(NetsneConfig(transform="none", perplexity=5, l2=0.5), Shape(8), Noise(0)).eval()
+        squares = [w.square().sum().item() for w in model.parameters() if w.dim() == 2]
+        assert len(squares) == 3
+        assert model(cells.batch(range(40))).terms["l2"].item() == pytest.approx(0.5 * sum(squares), rel=1e-5)
 
     def test_similarities_are_summed_over_pairs_of_different_cells(self) -> None:
         places = np.random.default_rng(0).normal(size=(50, 2)) * 30

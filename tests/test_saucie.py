@@ -22,7 +22,7 @@ from anncoder import SAUCIE
 from anncoder.errors import AnncoderError, ConfigError, InputError
 from anncoder.models.saucie import SAUCIEConfig, SAUCIENetwork, reference_error
 from anncoder.nn.discrepancy import batch_discrepancy, multiscale_kernel, usage_entropy, within_clusters
-from anncoder.types import CSR, Batch, Noise, Shape
+from anncoder.types import CSR, Batch, Noise, Shape, Summary
 
 ACTIVATIONS = torch.tensor([[1, 0, 0.5, 0], [0.9, 0, 0.1, 0], [0, 1, 0, 0]], dtype=torch.float64)
 EMBEDDING = torch.tensor([[1, 0], [2, 1], [0, 3], [1, 4]], dtype=torch.float64)
@@ -112,6 +112,34 @@ def minibatch(codes: list[int]) -> Batch:
     return Batch(counts, torch.ones(n), torch.arange(n), torch.tensor(codes))
 
 
+def test_the_loss_is_the_weighted_sum_of_its_terms() -> None:
+    weights: dict[str, Any] = {"lambda_b": 0.3, "lambda_c": 0.2, "lambda_d": 0.5}
+    x = torch.rand(12, 5, generator=torch.Generator().manual_seed(0)) + 0.1
+    counts = CSR(torch.arange(0, 61, 5), torch.arange(5).repeat(12), x.ravel(), 5)
+    batch = Batch(counts, torch.ones(12), torch.arange(12), torch.arange(12) % 2)
+    shape = Shape(5, 2, ("a", "b"))
+    for options in (weights | {"reference": "b"}, weights | {"lambda_b": 0.0}):
+        network = SAUCIENetwork(SAUCIEConfig(n_hidden=(16,), transform="none", **options), shape, Noise(0))
+        network.factor.fill_(2.0)
+        with torch.no_grad():
+            latent = network.encode(batch)
+            activations = network.decoder(latent)
+            decoded = network.output(activations)
+            terms = network(batch).terms
+        expected = {
+            "entropy": 0.2 * usage_entropy(activations),
+            "within_clusters": 0.5 * within_clusters(2 * x, activations),
+            "reconstruction": (decoded - 2 * x).square().mean(),
+        }
+        if options["lambda_b"]:
+            expected["reconstruction"] = reference_error(2 * x, decoded, batch.batch_code, 1)  # type: ignore[arg-type]
+            expected["batch"] = 0.3 * batch_discrepancy(latent, batch.batch_code)  # type: ignore[arg-type]
+        assert terms.keys() == expected.keys()
+        assert all(value > 1e-3 for value in expected.values())
+        for name, value in expected.items():
+            torch.testing.assert_close(terms[name], value, rtol=1e-5, atol=1e-6, msg=name)
+
+
 def test_a_minibatch_without_a_batch_is_refused_unless_it_is_what_is_left_of_an_epoch() -> None:
     network = SAUCIENetwork(SAUCIEConfig(lambda_b=1, n_hidden=(4,)), Shape(5, 3), Noise(0))
     network.train()(minibatch([0, 1, 2, 0]))
@@ -196,6 +224,34 @@ def test_clusters_are_found_kept_and_known_again(cells: anndata.AnnData, tmp_pat
     np.testing.assert_array_equal(again.clusters(cells).labels, found.labels)
     np.testing.assert_array_equal(again.embed(cells), model.embed(cells))
     np.testing.assert_array_equal(again.denoise(cells, scale="normalized"), model.denoise(cells, scale="normalized"))
+
+
+def test_a_cluster_has_more_than_the_fewest_cells() -> None:
+    x = 10 * torch.randn(60, 5, generator=torch.Generator().manual_seed(0))
+    counts = CSR(torch.arange(0, 301, 5), torch.arange(5).repeat(60), x.ravel(), 5)
+    batch = Batch(counts, torch.ones(60), torch.arange(60))
+
+    class Cells:
+        n_obs = 60
+
+        def epoch(self, number: int) -> Any:
+            return iter([batch])
+
+        def __len__(self) -> int:
+            return 1
+
+    def sizes(min_cells: int) -> Any:
+        config = SAUCIEConfig(n_hidden=(8,), lambda_c=0.1, transform="none", min_cells=min_cells)
+        network = SAUCIENetwork(config, Shape(5), Noise(0)).eval()
+        network.start_from(Summary(60, 0.0, 1.0, *[torch.zeros(5)] * 4), Cells())
+        network.finish(batch)
+        labels = network.clusters(batch)
+        return torch.bincount(labels[labels >= 0], minlength=int(network.n_clusters))
+
+    of_all = sizes(1)
+    assert len(of_all) > 2
+    least = int(of_all[-1])
+    assert sizes(least).tolist() == of_all[of_all > least].tolist()
 
 
 def test_clusters_are_categories_of_obs(cells: anndata.AnnData) -> None:

@@ -29,7 +29,7 @@ from anncoder.models.scvis import (
     tsne_term,
 )
 from anncoder.nn.affinities import affinities, squared_distances, without_self
-from anncoder.types import Noise, Shape
+from anncoder.types import CSR, Batch, Noise, Shape
 
 X = torch.tensor([[0, 0], [0.1, 0], [0, 0.2], [1, 1], [1.1, 1], [1, 1.3]], dtype=torch.float64)
 Z = torch.tensor([[0, 0], [0.5, 0], [0, 0.5], [3, 3], [3.5, 3], [3, 3.5]], dtype=torch.float64)
@@ -81,6 +81,36 @@ class TestObjective:
         assert [float(value) for value in network.eval().ramps()] == [20, pytest.approx(0.1)]
         assert int(network.steps) == 250
 
+    def test_the_loss_is_the_published_one(self) -> None:
+        """Cells that many others are near to count more; ramps are over, as they are in evaluation."""
+        network = ScvisNetwork(
+            ScvisConfig(n_latent=3, n_hidden=(9,), n_decoder_hidden=(9,), transform="none", perplexity=4, l2=0.1),
+            Shape(6),
+            Noise(3),
+        ).eval()
+        x = torch.randn(30, 6, generator=torch.Generator().manual_seed(0))
+        x[20:] *= 20  # far from everybody, and so with small weights
+        counts = CSR(torch.arange(0, 181, 6), torch.arange(6).repeat(30), x.ravel(), 6)
+        network.largest.fill_(50.0)
+        with torch.no_grad():
+            network.dof.copy_(torch.linspace(0.01, 20, 6))  # beyond its limits at both ends
+            loss = network(Batch(counts, torch.ones(30), torch.arange(7, 37)))
+            posterior = network.posterior(x / 50)
+            latent = posterior.sample(torch.Generator().manual_seed(10))  # seed and first row
+            hidden = network.decoder(latent)
+            var = torch.nn.functional.softplus(network.var(hidden))
+            density = student_t_log_density(x / 50, network.mean(hidden), var, network.dof.clamp(0.1, 10))
+        p = affinities(without_self(squared_distances(x / 50)), 4)
+        assert p.sum(dim=0).max() > 2
+        squares = sum(w.square().sum().item() for w in network.parameters() if w.dim() == 2)
+        expected = {
+            "nll": -(p.sum(dim=0).clamp(0.01, 2) * density).mean().item(),
+            "kl": 0.1 * kl_from_standard(posterior).mean().item(),
+            "tsne": 6 * tsne_term(latent, p, 2).item(),
+            "l2": 0.05 * squares,
+        }
+        assert {name: term.item() for name, term in loss.terms.items()} == pytest.approx(expected, rel=1e-4)
+
     def test_weights_of_the_mean_are_dropped_in_training_alone(self, model: SCVIS, counts: anndata.AnnData) -> None:
         assert np.array_equal(model.embed(counts), model.embed(counts))
         network: Any = model.network_
@@ -88,6 +118,10 @@ class TestObjective:
         kept, dropped = network.posterior(x), network.posterior(x, torch.Generator().manual_seed(0))
         assert not torch.equal(kept.mean, dropped.mean)
         assert torch.equal(kept.var, dropped.var)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            draws = torch.stack([network.posterior(x, generator).mean for _ in range(2000)])
+        assert ((draws.mean(dim=0) - kept.mean).abs() < 5 * draws.std(dim=0) / 2000**0.5).all()  # on average the same
 
 
 class TestEstimator:

@@ -417,16 +417,22 @@ class TestLarge:
 
 
 class TestDamage:
-    def test_a_file_that_changes_while_it_is_copied(
-        self, fitted: CountAutoencoder, counts_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize("while_it_is", [(Copy, "of"), (written._Written, "latent")])
+    def test_a_file_that_changes_while_it_is_copied_or_read(
+        self,
+        fitted: CountAutoencoder,
+        counts_file: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        while_it_is: tuple[Any, str],
     ) -> None:
-        of = Copy.of
+        original = getattr(*while_it_is)
 
-        def changed(self: Copy, store: Any) -> None:
-            of(self, store)
+        def changed(*given: Any) -> None:
+            original(*given)
             os.utime(counts_file, (1, 1))
 
-        monkeypatch.setattr(Copy, "of", changed)
+        monkeypatch.setattr(*while_it_is, changed)
         with pytest.raises(FileError) as error:
             ac.tl.embed(counts_file, fitted, output=tmp_path / "out.h5ad")
         assert error.value.code == "file-changed"
@@ -452,7 +458,7 @@ class TestDamage:
             with pytest.raises(OSError, match="Can't"):
                 file["uns/big"][30_000:40_000]
 
-    @pytest.mark.parametrize("slot", ["obsm/X_ae", "layers/ae_denoised", "layers/counts"])
+    @pytest.mark.parametrize("slot", ["obsm/X_ae", "layers/ae_denoised", "layers/counts", "var/ae_theta"])
     def test_what_was_not_written_as_it_should_is_noticed(
         self, fitted: CountAutoencoder, counts_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slot: str
     ) -> None:

@@ -327,8 +327,8 @@ def test_our_adam_is_torchs_and_goes_on_from_its_state() -> None:
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
 
 
-def torch_adam(parameters: Any, lr: float) -> torch.optim.Optimizer:
-    return torch.optim.Adam(parameters, lr, fused=True)
+def torch_adam(parameters: Any, lr: float, **settings: float) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr, fused=True, **settings)
 
 
 @pytest.mark.parametrize("adam", [Adam, torch_adam])
@@ -337,8 +337,8 @@ def test_a_step_clips_the_gradient_as_torch_does(clip_norm: float, adam: Callabl
     torch.manual_seed(0)
     ours, theirs = nn.Linear(5, 3), nn.Linear(5, 3)
     theirs.load_state_dict(ours.state_dict())
-    fused = adam(ours.parameters(), lr=0.1)
-    plain = torch.optim.Adam(theirs.parameters(), lr=0.1)
+    fused = adam(ours.parameters(), lr=0.1, weight_decay=0.1)  # which is not clipped
+    plain = torch.optim.Adam(theirs.parameters(), lr=0.1, weight_decay=0.1)
     for _ in range(4):
         x = 10 * torch.randn(8, 5)
         for network, optimizer in ((ours, fused), (theirs, plain)):
@@ -370,6 +370,29 @@ def test_a_step_that_is_not_finite_changes_nothing(
         taken = bool(step(optimizer, loss.detach(), config))
         assert taken == (factor == 1.0)
     assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("adam", [Adam, torch_adam, None])
+@pytest.mark.parametrize("settings", [{}, {"clip_value": 0.5}, {"optimizer": "rmsprop"}])
+def test_a_loss_that_is_not_finite_changes_nothing_though_its_gradient_is(
+    settings: dict[str, Any], adam: Callable[..., torch.optim.Optimizer] | None
+) -> None:
+    network = nn.Linear(5, 3)
+    config = suited(clip_norm=1.0, **settings)
+    optimizer = optimizer_of(network, config, CPU) if adam is None else adam(network.parameters(), lr=0.1)
+
+    def state() -> list[Tensor]:
+        moments = [value for values in optimizer.state.values() for value in values.values()]
+        return [value.detach().clone() for value in (*network.parameters(), *moments)]
+
+    for added in (0.0, float("nan")):
+        before = state()
+        optimizer.zero_grad()
+        loss = network(torch.ones(2, 5)).sum() + added
+        loss.backward()
+        assert bool(step(optimizer, loss.detach(), config)) == (added == 0.0)
+    assert len(before) > 2  # what the first step left in the optimizer, too
+    assert all(torch.equal(a, b) for a, b in zip(before, state(), strict=True))
 
 
 def test_tf32_is_for_products_on_a_gpu_and_for_the_time_of_a_fit(counts, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]

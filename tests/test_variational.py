@@ -75,6 +75,34 @@ def test_the_loss_is_the_published_bound(counts: Any, likelihood: str) -> None:
     torch.testing.assert_close(loss.terms["kl"], divergence(mean, variance).mean())
 
 
+@pytest.mark.parametrize("linear", [False, True])
+def test_each_batch_has_its_dispersion_and_its_decoder(counts: Any, *, linear: bool) -> None:
+    options = {"likelihood": "nb", "dispersion": "gene-batch", "linear_decoder": linear, "norm": "none"}
+    network, batch, x = network_and_batch(counts, 2, **options)
+    network.eval()
+    with torch.no_grad():
+        network.log_theta.copy_(torch.tensor([[-1.0], [2.0]]).expand_as(network.log_theta))
+        latent = network.encode(batch)
+        found = network.nll(batch, latent)
+        mu = network.decode(latent, batch.batch_code).log_mean.double().exp() * batch.size_factor.unsqueeze(1)
+        theta = torch.where(batch.batch_code == 0, -1.0, 2.0).double().exp().unsqueeze(1).expand_as(mu)
+        torch.testing.assert_close(found.double(), nb_reference(x, mu, theta).sum(1), rtol=1e-4, atol=1e-3)
+        other = network.decode(latent, 1 - batch.batch_code).log_mean
+    assert not torch.allclose(other, network.decode(latent, batch.batch_code).log_mean, atol=1e-3)
+
+
+def test_genes_start_at_their_means_and_without_zero_inflation(counts: Any) -> None:
+    network, batch, x = network_and_batch(counts)
+    network.eval()
+    with torch.no_grad():
+        for head in network.heads.values():
+            head.products[0].weight.zero_()
+        mean = x.mean(0) + 0.01
+        torch.testing.assert_close(network.denoise(batch)[0].double(), mean / mean.sum() * LIBRARY, rtol=1e-4, atol=0)
+        kept = network.observed(batch) / network.denoise(batch)
+    np.testing.assert_allclose(kept, 1 / (1 + np.exp(-2)), rtol=1e-5)
+
+
 def test_the_encoder_reads_plain_counts_and_has_the_published_variance(counts: Any) -> None:
     network, batch, x = network_and_batch(counts)
     network.eval()

@@ -26,7 +26,7 @@ from anncoder.distributed import processes
 from anncoder.errors import DivergenceError
 from anncoder.identity import run_of
 from anncoder.inference import blocks, denoised, expecting, latents
-from anncoder.models import MODELS
+from anncoder.models import network_of
 from anncoder.opening import open_for_model, open_source
 from anncoder.preparation import Prepared, limited, prepare, split_cells
 from anncoder.progress import TrainingReport, announce, warn_interrupted
@@ -270,7 +270,7 @@ class Autoencoder:
             It cannot be written.
         """
         weights = self._network().state_dict()
-        refuse_unloadable(weights, checkpoint.shapes_only(self._build))
+        refuse_unloadable(self, weights, checkpoint.shapes_only(self._build))
         record = checkpoint.ModelRecord(
             model=self.name,
             hyperparameters=self.config.model_dump(mode="json"),
@@ -334,7 +334,7 @@ class Autoencoder:
     def _build(self, noise: Noise) -> Any:
         shape = Shape(len(self.var_names_), len(self.batches_), tuple(self.batches_))
         with usual_torch():
-            return MODELS[self.name].network(self.config, shape, noise)
+            return network_of(self.name)(self.config, shape, noise)
 
     def _network(self) -> Any:
         refuse_unfitted(self.network_)

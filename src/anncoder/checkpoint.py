@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from anncoder import __version__
 from anncoder.config import Settings
 from anncoder.errors import ConfigError, FileError, InputError, some
-from anncoder.files import atomic_folder, others_in, refuse_occupied, writable_folder
+from anncoder.files import atomic_folder, others_in, path_given, refuse_occupied, writable_folder
 from anncoder.types import Noise
 
 SCHEMA = 1
@@ -141,6 +141,7 @@ def write_model(folder: str | Path, config: ModelRecord, genes: list[str], weigh
     ResourceError
         It cannot be written.
     """
+    folder = path_given(folder)
     try:
         texts = {CONFIG: _dumps(config.model_dump(mode="json")), GENES: encode_names(genes)}
         contents = {name: text.encode("utf-8") for name, text in texts.items()}
@@ -169,7 +170,7 @@ def read_stored(folder: str | Path) -> StoredModel:
     FileError
         The folder is no model, is incomplete, was changed since it was written, or is of a newer schema.
     """
-    folder = Path(folder)
+    folder = path_given(folder)
     if not (folder / MANIFEST).is_file():
         inner = folder / "model"  # where `anncoder train` puts it in the folder of a run
         raise FileError(
@@ -308,7 +309,8 @@ def _read(path: Path) -> bytes:
             raise broken(path.parent, f"{path.name} is larger than {LARGEST:,} bytes")
         return path.read_bytes()
     except OSError as error:
-        raise broken(path.parent, f"{path.name} cannot be read: {error.strerror}") from error
+        remedy = {"remedy": "check its permissions"} if isinstance(error, PermissionError) else {}
+        raise broken(path.parent, f"{path.name} cannot be read: {error.strerror}", **remedy) from error
 
 
 def _json(path: Path) -> dict[str, Any]:

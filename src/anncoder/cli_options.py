@@ -20,8 +20,19 @@ Inputs = Annotated[
 ModelFolder = Annotated[
     Path, typer.Argument(help="A saved model: the folder of --save, or RUN.anncoder/model.", readable=False)
 ]
+
+
+def _named(text: str) -> Path:
+    if not text:  # a variable of the shell that is not set; as a path it would be the current folder
+        raise typer.BadParameter("no output was named")
+    return Path(text)
+
+
 Output = Annotated[
-    Path, typer.Option("--output", "-o", help="The .h5ad file to write.", show_default=False, readable=False)
+    Path,
+    typer.Option(
+        "--output", "-o", help="The .h5ad file to write.", show_default=False, parser=_named, metavar="<path>"
+    ),
 ]
 Outputs = Annotated[
     Path,
@@ -30,7 +41,8 @@ Outputs = Annotated[
         "-o",
         help="The .h5ad file to write; or, of one input or several, a folder, in which each keeps its name.",
         show_default=False,
-        readable=False,
+        parser=_named,
+        metavar="<path>",
     ),
 ]
 Layer = Annotated[str | None, typer.Option(help="Layer that holds the counts; X if not given.")]

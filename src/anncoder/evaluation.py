@@ -150,10 +150,11 @@ def evaluate(
     InputError
         There are too few cells, or the data are not what the model was fitted on.
     ConfigError
-        There is no such obs column, or the seed is out of range.
+        There is no such obs column, or the seed or max_cells is out of range.
     """
     refuse_no_model(model)
     TrainingConfig.refuse_value("seed", seed)
+    _refuse_few(max_cells)
     # the guard fits again, which may take the batches where embedding does not
     key = model.training_.batch_key if model.config.encodes_batches or guard else None
     columns = [column for column in (labels, key) if column is not None]
@@ -192,6 +193,16 @@ def evaluate(
     if guard:
         table["invented_correlations"] = pd.Series(invented(model, cells, seed))
     return Evaluation(table, matrix.shape[0], scored.matrix.shape[0], which, labels)
+
+
+def _refuse_few(max_cells: object) -> None:
+    if not isinstance(max_cells, int | np.integer) or max_cells < FEWEST:
+        raise ConfigError(
+            f"max_cells = {max_cells!r} is no number of cells that tells anything",
+            code="bad-value",
+            where="max_cells",
+            remedy=f"a whole number from {FEWEST} on",
+        )
 
 
 def heldout_score(model: Autoencoder, data: anndata.AnnData, *, layer: str | None = None, seed: int = 0) -> float:
@@ -277,7 +288,8 @@ def _only_numbered(model: Autoencoder) -> bool:
 def _are_those(model: Autoencoder, sample: Sample, cells: Cells) -> bool:
     # cells of other data may have the same names: they have other totals
     known = sample.held_out >= 0
-    if not (model.reads_counts and len(model.valid_sizes_) and model.var_names_.isin(sample.adata.var_names).all()):
+    all_genes = model.var_names_.isin(sample.adata.var_names.astype(str)).all()
+    if not (model.reads_counts and len(model.valid_sizes_) and all_genes):
         return not _only_numbered(model)
     sizes = model.valid_sizes_[sample.held_out[known]]
     return bool(np.allclose(library_sizes(cells.matrix)[known], sizes, rtol=1e-3))

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
-from anncoder.errors import AnncoderError, FileError, ResourceError, some
+from anncoder.errors import AnncoderError, ConfigError, FileError, ResourceError, some
 
 try:
     import fcntl
@@ -216,6 +216,24 @@ def _lock(path: Path) -> int | None:
             if os.path.samestat(os.fstat(descriptor), path.stat()):
                 return descriptor
         os.close(descriptor)
+
+
+def path_given(folder: object) -> Path:
+    """Return the path of a folder that a user gave.
+
+    Raises
+    ------
+    ConfigError
+        It is none.
+    """
+    if not isinstance(folder, str | os.PathLike):
+        raise ConfigError(
+            f"expected the path of a folder, got {type(folder).__name__}",
+            code="bad-value",
+            where="folder",
+            remedy="give a path: 'pbmc.ac'",
+        )
+    return Path(folder)
 
 
 def same_file(left: str | Path, right: str | Path) -> bool:

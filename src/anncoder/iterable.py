@@ -115,7 +115,7 @@ class BlockSource:
         integers: bool,
     ) -> None:
         self.given, self.n_obs, self.var_names, self._alignment = given, given.n_obs, var_names, alignment
-        self.sizes = np.ones(self.n_obs)
+        self.sizes, self._counts = np.ones(self.n_obs), counts
         if self.n_obs < (2 if to_fit else 1):
             raise bad_blocks(f"a model needs at least 2 cells, this has {self.n_obs}", code="too-few-cells")
         for raw, rows in self._raw():
@@ -168,8 +168,17 @@ class BlockSource:
 
     def _aligned(self, raw: Any) -> csr_matrix:
         matrix = csr_matrix(raw, dtype=np.float32, copy=True)  # the reader's own is left as it is
+        self._refuse_other_values(matrix)
         matrix.sum_duplicates()
         return self._alignment.apply(matrix)
+
+    def _refuse_other_values(self, matrix: csr_matrix) -> None:
+        # in the first pass all was looked at; what comes in a later one must at least do no harm
+        indices, values = matrix.indices, matrix.data
+        if indices.size and (indices.min() < 0 or indices.max() >= matrix.shape[1]):
+            raise bad_blocks("a block has a gene outside of its columns")
+        if values.size and not (np.isfinite(values.max()) and values.min() >= (0 if self._counts else -np.inf)):
+            raise bad_blocks("a later pass brought values that the first one did not: negative, or not finite")
 
     def _raw(self) -> Iterator[tuple[Any, Array]]:
         """Yield the blocks of a pass as they are, every row once."""

@@ -82,7 +82,7 @@ def open_for_model(
         source = DiskSource(together, counts=counts)
     else:
         assert isinstance(data, anndata.AnnData)
-        alignment = align(list(genes.names), list(data.var_names.astype(str)), allow_missing=genes.allow_missing)
+        alignment = align(list(genes.names), list(map(str, data.var_names)), allow_missing=genes.allow_missing)
         if layer_is_of_fit and layer is not None and layer not in data.layers:
             raise not_as_in_fit(layer, "layers: " + (some(map(repr, filter(None, data.layers))) or "none"))
         where = meant(layer, data.layers)

@@ -35,6 +35,18 @@ def refuse_output(output: Path, *, suffix: str = ".h5ad") -> None:
     writable_folder(output.resolve().parent)  # of a link, the folder that the file will be in
 
 
+def _refuse_ours(output: Path) -> None:
+    # a folder of results, in which data would be taken for what does not belong there
+    what = "a model" if (output / "manifest.json").is_file() else "a run folder" * (output.suffix == ".anncoder")
+    if what:
+        raise ConfigError(
+            f"the output {str(output)!r} is {what}",
+            code="bad-output",
+            where="output",
+            remedy="name another folder, or a file: output='NAME.h5ad' (-o NAME.h5ad)",
+        )
+
+
 def _loops(path: Path) -> bool:
     try:
         path.stat()
@@ -78,8 +90,10 @@ def outputs_of(data: Paths, output: Path, *, in_place: bool) -> list[Path]:
     ResourceError
         The folder cannot be written.
     """
+    _refuse_ours(output)
     single = isinstance(data, str | Path) or len(data) == 1
-    is_file = output.suffix in FILES and not (output.is_dir() and output.suffix != ".h5ad")
+    ending = (output.suffix or output.name).lower()  # of ".h5ad", too, which has no suffix
+    is_file = ending in FILES and not (output.is_dir() and ending != ".h5ad")
     if single and is_file:  # whatever is wrong with the output is said first
         refuse_output(output)
     paths = paths_of(data)

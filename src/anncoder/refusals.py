@@ -90,16 +90,25 @@ def refuse_scale(config: NetworkConfig, scale: str) -> None:
         )
 
 
-def refuse_unloadable(weights: dict[str, Any], network: nn.Module) -> None:
-    """Raise a FileError in saving for weights that loading would refuse; now the fitted model is still there.
+def refuse_unloadable(model: Any, weights: dict[str, Any], network: nn.Module) -> None:
+    """Raise a FileError in saving for what loading would refuse; now the fitted model is still there.
 
     Parameters
     ----------
+    model
+        It is made anew from its configuration.
     weights
         ``state_dict()`` of the network to be saved.
     network
         The network that they will be read into, of :func:`anncoder.checkpoint.shapes_only`.
     """
+    try:
+        type(model)(**dict(model.config))
+    except TypeError as error:
+        raise _unsavable(
+            f"{type(model).__name__} does not take every field of its configuration: {error}",
+            "take every field of the configuration in __init__, by its name",
+        ) from error
     names: dict[int, str] = {}
     for name, value in weights.items():
         if not isinstance(value, Tensor) or value.layout != torch.strided or value.dtype not in DTYPES:

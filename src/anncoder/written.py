@@ -76,7 +76,9 @@ class Latent:
             )
         mean, square = self._sums / self._n
         dead = int((square - mean**2 < 1e-8).sum())
-        if dead and self._n > 1:
+        if dead == len(mean) and self._n > 1:
+            logger.warning("the latent is the same for all cells: fit again with a lower learning_rate")
+        elif dead and self._n > 1:
             logger.warning(
                 "%d of %d latent units are the same for all cells: a smaller n_latent would do", dead, len(mean)
             )

@@ -100,6 +100,8 @@ def outcome(*, debug: bool, quiet: bool = False) -> Iterator[None]:
             raise  # `anncoder check x | head`: typer knows that this is no error
         except Exception as error:  # noqa: BLE001 - the last door: a bug is said to be one
             known = _known(error)
+            if known is None and signals.number is not None:  # what it met in compiled code became of another kind
+                _leave(signals.message, EXIT_CODES[signal.Signals(signals.number)], debug=debug)
             if known is None:
                 message = f"{type(error).__name__}: {error}\n  this is a bug in anncoder"
                 _leave(f"error: {message}; run again with --debug and report it", BUG, debug=debug)

@@ -15,8 +15,9 @@ from anncoder.errors import FileError
 from anncoder.files import atomic_path, others_in, refuse_occupied
 
 MODEL, SETTINGS, HISTORY, METRICS, LOG = "model", "resolved.yaml", "history.csv", "metrics.json", "run.log"
-RESULTS = (MODEL, SETTINGS, HISTORY, METRICS, LOG)
-PREVIOUS, UNFINISHED = "previous", "unfinished"
+RECORDS = (SETTINGS, HISTORY, METRICS, LOG)  # of how the model came to be
+RESULTS = (MODEL, *RECORDS)
+PREVIOUS, UNFINISHED, FORGOTTEN = "previous", "unfinished", "forgotten"
 
 
 def run_folder(output: Path) -> Path:
@@ -36,7 +37,7 @@ def refuse_run_folder(output: Path) -> None:
     folder = run_folder(output)
     refuse_occupied(folder, _against_run)
     refuse_occupied(folder / MODEL, against_model)
-    for part in (PREVIOUS, UNFINISHED):
+    for part in (PREVIOUS, UNFINISHED, FORGOTTEN):
         refuse_occupied(folder / part, _against_part)
     of = _output_of(folder)
     if of not in ("", output_name(output)) and (output.parent / of).exists():
@@ -50,8 +51,9 @@ def refuse_run_folder(output: Path) -> None:
 
 def _output_of(folder: Path) -> str:
     # what was written by the run whose folder it is: "out.h5ad" and "out/" would share one
-    with suppress(OSError, ValueError, AttributeError):
-        return str(json.loads((folder / METRICS).read_text(encoding="utf-8")).get("output", ""))
+    for place in (folder, folder / PREVIOUS):
+        with suppress(OSError, ValueError, AttributeError):
+            return str(json.loads((place / METRICS).read_text(encoding="utf-8")).get("output", ""))
     return ""
 
 
@@ -68,24 +70,31 @@ def _against_part(folder: Path) -> str:
 
 
 def new_run_folder(output: Path) -> Path:
-    """Make the run folder of an output, or empty the one that is there.
+    """Make the run folder of an output, or clear the one that is there for a new run.
 
-    Files of two runs never stand side by side. What the run before left steps aside into ``previous/`` until this run
-    has results of its own: a run that fails does not cost a model.
+    The model of the output stays where it is until there is a new one; its settings, history, metrics and log step
+    aside into ``previous/``, so that files of two runs never stand side by side. A run that fails, or is killed, does
+    not cost a model.
     """
     folder = run_folder(output)
     folder.mkdir(exist_ok=True)
-    shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
-    if (folder / MODEL).exists() and (folder / PREVIOUS / MODEL / MANIFEST).exists():
+    for name in (UNFINISHED, FORGOTTEN):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    if (folder / PREVIOUS / MODEL / MANIFEST).exists():
         # killed before its results had their names: what stands under them is still of the model before it
-        _move(folder, folder / UNFINISHED)
-    elif (folder / MODEL).exists():
-        forget_previous(folder)
-        _move(folder, folder / PREVIOUS)
-    else:  # it came to nothing: what came before it stays the previous one
-        for name in (SETTINGS, HISTORY, METRICS, LOG):
-            (folder / name).unlink(missing_ok=True)
+        _move(folder, folder / UNFINISHED, RESULTS)
+        (folder / PREVIOUS / MODEL).replace(folder / MODEL)
+    if (folder / MODEL).exists() and not (folder / PREVIOUS).exists():
+        _move(folder, folder / PREVIOUS, RECORDS)
+    for name in RECORDS:  # of a run that came to nothing: what came before it stays the previous one
+        (folder / name).unlink(missing_ok=True)
     return folder
+
+
+def set_aside(folder: Path) -> None:
+    """Let the model of the run before join the rest in ``previous/``: a new one is there to be saved."""
+    if (folder / MODEL).exists():
+        _move(folder, folder / PREVIOUS, (MODEL,))
 
 
 @contextmanager
@@ -98,23 +107,25 @@ def older_kept(folder: Path) -> Iterator[Path]:
         yield folder
     except BaseException:
         if (folder / PREVIOUS).exists():
-            shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
-            _move(folder, folder / UNFINISHED)
-            _move(folder / PREVIOUS, folder)
+            new_model = (folder / PREVIOUS / MODEL).exists()
+            _move(folder, folder / UNFINISHED, RESULTS if new_model else RECORDS)
+            _move(folder / PREVIOUS, folder, RESULTS)
             forget_previous(folder)
         raise
 
 
 def forget_previous(folder: Path) -> None:
     """Remove what the run before left."""
-    (folder / PREVIOUS / MODEL / MANIFEST).unlink(missing_ok=True)  # first: half a model is not taken for one
-    shutil.rmtree(folder / PREVIOUS, ignore_errors=True)
+    if (folder / PREVIOUS).exists():  # at once, by its name: half of it would be taken for the whole
+        shutil.rmtree(folder / FORGOTTEN, ignore_errors=True)
+        (folder / PREVIOUS).replace(folder / FORGOTTEN)
+        shutil.rmtree(folder / FORGOTTEN, ignore_errors=True)
 
 
-def _move(source: Path, target: Path) -> None:
+def _move(source: Path, target: Path, names: tuple[str, ...]) -> None:
     # the files of a run; the user's own stay where they are
     target.mkdir(exist_ok=True)
-    for name in RESULTS:
+    for name in names:
         if (source / name).exists():
             (source / name).replace(target / name)
 

@@ -28,6 +28,7 @@ from anncoder.commands.run import (
     output_name,
     refuse_run_folder,
     run_folder,
+    set_aside,
     write_json,
     write_text,
 )
@@ -124,10 +125,11 @@ def _train_and_write(request: TrainRequest, plan: TrainPlan) -> None:
             began = time.perf_counter()
             model = _fit(source, plan, request, folder)
             with signals.held():
+                set_aside(folder)
                 _save(model, folder)
-                if request.save is not None:
-                    model.save(request.save)
                 write_results(model, source, files.outputs, _wanted(request, model), together=True)
+                if request.save is not None:  # not before: an older one is that of the older outputs
+                    model.save(request.save)
                 forget_previous(folder)
                 metrics = {
                     "output": output_name(request.output),
@@ -230,6 +232,7 @@ def _fit(source: DiskSource, plan: TrainPlan, request: TrainRequest, folder: Pat
     except DivergenceError:
         forget(folder)  # it would diverge again
         if len(model.history_):  # the last good weights are worth keeping
+            set_aside(folder)
             _save(model, folder)
         raise
     except KeyboardInterrupt as stop:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,11 @@ def existing(data: Any) -> Path:
             remedy="wrap a matrix: anndata.AnnData(matrix, obs=..., var=...)",
         )
     path = Path(data)
-    if not path.exists():
+    try:
+        there = path.exists()
+    except OSError as error:
+        raise _unopenable(path, error) from error
+    if not there:
         raise FileError(f"no such file: {str(path)!r}", code="no-file", where=str(path), remedy="check the path")
     if not path.is_dir():
         _refuse_foreign_file(path)
@@ -274,12 +279,7 @@ def _refuse_foreign_file(path: Path) -> None:
         with path.open("rb"):
             pass
     except OSError as error:
-        raise FileError(
-            f"cannot open {str(path)!r}: {error.strerror}",
-            code="unreadable",
-            where=str(path),
-            remedy="check permissions",
-        ) from error
+        raise _unopenable(path, error) from error
     if not looks_right:
         raise FileError(
             f"{str(path)!r} is not an HDF5 file",
@@ -287,6 +287,13 @@ def _refuse_foreign_file(path: Path) -> None:
             where=str(path),
             remedy="give an .h5ad file or a .zarr folder; read other formats with scanpy and write_h5ad first",
         )
+
+
+def _unopenable(path: Path, error: OSError) -> FileError:
+    why = os.strerror(error.errno) if error.errno else first_line(error)
+    return FileError(
+        f"cannot open {str(path)!r}: {why}", code="unreadable", where=str(path), remedy="check the permissions"
+    )
 
 
 def first_line(error: Exception) -> str:

@@ -68,13 +68,7 @@ def align(model_genes: Sequence[str], data_genes: Sequence[str], *, allow_missin
         More genes are missing than allowed (they are listed, and a mix-up of gene symbols with Ensembl identifiers is
         recognised), or a name of the data occurs twice.
     """
-    if not 0 <= allow_missing <= 1:
-        raise ConfigError(
-            f"allow_missing = {allow_missing} is not a share",
-            code="bad-value",
-            where="allow_missing",
-            remedy="a number from 0 to 1",
-        )
+    _refuse_no_share(allow_missing)
     index = pd.Index(data_genes)
     if not index.is_unique:
         raise InputError(
@@ -95,6 +89,16 @@ def align(model_genes: Sequence[str], data_genes: Sequence[str], *, allow_missin
             some(missing),
         )
     return Alignment(columns, missing, len(index) - len(model_genes) + len(missing))
+
+
+def _refuse_no_share(allow_missing: object) -> None:
+    if not isinstance(allow_missing, int | float | np.number) or not 0 <= allow_missing <= 1:
+        raise ConfigError(
+            f"allow_missing = {allow_missing!r} is not a share",
+            code="bad-value",
+            where="allow_missing",
+            remedy="a number from 0 to 1",
+        )
 
 
 def columns_of(var_names: pd.Index, genes: Sequence[str] | None) -> Any:

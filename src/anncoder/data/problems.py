@@ -135,7 +135,7 @@ def _sorted(problems: list[Problem]) -> tuple[Problem, ...]:
 def _unreadable(code: str, reason: str, location: Location) -> Problem:
     remedy = {
         "not-numeric": "convert the values to numbers first, for instance with .astype('float32')",
-        "not-a-matrix": "read it into memory as a scipy CSR or numpy matrix of cells x genes first",
+        "not-a-matrix": "make it a scipy CSR or numpy matrix of cells x genes first (masked values: .filled(0))",
     }
     return Problem(code, "error", reason, location.where, location.instead(remedy[code]))
 
@@ -147,7 +147,7 @@ def _shape_problems(shape: tuple[int, int], location: Location) -> Iterator[Prob
         what = f"the matrix is {n_obs:,} x {n_vars:,}, but there are names for {names[0]:,} x {names[1]:,}"
         yield Problem("shape-mismatch", "error", what, location.where, "give one name for each cell and each gene")
     if n_obs < 2:
-        what = f"a model needs at least 2 cells, this has {n_obs}"
+        what = f"a model needs at least 2 cells, this has {n_obs}" if n_obs else "there are no cells"
         yield Problem("too-few-cells", "error", what, location.where, "check the filters that ran before")
     if n_vars < 2:
         what = f"a model needs at least 2 genes, this has {n_vars}"
@@ -156,6 +156,10 @@ def _shape_problems(shape: tuple[int, int], location: Location) -> Iterator[Prob
 
 
 def _name_problems(location: Location) -> Iterator[Problem]:
+    for slot, names in (("obs_names", location.obs_names), ("var_names", location.var_names)):
+        if isinstance(names, pd.MultiIndex):
+            remedy = f"make one of its levels: adata.{slot} = adata.{slot}.map('_'.join)"
+            yield Problem("bad-name", "error", f"{slot} have {names.nlevels} levels", slot, remedy)
     if (genes := _repeated(location.var_names)).size:
         what = f"{_several(len(genes), 'gene name occurs', 'gene names occur')} more than once"
         where = f"var_names {some(map(quoted, genes))}"

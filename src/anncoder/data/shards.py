@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from glob import glob, has_magic
 from pathlib import Path
@@ -184,15 +185,47 @@ def paths_of(data: Paths) -> list[Path]:
     FileError
         There is no such file, or it is not AnnData's.
     InputError
-        This is no path.
+        This is no path, or two of them are one file.
     """
     if isinstance(data, list | tuple):
-        items: Any = data or [None]
-        return [path for item in items for path in paths_of(item)]
-    if isinstance(data, str | Path) and has_magic(str(data)) and not Path(data).exists():
+        _refuse_no_paths(data)
+        paths = [path for item in data for path in paths_of(item)]
+        _refuse_twice(paths)
+        return paths
+    if isinstance(data, str | Path) and has_magic(str(data)) and not os.path.exists(data):  # noqa: PTH110 - pathlib's raises
         found = sorted(glob(str(data)))  # noqa: PTH207 - pathlib's takes no absolute pattern
-        return [existing(path) for path in [*found] or [str(data)]]
+        paths = [existing(path) for path in [*found] or [str(data)]]
+        _refuse_twice(paths)
+        return paths
     return [existing(data)]
+
+
+def _refuse_no_paths(items: Sequence[Any]) -> None:
+    other = next((item for item in items if not isinstance(item, str | Path)), None)
+    if items and other is None:
+        return
+    one = "an AnnData" if isinstance(other, anndata.AnnData) else f"a {type(other).__name__}"
+    raise InputError(
+        f"a list is one of paths, and this one {f'has {one} in it' if items else 'is empty'}",
+        code="not-anndata",
+        remedy="put the cells together: anndata.concat([...], label='sample', index_unique='-')"
+        if isinstance(other, anndata.AnnData)
+        else "give paths of .h5ad files or .zarr folders",
+    )
+
+
+def _refuse_twice(paths: Sequence[Path]) -> None:
+    seen: dict[tuple[int, int], Path] = {}
+    for path in paths:
+        state = path.stat()
+        first = seen.setdefault((state.st_dev, state.st_ino), path)
+        if first is not path:
+            raise InputError(
+                f"{str(path)!r} is the same file as {str(first)!r}: its cells would be there twice",
+                code="same-file",
+                where=str(path),
+                remedy="name every file once",
+            )
 
 
 def _open(path: Path) -> Any:
@@ -202,9 +235,16 @@ def _open(path: Path) -> Any:
 
             return zarr.open_group(str(path), mode="r")
         file = h5py.File(path, "r")
-        elsewhere = _elsewhere(file)
+        elsewhere, of_10x = _elsewhere(file), "matrix" in file and "obs" not in file
     except Exception as error:
         raise damaged(path, first_line(error)) from error
+    if of_10x:
+        raise FileError(
+            f"{str(path)!r} is a file of 10x Genomics, not of anndata",
+            code="unreadable",
+            where=str(path),
+            remedy="convert it: scanpy.read_10x_h5(path).write_h5ad(new_path)",
+        )
     if elsewhere:
         raise FileError(
             f"{str(path)!r} takes {elsewhere!r} from another file",

@@ -13,8 +13,8 @@ import pandas as pd
 
 from anncoder import checkpoint
 from anncoder.autoencoder import Autoencoder
-from anncoder.config import TrainingConfig, unknown_key
-from anncoder.errors import ConfigError
+from anncoder.config import TrainingConfig
+from anncoder.errors import ConfigError, FileError
 from anncoder.estimators.autoimpute import AutoImpute
 from anncoder.estimators.count import CountAutoencoder
 from anncoder.estimators.dca import DCA
@@ -70,6 +70,13 @@ def load(folder: str | Path) -> Autoencoder:
         The folder is no model, or is damaged, or was written by a newer version.
     """
     stored = checkpoint.read_stored(folder)
+    if stored.config.model not in ESTIMATORS:
+        raise FileError(
+            f"this is a model of the kind {stored.config.model!r}; known here are {', '.join(sorted(ESTIMATORS))}",
+            code="bad-model",
+            where=str(folder),
+            remedy="enter a model of your own in anncoder.estimators.ESTIMATORS and anncoder.models.MODELS",
+        )
     try:
         return _restore(stored, Path(folder))
     except ConfigError as error:
@@ -78,8 +85,6 @@ def load(folder: str | Path) -> Autoencoder:
 
 def _restore(stored: checkpoint.StoredModel, folder: Path) -> Autoencoder:
     config = stored.config
-    if config.model not in ESTIMATORS:
-        raise unknown_key(config.model, sorted(ESTIMATORS), where="model")
     hyperparameters = MODELS[config.model].config(**config.hyperparameters)
     model: Autoencoder = ESTIMATORS[config.model](**dict(hyperparameters))
     model.var_names_, model.batches_ = pd.Index(stored.genes, dtype=object), config.batches

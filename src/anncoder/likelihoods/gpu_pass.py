@@ -10,10 +10,10 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import log_softmax
 
 from anncoder.likelihoods.limits import LIMITS, MeanName
+from anncoder.likelihoods.once import differentiated_once
 from anncoder.types import CSR, Product, taken
 
 RANGES = tuple(float(limit) for limit in LIMITS)
@@ -81,7 +81,7 @@ class _GpuPass(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @once_differentiable
+    @differentiated_once
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         from anncoder.kernels.gpu import gradients_for, scale, write_again
 

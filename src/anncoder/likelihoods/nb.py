@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import log_softmax, logsigmoid
 
 from anncoder.kernels import constant, fused, on_gpu
 from anncoder.likelihoods.entries import at_entries, put_entries, weighted_to_shape
 from anncoder.likelihoods.gpu_pass import Of, in_gpu_pass
 from anncoder.likelihoods.limits import LOG_MEAN_RANGE, LOG_THETA_RANGE, MeanName, limits_of
+from anncoder.likelihoods.once import differentiated_once, refuse_moving
 from anncoder.likelihoods.one_pass import Pass, in_one_pass
 from anncoder.types import CSR, Product, taken
 
@@ -95,7 +95,7 @@ def nb_nll(
     Parameters
     ----------
     counts
-        (b, g) raw counts.
+        (b, g) raw counts, each entry once.
     log_mean
         (b, g) logarithm of the expected count at size factor 1, or the output layer that gives it; limited to
         ``LOG_MEAN_RANGE`` here.
@@ -108,6 +108,7 @@ def nb_nll(
         ``"softmax"``: ``log_mean`` are logits, the expected count is ``size_factor * softmax(logits)`` over the genes,
         and ``size_factor`` a library size (scVI: Lopez et al. 2018, doi 10.1038/s41592-018-0229-2); limited after that.
     """
+    refuse_moving(counts)
     log_theta, plain = known_shape(log_theta, log_mean.shape), constant(size_factor)
     if plain and fused(log_mean, log_theta):
         from anncoder.kernels.nb import nb
@@ -151,7 +152,7 @@ class _NegativeBinomial(torch.autograd.Function):
         return nll.sum(dim=1)
 
     @staticmethod
-    @once_differentiable
+    @differentiated_once
     def backward(ctx: Any, *per_cell: Tensor) -> tuple[Tensor, Tensor, None]:
         by_log_mu, by_log_theta = ctx.saved_tensors
         return (

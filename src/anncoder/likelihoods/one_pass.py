@@ -14,11 +14,11 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from anncoder.kernels import room
 from anncoder.kernels.nb import CHUNK
 from anncoder.kernels.threads import Kernel
+from anncoder.likelihoods.once import differentiated_once
 from anncoder.types import CSR, Product
 
 BLOCK = 1 << 21  # bytes of a product at a time, to stay in a cache
@@ -69,6 +69,11 @@ class Pass(NamedTuple):
                 f"{len(counts.values)} values, the mean is {n} x {g}, size factors "
                 f"{'none' if size is None else tuple(size.shape)}"
             )
+        indptr, indices = counts.indptr.numpy(), counts.indices.numpy()
+        rising = indptr[0] == 0 and indptr[-1] == len(indices) and not (indptr[1:] < indptr[:-1]).any()
+        # a negative index, too, is beyond the genes when it is read without its sign
+        if not rising or (len(indices) and indices.astype(np.int64, copy=False).view(np.uint64).max() >= g):
+            raise ValueError("counts have a gene, or a row, that lies outside of them")
         for parameter in parameters:
             if tuple(parameter.shape) not in ((g,), (n, 1), (n, g)):
                 raise ValueError(f"a parameter of {n} cells and {g} genes has the shape {tuple(parameter.shape)}")
@@ -101,18 +106,18 @@ class _OnePass(torch.autograd.Function):
         parameters = _gathered(products, tensors)
         n, g = parameters[0].shape
         ctx.what, ctx.products, ctx.weight = what, products, 1 / max(n * g, 1)
-        ctx.save_for_backward(*tensors)
+        ctx.save_for_backward(*tensors, *what.counts[:3])  # so that autograd notices if they are changed
         loss, ctx.gradients = what.run(parameters, room(n).fill_(ctx.weight))
         return loss.float()
 
     @staticmethod
-    @once_differentiable
+    @differentiated_once
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         per_cell = upstream[0]
         gradients, ctx.gradients = ctx.gradients, None  # handed out once: whoever gets them may change them
         alike = per_cell.stride() == (0,) or bool((per_cell == per_cell[:1]).all())  # a sum hands on one number
         if gradients is None or not alike:
-            gradients = ctx.what.run(_gathered(ctx.products, ctx.saved_tensors), per_cell.contiguous())[1]
+            gradients = ctx.what.run(_gathered(ctx.products, ctx.saved_tensors[:-3]), per_cell.contiguous())[1]
             return (None, None, *gradients)
         factor = float(per_cell[0]) / ctx.weight if per_cell.numel() else 1.0
         if not abs(factor - 1) <= 1e-6:  # nearer than that is the rounding of the weight itself; a NaN is not near

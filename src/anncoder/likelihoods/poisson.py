@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from anncoder.kernels import constant, fused, on_gpu
 from anncoder.likelihoods.entries import at_entries, put_entries
 from anncoder.likelihoods.gpu_pass import Of, in_gpu_pass
 from anncoder.likelihoods.limits import MeanName, limits_of
 from anncoder.likelihoods.nb import at_size
+from anncoder.likelihoods.once import differentiated_once, refuse_moving
 from anncoder.likelihoods.one_pass import Pass, in_one_pass
 from anncoder.types import CSR, Product, taken
 
@@ -29,7 +29,7 @@ def poisson_nll(
     Parameters
     ----------
     counts
-        (b, g) raw counts.
+        (b, g) raw counts, each entry once.
     log_mean
         (b, g) logarithm of the expected count at size factor 1, or the output layer that gives it; limited to
         ``LOG_MEAN_RANGE`` here.
@@ -38,6 +38,7 @@ def poisson_nll(
     mean
         See :func:`anncoder.likelihoods.nb_nll`.
     """
+    refuse_moving(counts)
     plain = constant(size_factor)
     if plain and fused(log_mean):
         from anncoder.kernels.poisson import poisson
@@ -61,7 +62,7 @@ class _Poisson(torch.autograd.Function):
         return put_entries(mu, flat, mu_stored - x * log_mu_stored + torch.lgamma(x + 1)).sum(dim=1)
 
     @staticmethod
-    @once_differentiable
+    @differentiated_once
     def backward(ctx: Any, *per_cell: Tensor) -> tuple[Tensor, None]:
         (by_log_mu,) = ctx.saved_tensors
         return by_log_mu * per_cell[0].unsqueeze(1), None

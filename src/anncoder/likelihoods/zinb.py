@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from anncoder.kernels import constant, fused, on_gpu
 from anncoder.likelihoods.entries import at_entries, put_entries, weighted_to_shape
 from anncoder.likelihoods.gpu_pass import Of, in_gpu_pass
 from anncoder.likelihoods.limits import LOG_THETA_RANGE, MeanName, limits_of
 from anncoder.likelihoods.nb import at_size, known_shape, nb_positive, nb_zero, softplus
+from anncoder.likelihoods.once import differentiated_once, refuse_moving
 from anncoder.likelihoods.one_pass import Pass, in_one_pass
 from anncoder.types import CSR, Product, taken
 
@@ -39,7 +39,7 @@ def zinb_nll(
     Parameters
     ----------
     counts
-        (b, g) raw counts.
+        (b, g) raw counts, each entry once.
     log_mean
         (b, g) logarithm of the expected count before zero inflation at size factor 1, or the output layer that gives
         it, as with the next two; limited to ``LOG_MEAN_RANGE``.
@@ -53,6 +53,7 @@ def zinb_nll(
     mean
         See :func:`anncoder.likelihoods.nb_nll`.
     """
+    refuse_moving(counts)
     log_theta, plain = known_shape(log_theta, log_mean.shape), constant(size_factor)
     if plain and fused(log_mean, log_theta, pi_logits):
         from anncoder.kernels.zinb import zinb
@@ -91,7 +92,7 @@ class _ZeroInflated(torch.autograd.Function):
         return nll.sum(dim=1)
 
     @staticmethod
-    @once_differentiable
+    @differentiated_once
     def backward(ctx: Any, *per_cell: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         by_log_mu, by_log_theta, by_logits = ctx.saved_tensors
         theta_shape, logits_shape = ctx.shapes

@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from anncoder.config import NetworkConfig
+from anncoder.config import NetworkConfig, unknown_key
 from anncoder.models.autoimpute import AutoImputeConfig, AutoImputeNetwork
 from anncoder.models.count import CountConfig, CountNetwork
 from anncoder.models.dca import DCAConfig, DCANetwork
@@ -44,6 +44,19 @@ class Model(NamedTuple):
 
     config: type[NetworkConfig]
     network: type[nn.Module]
+
+
+def network_of(name: str) -> type[nn.Module]:
+    """Return the network class of a model.
+
+    Raises
+    ------
+    ConfigError
+        ``MODELS`` has no such entry.
+    """
+    if name not in MODELS:
+        raise unknown_key(name, sorted(MODELS), where="anncoder.models.MODELS")
+    return MODELS[name].network
 
 
 MODELS: dict[str, Model] = {

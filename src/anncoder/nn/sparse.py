@@ -80,14 +80,17 @@ class _Centred(torch.autograd.Function):
     # (x - mean) @ weight + bias, (b, h), and its gradients in one kernel
     @staticmethod
     def forward(ctx: Any, weight: Tensor, bias: Tensor, x: CSR, mean: Tensor | None) -> Tensor:
-        ctx.x, ctx.mean = x, mean
+        ctx.n_vars, ctx.mean = x.n_vars, mean
+        ctx.save_for_backward(*x[:3])  # so that autograd notices if they are changed
         start = bias if mean is None else torch.addmv(bias, weight.T, mean, alpha=-1)
         return bag(x, weight).add_(start)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        return (*centred_transposed_matmul(ctx.x, ctx.mean, upstream[0]), None, None)
+        indptr, indices, values = ctx.saved_tensors
+        x = CSR(indptr, indices, values, ctx.n_vars)
+        return (*centred_transposed_matmul(x, ctx.mean, upstream[0]), None, None)
 
 
 def centred_transposed_matmul(x: CSR, mean: Tensor | None, dense: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,13 +108,15 @@ def centred_transposed_matmul(x: CSR, mean: Tensor | None, dense: Tensor) -> tup
 class _SparseMatmul(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, x: CSR) -> Tensor:
-        ctx.x = x
+        ctx.n_vars = x.n_vars
+        ctx.save_for_backward(*x[:3])
         return bag(x, weight)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
-        return transposed_matmul(ctx.x, upstream[0]), None
+        indptr, indices, values = ctx.saved_tensors
+        return transposed_matmul(CSR(indptr, indices, values, ctx.n_vars), upstream[0]), None
 
 
 def _dense(x: CSR) -> Tensor:
