@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -100,7 +101,7 @@ BAD_DATA: dict[str, tuple[Change, tuple[str, ...]]] = {
     "infinite": (set_value(np.inf), ("not finite (inf)", "cell 'Cell8', gene 'Gene12'")),
     "fraction": (set_value(2.5), ("not an integer (2.5", "cell 'Cell8', gene 'Gene12'")),
     "too large": (set_value(2.0**25), ("2**24", "cell 'Cell8', gene 'Gene12'")),
-    "no cells": (lambda adata: adata[:0].copy(), ("at least 2 cells, this has 0",)),
+    "no cells": (lambda adata: adata[:0].copy(), ("there are no cells",)),
     "one cell": (lambda adata: adata[:1].copy(), ("at least 2 cells, this has 1",)),
     "no genes": (lambda adata: adata[:, :0].copy(), ("at least 2 genes, this has 0",)),
     "one gene": (lambda adata: adata[:, :1].copy(), ("at least 2 genes, this has 1",)),
@@ -351,6 +352,22 @@ class TestOutputs:
         refused("train", counts_file, "-o", no_folder, *QUICK, code=6, said=("does not exist", "mkdir -p"))
         (tmp_path / "out.anncoder").symlink_to(tmp_path / "gone")
         refused("train", counts_file, "-o", tmp_path / "out.h5ad", *QUICK, code=3, said=("is a link to nothing",))
+
+    def test_outputs_that_are_slips(
+        self, refused: Callable[..., str], counts_file: Path, model_folder: Path, tmp_path: Path
+    ) -> None:
+        words = ("embed", model_folder, counts_file, "-o")
+        refused(*words, model_folder, code=2, said=("is a model", "[bad-output]"))
+        refused(*words, tmp_path / "out.anncoder", code=2, said=("is a run folder", "[bad-output]"))
+        refused("train", counts_file, "-o", tmp_path / "out.anncoder", *QUICK, code=2, said=("is a run folder",))
+        refused(*words, "", code=2, said=("no output was named",))  # of a variable of the shell that is not set
+        for name in ("out.H5AD", ".h5ad"):
+            refused(*words, tmp_path / name, code=2, said=("does not end in .h5ad",))
+
+    def test_a_file_of_10x(self, refused: Callable[..., str], tmp_path: Path) -> None:
+        with h5py.File(tmp_path / "raw.h5", "w") as file:
+            file["matrix/data"] = [1, 2]
+        refused("check", tmp_path / "raw.h5", code=3, said=("of 10x Genomics", "scanpy.read_10x_h5(path).write_h5ad"))
 
     def test_metrics_never_replace_data(
         self, refused: Callable[..., str], counts_file: Path, model_folder: Path, tmp_path: Path

@@ -21,7 +21,7 @@ import torch
 from anncoder import CountAutoencoder, DenoisingAutoencoder, UndercompleteAutoencoder, checkpoint, load
 from anncoder.benchmark.machine import peak_memory
 from anncoder.checkpoint import CONFIG, GENES, MANIFEST, WEIGHTS, decode_names, encode_names
-from anncoder.errors import FileError, InputError, ResourceError
+from anncoder.errors import ConfigError, FileError, InputError, ResourceError
 from anncoder.models import MODELS, Model
 from anncoder.models.undercomplete import UndercompleteConfig, UndercompleteNetwork
 from anncoder.types import Batch, Loss, Noise, Shape
@@ -455,6 +455,31 @@ class TestOwnNetworks:
         for name, value in model._network().state_dict().items():
             assert kept[name].dtype == value.dtype
             assert torch.equal(kept[name], value)
+
+    def test_an_estimator_that_does_not_take_all_of_its_configuration(
+        self, counts: anndata.AnnData, tmp_path: Path
+    ) -> None:
+        class Mine(UndercompleteAutoencoder):
+            def __init__(self, *, n_latent: int = 3) -> None:
+                super().__init__(n_latent=n_latent, n_hidden=())
+
+        model = Mine().fit(counts, max_epochs=1, progress=False)
+        with pytest.raises(FileError, match="does not take every field") as caught:
+            model.save(tmp_path / "model")
+        assert caught.value.code == "unsavable"
+        assert not (tmp_path / "model").exists()
+
+    def test_a_model_that_is_in_no_table(self, model: Path, counts: anndata.AnnData) -> None:
+        change_config(model, model="mine")
+        with pytest.raises(FileError, match="of the kind 'mine'") as caught:
+            load(model)
+        assert "ESTIMATORS" in caught.value.remedy
+
+        class Mine(UndercompleteAutoencoder):
+            name = "mine"
+
+        with pytest.raises(ConfigError, match="mine"):
+            Mine().fit(counts, max_epochs=1, progress=False)
 
     @pytest.mark.parametrize(
         ("name", "value", "said"),

@@ -18,6 +18,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+import typer
 import yaml
 from scipy.sparse import csr_matrix, issparse
 
@@ -224,6 +225,40 @@ class TestRunFolder:
         assert anncoder(*words).exit_code == 0
         assert not (folder / "previous").exists()
 
+    def test_the_model_of_an_output_stays_in_its_place_while_another_is_trained(
+        self, anncoder: Run, counts_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A pipeline goes on embedding with it, also after a SIGKILL."""
+        words = ("train", counts_file, "-o", tmp_path / "out.h5ad", *QUICK)
+        folder = tmp_path / "out.anncoder"
+        assert anncoder(*words).exit_code == 0
+        older = {name: (folder / name).read_bytes() for name in ("model/weights.safetensors", "history.csv")}
+        with monkeypatch.context() as killed:
+            killed.setattr(train, "_fit", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            killed.setattr(train, "older_kept", contextlib.nullcontext)
+            for seed in (8, 9):  # twice: the second finds what the first left
+                anncoder(*words, "--set", f"seed={seed}")
+                assert (folder / "model" / "weights.safetensors").read_bytes() == older["model/weights.safetensors"]
+                assert (folder / "previous" / "history.csv").read_bytes() == older["history.csv"]
+        assert anncoder("embed", folder / "model", counts_file, "-o", tmp_path / "e.h5ad").exit_code == 0
+        assert anncoder(*words, *DIVERGES_AT_ONCE).exit_code == 5
+        assert {name: (folder / name).read_bytes() for name in older} == older
+        assert anncoder(*words, "--set", "seed=9").exit_code == 0
+        assert names(folder) == RUN_FOLDER
+        assert load(folder / "model").training_.seed == 9
+
+    def test_an_older_model_stays_where_the_outputs_cannot_be_written(
+        self, anncoder: Run, counts_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        words = ("train", counts_file, "-o", tmp_path / "out.h5ad", *QUICK, "--save", tmp_path / "mine")
+        assert anncoder(*words).exit_code == 0
+        models = [tmp_path / name / "weights.safetensors" for name in ("mine", "out.anncoder/model")]
+        older = [path.read_bytes() for path in models]
+        full = ResourceError("no space left", code="cannot-write")
+        monkeypatch.setattr(train, "write_results", lambda *_, **__: (_ for _ in ()).throw(full))
+        assert anncoder(*words, "--set", "seed=9").exit_code == 6
+        assert [path.read_bytes() for path in models] == older
+
     def test_a_file_and_a_folder_of_one_name_do_not_share_a_model(
         self, anncoder: Run, counts_file: Path, tmp_path: Path
     ) -> None:
@@ -323,6 +358,19 @@ class TestExitCodes:
         assert said in result.stderr
         assert ("Traceback" in result.stderr) == debug
         assert result.stdout == ""
+
+    def test_a_signal_in_compiled_code_is_one(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """numba makes another exception of what a signal raises in it."""
+
+        def compiled() -> None:
+            with contextlib.suppress(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGTERM)
+            raise SystemError("CPUDispatcher returned a result with an exception set")
+
+        with pytest.raises(typer.Exit) as ended, outcome(debug=False):
+            compiled()
+        assert ended.value.exit_code == 143
+        assert capsys.readouterr().err == "interrupted; no results were written\n"
 
     def test_a_closed_pipe_is_no_error_of_ours(self) -> None:
         with pytest.raises(BrokenPipeError), outcome(debug=False):

@@ -467,9 +467,12 @@ class TestDamage:
             UndercompleteAutoencoder(n_latent=2).fit(str(tmp_path / name), **QUICK)
         assert error.value.code == code
 
-    @pytest.mark.parametrize("data", [[], [make(3)], 7])
-    def test_what_is_no_path(self, data: Any) -> None:
-        with pytest.raises(InputError, match="expected an AnnData or a path") as error:
+    @pytest.mark.parametrize(
+        ("data", "said"),
+        [([], "this one is empty"), ([make(3)], "holds AnnData"), ([7], "holds int"), (7, "expected an AnnData or a")],
+    )
+    def test_what_is_no_path(self, data: Any, said: str) -> None:
+        with pytest.raises(InputError, match=said) as error:
             UndercompleteAutoencoder(n_latent=2).fit(data, **QUICK)
         assert error.value.code == "not-anndata"
 

@@ -601,6 +601,23 @@ def test_cells_that_only_have_numbers_are_not_taken_for_those_held_out(counts: a
     assert evaluate(model, sc_counts).scored == {"numbers": "seen", "words": "held-out"}[names]
 
 
+def test_genes_that_are_called_by_numbers(counts: anndata.AnnData) -> None:
+    """The totals tell other cells of the same names apart, whatever the genes are called."""
+    plates = [counts[:60].copy(), counts[60:].copy()]
+    for plate in plates:
+        plate.obs_names = [f"barcode-{i}" for i in range(60)]
+        plate.var.index = pd.Index(range(plate.n_vars))
+    model = ac.CountAutoencoder(n_latent=3, n_hidden=(8,)).fit(plates[0], max_epochs=2, valid_fraction=0.4, **QUICK)
+    assert [evaluate(model, plate).scored for plate in plates] == ["held-out", "seen"]
+
+
+@pytest.mark.parametrize("max_cells", [0, 5, "all", None])
+def test_numbers_of_cells_that_tell_nothing(max_cells: Any, fitted: Autoencoder, grouped: anndata.AnnData) -> None:
+    with pytest.raises(ConfigError) as caught:
+        evaluate(fitted, grouped, max_cells=max_cells)
+    assert caught.value.where == "max_cells"
+
+
 def test_genes_that_are_fewer_than_latent_units(counts: anndata.AnnData) -> None:
     model = ac.AutoImpute(n_latent=20).fit(counts[:, :15].copy(), max_epochs=1, **QUICK)
     with pytest.raises(InputError) as caught:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -309,8 +310,15 @@ class TestSeveralFiles:
         assert anncoder(*words, tmp_path / "out.h5ad").exit_code == 2
         refused = anncoder(*words, tmp_path / "in")
         assert (refused.exit_code, "the output is the input" in refused.stderr) == (2, True)
-        refused = anncoder("embed", model_folder, two[0], two[0], "-o", tmp_path / "out")
+        (tmp_path / "again").mkdir()
+        shutil.copy(two[0], tmp_path / "again" / "a.h5ad")
+        refused = anncoder("embed", model_folder, two[0], tmp_path / "again" / "a.h5ad", "-o", tmp_path / "out")
         assert (refused.exit_code, "2 files have the name a.h5ad" in refused.stderr) == (2, True)
+        (tmp_path / "same.h5ad").symlink_to(two[0])
+        for command in (("train",), ("embed", model_folder), ("check",)):
+            output = () if command == ("check",) else ("-o", tmp_path / "out")
+            refused = anncoder(*command, two[0], tmp_path / "same.h5ad", *output)
+            assert (refused.exit_code, "is the same file as" in refused.stderr) == (2, True), refused.output
         assert [path.read_bytes() for path in two] == before
         assert anncoder(*words, tmp_path / "in", "--in-place").exit_code == 0
         assert all("X_ae" in anndata.read_h5ad(path).obsm for path in two)
@@ -536,6 +544,7 @@ class TestDamage:
 
 
 PEAK = """
+import shutil
 import sys
 from pathlib import Path
 import anncoder as ac

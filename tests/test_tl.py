@@ -537,16 +537,39 @@ def test_a_latent_that_is_not_finite_is_refused(counts: anndata.AnnData, fitted:
 
 
 def test_dead_units_are_said(counts: anndata.AnnData, fitted: Autoencoder, caplog: pytest.LogCaptureFixture) -> None:
-    class Collapsed(ac.CountAutoencoder):
-        def embed(self, *arguments: Any, **settings: Any) -> Any:
-            latent = fitted.embed(*arguments, **settings)
-            latent[:, 2] = 1.5
-            return latent
+    for dead, said in ((slice(2, 3), "1 of 4 latent units are the same for"), (slice(4), "with a lower learning_rate")):
 
-    collapsed = Collapsed()
-    collapsed.__dict__ |= fitted.__dict__
-    tl.embed(counts, collapsed)
-    assert "1 of 4 latent units are the same for all cells" in caplog.text
+        class Collapsed(ac.CountAutoencoder):
+            def embed(self, *arguments: Any, **settings: Any) -> Any:
+                latent = fitted.embed(*arguments, **settings)
+                latent[:, dead] = 1.5  # noqa: B023 - used at once
+                return latent
+
+        collapsed = Collapsed()
+        collapsed.__dict__ |= fitted.__dict__
+        caplog.clear()
+        tl.embed(counts.copy(), collapsed)
+        assert said in caplog.text
+
+
+@pytest.mark.parametrize("axis", ["obs", "var"])
+def test_names_of_several_levels(axis: str, counts: anndata.AnnData, fitted: Autoencoder) -> None:
+    frame = getattr(counts, axis)
+    frame.index = pd.MultiIndex.from_arrays([["s"] * len(frame), list(frame.index)])
+    for act in (lambda: ac.CountAutoencoder().fit(counts, max_epochs=1, progress=False), lambda: fitted.embed(counts)):
+        with pytest.raises(InputError) as caught:
+            act()
+        assert caught.value.code in ("bad-name", "missing-genes")
+
+
+def test_arguments_of_another_type(counts: anndata.AnnData, fitted: Autoencoder, tmp_path: Path) -> None:
+    for act in (
+        lambda: fitted.embed(counts, allow_missing="0.5"),  # type: ignore[arg-type]
+        lambda: fitted.save(None),  # type: ignore[arg-type]
+        lambda: ac.load(None),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(ConfigError):
+            act()
 
 
 @pytest.mark.parametrize("verb", [tl.autoencode, tl.embed, tl.denoise], ids=lambda f: f.__name__)

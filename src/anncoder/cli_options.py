@@ -31,7 +31,13 @@ def _named(text: str) -> Path:
 Output = Annotated[
     Path,
     typer.Option(
-        "--output", "-o", help="The .h5ad file to write.", show_default=False, parser=_named, metavar="<path>"
+        "--output",
+        "-o",
+        help="The .h5ad file to write.",
+        show_default=False,
+        readable=False,
+        parser=_named,
+        metavar="<path>",
     ),
 ]
 Outputs = Annotated[
@@ -41,6 +47,7 @@ Outputs = Annotated[
         "-o",
         help="The .h5ad file to write; or, of one input or several, a folder, in which each keeps its name.",
         show_default=False,
+        readable=False,
         parser=_named,
         metavar="<path>",
     ),

@@ -18,7 +18,7 @@ from anncoder.data.adata import damaged, existing, first_line, meant, place
 from anncoder.data.backed import Backed
 from anncoder.data.genes import Alignment, align, naming
 from anncoder.data.shard import Shard, stacked
-from anncoder.errors import FileError, InputError, some
+from anncoder.errors import ConfigError, FileError, InputError, some
 
 Array = np.ndarray[Any, Any]
 Paths: TypeAlias = str | Path | Sequence[str | Path]
@@ -182,10 +182,12 @@ def paths_of(data: Paths) -> list[Path]:
 
     Raises
     ------
+    ConfigError
+        Two of them are one file.
     FileError
         There is no such file, or it is not AnnData's.
     InputError
-        This is no path, or two of them are one file.
+        This is no path.
     """
     if isinstance(data, list | tuple):
         _refuse_no_paths(data)
@@ -204,9 +206,8 @@ def _refuse_no_paths(items: Sequence[Any]) -> None:
     other = next((item for item in items if not isinstance(item, str | Path)), None)
     if items and other is None:
         return
-    one = "an AnnData" if isinstance(other, anndata.AnnData) else f"a {type(other).__name__}"
     raise InputError(
-        f"a list is one of paths, and this one {f'has {one} in it' if items else 'is empty'}",
+        f"a list is one of paths, and this one {f'holds {type(other).__name__}' if items else 'is empty'}",
         code="not-anndata",
         remedy="put the cells together: anndata.concat([...], label='sample', index_unique='-')"
         if isinstance(other, anndata.AnnData)
@@ -220,7 +221,7 @@ def _refuse_twice(paths: Sequence[Path]) -> None:
         state = path.stat()
         first = seen.setdefault((state.st_dev, state.st_ino), path)
         if first is not path:
-            raise InputError(
+            raise ConfigError(
                 f"{str(path)!r} is the same file as {str(first)!r}: its cells would be there twice",
                 code="same-file",
                 where=str(path),
