@@ -328,6 +328,19 @@ class TestSeveralFiles:
         words = ("embed", model_folder, tmp_path / "other" / "b.h5ad", two[1], "--in-place", "-o", tmp_path / "in")
         assert anncoder(*words).exit_code == 2
 
+    def test_cells_that_are_in_two_files(self, anncoder: Run, two: list[Path], tmp_path: Path) -> None:
+        """As where a glob also matches an output; the same barcodes in two samples are another matter."""
+        words = ("-o", tmp_path / "out", "--set", "max_epochs=1", "--set", "n_latent=2", "--no-evaluation")
+        said = "have the name and the number of molecules of a cell of another file"
+        assert said not in anncoder("train", *two, *words).stderr
+        sample = anndata.read_h5ad(two[1])
+        sample.obs_names = [*anndata.read_h5ad(two[0]).obs_names, *sample.obs_names][: sample.n_obs]
+        sample.write_h5ad(tmp_path / "sample.h5ad")
+        assert said not in anncoder("train", two[0], tmp_path / "sample.h5ad", *words).stderr
+        shutil.copy(two[0], tmp_path / "c.h5ad")
+        result = anncoder("train", *two, tmp_path / "c.h5ad", *words)
+        assert (result.exit_code, f"50 cells {said}" in result.stderr) == (0, True), result.output
+
     def test_a_glob_that_matches_one(self, anncoder: Run, two: list[Path], model_folder: Path, tmp_path: Path) -> None:
         two[1].unlink()
         glob = str(two[0].with_name("*.h5ad"))

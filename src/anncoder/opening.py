@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+
 import anndata
 
 from anncoder.checks import refuse_bad, refuse_empty
 from anncoder.data.adata import meant
 from anncoder.data.genes import align
+from anncoder.data.names import n_repeated
 from anncoder.data.shards import Shards, not_as_in_fit, open_files, open_shards
 from anncoder.device import memory_errors
 from anncoder.errors import some
 from anncoder.sources import Data, DiskSource, Genes, MemorySource, Reader, Source
+
+logger = logging.getLogger("anncoder")
 
 
 @memory_errors("opening the data")
@@ -45,7 +50,14 @@ def open_source(data: Data, layer: str | None, *, counts: bool, to_fit: bool = T
         where = meant(layer, data.layers)
         return MemorySource(data, where, counts=counts, to_fit=to_fit, integers=integers)
     warnings = refuse_bad(shards, counts=counts, to_fit=to_fit, integers=integers)
-    return DiskSource(Shards(shards), counts=counts, warnings=warnings)
+    source = DiskSource(Shards(shards), counts=counts, warnings=warnings)
+    if to_fit and counts and len(shards) > 1 and (n := n_repeated(shards, source.sizes)):
+        logger.warning(
+            "%s cells have the name and the number of molecules of a cell of another file: where they are the same "
+            "cells, as in the output of an earlier run, some are held out and trained on at once",
+            f"{n:,}",
+        )
+    return source
 
 
 @memory_errors("opening the data")

@@ -9,6 +9,8 @@ import pandas as pd
 
 from anncoder.data.shard import Shard, within
 
+Hashes = np.ndarray[Any, np.dtype[np.uint64]]
+
 
 class Names:
     """The names of all cells of a file, as far as messages need them; they stay on the disk.
@@ -34,16 +36,41 @@ class Names:
 
     def repeated(self) -> pd.Index:
         """Return the names that occur more than once: of every name nine bytes are in memory at a time."""
-        hashes = self._hashes()
+        hashes = self.hashes()
         hashes.sort()
         twice = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
         if not len(twice):
             return pd.Index([], dtype=object)
-        names = self[np.flatnonzero(np.isin(self._hashes(), twice))]
+        names = self[np.flatnonzero(np.isin(self.hashes(), twice))]
         return names[names.duplicated()].unique()
 
-    def _hashes(self) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    def hashes(self) -> Hashes:
+        """Return a number for every name, (n,), which is the same for equal ones."""
         hashes = np.empty(len(self), dtype=np.uint64)
         for start, block in self.shard.name_blocks():
             hashes[start : start + len(block)] = pd.util.hash_array(block.astype(object))
         return hashes
+
+
+def n_repeated(shards: list[Shard], sizes: np.ndarray[Any, Any]) -> int:
+    """Return how many cells of several files have the name, and the number of molecules, of a cell of another file.
+
+    The same barcode may well be in two samples, but hardly with the same total.
+
+    Parameters
+    ----------
+    shards
+        The files.
+    sizes
+        (n_obs,) library sizes of all their cells.
+    """
+    of_files, start = [], 0
+    for shard in shards:
+        names = Names(shard).hashes()
+        own = (names if shard.rows is None else names[shard.rows]) ^ pd.util.hash_array(
+            sizes[start : start + shard.n_obs]
+        )
+        of_files.append(np.unique(own))
+        start += shard.n_obs
+    together = np.concatenate(of_files)
+    return len(together) - len(np.unique(together))
