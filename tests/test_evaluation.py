@@ -214,16 +214,18 @@ def test_of_new_cells_half_is_scored_and_the_baselines_are_of_the_other(
 ) -> None:
     new = grouped.copy()
     new.obs_names = [f"new{i}" for i in range(new.n_obs)]
-    seen: list[int] = []
+    seen: list[Any] = []
     original = evaluation.Principal
     monkeypatch.setattr(
         evaluation,
         "Principal",
-        lambda model, cells, seed: seen.append(cells.matrix.shape[0]) or original(model, cells, seed),
+        lambda model, cells, seed: seen.append(cells.matrix.toarray()) or original(model, cells, seed),
     )
     found = evaluate(fitted, new)
     assert (found.scored, found.n_scored) == ("new", 75)
-    assert seen == [75]
+    (others,) = seen
+    assert len(others) == 75
+    assert not any(np.array_equal(others, half) for half in (new.X[:75].toarray(), new.X[75:].toarray()))  # at random
     assert found.table["heldout_nll"].notna().all()
 
 

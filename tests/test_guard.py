@@ -11,7 +11,8 @@ from scipy import sparse as sp
 from scipy.stats import spearmanr
 
 import anncoder as ac
-from anncoder.baselines import Cells
+from anncoder import guard
+from anncoder.baselines import Cells, Trained
 from anncoder.data.summary import library_sizes
 from anncoder.errors import ConfigError, InputError
 from anncoder.evaluation import evaluate
@@ -76,6 +77,18 @@ def test_what_a_model_invents_is_a_column_of_the_table(grouped: anndata.AnnData)
     for name, value in model.network_.state_dict().items():  # type: ignore[union-attr]
         assert value.equal(weights[name])
     assert "invented_correlations" not in evaluate(model, grouped).table
+
+
+def test_it_is_the_model_of_the_permuted_genes_that_is_scored(
+    grouped: anndata.AnnData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = ac.CountAutoencoder(n_latent=3, n_hidden=(8,)).fit(grouped, max_epochs=2, threads=1, progress=False)
+    scored: list[Any] = []
+    monkeypatch.setattr(guard, "Trained", lambda fitted: scored.append(fitted) or Trained(fitted))
+    invented(model, Cells(sp.csr_matrix(grouped.X)), 0)
+    (again,) = scored
+    assert again.config == model.config
+    assert not np.array_equal(again.embed(grouped), model.embed(grouped))
 
 
 def test_batches_go_along(grouped: anndata.AnnData) -> None:
