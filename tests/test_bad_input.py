@@ -366,7 +366,7 @@ class TestOutputs:
 
     def test_a_file_of_10x(self, refused: Callable[..., str], tmp_path: Path) -> None:
         with h5py.File(tmp_path / "raw.h5", "w") as file:
-            file["matrix/data"] = [1, 2]
+            file["matrix/barcodes"] = [b"AAAC", b"AAAG"]
         refused("check", tmp_path / "raw.h5", code=3, said=("of 10x Genomics", "scanpy.read_10x_h5(path).write_h5ad"))
 
     def test_metrics_never_replace_data(

@@ -363,9 +363,10 @@ class TestExitCodes:
         """numba makes another exception of what a signal raises in it."""
 
         def compiled() -> None:
-            with contextlib.suppress(KeyboardInterrupt):
+            try:
                 os.kill(os.getpid(), signal.SIGTERM)
-            raise SystemError("CPUDispatcher returned a result with an exception set")
+            except KeyboardInterrupt as stop:
+                raise SystemError("CPUDispatcher returned a result with an exception set") from stop
 
         with pytest.raises(typer.Exit) as ended, outcome(debug=False):
             compiled()

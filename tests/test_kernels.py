@@ -512,6 +512,17 @@ def test_counts_that_change_before_the_gradients_are_taken() -> None:
             total.backward()
 
 
+def test_counts_that_were_made_in_inference_mode() -> None:
+    """autograd does not save such tensors, which know no changes."""
+    x, log_mean, log_theta, _, _ = problem("gene")
+    with torch.inference_mode():
+        counts = csr(x)
+    layer, leaf = SparseLinear(37, 5, Noise(0)), log_mean.clone().requires_grad_()
+    (nb_nll(counts, leaf, log_theta).sum() + layer(counts).sum()).backward()
+    assert leaf.grad is not None
+    torch.testing.assert_close(layer.weight.grad, x.sum(dim=0)[:, None].expand(37, 5))
+
+
 def test_counts_themselves_have_no_gradient() -> None:
     x, log_mean, log_theta, logits, _ = problem("gene")
     counts = csr(x)

@@ -20,8 +20,9 @@ import pytest
 from scipy import sparse as sp
 
 import anncoder as ac
-from anncoder import CountAutoencoder, UndercompleteAutoencoder, copying, sources, written
+from anncoder import CountAutoencoder, UndercompleteAutoencoder, copying, opening, sources, written
 from anncoder.copying import Copy
+from anncoder.data.shards import paths_of
 from anncoder.errors import AnncoderError, ConfigError, FileError, InputError, ResourceError
 from anncoder.hdf5 import new_h5
 from anncoder.results import write_files
@@ -315,10 +316,12 @@ class TestSeveralFiles:
         refused = anncoder("embed", model_folder, two[0], tmp_path / "again" / "a.h5ad", "-o", tmp_path / "out")
         assert (refused.exit_code, "2 files have the name a.h5ad" in refused.stderr) == (2, True)
         (tmp_path / "same.h5ad").symlink_to(two[0])
-        for command in (("train",), ("embed", model_folder), ("check",)):
-            output = () if command == ("check",) else ("-o", tmp_path / "out")
-            refused = anncoder(*command, two[0], tmp_path / "same.h5ad", *output)
-            assert (refused.exit_code, "is the same file as" in refused.stderr) == (2, True), refused.output
+        refused = anncoder("train", two[0], tmp_path / "same.h5ad", "-o", tmp_path / "out")
+        assert (refused.exit_code, "is the same file as" in refused.stderr) == (2, True), refused.output
+        assert anncoder("check", two[0], tmp_path / "same.h5ad").exit_code == 0
+        (two[0].parent / "link.h5ad").symlink_to(two[0])  # of a glob a link is no other file
+        assert paths_of(str(two[0].parent / "*.h5ad")) == two
+        (two[0].parent / "link.h5ad").unlink()
         assert [path.read_bytes() for path in two] == before
         assert anncoder(*words, tmp_path / "in", "--in-place").exit_code == 0
         assert all("X_ae" in anndata.read_h5ad(path).obsm for path in two)
@@ -328,7 +331,16 @@ class TestSeveralFiles:
         words = ("embed", model_folder, tmp_path / "other" / "b.h5ad", two[1], "--in-place", "-o", tmp_path / "in")
         assert anncoder(*words).exit_code == 2
 
-    def test_cells_that_are_in_two_files(self, anncoder: Run, two: list[Path], tmp_path: Path) -> None:
+    def test_an_output_folder_with_a_manifest_of_the_users_own(
+        self, anncoder: Run, two: list[Path], model_folder: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "manifest.json").write_text("{}")
+        assert anncoder("embed", model_folder, *two, "-o", tmp_path / "out").exit_code == 0
+
+    def test_cells_that_are_in_two_files(
+        self, anncoder: Run, two: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """As where a glob also matches an output; the same barcodes in two samples are another matter."""
         words = ("-o", tmp_path / "out", "--set", "max_epochs=1", "--set", "n_latent=2", "--no-evaluation")
         said = "have the name and the number of molecules of a cell of another file"
@@ -337,6 +349,9 @@ class TestSeveralFiles:
         sample.obs_names = [*anndata.read_h5ad(two[0]).obs_names, *sample.obs_names][: sample.n_obs]
         sample.write_h5ad(tmp_path / "sample.h5ad")
         assert said not in anncoder("train", two[0], tmp_path / "sample.h5ad", *words).stderr
+        with monkeypatch.context() as chance:  # of names that are numbers some meet by chance
+            chance.setattr(opening, "n_repeated", lambda *_: 0.01 * min(anndata.read_h5ad(p).n_obs for p in two))
+            assert said not in anncoder("train", *two, *words).stderr
         shutil.copy(two[0], tmp_path / "c.h5ad")
         result = anncoder("train", *two, tmp_path / "c.h5ad", *words)
         assert (result.exit_code, f"50 cells {said}" in result.stderr) == (0, True), result.output

@@ -154,7 +154,7 @@ def evaluate(
     """
     refuse_no_model(model)
     TrainingConfig.refuse_value("seed", seed)
-    _refuse_few(max_cells)
+    max_cells = _enough(max_cells)
     # the guard fits again, which may take the batches where embedding does not
     key = model.training_.batch_key if model.config.encodes_batches or guard else None
     columns = [column for column in (labels, key) if column is not None]
@@ -195,14 +195,16 @@ def evaluate(
     return Evaluation(table, matrix.shape[0], scored.matrix.shape[0], which, labels)
 
 
-def _refuse_few(max_cells: object) -> None:
-    if not isinstance(max_cells, int | np.integer) or max_cells < FEWEST:
+def _enough(max_cells: Any) -> int:
+    # 1e4 is as good as 10_000
+    if not (isinstance(max_cells, int | float | np.number) and float(max_cells).is_integer() and max_cells >= FEWEST):
         raise ConfigError(
             f"max_cells = {max_cells!r} is no number of cells that tells anything",
             code="bad-value",
             where="max_cells",
             remedy=f"a whole number from {FEWEST} on",
         )
+    return int(max_cells)
 
 
 def heldout_score(model: Autoencoder, data: anndata.AnnData, *, layer: str | None = None, seed: int = 0) -> float:

@@ -10,12 +10,13 @@ from anncoder.checks import refuse_bad, refuse_empty
 from anncoder.data.adata import meant
 from anncoder.data.genes import align
 from anncoder.data.names import n_repeated
-from anncoder.data.shards import Shards, not_as_in_fit, open_files, open_shards
+from anncoder.data.shards import Shards, not_as_in_fit, open_files, open_shards, refuse_twice
 from anncoder.device import memory_errors
 from anncoder.errors import some
 from anncoder.sources import Data, DiskSource, Genes, MemorySource, Reader, Source
 
 logger = logging.getLogger("anncoder")
+CHANCE = 0.01  # share of a file's cells that may have name and total of others by chance, where names are numbers
 
 
 @memory_errors("opening the data")
@@ -49,9 +50,12 @@ def open_source(data: Data, layer: str | None, *, counts: bool, to_fit: bool = T
         assert isinstance(data, anndata.AnnData)
         where = meant(layer, data.layers)
         return MemorySource(data, where, counts=counts, to_fit=to_fit, integers=integers)
+    if to_fit:
+        refuse_twice(shards)
     warnings = refuse_bad(shards, counts=counts, to_fit=to_fit, integers=integers)
     source = DiskSource(Shards(shards), counts=counts, warnings=warnings)
-    if to_fit and counts and len(shards) > 1 and (n := n_repeated(shards, source.sizes)):
+    n = n_repeated(shards, source.sizes) if to_fit and counts and len(shards) > 1 else 0
+    if n > CHANCE * min(shard.n_obs for shard in shards):
         logger.warning(
             "%s cells have the name and the number of molecules of a cell of another file: where they are the same "
             "cells, as in the output of an earlier run, some are held out and trained on at once",

@@ -9,6 +9,7 @@ from anncoder.data.shards import Paths, paths_of
 from anncoder.errors import ConfigError, some
 from anncoder.files import same_file, writable_folder
 
+FILES_OF_MODEL = ("config.json", "manifest.json", "weights.safetensors")
 # endings of a file: who names one of these, and not a folder that is there, means no folder
 FILES = (".h5ad", ".zarr", ".h5", ".loom", ".csv", ".tsv", ".txt")
 
@@ -37,7 +38,11 @@ def refuse_output(output: Path, *, suffix: str = ".h5ad") -> None:
 
 def _refuse_ours(output: Path) -> None:
     # a folder of results, in which data would be taken for what does not belong there
-    what = "a model" if (output / "manifest.json").is_file() else "a run folder" * (output.suffix == ".anncoder")
+    what = (
+        "a model"
+        if all((output / name).is_file() for name in FILES_OF_MODEL)
+        else "a run folder" * (output.suffix == ".anncoder")
+    )
     if what:
         raise ConfigError(
             f"the output {str(output)!r} is {what}",

@@ -102,11 +102,15 @@ def refuse_unloadable(model: Any, weights: dict[str, Any], network: nn.Module) -
     network
         The network that they will be read into, of :func:`anncoder.checkpoint.shapes_only`.
     """
+    from anncoder.estimators import ESTIMATORS  # which are made of what is refused here
+
     try:
-        type(model)(**dict(model.config))
+        ESTIMATORS[model.name](**dict(model.config))
+    except KeyError as error:
+        raise _unsavable(f"there is no {model.name!r} in anncoder.estimators.ESTIMATORS", "enter it there") from error
     except TypeError as error:
         raise _unsavable(
-            f"{type(model).__name__} does not take every field of its configuration: {error}",
+            f"{ESTIMATORS[model.name].__name__} does not take every field of its configuration: {error}",
             "take every field of the configuration in __init__, by its name",
         ) from error
     names: dict[int, str] = {}

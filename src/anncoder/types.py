@@ -41,6 +41,13 @@ class CSR(NamedTuple):
         """Return the position of every stored value in the row-major dense matrix, (nnz,) int64."""
         return self.rows() * self.n_vars + self.indices
 
+    def changeable(self) -> tuple[Tensor, ...]:
+        """Return the tensors whose changes autograd notices if they are saved for a backward pass.
+
+        Those of inference mode count none, and may not be saved.
+        """
+        return tuple(t for t in self[:3] if not t.is_inference())
+
     def with_values(self, values: Tensor) -> CSR:
         """Return the same sparsity pattern with other values, (nnz,)."""
         return self._replace(values=values)

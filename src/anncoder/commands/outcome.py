@@ -100,7 +100,7 @@ def outcome(*, debug: bool, quiet: bool = False) -> Iterator[None]:
             raise  # `anncoder check x | head`: typer knows that this is no error
         except Exception as error:  # noqa: BLE001 - the last door: a bug is said to be one
             known = _known(error)
-            if known is None and signals.number is not None:  # what it met in compiled code became of another kind
+            if known is None and signals.number is not None and _of_signal(error):
                 _leave(signals.message, EXIT_CODES[signal.Signals(signals.number)], debug=debug)
             if known is None:
                 message = f"{type(error).__name__}: {error}\n  this is a bug in anncoder"
@@ -108,6 +108,13 @@ def outcome(*, debug: bool, quiet: bool = False) -> Iterator[None]:
             else:
                 known.remedy = in_options(known.remedy)
                 _leave(f"error: {known}", known.exit_code, debug=debug)
+
+
+def _of_signal(error: BaseException | None) -> bool:
+    """Tell whether a signal is behind an error: what one raises in compiled code is wrapped into another."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def in_options(remedy: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,7 +18,9 @@ from anncoder.files import atomic_path, others_in, refuse_occupied
 MODEL, SETTINGS, HISTORY, METRICS, LOG = "model", "resolved.yaml", "history.csv", "metrics.json", "run.log"
 RECORDS = (SETTINGS, HISTORY, METRICS, LOG)  # of how the model came to be
 RESULTS = (MODEL, *RECORDS)
-PREVIOUS, UNFINISHED, FORGOTTEN = "previous", "unfinished", "forgotten"
+PREVIOUS, UNFINISHED = "previous", "unfinished"
+# on the way into previous/, out of it, and away: what a kill leaves there is known by its name
+STEPPING, RETURNING, FORGOTTEN = "stepping", "returning", "forgotten"
 
 
 def run_folder(output: Path) -> Path:
@@ -37,7 +40,14 @@ def refuse_run_folder(output: Path) -> None:
     folder = run_folder(output)
     refuse_occupied(folder, _against_run)
     refuse_occupied(folder / MODEL, against_model)
-    for part in (PREVIOUS, UNFINISHED, FORGOTTEN):
+    if (folder / MODEL).exists() and not os.access(folder / MODEL, os.W_OK):  # a folder that is moved is written to
+        raise FileError(
+            f"{str(folder / MODEL)!r} cannot be replaced: it may not be written",
+            code="not-ours",
+            where=str(output),
+            remedy="choose another name for the output, or change the permissions",
+        )
+    for part in (PREVIOUS, UNFINISHED, FORGOTTEN, STEPPING, RETURNING):
         refuse_occupied(folder / part, _against_part)
     of = _output_of(folder)
     if of not in ("", output_name(output)) and (output.parent / of).exists():
@@ -59,7 +69,8 @@ def _output_of(folder: Path) -> str:
 
 def _against_run(folder: Path) -> str:
     # files of the user's own may stand in it: they stay
-    ours = any((folder / name).exists() for name in (LOG, SETTINGS, PREVIOUS))
+    signs = (LOG, SETTINGS, PREVIOUS, STEPPING, RETURNING, f"{MODEL}/{MANIFEST}")
+    ours = any((folder / name).exists() for name in signs)
     return "" if ours else f"it holds neither {LOG} nor {SETTINGS}"
 
 
@@ -78,14 +89,19 @@ def new_run_folder(output: Path) -> Path:
     """
     folder = run_folder(output)
     folder.mkdir(exist_ok=True)
-    for name in (UNFINISHED, FORGOTTEN):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    if (folder / PREVIOUS / MODEL / MANIFEST).exists():
+    _clear(folder, UNFINISHED, FORGOTTEN)
+    if (folder / RETURNING).exists():
+        _put_back(folder)
+    if (folder / PREVIOUS / MODEL).exists() and not (folder / PREVIOUS / MODEL / MANIFEST).exists():
+        _clear(folder, PREVIOUS)  # what an earlier version was killed while it forgot
+    if (folder / PREVIOUS / MODEL).exists():
         # killed before its results had their names: what stands under them is still of the model before it
         _move(folder, folder / UNFINISHED, RESULTS)
         (folder / PREVIOUS / MODEL).replace(folder / MODEL)
+        _clear(folder, UNFINISHED)  # that of this run is to be its own
     if (folder / MODEL).exists() and not (folder / PREVIOUS).exists():
-        _move(folder, folder / PREVIOUS, RECORDS)
+        _move(folder, folder / STEPPING, RECORDS)
+        (folder / STEPPING).replace(folder / PREVIOUS)
     for name in RECORDS:  # of a run that came to nothing: what came before it stays the previous one
         (folder / name).unlink(missing_ok=True)
     return folder
@@ -109,9 +125,17 @@ def older_kept(folder: Path) -> Iterator[Path]:
         if (folder / PREVIOUS).exists():
             new_model = (folder / PREVIOUS / MODEL).exists()
             _move(folder, folder / UNFINISHED, RESULTS if new_model else RECORDS)
-            _move(folder / PREVIOUS, folder, RESULTS)
-            forget_previous(folder)
+            _put_back(folder)
         raise
+
+
+def _put_back(folder: Path) -> None:
+    # under another name first: what a kill leaves of it is known to belong back
+    if (folder / PREVIOUS).exists():
+        (folder / PREVIOUS).replace(folder / RETURNING)
+    if (folder / RETURNING).exists():
+        _move(folder / RETURNING, folder, RESULTS)
+        _clear(folder, RETURNING)
 
 
 def forget_previous(folder: Path) -> None:
@@ -120,6 +144,11 @@ def forget_previous(folder: Path) -> None:
         shutil.rmtree(folder / FORGOTTEN, ignore_errors=True)
         (folder / PREVIOUS).replace(folder / FORGOTTEN)
         shutil.rmtree(folder / FORGOTTEN, ignore_errors=True)
+
+
+def _clear(folder: Path, *names: str) -> None:
+    for name in names:
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def _move(source: Path, target: Path, names: tuple[str, ...]) -> None:

@@ -128,8 +128,6 @@ def _train_and_write(request: TrainRequest, plan: TrainPlan) -> None:
                 set_aside(folder)
                 _save(model, folder)
                 write_results(model, source, files.outputs, _wanted(request, model), together=True)
-                if request.save is not None:  # not before: an older one is that of the older outputs
-                    model.save(request.save)
                 forget_previous(folder)
                 metrics = {
                     "output": output_name(request.output),
@@ -137,6 +135,8 @@ def _train_and_write(request: TrainRequest, plan: TrainPlan) -> None:
                 }
                 write_json(folder / METRICS, metrics)
                 forget(folder)
+                if request.save is not None:  # last: if it fails, outputs and their model stand
+                    model.save(request.save)
             write_json(folder / METRICS, {**metrics, "evaluation": _evaluate(source, model, request)})
             for shard, path in zip(*files, strict=True):
                 announce(f"{path}: {next_step(request.key, shard.n_obs, model.config.width)}")

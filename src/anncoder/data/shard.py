@@ -80,6 +80,8 @@ class Shard:
             if self.matrix.ndim == 2:
                 self.n_obs, self.n_vars = self.matrix.shape
         self._refuse_matrix()
+        if self.matrix.indptr is not None and self.matrix.n_stored < 2**31:  # half the room, of every cell
+            self.matrix.indptr = self.matrix.indptr.astype(np.int32, copy=False)
         with self.errors():
             if gap := gap_in(self.matrix, self.path):
                 raise damaged(self.path, gap)

@@ -182,8 +182,6 @@ def paths_of(data: Paths) -> list[Path]:
 
     Raises
     ------
-    ConfigError
-        Two of them are one file.
     FileError
         There is no such file, or it is not AnnData's.
     InputError
@@ -191,14 +189,14 @@ def paths_of(data: Paths) -> list[Path]:
     """
     if isinstance(data, list | tuple):
         _refuse_no_paths(data)
-        paths = [path for item in data for path in paths_of(item)]
-        _refuse_twice(paths)
-        return paths
+        return [path for item in data for path in paths_of(item)]
     if isinstance(data, str | Path) and has_magic(str(data)) and not os.path.exists(data):  # noqa: PTH110 - pathlib's raises
         found = sorted(glob(str(data)))  # noqa: PTH207 - pathlib's takes no absolute pattern
         paths = [existing(path) for path in [*found] or [str(data)]]
-        _refuse_twice(paths)
-        return paths
+        files: dict[tuple[int, int], Path] = {}
+        for path in paths:  # a link names no other file
+            files.setdefault(_identity(path), path)
+        return list(files.values())
     return [existing(data)]
 
 
@@ -215,18 +213,23 @@ def _refuse_no_paths(items: Sequence[Any]) -> None:
     )
 
 
-def _refuse_twice(paths: Sequence[Path]) -> None:
+def refuse_twice(shards: Sequence[Shard]) -> None:
+    """Raise a ConfigError where one file is to be fitted to twice: its cells would be on both sides of the split."""
     seen: dict[tuple[int, int], Path] = {}
-    for path in paths:
-        state = path.stat()
-        first = seen.setdefault((state.st_dev, state.st_ino), path)
-        if first is not path:
+    for shard in shards:
+        first = seen.setdefault(_identity(shard.path), shard.path)
+        if first is not shard.path:
             raise ConfigError(
-                f"{str(path)!r} is the same file as {str(first)!r}: its cells would be there twice",
+                f"{str(shard.path)!r} is the same file as {str(first)!r}: its cells would be there twice",
                 code="same-file",
-                where=str(path),
+                where=str(shard.path),
                 remedy="name every file once",
             )
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    state = path.stat()
+    return state.st_dev, state.st_ino
 
 
 def _open(path: Path) -> Any:
@@ -236,7 +239,7 @@ def _open(path: Path) -> Any:
 
             return zarr.open_group(str(path), mode="r")
         file = h5py.File(path, "r")
-        elsewhere, of_10x = _elsewhere(file), "matrix" in file and "obs" not in file
+        elsewhere, of_10x = _elsewhere(file), "obs" not in file and "matrix/barcodes" in file
     except Exception as error:
         raise damaged(path, first_line(error)) from error
     if of_10x:

@@ -106,7 +106,7 @@ class _OnePass(torch.autograd.Function):
         parameters = _gathered(products, tensors)
         n, g = parameters[0].shape
         ctx.what, ctx.products, ctx.weight = what, products, 1 / max(n * g, 1)
-        ctx.save_for_backward(*tensors, *what.counts[:3])  # so that autograd notices if they are changed
+        ctx.save_for_backward(*tensors, *what.counts.changeable())
         loss, ctx.gradients = what.run(parameters, room(n).fill_(ctx.weight))
         return loss.float()
 
@@ -117,7 +117,7 @@ class _OnePass(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None  # handed out once: whoever gets them may change them
         alike = per_cell.stride() == (0,) or bool((per_cell == per_cell[:1]).all())  # a sum hands on one number
         if gradients is None or not alike:
-            gradients = ctx.what.run(_gathered(ctx.products, ctx.saved_tensors[:-3]), per_cell.contiguous())[1]
+            gradients = ctx.what.run(_gathered(ctx.products, ctx.saved_tensors), per_cell.contiguous())[1]
             return (None, None, *gradients)
         factor = float(per_cell[0]) / ctx.weight if per_cell.numel() else 1.0
         if not abs(factor - 1) <= 1e-6:  # nearer than that is the rounding of the weight itself; a NaN is not near

@@ -80,17 +80,16 @@ class _Centred(torch.autograd.Function):
     # (x - mean) @ weight + bias, (b, h), and its gradients in one kernel
     @staticmethod
     def forward(ctx: Any, weight: Tensor, bias: Tensor, x: CSR, mean: Tensor | None) -> Tensor:
-        ctx.n_vars, ctx.mean = x.n_vars, mean
-        ctx.save_for_backward(*x[:3])  # so that autograd notices if they are changed
+        ctx.x, ctx.mean = x, mean
+        ctx.save_for_backward(*x.changeable())
         start = bias if mean is None else torch.addmv(bias, weight.T, mean, alpha=-1)
         return bag(x, weight).add_(start)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        indptr, indices, values = ctx.saved_tensors
-        x = CSR(indptr, indices, values, ctx.n_vars)
-        return (*centred_transposed_matmul(x, ctx.mean, upstream[0]), None, None)
+        _ = ctx.saved_tensors  # an error, if they were changed since
+        return (*centred_transposed_matmul(ctx.x, ctx.mean, upstream[0]), None, None)
 
 
 def centred_transposed_matmul(x: CSR, mean: Tensor | None, dense: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,15 +107,15 @@ def centred_transposed_matmul(x: CSR, mean: Tensor | None, dense: Tensor) -> tup
 class _SparseMatmul(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, x: CSR) -> Tensor:
-        ctx.n_vars = x.n_vars
-        ctx.save_for_backward(*x[:3])
+        ctx.x = x
+        ctx.save_for_backward(*x.changeable())
         return bag(x, weight)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
-        indptr, indices, values = ctx.saved_tensors
-        return transposed_matmul(CSR(indptr, indices, values, ctx.n_vars), upstream[0]), None
+        _ = ctx.saved_tensors
+        return transposed_matmul(ctx.x, upstream[0]), None
 
 
 def _dense(x: CSR) -> Tensor:
