@@ -328,6 +328,14 @@ def test_a_layer_is_a_single_name(counts: anndata.AnnData, fitted: Autoencoder, 
                 call(data, layer=wrong)
 
 
+@pytest.mark.parametrize("model", [ac.CountAutoencoder(), ac.CountAutoencoder, None, 3])
+def test_a_model_that_is_not_given_by_its_name(counts: anndata.AnnData, model: Any) -> None:
+    with pytest.raises(ConfigError, match="model is the name of one") as caught:
+        tl.autoencode(counts, model)
+    assert "'count'" in caught.value.remedy
+    assert not counts.obsm
+
+
 def test_unknown_names_are_met_with_the_nearest_known(counts: anndata.AnnData) -> None:
     with pytest.raises(ConfigError, match="did you mean 'count'"):
         tl.autoencode(counts, "counts")

@@ -90,6 +90,18 @@ def refuse_scale(config: NetworkConfig, scale: str) -> None:
         )
 
 
+def refuse_no_name(model: object) -> None:
+    """Raise a ConfigError for a model that is not given by its name, as where an estimator is."""
+    if not isinstance(model, str):
+        kind = model.__name__ if isinstance(model, type) else type(model).__name__
+        raise ConfigError(
+            f"model is the name of one, not {kind}",
+            code="bad-value",
+            where="model",
+            remedy="give name and settings: autoencode(adata, 'count', n_latent=16); an estimator has fit",
+        )
+
+
 def refuse_unloadable(model: Any, weights: dict[str, Any], network: nn.Module) -> None:
     """Raise a FileError in saving for what loading would refuse; now the fitted model is still there.
 

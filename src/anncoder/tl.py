@@ -24,7 +24,7 @@ from anncoder.estimators import ESTIMATORS
 from anncoder.models import MODELS
 from anncoder.opening import open_source
 from anncoder.progress import announce
-from anncoder.refusals import refuse_no_decoder, refuse_no_model
+from anncoder.refusals import refuse_no_decoder, refuse_no_model, refuse_no_name
 from anncoder.results import open_files_for, refuse_unknown_genes, write_files
 from anncoder.slots import denoised_as, next_step, refuse_foreign, sign, target_of
 from anncoder.sources import DiskSource
@@ -106,6 +106,7 @@ def autoencode(
     >>> adata.obsm["X_ae"].shape
     (700, 10)
     """
+    refuse_no_name(model)
     if model not in ESTIMATORS:
         raise unknown_key(str(model), sorted(ESTIMATORS), where="model")
     hyper, training = split_settings(settings, MODELS[model].config)
