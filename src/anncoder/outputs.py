@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 
+from anncoder import checkpoint
 from anncoder.data.shards import Paths, paths_of
 from anncoder.errors import ConfigError, some
 from anncoder.files import same_file, writable_folder
 
-FILES_OF_MODEL = ("config.json", "manifest.json", "weights.safetensors")
 # endings of a file: who names one of these, and not a folder that is there, means no folder
 FILES = (".h5ad", ".zarr", ".h5", ".loom", ".csv", ".tsv", ".txt")
 
@@ -38,11 +38,8 @@ def refuse_output(output: Path, *, suffix: str = ".h5ad") -> None:
 
 def _refuse_ours(output: Path) -> None:
     # a folder of results, in which data would be taken for what does not belong there
-    what = (
-        "a model"
-        if all((output / name).is_file() for name in FILES_OF_MODEL)
-        else "a run folder" * (output.suffix == ".anncoder")
-    )
+    is_model = all((output / name).is_file() for name in checkpoint.FILES)
+    what = "a model" if is_model else "a run folder" * (output.suffix == ".anncoder")
     if what:
         raise ConfigError(
             f"the output {str(output)!r} is {what}",

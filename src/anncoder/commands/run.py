@@ -96,7 +96,7 @@ def new_run_folder(output: Path) -> Path:
         _clear(folder, PREVIOUS)  # what an earlier version was killed while it forgot
     if (folder / PREVIOUS / MODEL).exists():
         # killed before its results had their names: what stands under them is still of the model before it
-        _move(folder, folder / UNFINISHED, RESULTS)
+        _move(folder, folder / UNFINISHED, RESULTS)  # whole: half a model in its place would be refused for ever
         (folder / PREVIOUS / MODEL).replace(folder / MODEL)
         _clear(folder, UNFINISHED)  # that of this run is to be its own
     if (folder / MODEL).exists() and not (folder / PREVIOUS).exists():
@@ -141,9 +141,9 @@ def _put_back(folder: Path) -> None:
 def forget_previous(folder: Path) -> None:
     """Remove what the run before left."""
     if (folder / PREVIOUS).exists():  # at once, by its name: half of it would be taken for the whole
-        shutil.rmtree(folder / FORGOTTEN, ignore_errors=True)
+        _clear(folder, FORGOTTEN)
         (folder / PREVIOUS).replace(folder / FORGOTTEN)
-        shutil.rmtree(folder / FORGOTTEN, ignore_errors=True)
+        _clear(folder, FORGOTTEN)
 
 
 def _clear(folder: Path, *names: str) -> None:

@@ -185,7 +185,7 @@ def _structure_problems(found: Structure, location: Location) -> Iterator[Proble
         remedy = location.instead("read the file again or make the matrix anew; its values cannot be trusted")
         yield Problem("sparse-indices", "error", what, location.where, remedy)
     if found.n_duplicates:
-        what = f"{_several(found.n_duplicates, 'entry stands', 'entries stand')} at a location that has one already"
+        what = f"{_several(found.n_duplicates, 'entry stands', 'entries stand')} at a place that has one already"
         remedy = "they will be added up in a copy; if that is not meant, look at how the matrix was made"
         yield Problem("duplicate-entries", "warning", what, location.where, remedy)
     if found.n_unsorted:
