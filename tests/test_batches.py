@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import anndata
@@ -10,14 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from anncoder import CountAutoencoder
+from anncoder import CountAutoencoder, inference
 from anncoder.config import NetworkConfig, TrainingConfig
 from anncoder.data.adata import batches_of
 from anncoder.datasets import simulate
+from anncoder.device import threads_set
 from anncoder.errors import ConfigError, InputError
 from anncoder.estimators import ESTIMATORS
 from anncoder.opening import open_source
 from anncoder.preparation import batches_in, prepare, split_cells
+from anncoder.types import Batch
 
 
 def test_batches_have_codes_in_the_order_of_their_names_and_are_known_by_name() -> None:
@@ -99,3 +102,49 @@ def test_two_threads_give_the_same_arrays_every_time(name: str) -> None:
     ]
     for again in found[1:]:
         np.testing.assert_array_equal(again, found[0])
+
+
+@pytest.mark.parametrize("name", sorted(ESTIMATORS))
+def test_what_a_model_says_of_cells_has_the_same_bits_on_any_number_of_threads(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each block of cells is computed by one thread; several blocks at a time, in order."""
+    monkeypatch.setattr(inference, "BLOCK", 64)  # twelve blocks
+    cells = simulate(n_obs=700, n_vars=100, n_groups=3, n_batches=3, seed=0)
+    settings: dict[str, Any] = {"batch_key": "batch"} if name == "scscope" else {}
+    hyper: dict[str, Any] = {"n_latent": 5} if name not in ("netsne", "scvis", "saucie") else {}
+    model = ESTIMATORS[name](**hyper).fit(cells, max_epochs=1, threads=2, progress=False, **settings)
+    found: list[dict[str, Any]] = []
+    for threads in (1, 2, 3):
+        with threads_set(threads):
+            of_cells = model.of_cells(cells)
+            found.append({"latent": model.embed(cells), **of_cells})
+            if model.config.decodes:
+                found[-1]["denoised"] = model.denoise(cells, scale="normalized")
+            assert torch.get_num_threads() == threads
+    for other in found[1:]:
+        assert other.keys() == found[0].keys()
+        for what, values in other.items():
+            np.testing.assert_array_equal(values, found[0][what], err_msg=what)
+
+
+def test_every_block_is_computed_by_one_thread_and_they_come_in_order(
+    fitted: CountAutoencoder, counts: anndata.AnnData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a processor gives products the same bits on any number of threads, this can fail."""
+    monkeypatch.setattr(inference, "BLOCK", 16)
+
+    def threads_and_cells(batch: Batch) -> torch.Tensor:
+        return torch.stack([torch.full((len(batch.rows),), float(torch.get_num_threads())), batch.rows.float()], dim=1)
+
+    for threads in (1, 2, 5):
+        with threads_set(threads):
+            source = open_source(counts, None, counts=True)
+            found = np.concatenate(list(inference.blocks(fitted, source, threads_and_cells)))
+            in_a_new_thread: list[int] = []
+            later = Thread(target=lambda seen: seen.append(torch.get_num_threads()), args=(in_a_new_thread,))
+            later.start()
+            later.join()
+            assert in_a_new_thread == [threads]
+        np.testing.assert_array_equal(found[:, 0], 1)
+        np.testing.assert_array_equal(found[:, 1], np.arange(counts.n_obs))

@@ -323,19 +323,26 @@ def test_the_environment_switches_the_kernels_off() -> None:
 
 
 def test_training_takes_the_same_road_with_and_without_kernels(counts) -> None:  # type: ignore[no-untyped-def]
-    """Five epochs, same seed and order: the loss curves agree to 1e-6, a hundred times as well as was asked."""
+    """Five steps, same seed and order: the loss curves differ by rounding alone.
+
+    The orders of the sums differ, on each processor in another way. The rounding of a float32 sum of n terms grows as
+    sqrt(n) half units of the last place; the longest sums are over 256 hidden units, and each step adds its own.
+    """
     from anncoder import CountAutoencoder, UndercompleteAutoencoder
+
+    n_steps, longest = 5, 256
+    rounding = n_steps * longest**0.5 * np.finfo(np.float32).eps / 2  # 4.8e-6
 
     for model in (CountAutoencoder(n_latent=4), UndercompleteAutoencoder(n_latent=4)):
         curves = []
         for backend in ("numba", "torch"):
             before = kernels.use(backend)
             try:
-                model.fit(counts, max_epochs=5, progress=False)
+                model.fit(counts, max_epochs=n_steps, progress=False)
             finally:
                 kernels.use(before)
             curves.append(model.history_[["train_loss", "valid_loss"]].to_numpy())
-        np.testing.assert_allclose(*curves, rtol=1e-6)
+        np.testing.assert_allclose(*curves, rtol=rounding)
 
 
 @pytest.mark.parametrize("likelihood", ["nb", "zinb", "poisson"])

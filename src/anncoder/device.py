@@ -57,6 +57,16 @@ def threads_set(threads: int | None) -> Iterator[None]:
             torch.set_num_threads(before)
 
 
+def one_thread_here() -> None:
+    """Let torch compute in the calling thread alone; all others, those that start later too, keep their number."""
+    of_others = torch.get_num_threads()
+    torch.set_num_threads(1)
+    # which is now what new threads begin with, and is put right from one
+    other = threading.Thread(target=torch.set_num_threads, args=(of_others,))
+    other.start()
+    other.join()
+
+
 @contextmanager
 def products_in(precision: str, device: torch.device) -> Iterator[None]:
     """Compute matrix products on a CUDA GPU in this precision for the time of a block.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import anndata
@@ -13,7 +15,7 @@ from torch import Tensor
 from anncoder.config import unknown_key
 from anncoder.data.adata import batch_name
 from anncoder.data.genes import columns_of
-from anncoder.device import usual_torch
+from anncoder.device import one_thread_here, usual_torch
 from anncoder.errors import ConfigError
 from anncoder.preparation import batches_in
 from anncoder.refusals import refuse_scale
@@ -25,7 +27,8 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 
-BLOCK = 1024  # cells at a time: a (1024, n_vars) block is all that is ever dense
+BLOCK = 1024  # cells at a time: a few (1024, n_vars) blocks are all that is ever dense
+MOST_BLOCKS = 8  # computed at once
 
 
 def expecting(
@@ -89,11 +92,32 @@ def _located(
     codes, _ = batches_in(source, model.training_.batch_key if by_batch else None, model.batches_)
     loader = source.loader(PerCell(factors, codes), np.ones(source.n_obs, dtype=bool), batch_size=BLOCK)
     network.eval()
-    for batch in loader.epoch(0):
-        # left before the block is handed out: the mode is that of the caller's thread
-        with usual_torch(), torch.inference_mode():
-            values = compute(batch.to(device)).cpu().numpy()
-        yield batch.rows.numpy(), values
+
+    def computed(batch: Batch) -> tuple[Array, Array]:
+        with usual_torch(), torch.inference_mode():  # of the thread that computes, not of the caller's
+            return batch.rows.numpy(), compute(batch.to(device)).cpu().numpy()
+
+    return _in_turn(computed, loader.epoch(0)) if device.type == "cpu" else map(computed, loader.epoch(0))
+
+
+def _in_turn(compute: Callable[[Batch], Any], batches: Iterator[Batch]) -> Iterator[Any]:
+    """Yield what is computed of each minibatch on the CPU: several at a time, each by one thread.
+
+    The last bits of a product depend on how many threads share it. A block that one thread computes has the same bits
+    on any number of them, so a model says the same of a cell wherever it is loaded.
+    """
+    n_threads = torch.get_num_threads()
+    if n_threads == 1:
+        yield from map(compute, batches)
+        return
+    waiting: deque[Future[Any]] = deque()
+    with ThreadPoolExecutor(min(n_threads, MOST_BLOCKS), "anncoder-inference", initializer=one_thread_here) as pool:
+        for batch in batches:
+            waiting.append(pool.submit(compute, batch))
+            if len(waiting) >= min(n_threads, MOST_BLOCKS):
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _code_of(model: Autoencoder, batch: object) -> int:
