@@ -31,7 +31,7 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score
 from sklearn.neighbors import NearestNeighbors
 
-from anncoder.clusters import RESOLUTIONS, kmeans, leiden
+from anncoder.evaluation.clusters import RESOLUTIONS, kmeans, leiden
 
 PCAS = ("PCA-16", "PCA-50")
 # the model, and the settings in which it differs from its defaults: the plates, where it corrects for them

@@ -27,11 +27,11 @@ from typing import Any
 import anndata
 import numpy as np
 import torch
+from benchmarks.speed.textbook import TextbookNetwork
 from scipy.sparse import csr_matrix, vstack
 from torch.utils.data import DataLoader, TensorDataset
 
 from anncoder import CountAutoencoder
-from anncoder.benchmark.textbook import TextbookNetwork
 from anncoder.device import choose_device
 from anncoder.errors import AnncoderError
 

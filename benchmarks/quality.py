@@ -24,7 +24,7 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score
 
 from anncoder import CountAutoencoder, DenoisingAutoencoder
-from anncoder.clusters import leiden
+from anncoder.evaluation.clusters import leiden
 
 RESOLUTIONS = tuple(round(0.1 * i, 1) for i in range(1, 21))
 

@@ -19,7 +19,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from anncoder import CountAutoencoder
-from anncoder.cli import app
+from anncoder.cli.app import app
 from anncoder.datasets import simulate
 
 

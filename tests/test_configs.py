@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from anncoder.cli_options import LAST_SEED, MOST_THREADS
-from anncoder.commands.train import TrainRequest, make_plan
+from anncoder import models
+from anncoder.cli.options import LAST_SEED, MOST_THREADS
+from anncoder.cli.train import TrainRequest, make_plan
 from anncoder.config import TrainingConfig
 from anncoder.errors import ConfigError
-from anncoder.models import MODELS
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
 
 
 def test_there_is_one_for_every_model() -> None:
     names = {make_plan(TrainRequest(Path(), Path(), config=path)).model.name for path in CONFIGS}
-    assert names == set(MODELS)
+    assert names == set(models.names())
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -14,8 +14,8 @@ import torch
 
 from anncoder import CountAutoencoder, load
 from anncoder.device import products_in
-from anncoder.estimators import ESTIMATORS
-from anncoder.progress import bar
+from anncoder.models import find, names
+from anncoder.training.progress import bar
 
 
 @contextmanager
@@ -41,7 +41,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def results(name: str, counts: Any, folder: Path) -> list[np.ndarray[Any, Any]]:
-    model = ESTIMATORS[name](**SETTINGS.get(name, {"n_latent": 2}))
+    model = find(name)(**SETTINGS.get(name, {"n_latent": 2}))
     model.fit(counts, max_epochs=2, batch_size=64, device="cpu", progress=False)
     model.save(folder)
     again = load(folder)
@@ -49,7 +49,7 @@ def results(name: str, counts: Any, folder: Path) -> list[np.ndarray[Any, Any]]:
     return [model.embed(counts), again.embed(counts), *decoded]
 
 
-@pytest.mark.parametrize("name", list(ESTIMATORS))
+@pytest.mark.parametrize("name", names())
 def test_every_model_is_fitted_as_ever(name: str, counts: Any, tmp_path: Path) -> None:
     wanted = results(name, counts, tmp_path / "usual")
     for called, surrounding in SURROUNDINGS.items():
@@ -109,6 +109,6 @@ def test_no_bar_is_made_where_none_is_shown_and_a_notebook_need_not_have_ipywidg
         monkeypatch.setitem(sys.modules, name, None)
     CountAutoencoder(n_latent=2).fit(counts, max_epochs=1, progress=False)
     monkeypatch.undo()
-    monkeypatch.setattr("anncoder.progress.find_spec", lambda _: None)
+    monkeypatch.setattr("anncoder.training.progress.find_spec", lambda _: None)
     monkeypatch.setitem(sys.modules, "tqdm.auto", None)
     bar(3, "cell").close()

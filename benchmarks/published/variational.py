@@ -21,7 +21,7 @@ from benchmarks.published import Claim, Row, values
 from torch import Tensor
 
 from anncoder import VariationalAutoencoder
-from anncoder.data.memory import Stored
+from anncoder.data.loaders.memory import Stored
 from anncoder.datasets import pbmc68k_counts
 from anncoder.likelihoods.reference import nb_reference, zinb_reference
 from anncoder.models.variational import divergence

@@ -17,77 +17,55 @@ if TYPE_CHECKING:
     from anncoder import datasets as datasets
     from anncoder import pl as pl
     from anncoder import tl as tl
-    from anncoder.checks import Report as Report
-    from anncoder.checks import check as check
+    from anncoder.data.check import Report as Report
+    from anncoder.data.check import check as check
+    from anncoder.data.iterable import IterableSource as IterableSource
     from anncoder.errors import AnncoderError as AnncoderError
-    from anncoder.estimators import DCA as DCA
-    from anncoder.estimators import SAUCIE as SAUCIE
-    from anncoder.estimators import SCVIS as SCVIS
-    from anncoder.estimators import AutoImpute as AutoImpute
-    from anncoder.estimators import CountAutoencoder as CountAutoencoder
-    from anncoder.estimators import DenoisingAutoencoder as DenoisingAutoencoder
-    from anncoder.estimators import NetSNE as NetSNE
-    from anncoder.estimators import ScScope as ScScope
-    from anncoder.estimators import UndercompleteAutoencoder as UndercompleteAutoencoder
-    from anncoder.estimators import VariationalAutoencoder as VariationalAutoencoder
-    from anncoder.estimators import load as load
-    from anncoder.evaluation import evaluate as evaluate
-    from anncoder.iterable import IterableSource as IterableSource
-    from anncoder.trials import search as search
+    from anncoder.evaluation.comparison import evaluate as evaluate
+    from anncoder.evaluation.search import search as search
+    from anncoder.models.autoimpute import AutoImpute as AutoImpute
+    from anncoder.models.base import load as load
+    from anncoder.models.count import CountAutoencoder as CountAutoencoder
+    from anncoder.models.dca import DCA as DCA
+    from anncoder.models.denoising import DenoisingAutoencoder as DenoisingAutoencoder
+    from anncoder.models.netsne import NetSNE as NetSNE
+    from anncoder.models.saucie import SAUCIE as SAUCIE
+    from anncoder.models.scscope import ScScope as ScScope
+    from anncoder.models.scvis import SCVIS as SCVIS
+    from anncoder.models.undercomplete import UndercompleteAutoencoder as UndercompleteAutoencoder
+    from anncoder.models.variational import VariationalAutoencoder as VariationalAutoencoder
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "DCA": "anncoder.estimators",
-    "SAUCIE": "anncoder.estimators",
-    "SCVIS": "anncoder.estimators",
-    "AnncoderError": "anncoder.errors",
-    "AutoImpute": "anncoder.estimators",
-    "CountAutoencoder": "anncoder.estimators",
-    "DenoisingAutoencoder": "anncoder.estimators",
-    "IterableSource": "anncoder.iterable",
-    "NetSNE": "anncoder.estimators",
-    "Report": "anncoder.checks",
-    "ScScope": "anncoder.estimators",
-    "UndercompleteAutoencoder": "anncoder.estimators",
-    "VariationalAutoencoder": "anncoder.estimators",
-    "check": "anncoder.checks",
-    "evaluate": "anncoder.evaluation",
-    "load": "anncoder.estimators",
-    "search": "anncoder.trials",
+    "AnncoderError": "errors",
+    "AutoImpute": "models.autoimpute",
+    "CountAutoencoder": "models.count",
+    "DCA": "models.dca",
+    "DenoisingAutoencoder": "models.denoising",
+    "IterableSource": "data.iterable",
+    "NetSNE": "models.netsne",
+    "Report": "data.check",
+    "SAUCIE": "models.saucie",
+    "SCVIS": "models.scvis",
+    "ScScope": "models.scscope",
+    "UndercompleteAutoencoder": "models.undercomplete",
+    "VariationalAutoencoder": "models.variational",
+    "check": "data.check",
+    "evaluate": "evaluation.comparison",
+    "load": "models.base",
+    "search": "evaluation.search",
 }
 _MODULES = ("datasets", "pl", "tl")
 
-__all__ = [
-    "DCA",
-    "SAUCIE",
-    "SCVIS",
-    "AnncoderError",
-    "AutoImpute",
-    "CountAutoencoder",
-    "DenoisingAutoencoder",
-    "IterableSource",
-    "NetSNE",
-    "Report",
-    "ScScope",
-    "UndercompleteAutoencoder",
-    "VariationalAutoencoder",
-    "__version__",
-    "check",
-    "datasets",
-    "evaluate",
-    "load",
-    "pl",
-    "search",
-    "tl",
-]
+__all__ = ["__version__", *_HOMES, *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return import_module(f"anncoder.{name}")
     if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+        return getattr(import_module(f"anncoder.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'anncoder' has no attribute {name!r}")
 
 

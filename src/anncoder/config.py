@@ -1,4 +1,4 @@
-"""What can be set: hyper-parameters shared by the models, training settings, and how a YAML file becomes them.
+"""Configuration: hyper-parameters that models share, training settings, their bounds.
 
 The same words are constructor arguments, ``fit`` arguments, keys of ``configs/*.yaml`` and of ``--set``.
 """
@@ -146,6 +146,11 @@ class NetworkConfig(Settings):
         return "unused"
 
     @property
+    def instead_of_batches(self) -> str:
+        """What to do where ``batch_key`` is of no use."""
+        return "leave batch_key out, or use a model that corrects for batches; see docs/models.md"
+
+    @property
     def embeds_batches(self) -> bool:
         """Whether the latent of a cell depends on its experimental batch."""
         return self.encodes_batches
@@ -161,7 +166,7 @@ class NetworkConfig(Settings):
         return 2
 
     @property
-    def suited(self) -> dict[str, Any]:
+    def defaults(self) -> dict[str, Any]:
         """Settings of a fit where they are left to the model; an override names those in which it differs."""
         return {
             "max_epochs": 400,
@@ -222,7 +227,7 @@ class LayeredConfig(NetworkConfig):
 
 
 class TrainingConfig(Settings):
-    """How a network is fitted; null stands for what suits the model, :attr:`NetworkConfig.suited`."""
+    """How a network is fitted; null stands for what suits the model, :attr:`NetworkConfig.defaults`."""
 
     max_epochs: Annotated[int | None, Field(ge=1, description="most passes over the data")] = None
     max_steps: Annotated[int | None, Field(ge=1, description="most minibatches, in whole epochs")] = None
@@ -261,7 +266,7 @@ class TrainingConfig(Settings):
         Field(description="record a step on a CUDA GPU once and replay it; null for where that can be done"),
     ] = None
 
-    def suited_to(self, model: NetworkConfig) -> Self:
+    def with_defaults_of(self, model: NetworkConfig) -> Self:
         """Return the settings with what is left open filled in by what suits the model.
 
         Raises
@@ -271,22 +276,16 @@ class TrainingConfig(Settings):
         """
         if self.batch_key is None and model.batches == "needed":
             raise ConfigError(
+                "no-batch-key",
                 "the model needs the experimental batch of each cell",
-                code="no-batch-key",
-                where="batch_key",
-                remedy="batch_key='COLUMN' names the column of obs that has it (--set batch_key=COLUMN)",
+                "batch_key",
+                "batch_key='COLUMN' names the column of obs that has it (--set batch_key=COLUMN)",
             )
         if self.batch_key is not None and model.batches == "unused":
-            raise ConfigError(
-                f"batch_key = {self.batch_key!r}, but this model (as it is set) makes no use of batches",
-                code="batches-unused",
-                where="batch_key",
-                remedy="set lambda_b=0.1 (--set lambda_b=0.1), which corrects for them, or leave batch_key out"
-                if hasattr(model, "lambda_b")  # of SAUCIE: zero is its default
-                else "leave batch_key out, or use a model that corrects for batches; see docs/models.md",
-            )
-        suited = model.suited if self.max_epochs is None else {**model.suited, "max_steps": None}
-        return self.model_copy(update={k: v for k, v in suited.items() if getattr(self, k) is None})
+            what = f"batch_key = {self.batch_key!r}, but this model (as it is set) makes no use of batches"
+            raise ConfigError("batches-unused", what, "batch_key", model.instead_of_batches)
+        defaults = model.defaults if self.max_epochs is None else {**model.defaults, "max_steps": None}
+        return self.model_copy(update={k: v for k, v in defaults.items() if getattr(self, k) is None})
 
 
 def arguments(local: dict[str, Any]) -> dict[str, Any]:
@@ -295,7 +294,7 @@ def arguments(local: dict[str, Any]) -> dict[str, Any]:
 
 
 def given(value: T | None) -> T:
-    """Return a setting that is no longer open: :meth:`TrainingConfig.suited_to` has filled it in."""
+    """Return a setting that is no longer open: :meth:`TrainingConfig.with_defaults_of` has filled it in."""
     assert value is not None
     return value
 
@@ -331,7 +330,7 @@ def unknown_key(key: str, known: Sequence[str], *, where: str) -> ConfigError:
     """Return the error for an unknown key, naming the nearest known one."""
     near = difflib.get_close_matches(str(key), known, n=1)
     remedy = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known) or 'none'}"
-    return ConfigError(f"unknown key {key!r}", code="unknown-key", where=where, remedy=remedy)
+    return ConfigError("unknown-key", f"unknown key {key!r}", where, remedy)
 
 
 def _config_error(
@@ -342,8 +341,8 @@ def _config_error(
     if first["type"] == "extra_forbidden":
         return unknown_key(key, known, where=where)
     return ConfigError(
+        "bad-value",
         f"{key} = {reprlib.repr(first['input'])}: {first['msg'][0].lower()}{first['msg'][1:]}",
-        code="bad-value",
-        where=f"{where}.{key}",
-        remedy="see: anncoder config" if key else "",
+        f"{where}.{key}",
+        "see: anncoder config" if key else "",
     )

@@ -1,19 +1,27 @@
-"""Data to try things on: real cells that come with scanpy, and simulated ones."""
+"""Example data: real blood cells, and counts simulated with a known truth (Splatter)."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NamedTuple
 
 import anndata
+import h5py
 import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import scipy.sparse as sp
+from anndata.io import write_elem
+from pydantic import Field
 from scipy.sparse import csr_matrix
+from scipy.special import expit
 
-from anncoder import simulate as simulator
-from anncoder.errors import InputError
-from anncoder.splatter import SplatParameters
+from anncoder.config import Settings
+from anncoder.errors import ConfigError, InputError
+from anncoder.io.atomic import atomic_path
+from anncoder.io.hdf5 import new_h5
 
 __all__ = ["pbmc68k_counts", "simulate", "simulate_to_file"]
 
@@ -49,7 +57,7 @@ def pbmc68k_counts() -> anndata.AnnData:
     values = np.expm1(logs.data.astype(np.float64)) * per_entry / 1e4
     counts = np.rint(values)
     if np.abs(values - counts).max() > 0.1:
-        raise InputError("scanpy's pbmc68k_reduced is not what it was", code="unexpected-data", where="raw.X")
+        raise InputError("unexpected-data", "scanpy's pbmc68k_reduced is not what it was", "raw.X")
     matrix = csr_matrix((counts.astype(np.float32), logs.indices, logs.indptr), shape=logs.shape)
     matrix.eliminate_zeros()
     matrix.sort_indices()
@@ -65,13 +73,13 @@ def simulate(*, keep_means: bool = False, **parameters: Any) -> anndata.AnnData:
     keep_means
         Keep the expected counts before noise as ``layers["true_mean"]``, dense (n_obs, n_vars).
     **parameters
-        Of :class:`anncoder.splatter.SplatParameters`: ``n_obs``, ``n_vars``, ``n_groups``, ``mode``, ``n_batches``,
+        Of :class:`anncoder.datasets.SplatParameters`: ``n_obs``, ``n_vars``, ``n_groups``, ``mode``, ``n_batches``,
         ``dropout_mid``, ``seed``...
 
     Returns
     -------
     AnnData
-        As :func:`anncoder.simulate.simulate` describes it.
+        See SIMDOC
 
     Raises
     ------
@@ -84,7 +92,7 @@ def simulate(*, keep_means: bool = False, **parameters: Any) -> anndata.AnnData:
     >>> ac.datasets.simulate(n_obs=100, n_vars=50, n_groups=3, seed=1).shape
     (100, 50)
     """
-    return simulator.simulate(SplatParameters(**parameters), keep_means=keep_means)
+    return simulated(SplatParameters(**parameters), keep_means=keep_means)
 
 
 def simulate_to_file(
@@ -114,4 +122,392 @@ def simulate_to_file(
     ResourceError
         The file cannot be written.
     """
-    simulator.simulate_to_file(path, SplatParameters(**parameters), keep_means=keep_means, progress=progress)
+    write_simulated(path, SplatParameters(**parameters), keep_means=keep_means, progress=progress)
+
+
+Floats = npt.NDArray[np.floating[Any]]
+
+_CELLS = 256  # cells of one random stream: 256 x 2,000 genes are 2 MiB of float32, near the cache
+
+
+class _Genes(NamedTuple):
+    """What is drawn once for all cells."""
+
+    var: pd.DataFrame  # g rows
+    bcv_factor: Floats  # (g,) float32, sqrt(df / chi2)
+    share: Floats  # (n_batches, g) float32, share of each gene at the origin, times the batch's factor
+    program: Floats  # (n_groups, n_steps, g) float32, factors along each path; a group has one step
+
+
+class _Block(NamedTuple):
+    """Consecutive cells."""
+
+    counts: sp.csr_matrix  # (b, g) float32
+    true_mean: Floats  # (b, g) float32
+    obs: pd.DataFrame  # b rows
+
+
+def simulated(parameters: SplatParameters, *, keep_means: bool = False) -> anndata.AnnData:
+    """Return simulated cells with what is true of them.
+
+    Parameters
+    ----------
+    parameters
+        The model, its size and its seed.
+    keep_means
+        Also return the expected counts: dense, 4 bytes an entry.
+
+    Returns
+    -------
+    AnnData
+        ``X``: counts after dropout, (n_obs, n_vars) CSR float32 integers.
+        ``obs``: ``group`` and ``batch``, categorical; ``library_size``, expected molecules before dropout;
+        for paths ``step``, 1 to ``path_n_steps``, and ``pseudotime``, the way from the origin in path
+        lengths.
+        ``var``: ``gene_mean`` at the origin, outliers included, in arbitrary units; ``outlier_factor``, 1
+        for none; ``bcv_factor``, sqrt(bcv_df / chi2); ``de_factor_Group1`` and so on, for a path
+        ``de_factor_Path1``, at its end and relative to the origin; ``batch_factor_Batch1`` and so on where
+        there are several.
+        ``layers["true_mean"]``, with ``keep_means``: expected counts before dropout of a cell of this group
+        or step, batch and library size, (n_obs, n_vars) float32.
+        ``uns["simulation"]``: the parameters as JSON text.
+
+    References
+    ----------
+    Zappia, Phipson, Oshlack 2017, doi 10.1186/s13059-017-1305-0.
+    """
+    genes = _draw_genes(parameters)
+    counts, means, obs = [], [], []
+    for block in _blocks(parameters, genes):
+        counts.append(block.counts)
+        obs.append(block.obs)
+        if keep_means:
+            means.append(block.true_mean)
+    return anndata.AnnData(
+        X=sp.vstack(counts, format="csr"),
+        obs=pd.concat(obs),
+        var=genes.var,
+        layers={"true_mean": np.concatenate(means)} if keep_means else None,
+        uns=_uns(parameters),
+    )
+
+
+def write_simulated(
+    path: str | Path,
+    parameters: SplatParameters,
+    *,
+    keep_means: bool = False,
+    progress: Callable[[int], object] | None = None,
+) -> None:
+    """Write what :func:`simulate` returns to an .h5ad file, in memory that does not grow with ``n_obs``.
+
+    Parameters
+    ----------
+    path
+        The file to write. It appears when it is complete, and only then replaces an older one.
+    parameters
+        The model, its size and its seed.
+    keep_means
+        Also write ``layers["true_mean"]``, uncompressed: 4 bytes an entry.
+    progress
+        Called with the number of cells of each block when it is written, such as a tqdm bar's ``update``.
+
+    Raises
+    ------
+    ResourceError
+        The folder does not exist or cannot be written, or the disk is full.
+
+    References
+    ----------
+    Zappia, Phipson, Oshlack 2017, doi 10.1186/s13059-017-1305-0.
+    """
+    genes = _draw_genes(parameters)
+    with atomic_path(path) as temporary, new_h5(temporary) as (file, disk):
+        _create(file, parameters, genes, keep_means=keep_means)
+        for block in _blocks(parameters, genes):
+            disk.stop_if_failed()
+            _append(file, block)
+            if progress is not None:
+                progress(block.counts.shape[0])
+
+
+def _draw_genes(p: SplatParameters) -> _Genes:
+    # groups and paths come last: another number of them leaves the means and batches as they were
+    rng = np.random.default_rng([p.seed, 0])
+    mean = rng.gamma(p.mean_shape, 1 / p.mean_rate, p.n_vars)
+    outlier = _factors(rng, (p.n_vars,), p.out_prob, p.out_fac_loc, p.out_fac_scale, down_prob=0.0)
+    mean = np.where(outlier == 1, mean, np.median(mean) * outlier)
+    bcv = np.sqrt(p.bcv_df / rng.chisquare(p.bcv_df, p.n_vars))
+    batch = _draw_batches(rng, p)
+    program = _draw_paths(rng, p) if p.mode == "paths" else _draw_groups(rng, p)
+    var = {"gene_mean": mean, "outlier_factor": outlier, "bcv_factor": bcv}
+    var |= {f"de_factor_{name}": steps[-1] for name, steps in zip(p.group_names, program, strict=True)}
+    if p.n_batches > 1:
+        var |= {f"batch_factor_{name}": row for name, row in zip(p.batch_names, batch, strict=True)}
+    frame = pd.DataFrame(var, index=_index("Gene", p.n_vars))
+    share = mean / mean.sum() * batch
+    return _Genes(frame, bcv.astype(np.float32), share.astype(np.float32), program.astype(np.float32))
+
+
+def _draw_batches(rng: np.random.Generator, p: SplatParameters) -> Floats:
+    """Return the factors of each batch, (n_batches, g); a single batch differs from nothing."""
+    prob = float(p.n_batches > 1)
+    return _factors(rng, (p.n_batches, p.n_vars), prob, p.batch_fac_loc, p.batch_fac_scale, down_prob=0.5)
+
+
+def _draw_groups(rng: np.random.Generator, p: SplatParameters) -> Floats:
+    """Return the factors of each group, (n_groups, 1, g); a single group differs from nothing."""
+    prob = p.de_prob if p.n_groups > 1 else 0.0
+    return _factors(rng, (p.n_groups, 1, p.n_vars), prob, p.de_fac_loc, p.de_fac_scale, p.de_down_prob)
+
+
+def _draw_paths(rng: np.random.Generator, p: SplatParameters) -> Floats:
+    """Return the factors along each path, (n_groups, n_steps, g)."""
+    paths = np.empty((p.n_groups, p.path_n_steps, p.n_vars))
+    for path, origin in zip(paths, _origins(p), strict=True):
+        start = paths[origin - 1, -1] if origin else np.ones(p.n_vars)
+        own = _factors(rng, (p.n_vars,), p.de_prob, p.de_fac_loc, p.de_fac_scale, p.de_down_prob)
+        sigma = p.path_sigma_fac * (rng.random(p.n_vars) < p.path_nonlinear_prob)
+        path[:] = _bridges(rng, start, start * own, sigma, p.path_n_steps)
+    return paths
+
+
+def _bridges(rng: np.random.Generator, start: Floats, end: Floats, sigma: Floats, n_steps: int) -> Floats:
+    """Return Brownian bridges from (g,) to (g,), straight where sigma is 0, kept above 0: (n_steps, g)."""
+    time = np.linspace(0, 1, n_steps)[:, None]
+    walk = np.zeros((n_steps, start.size))
+    walk[1:] = rng.standard_normal((n_steps - 1, start.size)).cumsum(axis=0) * sigma / np.sqrt(n_steps - 1)
+    bridge: Floats = (1 - time) * start + time * end + walk - time * walk[-1]
+    return np.abs(bridge)
+
+
+def _factors(
+    rng: np.random.Generator, shape: tuple[int, ...], prob: float, loc: float, scale: float, down_prob: float
+) -> Floats:
+    """Return log-normal factors, 1 for the genes that are not selected."""
+    selected = rng.random(shape) < prob
+    log_factor = np.abs(rng.normal(loc, scale, shape))
+    down = rng.random(shape) < down_prob
+    return np.where(selected, np.exp(np.where(down, -log_factor, log_factor)), 1.0)
+
+
+def _blocks(p: SplatParameters, genes: _Genes) -> Iterator[_Block]:
+    for number, start in enumerate(range(0, p.n_obs, _CELLS), start=1):
+        rng = np.random.default_rng([p.seed, number])
+        obs = _draw_cells(rng, p, start)
+        mean = _true_mean(obs, genes)
+        counts = _draw_counts(rng, p, mean, genes.bcv_factor)
+        # the last block is drawn whole and cut, so that its cells are the same in a larger simulation
+        n = min(_CELLS, p.n_obs - start)
+        yield _Block(counts[:n], mean[:n], obs.iloc[:n])
+
+
+def _draw_cells(rng: np.random.Generator, p: SplatParameters, start: int) -> pd.DataFrame:
+    group = rng.choice(p.n_groups, _CELLS, p=p.group_probabilities)
+    batch = rng.choice(p.n_batches, _CELLS, p=p.batch_proportions)
+    obs: dict[str, Any] = {
+        "group": pd.Categorical.from_codes(group, pd.Index(p.group_names)),
+        "batch": pd.Categorical.from_codes(batch, pd.Index(p.batch_names)),
+        "library_size": rng.lognormal(p.lib_loc, p.lib_scale, _CELLS),
+    }
+    if p.mode == "paths":
+        weight = np.linspace(p.path_skew, 1 - p.path_skew, p.path_n_steps)
+        step = rng.choice(p.path_n_steps, _CELLS, p=weight / weight.sum())
+        obs |= {"step": step + 1, "pseudotime": _depths(p)[group] + step / (p.path_n_steps - 1)}
+    return pd.DataFrame(obs, index=_index("Cell", _CELLS, start))
+
+
+def _true_mean(obs: pd.DataFrame, genes: _Genes) -> Floats:
+    """Return the expected counts of each cell, (b, g) float32."""
+    step = obs["step"].to_numpy() - 1 if "step" in obs else 0
+    mean: Floats = genes.program[obs["group"].cat.codes, step] * genes.share[obs["batch"].cat.codes]
+    per_share = obs["library_size"].to_numpy() / mean.sum(axis=1)
+    mean *= per_share.astype(np.float32)[:, None]
+    return mean
+
+
+def _draw_counts(rng: np.random.Generator, p: SplatParameters, mean: Floats, bcv_factor: Floats) -> sp.csr_matrix:
+    """Return gamma-Poisson counts after dropout, (b, g) CSR float32."""
+    # mu bcv^2 = ((1 + common sqrt(mu)) factor)^2 is finite at mu = 0, where bcv itself is not
+    scale = np.square((1 + np.float32(p.bcv_common) * np.sqrt(mean)) * bcv_factor)
+    rate = rng.standard_gamma(mean / scale, dtype=np.float32) * scale
+    counts = rng.poisson(rate)
+    kept = np.flatnonzero(counts)
+    if p.dropout_mid is not None:  # only what was counted can be lost: zeros need no draw
+        lost = expit(p.dropout_shape * (np.log(rate.ravel()[kept]) - p.dropout_mid))
+        kept = kept[rng.random(kept.size) >= lost]
+    rows, columns = np.divmod(kept, mean.shape[1])
+    indptr = np.concatenate([[0], np.bincount(rows, minlength=mean.shape[0]).cumsum()])
+    values = counts.ravel()[kept].astype(np.float32)
+    return sp.csr_matrix((values, columns.astype(np.int32), indptr), shape=mean.shape)
+
+
+def _create(file: h5py.File, p: SplatParameters, genes: _Genes, *, keep_means: bool) -> None:
+    """Lay out an .h5ad file of no cells whose arrays can grow."""
+    file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+    no_cells = _draw_cells(np.random.default_rng(0), p, 0).iloc[:0]
+    write_elem(file, "obs", no_cells, dataset_kwargs={"maxshape": (None,), "chunks": (4096,)})
+    write_elem(file, "var", genes.var)
+    write_elem(file, "uns", _uns(p))
+    for slot in ("layers", "obsm", "obsp", "varm", "varp"):
+        write_elem(file, slot, {})
+    _create_counts(file.create_group("X"), p.n_vars)
+    if keep_means:
+        growing = {"maxshape": (None, p.n_vars), "chunks": (64, p.n_vars)}
+        no_means = np.empty((0, p.n_vars), np.float32)
+        write_elem(file["layers"], "true_mean", no_means, dataset_kwargs=growing)
+
+
+def _create_counts(x: h5py.Group, n_vars: int) -> None:
+    x.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": [0, n_vars]})
+    # not compressed, as anndata writes by default: training reads small blocks at random, and of a compressed chunk
+    # nothing can be read without all of it
+    x.create_dataset("data", shape=(0,), maxshape=(None,), dtype=np.float32, chunks=(8192,))
+    x.create_dataset("indices", shape=(0,), maxshape=(None,), dtype=np.int32, chunks=(8192,))
+    x.create_dataset("indptr", data=np.zeros(1, np.int64), maxshape=(None,), chunks=(4096,))
+
+
+def _append(file: h5py.File, block: _Block) -> None:
+    x, obs = file["X"], file["obs"]
+    _extend(x["indptr"], x["data"].shape[0] + block.counts.indptr[1:].astype(np.int64))
+    _extend(x["data"], block.counts.data)
+    _extend(x["indices"], block.counts.indices)
+    x.attrs["shape"] = x.attrs["shape"] + np.array([block.counts.shape[0], 0])
+    if "true_mean" in file["layers"]:
+        _extend(file["layers"]["true_mean"], block.true_mean)
+    _extend(obs[obs.attrs["_index"]], block.obs.index.to_numpy())
+    for name, column in block.obs.items():
+        if isinstance(column.dtype, pd.CategoricalDtype):
+            _extend(obs[name]["codes"], column.cat.codes.to_numpy())
+        else:
+            _extend(obs[name], column.to_numpy())
+
+
+def _extend(dataset: h5py.Dataset, values: npt.NDArray[Any]) -> None:
+    start = dataset.shape[0]
+    dataset.resize(start + len(values), axis=0)
+    dataset[start:] = values
+
+
+def _uns(p: SplatParameters) -> dict[str, str]:
+    return {"simulation": p.model_dump_json()}
+
+
+def _index(prefix: str, n: int, start: int = 0) -> pd.Index:
+    # object, not the text type of pandas 3: anndata writes it as the string array that every version reads
+    return pd.Index(numbered(prefix, n, start), dtype=object)
+
+
+def _origins(p: SplatParameters) -> Sequence[int]:
+    return p.path_from or (0,) * p.n_groups
+
+
+def _depths(p: SplatParameters) -> npt.NDArray[np.int64]:
+    """Return how many paths lie before each path, (n_groups,)."""
+    depths: list[int] = []
+    for origin in _origins(p):
+        depths.append(depths[origin - 1] + 1 if origin else 0)
+    return np.array(depths)
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+# beyond these bounds a factor is no biology any more, and products of factors leave float32
+LogMean = Annotated[float, Field(ge=-10, le=10)]
+LogDeviation = Annotated[float, Field(ge=0, le=2, description="its standard deviation")]
+
+
+class SplatParameters(Settings):
+    """Parameters of Splatter's model; the defaults are the paper's, and leave out dropout.
+
+    A factor is ``exp(|z|)``, or ``exp(-|z|)`` for a gene that goes down, with z normal of mean ``*_loc`` and
+    standard deviation ``*_scale``. Gene j at mean mu has the coefficient of biological variation
+    ``bcv = (bcv_common + 1/sqrt(mu)) * sqrt(bcv_df / chi2_j)``: its counts have variance ``mu + (bcv mu)^2``.
+
+    In mode ``"groups"`` each group has factors of its own; a single group has none. In mode ``"paths"`` cells
+    lie on ``n_groups`` paths: a path begins with the factors at the end of the path it comes from and goes to
+    those times its own, in a straight line or, for a share of its genes, along a Brownian bridge.
+
+    Raises
+    ------
+    ConfigError
+        An unknown parameter, a value out of range, or proportions that do not fit their number.
+
+    References
+    ----------
+    Zappia, Phipson, Oshlack 2017, Genome Biology 18:174, doi 10.1186/s13059-017-1305-0.
+    """
+
+    n_obs: Annotated[int, Field(ge=1, description="cells")] = 1000
+    n_vars: Annotated[int, Field(ge=1, description="genes")] = 2000
+    mode: Annotated[Literal["groups", "paths"], Field(description="what cells belong to")] = "groups"
+    n_groups: Annotated[int, Field(ge=1, le=1000, description="groups, or paths")] = 1
+    group_probabilities: Annotated[tuple[Share, ...] | None, Field(description="null for equal ones")] = None
+    n_batches: Annotated[int, Field(ge=1, le=1000, description="experimental batches")] = 1
+    batch_proportions: Annotated[tuple[Share, ...] | None, Field(description="null for equal ones")] = None
+    batch_fac_loc: Annotated[LogMean, Field(description="mean log batch factor of a gene")] = 0.1
+    batch_fac_scale: LogDeviation = 0.1
+    mean_shape: Annotated[float, Field(ge=0.05, le=100, description="shape of the gamma of gene means")] = 0.6
+    mean_rate: Annotated[float, Field(ge=1e-6, le=1e6, description="its rate")] = 0.3
+    # above exp(16) molecules a count would no longer be exact in float32
+    lib_loc: Annotated[float, Field(ge=-10, le=15, description="mean log library size, in molecules")] = 11.0
+    lib_scale: LogDeviation = 0.2
+    out_prob: Annotated[Share, Field(description="share of outlier genes")] = 0.05
+    out_fac_loc: Annotated[LogMean, Field(description="mean log ratio of an outlier to the median")] = 4.0
+    out_fac_scale: LogDeviation = 0.5
+    de_prob: Annotated[Share, Field(description="share of genes that a group or path changes")] = 0.1
+    de_fac_loc: Annotated[LogMean, Field(description="mean log factor of a changed gene")] = 0.1
+    de_fac_scale: LogDeviation = 0.4
+    de_down_prob: Annotated[Share, Field(description="share of the changed genes that go down")] = 0.5
+    bcv_common: Annotated[float, Field(ge=0, le=10, description="variation of abundant genes")] = 0.1
+    bcv_df: Annotated[float, Field(ge=1, le=1e9, description="evenness of the variation over genes")] = 60.0
+    path_from: Annotated[tuple[int, ...] | None, Field(description="0: origin, k: end of path k")] = None
+    path_n_steps: Annotated[int, Field(ge=2, le=10_000, description="steps of a path")] = 100
+    path_skew: Annotated[Share, Field(description="1: cells gather at the start, 0: at the end")] = 0.5
+    path_nonlinear_prob: Annotated[Share, Field(description="share of genes that follow a bridge")] = 0.1
+    path_sigma_fac: Annotated[float, Field(ge=0, le=10, description="standard deviation of its walk")] = 0.8
+    dropout_mid: Annotated[float | None, Field(description="log mean where half is lost")] = None
+    dropout_shape: Annotated[float, Field(ge=-100, le=100, description="its slope; rare go if < 0")] = -1.0
+    seed: Annotated[int, Field(ge=0, description="start of every random stream")] = 0
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Refuse proportions and origins that do not fit their number."""
+        _check_shares("group_probabilities", self.group_probabilities, self.n_groups)
+        _check_shares("batch_proportions", self.batch_proportions, self.n_batches)
+        _check_length("path_from", self.path_from, self.n_groups)
+        for path, origin in enumerate(self.path_from or (), start=1):
+            if not 0 <= origin < path:
+                raise _bad_value(
+                    f"path {path} cannot begin at the end of path {origin}",
+                    "path_from",
+                    "name an earlier path, counted from 1, or 0 for the origin",
+                )
+
+    @property
+    def group_names(self) -> list[str]:
+        """Names of the groups or paths: ``"Group1"`` or ``"Path1"`` and so on."""
+        return numbered("Group" if self.mode == "groups" else "Path", self.n_groups)
+
+    @property
+    def batch_names(self) -> list[str]:
+        """Names of the batches: ``"Batch1"`` and so on."""
+        return numbered("Batch", self.n_batches)
+
+
+def numbered(prefix: str, n: int, start: int = 0) -> list[str]:
+    """Return ``n`` names counted from 1: ``"Cell1"``, ``"Cell2"``; ``start`` of them are passed over."""
+    return [f"{prefix}{number}" for number in range(start + 1, start + n + 1)]
+
+
+def _check_shares(name: str, shares: Sequence[float] | None, n: int) -> None:
+    _check_length(name, shares, n)
+    if shares is not None and abs(sum(shares) - 1) > 1e-8:
+        raise _bad_value(f"{name} sum to {sum(shares):g}, not to 1", name, "divide each by their sum")
+
+
+def _check_length(name: str, values: Sequence[float] | None, n: int) -> None:
+    if values is not None and len(values) != n:
+        raise _bad_value(f"{len(values)} {name} for {n}", name, f"give {n} values, or leave it out")
+
+
+def _bad_value(what: str, name: str, remedy: str) -> ConfigError:
+    return ConfigError("bad-value", what, f"SplatParameters.{name}", remedy)

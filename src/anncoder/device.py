@@ -1,7 +1,8 @@
-"""The machine: which device to compute on, how many threads, how much memory is free."""
+"""Device (CPU, CUDA, MPS), number of threads, free memory."""
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,7 +11,6 @@ from typing import Any
 
 import torch
 
-from anncoder.distributed import own_gpu
 from anncoder.errors import ConfigError, ResourceError, out_of_memory
 
 CGROUP = Path("/sys/fs/cgroup")  # of this container, where there is one
@@ -36,12 +36,21 @@ def choose_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(
+            "no-device",
             f"device {name!r} cannot be used here: {str(error).splitlines()[0]}",
-            code="no-device",
-            where="device",
-            remedy="device='auto' or device='cpu'",
+            "device",
+            "device='auto' or device='cpu'",
         ) from error
     return device
+
+
+def own_gpu() -> str:
+    """Return the GPU of this process: one each of those that torchrun started on a machine, else torch's current.
+
+    Where a process sees a single GPU, that is the one it was given.
+    """
+    alone = "LOCAL_RANK" not in os.environ or torch.cuda.device_count() == 1
+    return "cuda" if alone else f"cuda:{os.environ['LOCAL_RANK']}"
 
 
 @contextmanager
@@ -57,14 +66,18 @@ def threads_set(threads: int | None) -> Iterator[None]:
             torch.set_num_threads(before)
 
 
+_one_at_a_time = threading.Lock()
+
+
 def one_thread_here() -> None:
     """Let torch compute in the calling thread alone; all others, those that start later too, keep their number."""
-    of_others = torch.get_num_threads()
-    torch.set_num_threads(1)
-    # which is now what new threads begin with, and is put right from one
-    other = threading.Thread(target=torch.set_num_threads, args=(of_others,))
-    other.start()
-    other.join()
+    with _one_at_a_time:
+        of_others = torch.get_num_threads()
+        torch.set_num_threads(1)
+        # which is now what new threads begin with, and is put right from one
+        other = threading.Thread(target=torch.set_num_threads, args=(of_others,))
+        other.start()
+        other.join()
 
 
 @contextmanager
@@ -152,10 +165,10 @@ def refuse_size(n_bytes: int) -> None:
     available = available_memory()
     if available is not None and n_bytes > 0.8 * available:
         raise ResourceError(
+            "too-large-for-memory",
             f"the denoised matrix needs {n_bytes / 2**30:.1f} GiB, {available / 2**30:.1f} GiB are free",
-            code="too-large-for-memory",
-            where="denoise",
-            remedy="denoise fewer genes (genes=[...]) or fewer cells at a time",
+            "denoise",
+            "denoise fewer genes (genes=[...]) or fewer cells at a time",
         )
 
 
@@ -168,8 +181,8 @@ def memory_errors(where: str) -> Iterator[None]:
         if not out_of_memory(error):
             raise
         raise ResourceError(
+            "out-of-memory",
             f"out of memory: {str(error).splitlines()[0] if str(error) else 'allocation failed'}",
-            code="out-of-memory",
-            where=where,
-            remedy="use a smaller batch_size, fewer genes or narrower layers",
+            where,
+            "use a smaller batch_size, fewer genes or narrower layers",
         ) from error

@@ -1,4 +1,4 @@
-"""The errors a user can meet: each says what is wrong, where, and what to do about it.
+"""Errors, one class an exit code, each with the fault, the place and the remedy.
 
 One class per exit code of the command line, so that a pipeline can tell a wrong option from a wrong file.
 """
@@ -14,10 +14,10 @@ class AnncoderError(Exception):
 
     Parameters
     ----------
+    code
+        Short stable name of the problem (``"negative"``); ``docs/errors.md`` lists them all.
     what
         What is wrong, in one sentence, with the offending value.
-    code
-        Short stable name of the problem (``"counts-negative"``); ``docs/errors.md`` lists them all.
     where
         The place: file, slot, cells, genes, configuration key.
     remedy
@@ -26,7 +26,7 @@ class AnncoderError(Exception):
 
     exit_code = 1
 
-    def __init__(self, what: str, *, code: str, where: str = "", remedy: str = "") -> None:
+    def __init__(self, code: str, what: str, where: str = "", remedy: str = "") -> None:
         super().__init__(what)
         self.what = what
         self.code = code
@@ -72,15 +72,14 @@ class DivergenceError(AnncoderError):
     def __init__(
         self,
         what: str,
-        *,
-        code: str = "diverged",
         where: str = "",
         remedy: str = "",
+        *,
         term: str = "",
         rows: tuple[int, ...] = (),
         columns: tuple[int, ...] = (),
     ) -> None:
-        super().__init__(what, code=code, where=where, remedy=remedy)
+        super().__init__("diverged", what, where, remedy)
         self.term = term
         self.rows = rows
         self.columns = columns
@@ -88,17 +87,11 @@ class DivergenceError(AnncoderError):
 
     def named(self, obs_names: Sequence[str], var_names: Sequence[str]) -> DivergenceError:
         """Return the error with names in place of positions: those of the cells ``rows``, and those of all genes."""
-        cells = some(obs_names) if self.rows else "no single cell"
-        genes = some([var_names[column] for column in self.columns]) if self.columns else "no single gene"
+        cells = listed(obs_names) if self.rows else "no single cell"
+        genes = listed([var_names[column] for column in self.columns]) if self.columns else "no single gene"
         places = f"; cells: {cells}; genes: {genes}" if self.rows or self.columns else ""
-        named = DivergenceError(
-            self.what,
-            where=f"{self.where}{places}",
-            remedy=self.remedy,
-            term=self.term,
-            rows=self.rows,
-            columns=self.columns,
-        )
+        where = f"{self.where}{places}"
+        named = DivergenceError(self.what, where, self.remedy, term=self.term, rows=self.rows, columns=self.columns)
         named.history = self.history
         return named
 
@@ -109,7 +102,7 @@ class ResourceError(AnncoderError):
     exit_code = 6
 
 
-def some(names: object, limit: int = 5) -> str:
+def listed(names: object, limit: int = 5) -> str:
     """Return the first few of an iterable as text: ``"a, b, c and 7 more"``."""
     listed = [str(name) for name in names]  # type: ignore[attr-defined]
     head = ", ".join(listed[:limit])

@@ -1,4 +1,4 @@
-"""Pictures: how training went, what the latent looks like beside PCA, what denoising did to a pair of genes.
+"""Plots: training curves, embeddings beside PCA, gene pairs before and after denoising.
 
 Every function draws into axes and returns them; none changes matplotlib's settings or shows a window. Groups have the
 colours that scanpy keeps in ``uns``, if there are any, else those of seaborn's palette "colorblind"; beyond ten groups
@@ -18,13 +18,12 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from scipy import sparse
 
-from anncoder.autoencoder import Autoencoder
 from anncoder.config import unknown_key
-from anncoder.data.adata import meant, obs_column, place
+from anncoder.data.adata import obs_column, resolve_layer, slot_label
 from anncoder.errors import ConfigError, InputError
-from anncoder.models import MODELS
-from anncoder.refusals import refuse_no_model
-from anncoder.slots import overwritten_by_scanpy
+from anncoder.models import find, names
+from anncoder.models.base import Autoencoder, refuse_no_model
+from anncoder.tl.slots import overwritten_by_scanpy
 
 PALETTE = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9")
 SHAPES = "os^DvPX*<>"
@@ -101,7 +100,7 @@ def history(source: Autoencoder | anndata.AnnData, *, key: str = "ae", ax: Axes 
     watched = losses["valid_loss" if "valid_loss" in losses else "train_loss"].to_numpy()
     called = "best epoch" if watched[taken] == np.nanmin(watched) else "weights are of epoch"
     ax.plot(epochs[taken], watched[taken], "o", color="black", label=f"{called}: {epochs[taken]:.0f}")
-    unit = MODELS[name].config.loss_unit if name in MODELS else ""
+    unit = find(name).config_class.loss_unit if name in names() else ""
     ax.set(xlabel="epoch", ylabel=f"loss, {unit}" if unit else "loss", title="training")
     ax.legend(frameon=False)
     ax.spines[["top", "right"]].set_visible(False)
@@ -139,7 +138,7 @@ def embeddings(
     slots = slots if isinstance(slots, Mapping) else {slot: slot for slot in slots}
     shown = {title: _plane(adata, slot) for title, slot in slots.items()}
     if not shown:
-        raise ConfigError("no slot to draw", code="bad-value", where="panels", remedy="name slots of obsm: ['X_ae']")
+        raise ConfigError("bad-value", "no slot to draw", "panels", "name slots of obsm: ['X_ae']")
     figure, axes = plt.subplots(1, len(shown), figsize=(4.4 * len(shown), 4.6), layout="constrained", squeeze=False)
     for ax, (title, points) in zip(axes[0], shown.items(), strict=True):
         groups.scatter(ax, points, size=float(np.clip(12_000 / adata.n_obs, 1, 18)))
@@ -190,15 +189,12 @@ def gene_pair(
     """
     if f"{key}_denoised" not in adata.layers:
         raise InputError(
-            f"there is no {place(f'{key}_denoised')}",
-            code="not-denoised",
-            where="layers",
-            remedy="ac.tl.denoise(adata, model)",
+            "not-denoised", f"there is no {slot_label(f'{key}_denoised')}", "layers", "ac.tl.denoise(adata, model)"
         )
     results = _results(adata, key)
     read = json.loads(results["params_json"])
     counts = read["hyperparameters"]["transform"] != "none"
-    layer = meant(read["layer"] if layer is None else layer, adata.layers)
+    layer = resolve_layer(read["layer"] if layer is None else layer, adata.layers)
     groups = _groups(adata, color)
     raw, denoised = (_pair(adata, (gene_x, gene_y), slot) for slot in (layer, f"{key}_denoised"))
     normalized = counts and results.get("denoised_scale") == "normalized"
@@ -227,10 +223,10 @@ def _plane(adata: anndata.AnnData, slot: str) -> np.ndarray[Any, Any]:
     values = values.tocsr()[:, :2].toarray() if sparse.issparse(values) else np.asarray(values)[:, :2]
     if values.shape[1] < 2:
         raise InputError(
+            "bad-coordinates",
             f"obsm[{slot!r}] has a single column, and a picture has two axes",
-            code="bad-coordinates",
-            where=f"obsm[{slot!r}]",
-            remedy="draw another slot, such as X_umap after sc.pp.neighbors(adata, use_rep=...) and sc.tl.umap(adata)",
+            f"obsm[{slot!r}]",
+            "draw another slot, such as X_umap after sc.pp.neighbors(adata, use_rep=...) and sc.tl.umap(adata)",
         )
     return values
 
@@ -269,22 +265,17 @@ def _sizes(adata: anndata.AnnData, layer: str | None) -> np.ndarray[Any, Any]:
 
 def _groups(adata: anndata.AnnData, color: str | None) -> Groups:
     if not adata.n_obs:
-        raise InputError(
-            "there are no cells to draw",
-            code="too-few-cells",
-            where="adata",
-            remedy="check the filters that ran before",
-        )
+        raise InputError("too-few-cells", "there are no cells to draw", "adata", "check the filters that ran before")
     if color is None:
         return Groups([], np.zeros(adata.n_obs, dtype=int), [PALETTE[0]])
     values = obs_column(adata, color, what="color").astype("category").cat
     names = [str(name) for name in values.categories]
     if len(names) > MOST_GROUPS:
         raise ConfigError(
+            "too-many-groups",
             f"obs[{color!r}] has {len(names):,} different values; {MOST_GROUPS} groups can be told apart",
-            code="too-many-groups",
-            where="color",
-            remedy="draw numbers with scanpy: sc.pl.embedding(adata, 'X_ae', color=...)",
+            "color",
+            "draw numbers with scanpy: sc.pl.embedding(adata, 'X_ae', color=...)",
         )
     known = [str(value) for value in adata.uns.get(f"{color}_colors", ())]
     own = [PALETTE[i % len(PALETTE)] for i in range(len(names))]
@@ -294,16 +285,13 @@ def _groups(adata: anndata.AnnData, color: str | None) -> Groups:
 def _results(adata: anndata.AnnData, key: str) -> Any:
     if overwritten_by_scanpy(adata, key):
         raise InputError(
+            "no-results",
             f"uns[{key!r}] holds no results of anncoder: scanpy wrote there",
-            code="no-results",
-            where="uns",
-            remedy=f"write them under another name, key_added; scanpy's own key_added should not be {key!r}",
+            "uns",
+            f"write them under another name, key_added; scanpy's own key_added should not be {key!r}",
         )
     if not isinstance(adata.uns.get(key), Mapping) or "history" not in adata.uns[key]:
         raise InputError(
-            f"uns[{key!r}] holds no results of anncoder",
-            code="no-results",
-            where="uns",
-            remedy="ac.tl.autoencode(adata) first",
+            "no-results", f"uns[{key!r}] holds no results of anncoder", "uns", "ac.tl.autoencode(adata) first"
         )
     return adata.uns[key]

@@ -1,4 +1,4 @@
-"""What passes between the rooms: a minibatch in, a loss out.
+"""Types that pass between rooms: CSR, Batch, LinearOutput, Loss, Summary, Loader, Noise.
 
 ``Batch`` and ``Loss`` are NamedTuples, not dictionaries: a wrong name fails where it is written, and
 ``DistributedDataParallel`` and ``torch.compile`` know how to walk through them.
@@ -82,7 +82,7 @@ class Batch(NamedTuple):
         return Batch(self.counts.to(device), self.size_factor.to(device), self.rows.to(device), code)
 
 
-class Product(NamedTuple):
+class LinearOutput(NamedTuple):
     """An output layer whose product has not been taken: ``hidden @ weight.T + bias``, (b, g).
 
     A likelihood takes it by blocks of cells and puts the gradient in the place of each, so that what is as large as the
@@ -103,9 +103,9 @@ class Product(NamedTuple):
         return self.hidden.shape[0], self.weight.shape[0]
 
 
-def taken(parameter: Tensor | Product) -> Tensor:
+def materialize(parameter: Tensor | LinearOutput) -> Tensor:
     """Return a parameter whose product has been taken, if it is one."""
-    return parameter.taken() if isinstance(parameter, Product) else parameter
+    return parameter.taken() if isinstance(parameter, LinearOutput) else parameter
 
 
 class Loss(NamedTuple):
@@ -160,6 +160,16 @@ class Loader(Protocol):
         ...
 
 
+class Rank(NamedTuple):
+    """Which of how many processes this is."""
+
+    rank: int = 0
+    size: int = 1
+
+
+SINGLE = Rank()
+
+
 class Noise:
     """A network's own random stream, on whatever device its tensors are.
 
@@ -183,7 +193,7 @@ class Noise:
             self._streams[device] = torch.Generator(device).manual_seed(self._start)
         return self._streams[device]
 
-    def part_ways(self, rank: int) -> None:
+    def seed_for_rank(self, rank: int) -> None:
         """Let the streams of each process but the first, rank 0, go on as others than those of the rest."""
         if rank:  # hashed into the 32 bits that torch's generator on the CPU looks at
             self._start = int(np.random.SeedSequence([self.seed, rank]).generate_state(1)[0])

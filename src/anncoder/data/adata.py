@@ -1,4 +1,4 @@
-"""Opening the user's data and reading one matrix of it; nothing here writes to it."""
+"""AnnData and its slots: opening, count matrix as CSR, obs columns, obsm coordinates."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scipy.sparse import csr_matrix, issparse
 
 from anncoder.config import unknown_key
 from anncoder.data.chunks import gap_of
-from anncoder.errors import ConfigError, FileError, InputError, some
+from anncoder.errors import ConfigError, FileError, InputError, listed
 
 
 def open_data(data: anndata.AnnData | str | Path) -> anndata.AnnData:
@@ -27,7 +27,7 @@ def open_data(data: anndata.AnnData | str | Path) -> anndata.AnnData:
     """
     if isinstance(data, anndata.AnnData):
         return data.to_memory() if data.isbacked else data
-    path = existing(data)
+    path = checked_path(data)
     try:
         adata = anndata.read_zarr(path) if path.is_dir() else anndata.read_h5ad(path)
         gap = gap_of(path)
@@ -38,7 +38,7 @@ def open_data(data: anndata.AnnData | str | Path) -> anndata.AnnData:
     return adata
 
 
-def existing(data: Any) -> Path:
+def checked_path(data: Any) -> Path:
     """Return the path of an ``.h5ad`` file or a ``.zarr`` folder.
 
     Raises
@@ -50,8 +50,8 @@ def existing(data: Any) -> Path:
     """
     if not isinstance(data, str | Path):
         raise InputError(
+            "not-anndata",
             f"expected an AnnData or a path, got {type(data).__name__}",
-            code="not-anndata",
             remedy="wrap a matrix: anndata.AnnData(matrix, obs=..., var=...)",
         )
     path = Path(data)
@@ -60,7 +60,7 @@ def existing(data: Any) -> Path:
     except OSError as error:
         raise _unopenable(path, error) from error
     if not there:
-        raise FileError(f"no such file: {str(path)!r}", code="no-file", where=str(path), remedy="check the path")
+        raise FileError("no-file", f"no such file: {str(path)!r}", str(path), "check the path")
     if not path.is_dir():
         _refuse_foreign_file(path)
     return path
@@ -69,10 +69,10 @@ def existing(data: Any) -> Path:
 def damaged(path: Path, why: str) -> FileError:
     """Return the error for a file that cannot be read as AnnData."""
     return FileError(
+        "unreadable",
         f"cannot read {str(path)!r} as AnnData: {why}",
-        code="unreadable",
-        where=str(path),
-        remedy="the file is damaged, incomplete or of another kind; copy or download it again",
+        str(path),
+        "the file is damaged, incomplete or of another kind; copy or download it again",
     )
 
 
@@ -95,12 +95,12 @@ def read_matrix(adata: anndata.AnnData, layer: str | None) -> csr_matrix:
     return matrix
 
 
-def place(layer: str | None) -> str:
+def slot_label(layer: str | None) -> str:
     """Return the name of a matrix as messages give it."""
     return "X" if layer is None else f"layers[{layer!r}]"
 
 
-def meant(layer: str | None, layers: Collection[str]) -> str | None:
+def resolve_layer(layer: str | None, layers: Collection[str]) -> str | None:
     """Return the layer that a user means: ``"X"`` stands for ``X``, which is None here.
 
     Raises
@@ -112,19 +112,19 @@ def meant(layer: str | None, layers: Collection[str]) -> str | None:
     """
     if layer is not None and not isinstance(layer, str):
         raise ConfigError(
+            "bad-value",
             f"layer = {layer!r} is not the name of a layer",
-            code="bad-value",
-            where="layer",
-            remedy="name a single layer, such as layer='counts'; None is X",
+            "layer",
+            "name a single layer, such as layer='counts'; None is X",
         )
     if layer != "X":
         return layer
     if "X" in layers:
         raise InputError(
+            "ambiguous-layer",
             "layer='X' means X, and there is a layer of that name too",
-            code="ambiguous-layer",
-            where="layers['X']",
-            remedy="give the layer another name: adata.layers['counts'] = adata.layers.pop('X')",
+            "layers['X']",
+            "give the layer another name: adata.layers['counts'] = adata.layers.pop('X')",
         )
     return None
 
@@ -142,10 +142,10 @@ def obs_column(adata: anndata.AnnData, key: Any, *, what: str) -> Any:
     column = adata.obs[key]
     if column.ndim > 1:  # pandas gives them all
         raise ConfigError(
+            "bad-value",
             f"obs has {column.shape[1]} columns of the name {key!r}",
-            code="bad-value",
-            where=f"{what} (a column of obs)",
-            remedy="keep one: adata.obs = adata.obs.loc[:, ~adata.obs.columns.duplicated()]",
+            f"{what} (a column of obs)",
+            "keep one: adata.obs = adata.obs.loc[:, ~adata.obs.columns.duplicated()]",
         )
     return column
 
@@ -168,10 +168,10 @@ def coordinates_of(slots: Mapping[str, Any], key: str) -> np.ndarray[Any, np.dty
         values = np.empty(0, np.float32)
     if values.ndim != 2 or not np.isfinite(values).all():
         raise InputError(
+            "bad-coordinates",
             f"obsm[{key!r}] is not a matrix of finite numbers",
-            code="bad-coordinates",
-            where=f"obsm[{key!r}]",
-            remedy="name a slot with a number for every cell and axis, such as X_tsne",
+            f"obsm[{key!r}]",
+            "name a slot with a number for every cell and axis, such as X_tsne",
         )
     return values
 
@@ -201,10 +201,7 @@ def _names_in(column: Any, key: str, what: str) -> tuple[np.ndarray[Any, Any], n
     missing = int((positions < 0).sum())
     if missing:
         raise ConfigError(
-            f"obs[{key!r}] has {missing:,} missing values",
-            code="missing-values",
-            where=what,
-            remedy="fill them, or use another column",
+            "missing-values", f"obs[{key!r}] has {missing:,} missing values", what, "fill them, or use another column"
         )
     return np.array([batch_name(value) for value in values], dtype=object), positions
 
@@ -235,20 +232,20 @@ def batches_of(column: Any, key: str, known: Sequence[str] | None) -> tuple[np.n
         known = sorted(set(names.tolist()))
         if len(known) == 1:
             raise ConfigError(
+                "one-batch",
                 f"all cells are of one batch, {known[0]!r}",
-                code="one-batch",
-                where=f"obs[{key!r}]",
-                remedy="leave batch_key out, or name a column with at least two batches",
+                f"obs[{key!r}]",
+                "leave batch_key out, or name a column with at least two batches",
             )
     codes = pd.Index(known).get_indexer(names)
     if (codes < 0).any():  # models of earlier versions call a batch "1.0"
         codes = np.where(codes < 0, pd.Index(known).get_indexer(column.astype(str)), codes)
     if (codes < 0).any():
         raise InputError(
-            f"the model does not know the batch {some(map(repr, sorted(set(names[codes < 0].tolist()))))}",
-            code="unknown-batch",
-            where=f"obs[{key!r}]",
-            remedy=f"give cells of the batches it was fitted on ({some(known)}), or fit it again with these",
+            "unknown-batch",
+            f"the model does not know the batch {listed(map(repr, sorted(set(names[codes < 0].tolist()))))}",
+            f"obs[{key!r}]",
+            f"give cells of the batches it was fitted on ({listed(known)}), or fit it again with these",
         )
     return codes.astype(np.int64), list(known)
 
@@ -263,10 +260,10 @@ def _slot(adata: anndata.AnnData, layer: str | None) -> Any:
     if matrix is None:
         layers = [str(name) for name in adata.layers if name is not None]
         raise InputError(
-            f"there is no {place(layer)}",
-            code="missing-layer",
-            where=place(layer),
-            remedy=f"layers here: {', '.join(layers) or 'none'}",
+            "missing-layer",
+            f"there is no {slot_label(layer)}",
+            slot_label(layer),
+            f"layers here: {', '.join(layers) or 'none'}",
         )
     return matrix if issparse(matrix) else np.asarray(matrix)
 
@@ -282,18 +279,16 @@ def _refuse_foreign_file(path: Path) -> None:
         raise _unopenable(path, error) from error
     if not looks_right:
         raise FileError(
+            "not-hdf5",
             f"{str(path)!r} is not an HDF5 file",
-            code="not-hdf5",
-            where=str(path),
-            remedy="give an .h5ad file or a .zarr folder; read other formats with scanpy and write_h5ad first",
+            str(path),
+            "give an .h5ad file or a .zarr folder; read other formats with scanpy and write_h5ad first",
         )
 
 
 def _unopenable(path: Path, error: OSError) -> FileError:
     why = os.strerror(error.errno) if error.errno else first_line(error)
-    return FileError(
-        f"cannot open {str(path)!r}: {why}", code="unreadable", where=str(path), remedy="check the permissions"
-    )
+    return FileError("unreadable", f"cannot open {str(path)!r}: {why}", str(path), "check the permissions")
 
 
 def first_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""The chunks of arrays on disk.
+"""Chunks of HDF5 and zarr arrays: missing ones, and how many rows one holds.
 
 A chunk that is not there is read as zeros, by HDF5 and by zarr. zarr leaves out chunks that hold nothing else, so of
 some arrays nobody can tell a chunk that was lost from one that was never written; of a sparse matrix one can.
@@ -13,7 +13,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from anncoder.data.held import Array, OnDisk
+from anncoder.data.matrix.arrays import Array, OnDisk
 
 
 def compressed_chunk(array: Any) -> int:

@@ -1,4 +1,4 @@
-"""Matching the genes of new data to those of a model, by name."""
+"""Gene matching: new data brought into the gene order of a model, by name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix
 
-from anncoder.errors import ConfigError, InputError, some
+from anncoder.errors import ConfigError, InputError, listed
 
 logger = logging.getLogger("anncoder")
 
@@ -72,10 +72,10 @@ def align(model_genes: Sequence[str], data_genes: Sequence[str], *, allow_missin
     index = pd.Index(data_genes)
     if not index.is_unique:
         raise InputError(
-            f"gene names occur twice: {some(index[index.duplicated()].unique())}",
-            code="duplicate-genes",
-            where="var_names",
-            remedy="adata.var_names_make_unique()",
+            "duplicate-genes",
+            f"gene names occur twice: {listed(index[index.duplicated()].unique())}",
+            "var_names",
+            "adata.var_names_make_unique()",
         )
     columns = np.asarray(index.get_indexer(pd.Index(model_genes)))
     missing = [name for name, column in zip(model_genes, columns, strict=True) if column < 0]
@@ -86,7 +86,7 @@ def align(model_genes: Sequence[str], data_genes: Sequence[str], *, allow_missin
             "%d of the model's %d genes are missing and taken as zero: %s",
             len(missing),
             len(model_genes),
-            some(missing),
+            listed(missing),
         )
     return Alignment(columns, missing, len(index) - len(model_genes) + len(missing))
 
@@ -94,10 +94,7 @@ def align(model_genes: Sequence[str], data_genes: Sequence[str], *, allow_missin
 def _refuse_no_share(allow_missing: object) -> None:
     if not isinstance(allow_missing, int | float | np.number) or not 0 <= allow_missing <= 1:
         raise ConfigError(
-            f"allow_missing = {allow_missing!r} is not a share",
-            code="bad-value",
-            where="allow_missing",
-            remedy="a number from 0 to 1",
+            "bad-value", f"allow_missing = {allow_missing!r} is not a share", "allow_missing", "a number from 0 to 1"
         )
 
 
@@ -115,10 +112,7 @@ def columns_of(var_names: pd.Index, genes: Sequence[str] | None) -> Any:
     unknown = [gene for gene, at in zip(genes, known, strict=True) if at < 0]
     if unknown:
         raise InputError(
-            f"the model does not know the genes {some(unknown)}",
-            code="unknown-genes",
-            where="genes",
-            remedy="see model.var_names_",
+            "unknown-genes", f"the model does not know the genes {listed(unknown)}", "genes", "see model.var_names_"
         )
     return known
 
@@ -141,10 +135,10 @@ def _mismatch(model_genes: Sequence[str], data_genes: Sequence[str], missing: li
     else:
         remedy = f"give data with the same genes, or allow_missing={share:g} (--allow-missing) to take these as zero"
     return InputError(
-        f"{len(missing):,} of the model's {len(model_genes):,} genes are missing: {some(missing, 10)}",
-        code="missing-genes",
-        where="var_names",
-        remedy=remedy,
+        "missing-genes",
+        f"{len(missing):,} of the model's {len(model_genes):,} genes are missing: {listed(missing, 10)}",
+        "var_names",
+        remedy,
     )
 
 

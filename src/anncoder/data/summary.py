@@ -1,4 +1,4 @@
-"""The one pass over the fitted cells before training: library sizes, and means and variances of the genes."""
+"""Library sizes, and gene means and variances of the cells to fit on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from scipy.sparse import csr_matrix
 
-from anncoder.data.held import spans
+from anncoder.data.matrix.arrays import spans
 from anncoder.types import Summary
 
 Array = np.ndarray[Any, Any]

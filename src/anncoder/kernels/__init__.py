@@ -48,7 +48,7 @@ def constant(*tensors: Tensor | None) -> bool:
     return not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in tensors)
 
 
-def room(*shape: int) -> Tensor:
+def empty_float32(*shape: int) -> Tensor:
     """Return memory for a kernel to write: float32, on the CPU, whatever torch makes by default."""
     return torch.empty(shape, dtype=torch.float32, device="cpu")
 

@@ -1,4 +1,4 @@
-"""Gaussian likelihood and squared error of a sparse matrix of expression values.
+"""Gaussian likelihood, squared and absolute error of a sparse matrix.
 
 The squared error stays sparse: ``sum (m - x)^2 = sum m^2 + sum over stored values of (x^2 - 2 m x)``.
 """
@@ -11,16 +11,15 @@ import torch
 from torch import Tensor
 
 from anncoder.kernels import constant, fused, on_gpu
-from anncoder.likelihoods.entries import at_entries
-from anncoder.likelihoods.gpu_pass import Of, in_gpu_pass
-from anncoder.likelihoods.limits import LOG_THETA_RANGE, limits_of
-from anncoder.likelihoods.one_pass import Pass, in_one_pass
-from anncoder.types import CSR, Product, taken
+from anncoder.likelihoods.autograd_cpu import LossSpec, cpu_loss
+from anncoder.likelihoods.autograd_gpu import GpuLossSpec, gpu_loss
+from anncoder.likelihoods.common import LOG_THETA_RANGE, at_entries, limits_of
+from anncoder.types import CSR, LinearOutput, materialize
 
 LOG_2_PI = math.log(2 * math.pi)
 
 
-def squared_error(x: CSR, mean: Tensor | Product) -> Tensor:
+def squared_error(x: CSR, mean: Tensor | LinearOutput) -> Tensor:
     """Return the squared error of each cell, (b,), summed over its genes.
 
     Parameters
@@ -31,12 +30,12 @@ def squared_error(x: CSR, mean: Tensor | Product) -> Tensor:
         (b, g) reconstruction on the same scale, or the output layer that gives it.
     """
     if constant(x.values) and fused(mean):
-        from anncoder.kernels.poisson import squared
+        from anncoder.kernels.cpu.poisson import squared
 
-        return in_one_pass(Pass(squared, x, None, limits_of()), mean)
+        return cpu_loss(LossSpec(squared, x, None, limits_of()), mean)
     if constant(x.values) and on_gpu(mean):
-        return in_gpu_pass(Of("squared", x), mean)
-    mean = taken(mean)
+        return gpu_loss(GpuLossSpec("squared", x), mean)
+    mean = materialize(mean)
     stored = mean.reshape(-1)[x.flat()]
     return mean.square().sum(dim=1) + x.with_values(x.values * (x.values - 2 * stored)).row_sums()
 

@@ -1,4 +1,4 @@
-"""Negative binomial with mean mu and inverse dispersion theta: Var = mu + mu**2 / theta.
+"""Negative binomial likelihood: mean mu, inverse dispersion theta, Var = mu + mu^2 / theta.
 
 With u = log mu - log theta, s = sigmoid(u) and sp = softplus::
 
@@ -19,12 +19,20 @@ from torch import Tensor
 from torch.nn.functional import log_softmax, logsigmoid
 
 from anncoder.kernels import constant, fused, on_gpu
-from anncoder.likelihoods.entries import at_entries, put_entries, weighted_to_shape
-from anncoder.likelihoods.gpu_pass import Of, in_gpu_pass
-from anncoder.likelihoods.limits import LOG_MEAN_RANGE, LOG_THETA_RANGE, MeanName, limits_of
-from anncoder.likelihoods.once import differentiated_once, refuse_moving
-from anncoder.likelihoods.one_pass import Pass, in_one_pass
-from anncoder.types import CSR, Product, taken
+from anncoder.likelihoods.autograd_cpu import LossSpec, cpu_loss
+from anncoder.likelihoods.autograd_gpu import GpuLossSpec, gpu_loss
+from anncoder.likelihoods.common import (
+    LOG_MEAN_RANGE,
+    LOG_THETA_RANGE,
+    MeanName,
+    at_entries,
+    differentiated_once,
+    limits_of,
+    put_entries,
+    refuse_moving,
+    weighted_to_shape,
+)
+from anncoder.types import CSR, LinearOutput, materialize
 
 
 class NBTerms(NamedTuple):
@@ -84,8 +92,8 @@ def rising(x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
 
 def nb_nll(
     counts: CSR,
-    log_mean: Tensor | Product,
-    log_theta: Tensor | Product,
+    log_mean: Tensor | LinearOutput,
+    log_theta: Tensor | LinearOutput,
     size_factor: Tensor | None = None,
     *,
     mean: MeanName = "exp",
@@ -111,21 +119,21 @@ def nb_nll(
     refuse_moving(counts)
     log_theta, plain = known_shape(log_theta, log_mean.shape), constant(size_factor)
     if plain and fused(log_mean, log_theta):
-        from anncoder.kernels.nb import nb
+        from anncoder.kernels.cpu.nb import nb
 
-        return in_one_pass(Pass(nb, counts, size_factor, limits_of(mean, log_theta)), log_mean, log_theta)
+        return cpu_loss(LossSpec(nb, counts, size_factor, limits_of(mean, log_theta)), log_mean, log_theta)
     if plain and on_gpu(log_mean, log_theta):
-        return in_gpu_pass(Of("nb", counts, size_factor, mean), log_mean, log_theta)
-    log_mu = at_size(taken(log_mean), size_factor, mean)
-    log_theta = taken(log_theta).clamp(*LOG_THETA_RANGE)
+        return gpu_loss(GpuLossSpec("nb", counts, size_factor, mean), log_mean, log_theta)
+    log_mu = at_size(materialize(log_mean), size_factor, mean)
+    log_theta = materialize(log_theta).clamp(*LOG_THETA_RANGE)
     nll: Tensor = _NegativeBinomial.apply(log_mu, log_theta, counts)  # type: ignore[no-untyped-call]
     return nll
 
 
-def known_shape(log_theta: Tensor | Product, shape: tuple[int, ...]) -> Tensor | Product:
+def known_shape(log_theta: Tensor | LinearOutput, shape: tuple[int, ...]) -> Tensor | LinearOutput:
     """Return a parameter in a shape that all forms know: (g,), (b, 1) or (b, g)."""
     n, g = shape
-    if isinstance(log_theta, Product) or log_theta.dim() == 1 or log_theta.shape in ((n, 1), (n, g)):
+    if isinstance(log_theta, LinearOutput) or log_theta.dim() == 1 or log_theta.shape in ((n, 1), (n, g)):
         return log_theta
     return log_theta.expand(n, g)
 

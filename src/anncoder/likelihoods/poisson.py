@@ -1,4 +1,4 @@
-"""Poisson with mean mu: ``-log P(x) = mu - x log mu + lgamma(x + 1)``."""
+"""Poisson likelihood: ``-log P(x) = mu - x log mu + lgamma(x + 1)``."""
 
 from __future__ import annotations
 
@@ -8,18 +8,16 @@ import torch
 from torch import Tensor
 
 from anncoder.kernels import constant, fused, on_gpu
-from anncoder.likelihoods.entries import at_entries, put_entries
-from anncoder.likelihoods.gpu_pass import Of, in_gpu_pass
-from anncoder.likelihoods.limits import MeanName, limits_of
+from anncoder.likelihoods.autograd_cpu import LossSpec, cpu_loss
+from anncoder.likelihoods.autograd_gpu import GpuLossSpec, gpu_loss
+from anncoder.likelihoods.common import MeanName, at_entries, differentiated_once, limits_of, put_entries, refuse_moving
 from anncoder.likelihoods.nb import at_size
-from anncoder.likelihoods.once import differentiated_once, refuse_moving
-from anncoder.likelihoods.one_pass import Pass, in_one_pass
-from anncoder.types import CSR, Product, taken
+from anncoder.types import CSR, LinearOutput, materialize
 
 
 def poisson_nll(
     counts: CSR,
-    log_mean: Tensor | Product,
+    log_mean: Tensor | LinearOutput,
     size_factor: Tensor | None = None,
     *,
     mean: MeanName = "exp",
@@ -41,12 +39,12 @@ def poisson_nll(
     refuse_moving(counts)
     plain = constant(size_factor)
     if plain and fused(log_mean):
-        from anncoder.kernels.poisson import poisson
+        from anncoder.kernels.cpu.poisson import poisson
 
-        return in_one_pass(Pass(poisson, counts, size_factor, limits_of(mean)), log_mean)
+        return cpu_loss(LossSpec(poisson, counts, size_factor, limits_of(mean)), log_mean)
     if plain and on_gpu(log_mean):
-        return in_gpu_pass(Of("poisson", counts, size_factor, mean), log_mean)
-    log_mu = at_size(taken(log_mean), size_factor, mean)
+        return gpu_loss(GpuLossSpec("poisson", counts, size_factor, mean), log_mean)
+    log_mu = at_size(materialize(log_mean), size_factor, mean)
     nll: Tensor = _Poisson.apply(log_mu, counts)  # type: ignore[no-untyped-call]
     return nll
 

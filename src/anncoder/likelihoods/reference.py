@@ -1,4 +1,4 @@
-"""The textbook forms, entry by entry on dense arrays: the oracle of the tests, in float64. Not used in training."""
+"""Reference likelihoods: textbook forms in float64 on dense arrays, for the tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Zero-inflated negative binomial: a zero with probability pi, else NB(mu, theta).
+"""Zero-inflated negative binomial likelihood: zero with probability pi, else NB.
 
 With l = logit(pi) and z = log NB(0) = -theta softplus(log mu - log theta)::
 
@@ -16,20 +16,27 @@ import torch
 from torch import Tensor
 
 from anncoder.kernels import constant, fused, on_gpu
-from anncoder.likelihoods.entries import at_entries, put_entries, weighted_to_shape
-from anncoder.likelihoods.gpu_pass import Of, in_gpu_pass
-from anncoder.likelihoods.limits import LOG_THETA_RANGE, MeanName, limits_of
+from anncoder.likelihoods.autograd_cpu import LossSpec, cpu_loss
+from anncoder.likelihoods.autograd_gpu import GpuLossSpec, gpu_loss
+from anncoder.likelihoods.common import (
+    LOG_THETA_RANGE,
+    MeanName,
+    at_entries,
+    differentiated_once,
+    limits_of,
+    put_entries,
+    refuse_moving,
+    weighted_to_shape,
+)
 from anncoder.likelihoods.nb import at_size, known_shape, nb_positive, nb_zero, softplus
-from anncoder.likelihoods.once import differentiated_once, refuse_moving
-from anncoder.likelihoods.one_pass import Pass, in_one_pass
-from anncoder.types import CSR, Product, taken
+from anncoder.types import CSR, LinearOutput, materialize
 
 
 def zinb_nll(
     counts: CSR,
-    log_mean: Tensor | Product,
-    log_theta: Tensor | Product,
-    pi_logits: Tensor | Product,
+    log_mean: Tensor | LinearOutput,
+    log_theta: Tensor | LinearOutput,
+    pi_logits: Tensor | LinearOutput,
     size_factor: Tensor | None = None,
     *,
     mean: MeanName = "exp",
@@ -56,16 +63,16 @@ def zinb_nll(
     refuse_moving(counts)
     log_theta, plain = known_shape(log_theta, log_mean.shape), constant(size_factor)
     if plain and fused(log_mean, log_theta, pi_logits):
-        from anncoder.kernels.zinb import zinb
+        from anncoder.kernels.cpu.zinb import zinb
 
-        what = Pass(zinb, counts, size_factor, limits_of(mean, log_theta))
-        dropout = pi_logits if isinstance(pi_logits, Product) else pi_logits.expand(log_mean.shape)
-        return in_one_pass(what, log_mean, log_theta, dropout)
+        what = LossSpec(zinb, counts, size_factor, limits_of(mean, log_theta))
+        dropout = pi_logits if isinstance(pi_logits, LinearOutput) else pi_logits.expand(log_mean.shape)
+        return cpu_loss(what, log_mean, log_theta, dropout)
     if plain and on_gpu(log_mean, log_theta, pi_logits):
-        return in_gpu_pass(Of("zinb", counts, size_factor, mean), log_mean, log_theta, pi_logits)
-    log_mu = at_size(taken(log_mean), size_factor, mean)
-    log_theta = taken(log_theta).clamp(*LOG_THETA_RANGE)
-    nll: Tensor = _ZeroInflated.apply(log_mu, log_theta, taken(pi_logits), counts)  # type: ignore[no-untyped-call]
+        return gpu_loss(GpuLossSpec("zinb", counts, size_factor, mean), log_mean, log_theta, pi_logits)
+    log_mu = at_size(materialize(log_mean), size_factor, mean)
+    log_theta = materialize(log_theta).clamp(*LOG_THETA_RANGE)
+    nll: Tensor = _ZeroInflated.apply(log_mu, log_theta, materialize(pi_logits), counts)  # type: ignore[no-untyped-call]
     return nll
 
 

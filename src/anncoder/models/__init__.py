@@ -1,4 +1,6 @@
-"""One file a model: its hyper-parameters, its network and its objective.
+"""Autoencoders, one file each: configuration, network and estimator, ending with ``MODEL = ...``.
+
+The name of a model is that of its file; :func:`find` imports that one file. docs/own-model.md builds one step by step.
 
 A network is built from ``(config, shape, noise)`` and offers
 
@@ -14,60 +16,35 @@ What the rest relies on:
 - A loaded model is built on the ``meta`` device, where nothing has a value, and takes its values from the file: no
   ``__init__`` may read a number out of a tensor. ``noise.on(device)`` works there.
 - What must be kept is a parameter or a persistent buffer under one name, finite, and of a shape that ``config`` and
-  ``shape`` decide. All else is lost in saving, and where an unfinished fit goes on; ``save`` refuses what it can see.
+  ``shape`` decide. All else is lost in saving and when an unfinished fit is resumed; ``save`` refuses what it can see.
 - ``cells`` yields minibatches on the CPU, also where the network is on a GPU.
 - ``start_from`` runs with gradients on unless it turns them off (``torch.no_grad``).
 - No term of the loss is called ``"loss"``: the history has the sum under this name.
-
-``MODELS`` is the one table of them; a new model is a file and an entry.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
 
-from torch import nn
-
-from anncoder.config import NetworkConfig, unknown_key
-from anncoder.models.autoimpute import AutoImputeConfig, AutoImputeNetwork
-from anncoder.models.count import CountConfig, CountNetwork
-from anncoder.models.dca import DCAConfig, DCANetwork
-from anncoder.models.denoising import DenoisingConfig, DenoisingNetwork
-from anncoder.models.netsne import NetsneConfig, NetsneNetwork
-from anncoder.models.saucie import SAUCIEConfig, SAUCIENetwork
-from anncoder.models.scscope import ScScopeConfig, ScScopeNetwork
-from anncoder.models.scvis import ScvisConfig, ScvisNetwork
-from anncoder.models.undercomplete import UndercompleteConfig, UndercompleteNetwork
-from anncoder.models.variational import VariationalConfig, VariationalNetwork
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any
 
 
-class Model(NamedTuple):
-    """A configuration class and the network class it describes."""
-
-    config: type[NetworkConfig]
-    network: type[nn.Module]
+def names() -> list[str]:
+    """Return the names of all models: those of the files here."""
+    return sorted(module.name for module in iter_modules(__path__) if module.name != "base")
 
 
-def network_of(name: str) -> type[nn.Module]:
-    """Return the network class of a model.
+def find(name: str, where: str = "model") -> type[Any]:
+    """Return the :class:`anncoder.models.base.Autoencoder` of a name; the error says ``where`` it was asked for.
 
     Raises
     ------
     ConfigError
-        ``MODELS`` has no such entry.
+        There is none; the nearest known one is named.
     """
-    if name not in MODELS:
-        raise unknown_key(name, sorted(MODELS), where="anncoder.models.MODELS")
-    return MODELS[name].network
+    if name not in names():
+        from anncoder.config import unknown_key
 
-
-MODELS: dict[str, Model] = {
-    "autoimpute": Model(AutoImputeConfig, AutoImputeNetwork),
-    "count": Model(CountConfig, CountNetwork),
-    "dca": Model(DCAConfig, DCANetwork),
-    "denoising": Model(DenoisingConfig, DenoisingNetwork),
-    "scscope": Model(ScScopeConfig, ScScopeNetwork),
-    "netsne": Model(NetsneConfig, NetsneNetwork),
-    "scvis": Model(ScvisConfig, ScvisNetwork),
-    "saucie": Model(SAUCIEConfig, SAUCIENetwork),
-    "undercomplete": Model(UndercompleteConfig, UndercompleteNetwork),
-    "variational": Model(VariationalConfig, VariationalNetwork),
-}
+        raise unknown_key(name, names(), where=where)
+    found: type[Any] = import_module(f"anncoder.models.{name}").MODEL
+    return found

@@ -1,4 +1,4 @@
-"""Count autoencoder: the likelihood of raw counts under a count distribution whose mean the decoder gives.
+"""Count autoencoder: NB, ZINB or Poisson likelihood of raw counts.
 
 ``log mu = log size_factor + decoder(latent)``: Eraslan et al. 2019 (DCA), doi 10.1038/s41467-018-07931-2, with the
 dispersion as a parameter of the gene, of the cell, or of both.
@@ -8,20 +8,32 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from anncoder.config import DispersionName, LayeredConfig, LikelihoodName, Weight
+from anncoder.config import (
+    ActivationName,
+    DispersionName,
+    LayeredConfig,
+    LikelihoodName,
+    NormName,
+    TransformName,
+    Weight,
+    arguments,
+)
+from anncoder.data.sources import Data
 from anncoder.errors import ConfigError
 from anncoder.likelihoods import gaussian_nll, nb_nll, poisson_nll, zinb_nll
-from anncoder.likelihoods.limits import LOG_MEAN_RANGE, LOG_THETA_RANGE, warn_of_large_means
+from anncoder.likelihoods.common import LOG_MEAN_RANGE, LOG_THETA_RANGE, warn_of_large_means
+from anncoder.models.base import Array, Autoencoder
 from anncoder.nn.basis import LatentBasis, pulled_back
 from anncoder.nn.heads import CountHeads, CountParameters
 from anncoder.nn.inputs import LogNormalize, Standardize
 from anncoder.nn.layers import Decoder, Encoder, hold_bias
 from anncoder.nn.penalties import WeightPenalty
-from anncoder.types import Batch, Loader, Loss, Noise, Shape, Summary, taken
+from anncoder.types import Batch, Loader, Loss, Noise, Shape, Summary, materialize
 
 
 class CountConfig(LayeredConfig):
@@ -35,9 +47,9 @@ class CountConfig(LayeredConfig):
     ridge_pi: Annotated[Weight, Field(description="penalty on the squared dropout probability (zinb)")] = 0.0
 
     @property
-    def suited(self) -> dict[str, Any]:
+    def defaults(self) -> dict[str, Any]:
         """A likelihood of counts has small gradients: at a step of 1e-3 it takes four times the epochs."""
-        return {**super().suited, "learning_rate": 5e-3}
+        return {**super().defaults, "learning_rate": 5e-3}
 
     @property
     def recordable(self) -> bool:
@@ -48,10 +60,10 @@ class CountConfig(LayeredConfig):
         """Refuse an input that the likelihood cannot have."""
         if self.transform == "none" and self.likelihood != "gaussian":
             raise ConfigError(
+                "bad-value",
                 f"likelihood={self.likelihood!r} is of raw counts, which the network reads log-normalised",
-                code="bad-value",
-                where="CountConfig.transform",
-                remedy="set transform='log1p', or likelihood='gaussian' for expression values",
+                "CountConfig.transform",
+                "set transform='log1p', or likelihood='gaussian' for expression values",
             )
 
 
@@ -103,10 +115,10 @@ class CountNetwork(nn.Module):
         """Return the negative log-likelihood, a mean over cells and genes, and the penalties."""
         log_mean, log_theta, pi_logits = self.heads(self.decoder(self.raw_latent(batch)))
         if self.config.ridge_pi and pi_logits is not None:
-            pi_logits = taken(pi_logits)  # it is read twice
+            pi_logits = materialize(pi_logits)  # it is read twice
         if self.config.likelihood == "gaussian":
             assert log_theta is not None
-            nll = gaussian_nll(self.inputs(batch), taken(log_mean), taken(log_theta))
+            nll = gaussian_nll(self.inputs(batch), materialize(log_mean), materialize(log_theta))
         elif log_theta is None:
             nll = poisson_nll(batch.counts, log_mean, batch.size_factor)
         elif pi_logits is None:
@@ -165,3 +177,122 @@ def moment_log_theta(summary: Summary) -> Tensor:
     excess = (summary.gene_var - summary.gene_mean * summary.inverse_size).clamp(min=1e-8)
     theta = summary.gene_mean.square() / excess
     return theta.clamp(1e-2, 1e2).log()
+
+
+class CountAutoencoder(Autoencoder):
+    """Fitted to the likelihood of the raw counts themselves.
+
+    The decoder gives the mean ``mu = size_factor * exp(decoder(latent))``; size factors are library sizes over their
+    median (Eraslan et al. 2019, doi 10.1038/s41467-018-07931-2).
+
+    Parameters
+    ----------
+    likelihood
+        ``"nb"`` (molecule counts), ``"zinb"`` (more zeros than that), ``"poisson"`` (no extra variance), or
+        ``"gaussian"`` (log-normalised expression).
+    dispersion
+        Inverse dispersion theta, Var = mu + mu^2 / theta: ``"gene"`` one a gene, ``"gene-cell"`` one an entry,
+        ``"shared"`` one a cell. For ``"gaussian"`` it is the standard deviation.
+    ridge_pi
+        Penalty on the squared dropout probability of ``"zinb"``.
+    n_latent, n_hidden, activation, norm, linear_decoder, dropout_rate
+        As in :class:`UndercompleteAutoencoder`.
+    transform, standardize, natural_axes, l1, l2, warmup_steps
+        As in :class:`UndercompleteAutoencoder`.
+    """
+
+    name = "count"
+    config_class, network_class = CountConfig, CountNetwork
+    gene_results = ("theta",)
+    config: CountConfig
+
+    def __init__(
+        self,
+        *,
+        n_latent: int = 16,
+        n_hidden: tuple[int, ...] = (256,),
+        activation: ActivationName = "relu",
+        norm: NormName = "batch",
+        linear_decoder: bool = False,
+        dropout_rate: float = 0.0,
+        likelihood: LikelihoodName = "nb",
+        dispersion: DispersionName = "gene",
+        ridge_pi: float = 0.0,
+        transform: TransformName = "log1p",
+        standardize: bool = False,
+        natural_axes: bool = True,
+        l1: float = 0.0,
+        l2: float = 0.0,
+        warmup_steps: int = 0,
+    ) -> None:
+        super().__init__(CountConfig(**arguments(locals())))
+
+    def of_genes(self) -> dict[str, Array]:
+        """Return ``theta``, (n_vars,), where the dispersion is one a gene."""
+        has_theta = self.config.dispersion == "gene" and self.config.likelihood in ("nb", "zinb")
+        return {"theta": self.dispersion()} if has_theta else {}
+
+    def dispersion(self, data: Data | None = None, *, layer: str | None = None, allow_missing: float = 0.0) -> Array:
+        """Return theta, the inverse dispersion: Var = mu + mu^2 / theta.
+
+        Parameters
+        ----------
+        data, layer, allow_missing
+            As in :meth:`embed`; the data are needed unless ``dispersion="gene"``.
+
+        Returns
+        -------
+        Array
+            (n_vars,) for ``"gene"``, (n_obs, 1) for ``"shared"``, (n_obs, n_vars) for ``"gene-cell"``.
+
+        Raises
+        ------
+        ConfigError
+            The likelihood has no dispersion, or the data are missing.
+        """
+        network = self._network()
+        if self.config.likelihood == "poisson":
+            raise ConfigError("no-dispersion", "a Poisson model has no dispersion", remedy="use likelihood='nb'")
+        if self.config.dispersion == "gene":
+            gene_theta: Array = network.heads.gene_log_theta.detach().clamp(*LOG_THETA_RANGE).exp().cpu().numpy()
+            return gene_theta
+        if data is None:
+            raise ConfigError(
+                "no-data",
+                f"dispersion={self.config.dispersion!r} differs between cells",
+                remedy="give the data: model.dispersion(adata)",
+            )
+
+        def theta(batch: Batch) -> torch.Tensor:
+            log_theta: torch.Tensor = network.parameters_of(batch).log_theta
+            return log_theta.exp()
+
+        return np.concatenate(list(self._blocks(self._source(data, layer, allow_missing), theta)))
+
+    def dropout_probability(self, data: Data, *, layer: str | None = None, allow_missing: float = 0.0) -> Array:
+        """Return the probability that an entry is zero for technical reasons, (n_obs, n_vars); ``"zinb"`` only.
+
+        Raises
+        ------
+        ConfigError
+            The likelihood has no zero inflation.
+        """
+        network = self._network()
+        refuse_no_dropout(self.config.likelihood)
+
+        def pi(batch: Batch) -> torch.Tensor:
+            logits: torch.Tensor = network.parameters_of(batch).pi_logits
+            return logits.sigmoid()
+
+        return np.concatenate(list(self._blocks(self._source(data, layer, allow_missing), pi)))
+
+
+def refuse_no_dropout(likelihood: str) -> None:
+    """Raise a ConfigError if a likelihood has no zero inflation."""
+    if likelihood != "zinb":
+        raise ConfigError(
+            "no-dropout", f"likelihood={likelihood!r} has no dropout probability", remedy="use likelihood='zinb'"
+        )
+
+
+MODEL = CountAutoencoder

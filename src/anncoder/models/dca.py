@@ -1,4 +1,4 @@
-"""DCA, the deep count autoencoder: Eraslan, Simon, Mircea, Mueller, Theis 2019, doi 10.1038/s41467-018-07931-2.
+"""DCA, the deep count autoencoder (Eraslan et al. 2019, doi 10.1038/s41467-018-07931-2).
 
 z-scored log-normalised counts go in; means, dispersions and dropout probabilities of the raw counts come out, and the
 network is fitted to their likelihood. Re-derived from the paper and the published implementation (theislab/dca 0.3.4,
@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from torch.nn.functional import softplus
 
 from anncoder.config import (
     Activation,
+    ActivationName,
     DispersionName,
     HiddenWidths,
     LatentUnits,
@@ -25,12 +27,16 @@ from anncoder.config import (
     LikelihoodName,
     NetworkConfig,
     Norm,
+    NormName,
     Probability,
     Weight,
+    arguments,
 )
+from anncoder.data.sources import Data
 from anncoder.errors import ConfigError
 from anncoder.likelihoods import nb_nll, poisson_nll, squared_error, zinb_nll
-from anncoder.likelihoods.limits import warn_of_large_means
+from anncoder.likelihoods.common import warn_of_large_means
+from anncoder.models.base import Array, Autoencoder
 from anncoder.nn.heads import CountParameters, PiOfMean
 from anncoder.nn.inputs import LogNormalize, Standardize
 from anncoder.nn.layers import Decoder, Dropout, Encoder, after, linear
@@ -138,7 +144,7 @@ class DCAConfig(NetworkConfig):
         return tuple(reversed(self.n_hidden)) if self.n_hidden_decoder is None else self.n_hidden_decoder
 
     @property
-    def suited(self) -> dict[str, Any]:
+    def defaults(self) -> dict[str, Any]:
         """Keras's RMSprop as DCA calls it; the published split takes the last cells, and the last weights stay."""
         published = {
             "max_epochs": 300,
@@ -153,16 +159,16 @@ class DCAConfig(NetworkConfig):
             "reduce_lr_factor": 0.1,
         }
         quirks = {"valid_split": "tail", "keep_best": False} if self.faithful else {}
-        return {**super().suited, **published, **quirks}
+        return {**super().defaults, **published, **quirks}
 
     def model_post_init(self, context: Any, /) -> None:
         """Refuse a fork where there is nothing to fork."""
         if self.parts.heads == "fork" and not self.decoder_widths:
             raise ConfigError(
+                "bad-value",
                 f"ae_type={self.ae_type!r} gives each head a last hidden layer of its own, and the decoder has none",
-                code="bad-value",
-                where="DCAConfig.ae_type",
-                remedy=f"set ae_type={self.ae_type.replace('fork', 'conddisp')!r}, or a width in n_hidden_decoder",
+                "DCAConfig.ae_type",
+                f"set ae_type={self.ae_type.replace('fork', 'conddisp')!r}, or a width in n_hidden_decoder",
             )
 
 
@@ -341,3 +347,150 @@ def start_weights(network: nn.Module, init: InitName, noise: Noise) -> None:
 def _unsized(batch: Batch) -> Batch:
     # as if all cells had one library size
     return batch._replace(size_factor=torch.ones_like(batch.size_factor))
+
+
+class DCA(Autoencoder):
+    """The deep count autoencoder, which denoises counts under a likelihood of counts.
+
+    Eraslan et al. 2019, doi 10.1038/s41467-018-07931-2. What it optimises, what is fixed against the published
+    implementation and what it reaches: docs/models/dca.md. :func:`anncoder.tl.dca` takes the keywords of the
+    function that scanpy had, and fills its slots.
+
+    Parameters
+    ----------
+    ae_type
+        Likelihood, dispersion theta (Var = mu + mu^2 / theta) and heads. ``"nb"`` and ``"zinb"``: one theta a gene;
+        ``"-conddisp"``: one an entry; ``"-shared"``: one a cell, and one dropout probability a cell; ``"-fork"``: one
+        an entry, and a last hidden layer for each head; ``"zinb-elempi"``: the dropout logit is a line in the log mean
+        of the same gene. ``"poisson"``, and ``"normal"`` for squared error of the counts.
+    n_latent, n_hidden, n_hidden_decoder
+        Units of the centre layer; widths of the encoder, and of the decoder (None for the encoder's, mirrored).
+    activation, norm
+        Of every hidden layer, the centre too. ``"batch-shift"`` is batch normalisation without a scale.
+    dropout_rate, input_dropout
+        Share of the hidden units, and of the (z-scored) input values, dropped in training.
+    init
+        Initial weights: ``"glorot_uniform"``, ``"glorot_normal"``, ``"he_uniform"``, ``"he_normal"``.
+    transform, standardize, size_factors
+        The network reads counts divided by the size factor (``size_factors``), their logarithm
+        (``transform="log1p"``), its z-score (``standardize``); each can be switched off.
+    ridge_pi
+        Penalty on the squared dropout probability of the ``"zinb"`` types.
+    l1, l2, l1_encoder, l2_encoder
+        Penalties on the weights; the latter two, if not 0, take the place of the former up to the latent.
+    check_counts
+        Refuse counts that are not integers; False for corrected or expected counts.
+    faithful
+        As published: every mean starts at 1, not at the mean of its gene; the last cells are held out, not random
+        ones; the last weights are kept, not the best; the output of ``"normal"`` may be negative.
+    """
+
+    name = "dca"
+    config_class, network_class = DCAConfig, DCANetwork
+    gene_results = ("theta",)
+    config: DCAConfig
+
+    def __init__(
+        self,
+        *,
+        ae_type: AeTypeName = "nb-conddisp",
+        n_latent: int = 32,
+        n_hidden: tuple[int, ...] = (64,),
+        n_hidden_decoder: tuple[int, ...] | None = None,
+        activation: ActivationName = "relu",
+        norm: NormName = "batch-shift",
+        dropout_rate: float = 0.0,
+        input_dropout: float = 0.0,
+        init: InitName = "glorot_uniform",
+        transform: Literal["log1p", "normalize"] = "log1p",
+        standardize: bool = True,
+        size_factors: bool = True,
+        ridge_pi: float = 0.0,
+        l1: float = 0.0,
+        l2: float = 0.0,
+        l1_encoder: float = 0.0,
+        l2_encoder: float = 0.0,
+        check_counts: bool = True,
+        faithful: bool = False,
+    ) -> None:
+        super().__init__(DCAConfig(**arguments(locals())))
+
+    def of_genes(self) -> dict[str, Array]:
+        """Return ``theta``, (n_vars,), of the types that have one a gene."""
+        return {"theta": self.dispersion()} if self.config.parts.dispersion == "gene" else {}
+
+    def dispersion(self, data: Data | None = None, *, layer: str | None = None, allow_missing: float = 0.0) -> Array:
+        """Return theta, the inverse dispersion: Var = mu + mu^2 / theta.
+
+        Parameters
+        ----------
+        data, layer, allow_missing
+            As in :meth:`embed`; the data are needed unless theta is one a gene.
+
+        Returns
+        -------
+        Array
+            (n_vars,) of ``"nb"`` and ``"zinb"``, (n_obs, 1) of the ``"-shared"`` types, (n_obs, n_vars) of the others.
+
+        Raises
+        ------
+        ConfigError
+            The likelihood has no dispersion, or the data are missing.
+        """
+        network = self._network()
+        if self.config.parts.dispersion is None:
+            raise self._without("dispersion", "no-dispersion", "nb-conddisp")
+        if self.config.parts.dispersion == "gene":
+            theta: Array = network.heads.log_theta().detach().exp().cpu().numpy()
+            return theta
+        if data is None:
+            raise ConfigError(
+                "no-data",
+                f"with ae_type={self.config.ae_type!r} the dispersion differs between cells",
+                remedy="give the data: model.dispersion(adata)",
+            )
+
+        def of_batch(batch: Batch) -> Tensor:
+            log_theta: Tensor = network.parameters_of(batch).log_theta
+            return log_theta.exp()
+
+        return self._of_cells(of_batch, data, layer, allow_missing)
+
+    def dropout_probability(self, data: Data, *, layer: str | None = None, allow_missing: float = 0.0) -> Array:
+        """Return the probability that an entry is zero for technical reasons; ``"zinb"`` types only.
+
+        Parameters
+        ----------
+        data, layer, allow_missing
+            As in :meth:`embed`.
+
+        Returns
+        -------
+        Array
+            (n_obs, n_vars), and (n_obs, 1) of ``"zinb-shared"``.
+
+        Raises
+        ------
+        ConfigError
+            The likelihood has no zero inflation.
+        """
+        network = self._network()
+        if self.config.parts.likelihood != "zinb":
+            raise self._without("dropout probability", "no-dropout", "zinb-conddisp")
+
+        def of_batch(batch: Batch) -> Tensor:
+            logits: Tensor = network.parameters_of(batch).pi_logits
+            return logits.sigmoid()
+
+        return self._of_cells(of_batch, data, layer, allow_missing)
+
+    def _of_cells(
+        self, of_batch: Callable[[Batch], Tensor], data: Data, layer: str | None, allow_missing: float
+    ) -> Array:
+        return np.concatenate(list(self._blocks(self._source(data, layer, allow_missing), of_batch)))
+
+    def _without(self, what: str, code: str, other: AeTypeName) -> ConfigError:
+        return ConfigError(code, f"ae_type={self.config.ae_type!r} has no {what}", remedy=f"use ae_type={other!r}")
+
+
+MODEL = DCA

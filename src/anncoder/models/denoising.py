@@ -1,4 +1,4 @@
-"""Denoising autoencoder: the input is corrupted, the target is not.
+"""Denoising autoencoder: corrupted input, clean target, mask prediction (scMAE).
 
 Vincent et al. 2008, doi 10.1145/1390156.1390294. The default - swapped values, changed entries weighted 0.75, and a
 head that predicts from the latent which entries were changed - is scMAE's objective: Fang et al. 2024,
@@ -16,14 +16,19 @@ from torch.nn.functional import softplus
 
 from anncoder.config import (
     Activation,
+    ActivationName,
     CorruptionName,
     LatentUnits,
     LayeredConfig,
     LinearDecoder,
     Norm,
+    NormName,
+    TransformName,
+    arguments,
 )
 from anncoder.errors import ConfigError
 from anncoder.likelihoods import squared_error
+from anncoder.models.base import Autoencoder
 from anncoder.nn.basis import LatentBasis, pulled_back, unit_information
 from anncoder.nn.corruption import Corrupted, corrupt, select, thin
 from anncoder.nn.inputs import LogNormalize, Standardize
@@ -52,25 +57,25 @@ class DenoisingConfig(LayeredConfig):
     ] = 0.7
 
     @property
-    def suited(self) -> dict[str, Any]:
+    def defaults(self) -> dict[str, Any]:
         """The mask predictor has many weights: it overfits at larger steps, and at ever smaller ones too."""
-        return {**super().suited, "learning_rate": 1e-3, "reduce_lr_patience": 0}
+        return {**super().defaults, "learning_rate": 1e-3, "reduce_lr_patience": 0}
 
     def model_post_init(self, context: Any, /) -> None:
         """Refuse a strength or an input that the corruption cannot have."""
         if self.corruption != "gaussian" and self.strength >= 1:
             raise ConfigError(
+                "bad-value",
                 f"strength = {self.strength:g} is not a probability below 1",
-                code="bad-value",
-                where="DenoisingConfig.strength",
-                remedy=f"for corruption={self.corruption!r} give the share of entries to change, such as 0.4",
+                "DenoisingConfig.strength",
+                f"for corruption={self.corruption!r} give the share of entries to change, such as 0.4",
             )
         if self.corruption == "thinning" and self.transform == "none":
             raise ConfigError(
+                "bad-value",
                 "thinning removes molecules: it needs counts",
-                code="bad-value",
-                where="DenoisingConfig.corruption",
-                remedy="set transform='log1p' and fit raw counts, or choose another corruption",
+                "DenoisingConfig.corruption",
+                "set transform='log1p' and fit raw counts, or choose another corruption",
             )
 
 
@@ -168,3 +173,59 @@ def _mask_loss(logits: Tensor, changed: CSR) -> Tensor:
     # binary cross-entropy with a sparse target: softplus(logit) everywhere, minus the logit where the target is 1
     at_changed = logits.reshape(-1)[changed.flat()]
     return (softplus(logits).sum() - at_changed.sum()) / logits.numel()
+
+
+class DenoisingAutoencoder(Autoencoder):
+    """Reconstructs clean expression from a corrupted input.
+
+    The default is scMAE's objective (Fang et al. 2024, doi 10.1093/bioinformatics/btae020): values swapped between
+    cells, changed entries weighted 0.75, and a head that predicts from the latent which entries were changed.
+
+    Parameters
+    ----------
+    corruption
+        ``"swap"`` (another cell's value of the same gene), ``"mask"`` (zero), ``"dropout"`` (zero, the rest scaled up),
+        ``"gaussian"`` (added noise), ``"thinning"`` (molecules removed at random), ``"none"``. Only in training.
+    strength
+        Probability of a change, or the standard deviation of the gaussian.
+    masked_weight
+        Weight of changed entries in the squared error; the others have ``1 - masked_weight``.
+    mask_predictor
+        Predict the changed entries from the latent with a linear head, and hand its output to the decoder too. The
+        decoder then has n_vars x n_vars weights: meant for a few thousand genes.
+    mask_loss_weight
+        Weight of that prediction's cross-entropy; the reconstruction has 1 minus it.
+    n_latent, n_hidden, activation, norm, linear_decoder, dropout_rate
+        As in :class:`UndercompleteAutoencoder`.
+    transform, standardize, natural_axes, l1, l2, warmup_steps
+        As in :class:`UndercompleteAutoencoder`.
+    """
+
+    name = "denoising"
+    config_class, network_class = DenoisingConfig, DenoisingNetwork
+
+    def __init__(
+        self,
+        *,
+        n_latent: int = 32,
+        n_hidden: tuple[int, ...] = (256,),
+        activation: ActivationName = "mish",
+        norm: NormName = "layer",
+        linear_decoder: bool = True,
+        dropout_rate: float = 0.0,
+        corruption: CorruptionName = "swap",
+        strength: float = 0.4,
+        masked_weight: float = 0.75,
+        mask_predictor: bool = True,
+        mask_loss_weight: float = 0.7,
+        transform: TransformName = "log1p",
+        standardize: bool = False,
+        natural_axes: bool = True,
+        l1: float = 0.0,
+        l2: float = 0.0,
+        warmup_steps: int = 0,
+    ) -> None:
+        super().__init__(DenoisingConfig(**arguments(locals())))
+
+
+MODEL = DenoisingAutoencoder

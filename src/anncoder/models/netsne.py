@@ -1,4 +1,4 @@
-"""net-SNE: a network that learns to draw t-SNE's picture, and draws new cells into it.
+"""net-SNE: parametric t-SNE, a network that maps new cells into the picture.
 
 A reimplementation of the published objective: Cho, Berger, Peng 2018, doi 10.1016/j.cels.2018.05.017, whose target is
 that of van der Maaten & Hinton 2008, JMLR 9:2579. It is no autoencoder: nothing is reconstructed.
@@ -14,12 +14,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from anncoder.config import HiddenWidths, LatentUnits, NetworkConfig, Steps, Weight
+from anncoder.config import HiddenWidths, LatentUnits, NetworkConfig, Steps, TransformName, Weight, arguments
 from anncoder.errors import InputError
-from anncoder.nn.affinities import affinities, joint_affinities, squared_distances, without_self
-from anncoder.nn.inputs import LogNormalize
+from anncoder.models.base import Autoencoder
+from anncoder.nn.inputs import LogNormalize, Projection
 from anncoder.nn.layers import ACTIVATIONS, rows_of
-from anncoder.nn.projection import Projection
+from anncoder.nn.tsne import affinities, joint_affinities, squared_distances, without_self
 from anncoder.types import Batch, Loader, Loss, Noise, Shape, Summary
 
 FLAT = 1e-4  # standard deviation below which an input is not divided by it
@@ -68,10 +68,10 @@ class NetsneConfig(NetworkConfig):
         return self.target
 
     @property
-    def suited(self) -> dict[str, Any]:
+    def defaults(self) -> dict[str, Any]:
         """1,000 steps to the end, of all cells up to 5,000; Adam's published step of 0.02 is 0.0063 of torch's."""
         return {
-            **super().suited,
+            **super().defaults,
             "max_epochs": 1000,
             "max_steps": 1000,
             "batch_size": 5000,
@@ -237,10 +237,10 @@ class NetsneNetwork(nn.Module):
     def _checked(self, target: Tensor) -> Tensor:
         if target.shape[1] != self.config.n_latent:
             raise InputError(
+                "bad-coordinates",
                 f"obsm[{self.config.target!r}] has {target.shape[1]} axes, and n_latent = {self.config.n_latent}",
-                code="bad-coordinates",
-                where=f"obsm[{self.config.target!r}]",
-                remedy=f"set n_latent={target.shape[1]}",
+                f"obsm[{self.config.target!r}]",
+                f"set n_latent={target.shape[1]}",
             )
         return target
 
@@ -277,3 +277,60 @@ def log_similarities(places: Tensor, columns: Tensor) -> Tensor:
     distances = torch.addmm(a.square().sum(dim=1, keepdim=True) + b.square().sum(dim=1), a, b.T, alpha=-2)
     similarities = 1 / (1 + distances.clamp(min=0))
     return (similarities.sum() - similarities.diagonal().sum()).log()
+
+
+class NetSNE(Autoencoder):
+    """A parametric t-SNE: a network that learns the picture, and puts new cells into it at once.
+
+    A reimplementation of the published objective of net-SNE (Cho, Berger, Peng 2018,
+    doi 10.1016/j.cels.2018.05.017). It has no decoder: :meth:`embed` is all it does, :meth:`denoise` is refused.
+
+    Parameters
+    ----------
+    n_latent
+        Number of axes of the picture.
+    n_hidden
+        Widths of the hidden layers.
+    activation
+        ``"relu"`` or ``"sigmoid"``, of the hidden layers.
+    n_pcs
+        Number of principal components of the network input that are read, found before training and saved with the
+        model; 0 for the genes themselves. None: 50 for counts, 0 for ``transform="none"``.
+    perplexity
+        Number of neighbours of a cell, in effect.
+    exaggeration, exaggeration_steps
+        Factor of the affinities in the first training steps, and how many.
+    n_local
+        Neighbours drawn of each cell in a step, where minibatches are parts of the data. With ``batch_size`` at least
+        the number of cells (5,000 unless it is given) the objective is exact, and nothing is drawn.
+    target
+        Slot of obsm, such as ``"X_tsne"`` or ``"X_umap"``, with coordinates to learn: the network is then fitted to
+        these by regression, so that new cells can be put into a picture that exists already.
+    l2
+        Penalty on the squared weights.
+    transform
+        As in :class:`UndercompleteAutoencoder`; ``"none"`` for data such as PCA scores.
+    """
+
+    name = "netsne"
+    config_class, network_class = NetsneConfig, NetsneNetwork
+
+    def __init__(
+        self,
+        *,
+        n_latent: int = 2,
+        transform: TransformName = "log1p",
+        n_hidden: tuple[int, ...] = (50, 50),
+        activation: Literal["relu", "sigmoid"] = "relu",
+        n_pcs: int | None = None,
+        perplexity: float = 30.0,
+        exaggeration: float = 12.0,
+        exaggeration_steps: int = 250,
+        n_local: int = 20,
+        l2: float = 0.0,
+        target: str | None = None,
+    ) -> None:
+        super().__init__(NetsneConfig(**arguments(locals())))
+
+
+MODEL = NetSNE

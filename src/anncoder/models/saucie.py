@@ -1,4 +1,4 @@
-"""SAUCIE: one autoencoder for a picture, batch correction, clusters and denoised expression.
+"""SAUCIE: two-dimensional latent, batch correction (MMD), clusters from a binary code.
 
 Amodio et al. 2019, doi 10.1038/s41592-019-0576-7, written from the published objective. A reconstruction error, and
 three penalties on activations: the maximum mean discrepancy between experimental batches in the latent
@@ -11,16 +11,18 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from anncoder.config import HiddenWidths, LatentUnits, NetworkConfig, Weight, unknown_key
+from anncoder.config import HiddenWidths, LatentUnits, NetworkConfig, TransformName, Weight, arguments, unknown_key
+from anncoder.data.sources import Data
 from anncoder.errors import ConfigError, InputError
 from anncoder.likelihoods import squared_error
+from anncoder.models.base import Autoencoder
 from anncoder.nn.discrepancy import batch_discrepancy, usage_entropy, within_clusters
 from anncoder.nn.inputs import LogNormalize, Standardize
 from anncoder.nn.layers import linear
@@ -66,7 +68,12 @@ class SAUCIEConfig(NetworkConfig):
         return "needed" if self.lambda_b else "unused"
 
     @property
-    def suited(self) -> dict[str, Any]:
+    def instead_of_batches(self) -> str:
+        """Zero is the default of ``lambda_b``."""
+        return "set lambda_b=0.1 (--set lambda_b=0.1), which corrects for them, or leave batch_key out"
+
+    @property
+    def defaults(self) -> dict[str, Any]:
         """The published step and batch; clusters settle slowly, and ``faithful=True`` trains for a fixed time."""
         published: dict[str, Any] = {"batch_size": 256, "learning_rate": 1e-3}
         if self.lambda_c:
@@ -74,30 +81,30 @@ class SAUCIEConfig(NetworkConfig):
         if self.faithful:
             published |= {"max_epochs": 100, "valid_fraction": 0.0, "early_stopping": False, "keep_best": False}
             published |= {"reduce_lr_patience": 0, "clip_norm": 0.0}
-        return {**super().suited, **published}
+        return {**super().defaults, **published}
 
     def model_post_init(self, context: Any, /) -> None:
         """Refuse penalties that have nothing to act on."""
         if self.lambda_d and not self.lambda_c:
             raise ConfigError(
+                "bad-value",
                 f"lambda_d = {self.lambda_d:g} draws cells together within clusters, and lambda_c = 0 makes none",
-                code="bad-value",
-                where="SAUCIEConfig.lambda_d",
-                remedy="set lambda_c too (the author's rule: lambda_d about 2 * lambda_c), or lambda_d=0",
+                "SAUCIEConfig.lambda_d",
+                "set lambda_c too (the author's rule: lambda_d about 2 * lambda_c), or lambda_d=0",
             )
         if self.reference is not None and not self.lambda_b:
             raise ConfigError(
+                "bad-value",
                 f"reference = {self.reference!r}, but lambda_b = 0 corrects no batches",
-                code="bad-value",
-                where="SAUCIEConfig.reference",
-                remedy="set lambda_b (such as 0.1) and batch_key, or leave reference out",
+                "SAUCIEConfig.reference",
+                "set lambda_b (such as 0.1) and batch_key, or leave reference out",
             )
         if self.faithful and self.lambda_b and self.lambda_c:
             raise ConfigError(
+                "bad-value",
                 "the published network cannot have lambda_b and lambda_c at once: its cluster layer is negative then",
-                code="bad-value",
-                where="SAUCIEConfig.faithful",
-                remedy="set faithful=False, or one of them to 0",
+                "SAUCIEConfig.faithful",
+                "set faithful=False, or one of them to 0",
             )
 
 
@@ -290,8 +297,109 @@ def _largest(inputs: LogNormalize, cells: Loader) -> float:
 def _refuse_empty(codes: Tensor, n_batches: int) -> None:
     if int(torch.bincount(codes, minlength=n_batches).min()) == 0:
         raise InputError(
+            "empty-batch-group",
             f"a minibatch of {len(codes)} cells has none of some experimental batch: there is nothing to compare",
-            code="empty-batch-group",
-            where="batch_key",
-            remedy="raise batch_size, so that every minibatch has cells of each, or leave out the small batches",
+            "batch_key",
+            "raise batch_size, so that every minibatch has cells of each, or leave out the small batches",
         )
+
+
+class Clusters(NamedTuple):
+    """The clusters of some cells."""
+
+    labels: np.ndarray[Any, np.dtype[np.int64]]  # (n_obs,) from 0, the largest of the fitted cells first; -1 for none
+    n_clusters: int  # those that the model knows; -1 is none of them
+    pct_assigned: float  # cells in one of them, in percent
+
+
+class SAUCIE(Autoencoder):
+    """A two-dimensional picture, batch correction, clusters and denoised expression from one network.
+
+    Amodio et al. 2019, doi 10.1038/s41592-019-0576-7, written from the published objective; see docs/models/saucie.md.
+
+    Parameters
+    ----------
+    n_latent
+        Number of latent units: two, to be looked at.
+    n_hidden
+        Widths of the encoder's hidden layers, at least one; the decoder mirrors them, and its last layer, as wide as
+        the first of these, makes the clusters.
+    lambda_b
+        Weight of the maximum mean discrepancy between experimental batches in the latent, a mean over the pairs of
+        them; such as 0.1, with ``fit(..., batch_key=COLUMN)``. ``denoise`` then gives expression as in the reference.
+    lambda_c
+        Weight of the entropy of the use of the cluster layer's units, such as 0.1; more makes fewer clusters, 0 none.
+    lambda_d
+        Weight of the distances within clusters, about twice ``lambda_c``, which it needs.
+    reference
+        Name of the batch that the others are corrected to; None for the first in alphabetical order.
+    min_cells
+        A pattern of active units that more than so many of the fitted cells have is a cluster (the publication's
+        ``binmin``).
+    rescale
+        Multiply the input so that its largest absolute value is this; the author's rule for the penalties is 10 at
+        most. 0 for as it is. Results are on the scale of the data.
+    transform
+        ``"log1p"``: the data are raw counts and are log-normalised here. ``"none"``: they are expression values or
+        principal components.
+    faithful
+        The publication's three networks (a sigmoid after the first layer of the one without penalties), input that is
+        not centred, and training on all cells for a fixed time; not for ``lambda_b`` and ``lambda_c`` at once.
+    """
+
+    name = "saucie"
+    config_class, network_class = SAUCIEConfig, SAUCIENetwork
+    cell_results = ("cluster",)
+    config: SAUCIEConfig
+
+    def __init__(
+        self,
+        *,
+        n_latent: int = 2,
+        n_hidden: tuple[int, ...] = (512, 256, 128),
+        lambda_b: float = 0.0,
+        lambda_c: float = 0.0,
+        lambda_d: float = 0.0,
+        reference: str | None = None,
+        min_cells: int = 100,
+        rescale: float = 0.0,
+        transform: TransformName = "log1p",
+        faithful: bool = False,
+    ) -> None:
+        super().__init__(SAUCIEConfig(**arguments(locals())))
+
+    def clusters(self, data: Data, *, layer: str | None = None, allow_missing: float = 0.0) -> Clusters:
+        """Return the cluster of each cell, of those that were found among the fitted cells.
+
+        Parameters
+        ----------
+        data, layer, allow_missing
+            As in :meth:`embed`.
+
+        Raises
+        ------
+        ConfigError
+            The model was made without ``lambda_c``.
+        """
+        network = self._network()
+        if not self.config.lambda_c:
+            raise ConfigError(
+                "no-clusters",
+                "the model makes no clusters: lambda_c = 0",
+                "lambda_c",
+                "fit SAUCIE(lambda_c=0.1, lambda_d=0.2), or cluster the latent: sc.tl.leiden(adata)",
+            )
+        labels = np.concatenate(list(self._blocks(self._source(data, layer, allow_missing), network.clusters)))
+        return Clusters(labels.astype(np.int64), int(network.n_clusters), 100 * float((labels >= 0).mean()))
+
+    def of_cells(
+        self, data: Data, *, layer: str | None = None, allow_missing: float = 0.0
+    ) -> dict[str, np.ndarray[Any, Any]]:
+        """Return ``cluster``, (n_obs,) text with "-1" for none, if the model makes clusters."""
+        if not self.config.lambda_c:
+            return {}
+        labels = self.clusters(data, layer=layer, allow_missing=allow_missing).labels
+        return {"cluster": labels.astype(str).astype(object)}
+
+
+MODEL = SAUCIE

@@ -1,4 +1,4 @@
-"""scScope: an autoencoder run T times with the same weights, each time on its own guesses of the zeros.
+"""scScope: recurrent autoencoder with imputed zeros and a batch layer.
 
 Deng, Bao, Dai, Wu, Altschuler 2019, doi 10.1038/s41592-019-0353-7. A reimplementation of the published objective: only
 the observed (non-zero) entries count.
@@ -12,8 +12,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from anncoder.config import HiddenWidths, LatentUnits, Layers, NetworkConfig, TransformName, Width
+from anncoder.config import HiddenWidths, LatentUnits, Layers, NetworkConfig, TransformName, Width, arguments
 from anncoder.errors import InputError
+from anncoder.models.base import Array, Autoencoder
 from anncoder.nn.corruption import select
 from anncoder.nn.inputs import LogNormalize
 from anncoder.nn.layers import Decoder, Encoder, linear, rows_of
@@ -52,11 +53,11 @@ class ScScopeConfig(NetworkConfig):
         return self.n_latent * (self.n_rounds if self.readout == "concat" else 1)
 
     @property
-    def suited(self) -> dict[str, Any]:
+    def defaults(self) -> dict[str, Any]:
         """As published, but for Adam's memory, and an end when the held-out cells no longer gain."""
         published = {"max_epochs": 100, "batch_size": 64, "learning_rate": 1e-4}
         quirks = {"beta1": 0.05, "clip_norm": 0.0, "early_stopping": False, "keep_best": False, "reduce_lr_patience": 0}
-        return {**super().suited, **published, **(quirks if self.faithful else {})}
+        return {**super().defaults, **published, **(quirks if self.faithful else {})}
 
 
 class ScScopeNetwork(nn.Module):
@@ -98,11 +99,11 @@ class ScScopeNetwork(nn.Module):
         """
         if summary.smallest < 0:
             raise InputError(
+                "negative",
                 f"the smallest value is {summary.smallest:g}: this model takes zeros as not observed, and has no "
                 "place for negative values",
-                code="negative",
-                where="ScScope",
-                remedy="fit raw counts with transform='normalize', or expression values that are not centred or scaled",
+                "ScScope",
+                "fit raw counts with transform='normalize', or expression values that are not centred or scaled",
             )
         if not self.config.faithful:
             self.scale.copy_(summary.x_mean.mean().clamp(min=1e-12))
@@ -232,3 +233,72 @@ def _start_as_published(parameter: Tensor, noise: Noise) -> None:
     parameter.zero_()
     if parameter.dim() == 2:
         nn.init.trunc_normal_(parameter, std=0.1, a=-0.2, b=0.2, generator=noise.on(parameter.device))
+
+
+class ScScope(Autoencoder):
+    """An autoencoder run several times with the same weights, each time on its own guesses of the zeros.
+
+    Reimplementation of the objective of Deng et al. 2019, doi 10.1038/s41592-019-0353-7. Zeros are taken as not
+    observed: only the other entries are reconstructed, and from the second round on the zeros are filled in. With
+    ``batch_key`` a layer learns what each experimental batch adds to each gene, and takes it away. The data must not
+    be negative.
+
+    Parameters
+    ----------
+    n_latent
+        Number of latent units of one round.
+    n_hidden
+        Widths of the encoder's hidden layers; the decoder mirrors them; ``()`` for none.
+    n_rounds
+        How many times the network is run, T; 1 for a plain autoencoder.
+    n_imputer
+        Hidden units of the layers that guess the zeros from the last round's reconstruction.
+    latent_activation
+        ``"relu"`` or ``"linear"``.
+    readout
+        ``"concat"``: the latent of a cell is that of all rounds side by side, n_rounds * n_latent columns; ``"last"``;
+        ``"mean"``.
+    keep_observed
+        Whether ``denoise`` keeps what was observed and fills in the zeros, instead of giving every entry anew.
+    transform
+        ``"normalize"`` (library-size normalised counts without the logarithm, as published), ``"log1p"``, or
+        ``"none"`` for expression values.
+    faithful
+        Start, mask and train as published: weights of standard deviation 0.1 whatever the scale of the data, entries
+        that the batch layer brings to zero no longer count, 100 epochs at a step of 1e-4 without early stopping.
+    """
+
+    name = "scscope"
+    config_class, network_class = ScScopeConfig, ScScopeNetwork
+    gene_results = ("batch_effects",)
+    config: ScScopeConfig
+
+    def __init__(
+        self,
+        *,
+        n_latent: int = 50,
+        transform: TransformName = "normalize",
+        n_hidden: tuple[int, ...] = (),
+        n_rounds: int = 2,
+        n_imputer: int = 64,
+        latent_activation: Literal["relu", "linear"] = "relu",
+        readout: Literal["concat", "last", "mean"] = "concat",
+        keep_observed: bool = False,
+        faithful: bool = False,
+    ) -> None:
+        super().__init__(ScScopeConfig(**arguments(locals())))
+
+    def of_genes(self) -> dict[str, Array]:
+        """Return ``batch_effects``, (n_vars, n_batches), where there are batches.
+
+        It is what is subtracted from each batch's cells, on the scale of the network input, in the order of
+        ``batches_``.
+        """
+        network = self._network()
+        if network.of_batch is None:
+            return {}
+        effects: Array = network.batch_effects().detach().T.cpu().numpy()
+        return {"batch_effects": effects}
+
+
+MODEL = ScScope

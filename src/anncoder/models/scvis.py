@@ -1,4 +1,4 @@
-"""scvis: a variational autoencoder for pictures, whose latent keeps neighbours by a t-SNE term.
+"""scvis: variational autoencoder with a t-SNE term, for two-dimensional pictures.
 
 A reimplementation of the published objective: Ding, Condon, Shah 2018, doi 10.1038/s41467-018-04368-5. Written from
 the paper and from facts about its implementation; no line of that is here.
@@ -10,17 +10,28 @@ import math
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import linear as product
 from torch.nn.functional import softplus
 
-from anncoder.config import HiddenWidths, LatentUnits, NetworkConfig, Probability, Weight, Width
+from anncoder.config import (
+    HiddenWidths,
+    LatentUnits,
+    NetworkConfig,
+    Probability,
+    TransformName,
+    Weight,
+    Width,
+    arguments,
+)
+from anncoder.data.sources import Data
 from anncoder.errors import ConfigError
-from anncoder.nn.affinities import affinities, squared_distances, without_self
-from anncoder.nn.inputs import LogNormalize
-from anncoder.nn.projection import Projection
+from anncoder.models.base import Array, Autoencoder
+from anncoder.nn.inputs import LogNormalize, Projection
+from anncoder.nn.tsne import affinities, squared_distances, without_self
 from anncoder.types import Batch, Loader, Loss, Noise, Shape, Summary
 
 SAMPLES = 5  # of the latent, for a log-likelihood
@@ -77,7 +88,7 @@ class ScvisConfig(NetworkConfig):
         return self.n_latent - 1 if self.faithful else max(self.n_latent - 1, 1)
 
     @property
-    def suited(self) -> dict[str, Any]:
+    def defaults(self) -> dict[str, Any]:
         """As published; where not faithful, cells are held out and the best weights kept."""
         published = {
             "max_epochs": 3000,
@@ -90,16 +101,16 @@ class ScvisConfig(NetworkConfig):
             "reduce_lr_patience": 0,
         }
         to_the_end = {"valid_fraction": 0.0, "keep_best": False} if self.faithful else {}
-        return {**super().suited, **published, **to_the_end}
+        return {**super().defaults, **published, **to_the_end}
 
     def model_post_init(self, context: Any, /) -> None:
         """Refuse a latent for which the published similarity is not defined."""
         if self.dof < 1:
             raise ConfigError(
+                "bad-value",
                 "with n_latent = 1 the published t-SNE term divides by n_latent - 1 = 0",
-                code="bad-value",
-                where="ScvisConfig.n_latent",
-                remedy="set n_latent=2, or faithful=False",
+                "ScvisConfig.n_latent",
+                "set n_latent=2, or faithful=False",
             )
 
 
@@ -291,7 +302,7 @@ def tsne_term(latent: Tensor, p: Tensor, dof: int) -> Tensor:
     latent
         (b, k) latent.
     p
-        (b, b) affinities of the input, :func:`anncoder.nn.affinities.affinities`; of a cell to itself 0.
+        (b, b) affinities of the input, :func:`anncoder.nn.tsne.affinities`; of a cell to itself 0.
     dof
         Degrees of freedom, at least 1.
     """
@@ -302,3 +313,83 @@ def tsne_term(latent: Tensor, p: Tensor, dof: int) -> Tensor:
     log_q = -(dof + 1) / 2 * (squared_distances(latent) / dof).log1p()
     of_others = log_q - torch.diag(torch.full_like(log_q[0], float("inf")))
     return (of_others.logsumexp(dim=1) - (p * log_q).sum(dim=1)).mean()
+
+
+class SCVIS(Autoencoder):
+    """A variational autoencoder for pictures: two latent units, whose neighbours are those of the expression.
+
+    A reimplementation of the published objective of scvis (Ding, Condon, Shah 2018, doi 10.1038/s41467-018-04368-5):
+    the likelihood of the cells' principal components under a Student-t decoder, the divergence from the prior, and a
+    t-SNE term of every minibatch. New cells are put into the picture by :meth:`embed`, and :meth:`log_likelihood` tells
+    which of them are like none of the fitted ones.
+
+    Parameters
+    ----------
+    n_latent
+        Number of latent units.
+    n_hidden
+        Widths of the encoder's hidden layers.
+    n_decoder_hidden
+        Widths of the decoder's hidden layers, from the latent on.
+    n_pcs
+        Number of principal components of the network input that are modelled, found before training and saved with the
+        model; 0 for the genes themselves. None: 100 for counts, 0 for ``transform="none"``.
+    perplexity
+        Number of neighbours of a cell, in effect; below the number of cells in a minibatch.
+    dropconnect_rate
+        Share of the weights of the latent mean that is dropped in training.
+    l2
+        Penalty on the squared weights, times a half.
+    transform
+        As in :class:`UndercompleteAutoencoder`; ``"none"`` for data such as PCA scores.
+    faithful
+        With the quirks of the published implementation: a perplexity p acts as p^1.44, dropped weights in the
+        likelihood too, no cells held out, the last weights kept.
+    """
+
+    name = "scvis"
+    config_class, network_class = ScvisConfig, ScvisNetwork
+    cell_results = ("log_likelihood",)
+    config: ScvisConfig
+
+    def __init__(
+        self,
+        *,
+        n_latent: int = 2,
+        transform: TransformName = "log1p",
+        n_hidden: tuple[int, ...] = (128, 64, 32),
+        n_decoder_hidden: tuple[int, ...] = (32, 32, 32, 64, 128),
+        n_pcs: int | None = None,
+        perplexity: float = 10.0,
+        dropconnect_rate: float = 0.1,
+        l2: float = 1e-3,
+        faithful: bool = False,
+    ) -> None:
+        super().__init__(ScvisConfig(**arguments(locals())))
+
+    def of_cells(self, data: Data, *, layer: str | None = None, allow_missing: float = 0.0) -> dict[str, Array]:
+        """Return ``log_likelihood``, (n_obs,)."""
+        return {"log_likelihood": self.log_likelihood(data, layer=layer, allow_missing=allow_missing)}
+
+    def log_likelihood(self, data: Data, *, layer: str | None = None, allow_missing: float = 0.0) -> Array:
+        """Return the log density of each cell's input, (n_obs,), the mean over five samples of its latent, in nats.
+
+        Low for cells that are like none of the fitted ones. It is the density of what the network reads (scores over
+        their largest absolute value, say), summed over its components: values of one model can be compared. The same
+        cell has the same value whatever is beside it.
+
+        Parameters
+        ----------
+        data, layer, allow_missing
+            As in :meth:`embed`.
+
+        Raises
+        ------
+        InputError
+            As in :meth:`embed`.
+        """
+        source = self._source(data, layer, allow_missing)
+        return np.concatenate(list(self._blocks(source, self._network().log_likelihood)))
+
+
+MODEL = SCVIS

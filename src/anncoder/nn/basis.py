@@ -1,4 +1,4 @@
-"""Natural axes for the latent, so that distances in it mean something.
+"""Natural axes of the latent: Fisher metric of the decoder, principal directions.
 
 A network does not care how its latent units are scaled, sheared or turned: the decoder undoes it. Neighbours, and so
 clusters and trajectories, do care. After training the latent is therefore given the one linear change of axes in which

@@ -1,4 +1,4 @@
-"""Noise on the network input of a denoising autoencoder; the target stays what it was.
+"""Corruption of the input of denoising autoencoders: swap, mask, dropout, thinning.
 
 Every kind but ``gaussian`` reads and writes the stored values only, which is exact: a zero that is masked, dropped or
 thinned stays zero, and two zeros that are swapped stay zeros.

@@ -1,4 +1,4 @@
-"""Terms on the activations of a whole minibatch: the discrepancy of its groups, and SAUCIE's cluster penalties.
+"""Maximum mean discrepancy between groups, and SAUCIE's cluster penalties.
 
 Amodio et al. 2019, doi 10.1038/s41592-019-0576-7.
 """

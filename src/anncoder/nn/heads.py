@@ -1,4 +1,4 @@
-"""Heads: from the decoder's last hidden layer to the parameters of a count distribution."""
+"""Output heads: mean, dispersion and dropout logits of a count distribution."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from anncoder.config import DispersionName, LikelihoodName
-from anncoder.likelihoods.limits import LOG_MEAN_RANGE, LOG_THETA_RANGE
+from anncoder.likelihoods.common import LOG_MEAN_RANGE, LOG_THETA_RANGE
 from anncoder.nn.layers import linear, product_of
-from anncoder.types import Noise, Product, taken
+from anncoder.types import LinearOutput, Noise, materialize
 
 
 class CountParameters(NamedTuple):
@@ -28,9 +28,9 @@ class CountParameters(NamedTuple):
 class CountProducts(NamedTuple):
     """The same before the products of the output layers are taken."""
 
-    log_mean: Product
-    log_theta: Tensor | Product | None
-    pi_logits: Product | None
+    log_mean: LinearOutput
+    log_theta: Tensor | LinearOutput | None
+    pi_logits: LinearOutput | None
 
 
 class CountHeads(nn.Module):
@@ -70,7 +70,7 @@ class CountHeads(nn.Module):
 
     def forward(self, hidden: Tensor) -> CountProducts:
         """Return the parameters for (b, n_in) hidden values, not yet limited: the likelihoods do that."""
-        log_theta: Tensor | Product | None = self.gene_log_theta
+        log_theta: Tensor | LinearOutput | None = self.gene_log_theta
         if self.theta is not None:
             # one value a cell is no product worth putting off
             log_theta = self.theta(hidden) if self.theta.out_features == 1 else product_of(self.theta, hidden)
@@ -79,7 +79,7 @@ class CountHeads(nn.Module):
 
     def limited(self, hidden: Tensor) -> CountParameters:
         """Return the parameters as the likelihoods read them."""
-        mean, log_theta, pi_logits = (None if p is None else taken(p) for p in self(hidden))
+        mean, log_theta, pi_logits = (None if p is None else materialize(p) for p in self(hidden))
         assert mean is not None
         if self.likelihood != "gaussian":
             mean = mean.clamp(*LOG_MEAN_RANGE)

@@ -1,14 +1,16 @@
-"""From raw counts to what the network reads; part of the model, so that new data go through the same door."""
+"""Network input: size-factor normalisation, log1p, z-scores, principal components."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 
-from anncoder.kernels import constant, fused, on_gpu, sparse
-from anncoder.types import CSR, Batch, Summary
+from anncoder.kernels import constant, fused, on_gpu
+from anncoder.kernels.cpu import sparse
+from anncoder.nn.sparse import sparse_matmul, transposed_matmul
+from anncoder.types import CSR, Batch, Loader, Summary
 
 
 class LogNormalize(nn.Module):
@@ -38,7 +40,7 @@ class LogNormalize(nn.Module):
             sparse.log_normalize(sparse.pieces(counts.n_rows, sparse.ROWS), *(a.numpy() for a in arrays))
             return counts.with_values(values)
         if by_kernel and on_gpu(counts.values, batch.size_factor):
-            from anncoder.kernels.gpu import log_normalize
+            from anncoder.kernels.gpu.launch import log_normalize
 
             return counts.with_values(log_normalize((counts.indptr, *counts[1:3]), batch.size_factor))
         per_entry = batch.size_factor[counts.rows()]
@@ -99,3 +101,95 @@ class Standardize(nn.Module):
         """Return the standardised input, (b, g): dense, for what cannot be folded into a layer."""
         centred = x.to_dense() - self.mean
         return centred if self.scale is None else centred / self.scale
+
+
+EXACT = 2048  # genes up to which the whole covariance is made: beyond, its products with few vectors are cheaper
+MORE = 10  # directions followed beside those that are wanted
+PASSES = 8  # over the data, where the covariance is not made
+
+
+class Projection(nn.Module):
+    """``(x - mean) @ components``, or x itself as a dense matrix where no components are asked for.
+
+    Parameters
+    ----------
+    n_vars
+        Number of genes, g.
+    n_pcs
+        Number of principal components; 0 for none. There are at most g.
+    """
+
+    mean: Tensor
+    components: Tensor
+
+    def __init__(self, n_vars: int, n_pcs: int) -> None:
+        super().__init__()
+        self.n_pcs = min(n_pcs, n_vars)
+        self.n_out = self.n_pcs or n_vars
+        self.register_buffer("mean", torch.zeros(n_vars if n_pcs else 0))
+        self.register_buffer("components", torch.zeros(self.mean.shape[0], self.n_pcs))
+
+    def forward(self, x: CSR) -> Tensor:
+        """Return the scores, (b, n_pcs); without components x, (b, g)."""
+        if not self.n_pcs:
+            return x.to_dense()
+        return sparse_matmul(x, self.components) - self.mean @ self.components
+
+    def inverse(self, scores: Tensor) -> Tensor:
+        """Return the network input that has these scores and nothing beside them, (b, g)."""
+        return scores @ self.components.T + self.mean if self.n_pcs else scores
+
+    @torch.no_grad()
+    def start_from(self, cells: Loader, inputs: Callable[[Batch], CSR]) -> None:
+        """Take the components of the fitted cells; ``inputs`` makes a minibatch the network input.
+
+        Up to 2,048 genes from the covariance itself. Beyond, by eight rounds of subspace iteration (Halko, Martinsson,
+        Tropp 2011, doi 10.1137/090771806): where the spectrum falls, that is as good. The same cells give the same
+        components: the largest loading of each is positive. Fewer cells than components leave the others at zero.
+        """
+        if not self.n_pcs:
+            return
+
+        def blocks() -> Iterator[CSR]:  # on the CPU: in float64, which not every device has
+            for batch in cells.epoch(0):
+                yield inputs(batch)
+
+        find = _exact if len(self.mean) <= EXACT else _iterated
+        mean, directions, variances = find(blocks, self.n_pcs)
+        found = variances > 1e-12 * variances.max().clamp(min=1e-300)
+        largest = directions.gather(0, directions.abs().argmax(dim=0, keepdim=True))
+        self.mean.copy_(mean)
+        self.components.copy_(directions * torch.where(largest < 0, -1.0, 1.0) * found)
+
+
+Found = tuple[Tensor, Tensor, Tensor]  # (g,) mean, (g, k) directions and (k,) their sums of squares, largest first
+
+
+def _exact(blocks: Callable[[], Iterator[CSR]], k: int) -> Found:
+    n, total, products = 0, torch.zeros(()), torch.zeros(())
+    for x in blocks():
+        dense = x.to_dense().double()
+        n, total, products = n + len(dense), total + dense.sum(dim=0), products + dense.T @ dense
+    mean = total / n
+    variances, directions = torch.linalg.eigh(products - n * torch.outer(mean, mean))
+    return mean, directions[:, -k:].flip(1), variances[-k:].flip(0)
+
+
+def _iterated(blocks: Callable[[], Iterator[CSR]], k: int) -> Found:
+    n, total = 0, torch.zeros(())
+    for x in blocks():
+        n, total = n + x.n_rows, total + transposed_matmul(x, x.values.new_ones(x.n_rows, 1).double()).ravel()
+    mean = total / n
+    start = torch.randn(len(mean), k + MORE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    directions = torch.linalg.qr(start)[0]
+
+    def spread(directions: Tensor) -> Tensor:  # (X - mean)' (X - mean) @ directions
+        products = -n * torch.outer(mean, mean @ directions)
+        for x in blocks():
+            products += transposed_matmul(x, sparse_matmul(x, directions))
+        return products
+
+    for _ in range(PASSES - 1):
+        directions = torch.linalg.qr(spread(directions))[0]
+    variances, rotation = torch.linalg.eigh(directions.T @ spread(directions))
+    return mean, (directions @ rotation).flip(1)[:, :k], variances.flip(0)[:k]

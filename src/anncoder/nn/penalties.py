@@ -1,4 +1,4 @@
-"""Penalties on weights and parameters, with a warm-up that is part of the model's state."""
+"""L1 and L2 penalties on weights, with a warm-up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The first layer: sparse minibatch in, dense hidden units out.
+"""Sparse first layer: CSR minibatch in, dense hidden units out, centring folded in.
 
 The product reads only the stored values. Standardised input stays sparse too: with ``x' = (x - mean) / sd`` the
 factor goes into the weights and the shift into the bias, ``x' W + b = x (W / sd) + (b - mean (W / sd))``.
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding_bag
 
-from anncoder.kernels import constant, fused, on_gpu, room, sparse
+from anncoder.kernels import constant, empty_float32, fused, on_gpu
+from anncoder.kernels.cpu import sparse
 from anncoder.types import CSR, Noise
 
 
@@ -94,8 +95,8 @@ class _Centred(torch.autograd.Function):
 
 def centred_transposed_matmul(x: CSR, mean: Tensor | None, dense: Tensor) -> tuple[Tensor, Tensor]:
     """Return ``(x - mean).T @ dense``, (g, h), and the sums of the columns of ``dense``, (h,); float32 on the CPU."""
-    out, sums = room(x.n_vars, dense.shape[1]), room(dense.shape[1])
-    centre = room(0) if mean is None else mean
+    out, sums = empty_float32(x.n_vars, dense.shape[1]), empty_float32(dense.shape[1])
+    centre = empty_float32(0) if mean is None else mean
     if len(dense) != x.n_rows or len(x.values) != len(x.indices) or centre.shape not in ((0,), (x.n_vars,)):
         # the kernel follows addresses
         raise ValueError(f"{x.n_rows} x {x.n_vars} values, {len(centre)} means and {len(dense)} rows do not fit")
@@ -120,7 +121,7 @@ class _SparseMatmul(torch.autograd.Function):
 
 def _dense(x: CSR) -> Tensor:
     # on a GPU the matrix units are faster than gathering, and the weights' gradient wants the same dense matrix
-    from anncoder.kernels.gpu import densify
+    from anncoder.kernels.gpu.launch import densify
 
     return densify((x.indptr, x.indices, x.values), x.n_vars)
 

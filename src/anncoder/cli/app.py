@@ -1,0 +1,411 @@
+"""Command line (typer): commands, arguments and options; the modules beside do the work."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from anncoder.cli.options import (
+    LAST_SEED,
+    MODELS,
+    MOST_THREADS,
+    AllowMissing,
+    Debug,
+    DemoFolder,
+    DropEmpty,
+    GivenSeed,
+    InPlace,
+    Inputs,
+    Key,
+    Layer,
+    ModelFolder,
+    Output,
+    Outputs,
+    Quiet,
+    Resume,
+    Seed,
+    Settings,
+)
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Single-cell autoencoders: h5ad in, latent embedding and denoised expression out.",
+    epilog="Exit codes: 0 done, 1 a bug, 2 usage or configuration, 3 unreadable input, 4 invalid input, 5 diverged, "
+    "6 out of memory or disk, 130/143 interrupted.",
+)
+
+LAST_STREAM = 2  # descriptor of stderr
+
+
+def main() -> None:
+    """Run the command line."""
+    _open_closed_streams()
+    app(prog_name="anncoder")
+
+
+def _open_closed_streams() -> None:
+    # `anncoder ... 2>&-`: what is said then goes nowhere, and the next file that is opened is not taken for stderr
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= LAST_STREAM:
+        pass
+    os.close(descriptor)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - as long as the process
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"anncoder {version('anncoder')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    del version
+
+
+@app.command()
+def check(
+    data: Inputs,
+    layer: Layer = None,
+    expression: Annotated[bool, typer.Option("--expression", help="Expect expression values, not counts.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Say what a file holds and whether a model can be trained on it."""
+    from anncoder.cli.exit import outcome
+
+    with outcome(debug=debug):
+        from anncoder.cli.inspect import run_check
+
+        run_check(data, layer=layer, counts=not expression, as_json=json)
+
+
+@app.command()
+def train(
+    data: Inputs,
+    output: Outputs,
+    model: Annotated[str | None, typer.Option(help=MODELS)] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file of settings.", readable=False)] = None,
+    settings: Settings = None,
+    layer: Layer = None,
+    key: Key = "ae",
+    denoise: Annotated[bool, typer.Option("--denoise", help="Write the denoised layer too.")] = False,
+    save: Annotated[Path | None, typer.Option(help="Save the model to this folder as well.", readable=False)] = None,
+    labels: Annotated[str | None, typer.Option(help="obs column to compare clusters with.")] = None,
+    evaluation: Annotated[bool, typer.Option(help="Compare with PCA and the gene means.")] = True,
+    seed: GivenSeed = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    in_place: InPlace = False,
+    drop_empty_cells: DropEmpty = False,
+    resume: Resume = None,
+    progress: Annotated[bool | None, typer.Option(help="A bar, or none; by default where there is a terminal.")] = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Train a model; OUTPUT is the input plus the latent, beside it the run folder with model, history and log."""
+    from anncoder.cli.exit import outcome
+
+    flags = {"seed": seed, "device": device, "threads": threads}
+    with outcome(debug=debug, quiet=quiet):
+        from anncoder.cli.train import TrainRequest, run_train
+
+        run_train(
+            TrainRequest(
+                data=data,
+                output=output,
+                model=model,
+                config=config,
+                settings=tuple(settings or ()),
+                flags={name: value for name, value in flags.items() if value is not None},
+                layer=layer,
+                key=key,
+                denoise=denoise,
+                save=save,
+                labels=labels,
+                evaluation=evaluation,
+                in_place=in_place,
+                drop_empty_cells=drop_empty_cells,
+                resume=resume,
+                progress=False if quiet else progress,
+                quiet=quiet,
+            )
+        )
+
+
+@app.command()
+def search(
+    data: Annotated[Path, typer.Argument(help="An .h5ad file or .zarr folder.", show_default=False, readable=False)],
+    output: Output,
+    model: Annotated[str | None, typer.Option(help=f"The model to search settings for. {MODELS}")] = None,
+    space: Annotated[
+        Path | None,
+        typer.Option(help="YAML: for each setting a list of values, or {low: a, high: b, log: true}.", readable=False),
+    ] = None,
+    trials: Annotated[int, typer.Option(min=1, help="How many settings to try.")] = 20,
+    settings: Settings = None,
+    layer: Layer = None,
+    seed: GivenSeed = None,
+    labels: Annotated[str | None, typer.Option(help="obs column to compare clusters with.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Try settings at random, scored on held-out molecules, and train the best; goes on where it was stopped."""
+    from anncoder.cli.exit import outcome
+
+    with outcome(debug=debug):
+        from anncoder.cli.search import SearchRequest, run_search
+
+        run_search(SearchRequest(data, output, model, space, trials, tuple(settings or ()), layer, seed, labels))
+
+
+@app.command()
+def embed(
+    model: ModelFolder,
+    data: Inputs,
+    output: Outputs,
+    layer: Layer = None,
+    key: Key = "ae",
+    allow_missing: AllowMissing = 0.0,
+    in_place: InPlace = False,
+    drop_empty_cells: DropEmpty = False,
+    debug: Debug = False,
+) -> None:
+    """Write the latent of a saved model for new cells; genes are matched by name."""
+    from anncoder.cli.exit import outcome
+
+    with outcome(debug=debug):
+        from anncoder.cli.apply import ApplyRequest, run_embed
+
+        request = ApplyRequest(model, data, output, layer, key, in_place, drop_empty_cells)
+        run_embed(request, allow_missing=allow_missing)
+
+
+@app.command()
+def denoise(
+    model: ModelFolder,
+    data: Inputs,
+    output: Outputs,
+    layer: Layer = None,
+    key: Key = "ae",
+    scale: Annotated[str | None, typer.Option(help="counts (of a model of counts the default) or normalized.")] = None,
+    batch: Annotated[str | None, typer.Option(help="Decode every cell as if of this experimental batch.")] = None,
+    allow_missing: AllowMissing = 0.0,
+    in_place: InPlace = False,
+    drop_empty_cells: DropEmpty = False,
+    debug: Debug = False,
+) -> None:
+    """Write the denoised expression of a saved model as a new layer."""
+    from anncoder.cli.exit import outcome
+
+    with outcome(debug=debug):
+        from anncoder.cli.apply import ApplyRequest, run_denoise
+
+        request = ApplyRequest(model, data, output, layer, key, in_place, drop_empty_cells)
+        run_denoise(request, scale=scale, batch=batch, allow_missing=allow_missing)
+
+
+@app.command()
+def evaluate(
+    model: ModelFolder,
+    data: Inputs,
+    labels: Annotated[str | None, typer.Option(help="obs column with the cell types.")] = None,
+    layer: Layer = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .json file to write.", readable=False)] = Path(
+        "evaluation.json"
+    ),
+    allow_missing: AllowMissing = 0.0,
+    guard: Annotated[
+        bool, typer.Option("--guard", help="Fit again to permuted genes, and count the correlations invented.")
+    ] = False,
+    seed: Seed = 0,
+    debug: Debug = False,
+) -> None:
+    """Compare a saved model with PCA of the same width and with the gene means."""
+    from anncoder.cli.exit import outcome
+
+    with outcome(debug=debug):
+        from anncoder.cli.inspect import run_evaluate
+
+        run_evaluate(
+            model,
+            data,
+            labels=labels,
+            layer=layer,
+            output=output,
+            allow_missing=allow_missing,
+            guard=guard,
+            seed=seed,
+        )
+
+
+@app.command()
+def info(
+    model: ModelFolder,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Say what a saved model is; opening it runs no code from it."""
+    from anncoder.cli.exit import outcome
+
+    with outcome(debug=debug):
+        from anncoder.cli.inspect import run_info
+
+        run_info(model, as_json=json)
+
+
+@app.command()
+def config(
+    model: Annotated[str, typer.Option(help=MODELS)] = "count",
+    settings: Settings = None,
+    simulate: Annotated[bool, typer.Option("--simulate", help="Those of `anncoder simulate`.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Print every setting of a model with its default, as YAML that `train --config` reads."""
+    from anncoder.cli.exit import outcome
+
+    with outcome(debug=debug):
+        from anncoder.cli.inspect import run_config
+        from anncoder.cli.simulate import run_config_of_simulate
+
+        run_config_of_simulate(tuple(settings or ())) if simulate else run_config(model, tuple(settings or ()))
+
+
+@app.command()
+def simulate(
+    output: Output,
+    settings: Settings = None,
+    seed: GivenSeed = None,
+    keep_means: Annotated[bool, typer.Option("--keep-means", help="Write the true means as a layer.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Simulate counts of groups or paths of cells (Splatter's model), of any number, with flat memory."""
+    from anncoder.cli.exit import outcome
+
+    with outcome(debug=debug):
+        from anncoder.cli.simulate import run_simulate
+
+        run_simulate(output, tuple(settings or ()), seed=seed, keep_means=keep_means)
+
+
+@app.command()
+def demo(
+    outdir: DemoFolder = Path(),
+    seed: Seed = 0,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Do the main job on 700 real blood cells: check, train, embed, denoise, cluster, draw. Downloads nothing."""
+    from anncoder.cli.exit import outcome
+
+    with outcome(debug=debug):
+        from anncoder.cli.demo import run_demo
+
+        run_demo(outdir, seed=seed, threads=threads)
+
+
+Penalty = Annotated[float, typer.Option(min=0.0)]
+
+
+@app.command()
+def dca(
+    data: Annotated[
+        Path,
+        typer.Argument(
+            metavar="INPUT", help=".csv or .tsv (genes x cells), .h5ad or .zarr (cells x genes).", readable=False
+        ),
+    ],
+    outdir: Annotated[
+        Path, typer.Argument(metavar="OUTDIR", help="Folder for the tables and the .h5ad file.", readable=False)
+    ],
+    normtype: Annotated[str, typer.Option(help="zheng: there is no other.")] = "zheng",
+    transpose: Annotated[bool, typer.Option("--transpose", "-t", help="A table is cells x genes.")] = False,
+    testsplit: Annotated[bool, typer.Option("--testsplit", help="Keep a tenth of the cells out of the fit.")] = False,
+    ae_type: Annotated[str, typer.Option("--type", help="Likelihood, dispersion and heads.")] = "nb-conddisp",
+    threads: Annotated[int | None, typer.Option(min=1, max=MOST_THREADS, help="CPU threads.")] = None,
+    batchsize: Annotated[int, typer.Option("--batchsize", "-b", help="Cells in a minibatch.")] = 32,
+    sizefactors: Annotated[bool, typer.Option("--sizefactors/--nosizefactors", help="Normalise by size.")] = True,
+    norminput: Annotated[bool, typer.Option("--norminput/--nonorminput", help="z-score the input.")] = True,
+    loginput: Annotated[bool, typer.Option("--loginput/--nologinput", help="Log the input.")] = True,
+    dropoutrate: Annotated[float, typer.Option("--dropoutrate", "-d", help="Of hidden units.")] = 0.0,
+    batchnorm: Annotated[bool, typer.Option("--batchnorm/--nobatchnorm", help="Batch normalisation.")] = True,
+    l1: Penalty = 0.0,
+    l2: Penalty = 0.0,
+    l1enc: Penalty = 0.0,
+    l2enc: Penalty = 0.0,
+    ridge: Annotated[float, typer.Option(min=0.0, help="On the dropout probability.")] = 0.0,
+    gradclip: Annotated[float, typer.Option(min=0.0, help="Largest entry of the gradient.")] = 5.0,
+    activation: Annotated[str, typer.Option(help="Of hidden layers.")] = "relu",
+    optimizer: Annotated[str, typer.Option(help="RMSprop or Adam.")] = "RMSprop",
+    init: Annotated[str, typer.Option(help="Initial weights.")] = "glorot_uniform",
+    epochs: Annotated[int, typer.Option("--epochs", "-e", help="At most.")] = 300,
+    earlystop: Annotated[int, typer.Option(min=0, help="Epochs without improvement; 0: never stop early.")] = 15,
+    reducelr: Annotated[int, typer.Option(min=0, help="Epochs until the step size falls; 0: never.")] = 10,
+    hiddensize: Annotated[str, typer.Option("--hiddensize", "-s", help="Widths; the middle is the latent.")] = (
+        "64,32,64"
+    ),
+    inputdropout: Annotated[float, typer.Option(help="Of input values.")] = 0.0,
+    learningrate: Annotated[float | None, typer.Option("--learningrate", "-r", help="Step size.")] = None,
+    saveweights: Annotated[bool, typer.Option("--saveweights/--no-saveweights", help="Save OUTDIR/model.")] = False,
+    checkcounts: Annotated[bool, typer.Option("--checkcounts/--nocheckcounts", help="Refuse other values.")] = True,
+    denoisesubset: Annotated[
+        Path | None, typer.Option(help="File of the genes to write, one a line.", readable=False)
+    ] = None,
+    faithful: Annotated[bool, typer.Option("--faithful", help="Published split (last cells), last weights.")] = False,
+    seed: Annotated[int, typer.Option(min=0, max=LAST_SEED, help="Start of every random stream.")] = 0,
+    hyper: Annotated[bool, typer.Option("--hyper", hidden=True)] = False,
+    hypern: Annotated[int | None, typer.Option(hidden=True)] = None,
+    hyperepoch: Annotated[int | None, typer.Option(hidden=True)] = None,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", hidden=True)] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and errors.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Denoise with DCA as its own command does: mean.tsv, latent.tsv, dispersion.tsv, dropout.tsv; and dca.h5ad."""
+    from anncoder.cli.exit import outcome
+
+    with outcome(debug=debug, quiet=quiet):
+        from anncoder.cli.dca import DCARequest, refuse_unsupported, run_dca, widths
+        from anncoder.tl.dca_scanpy import DCASettings
+
+        asked = {"--hyper": hyper, "--hypern": hypern, "--hyperepoch": hyperepoch, "--tensorboard": tensorboard}
+        refuse_unsupported([name for name, value in asked.items() if value], normtype)
+        words = DCASettings(
+            ae_type=ae_type,
+            normalize_per_cell=sizefactors,
+            scale=norminput,
+            log1p=loginput,
+            hidden_size=widths(hiddensize),
+            hidden_dropout=dropoutrate,
+            input_dropout=inputdropout,
+            batchnorm=batchnorm,
+            activation=activation,
+            init=init,
+            ridge=ridge,
+            l1=l1,
+            l2=l2,
+            l1enc=l1enc,
+            l2enc=l2enc,
+            epochs=epochs,
+            reduce_lr=reducelr,
+            early_stop=earlystop,
+            batch_size=batchsize,
+            optimizer=optimizer,
+            learning_rate=learningrate,
+            clip_grad=gradclip,
+            random_state=seed,
+            threads=threads,
+            check_counts=checkcounts,
+            faithful=faithful,
+        )
+        run_dca(DCARequest(data, outdir, words, transpose, testsplit, saveweights, denoisesubset, quiet))

@@ -1,0 +1,307 @@
+"""``anncoder dca``: DCA's published command line, its text tables in and out."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import anndata
+import numpy as np
+import pandas as pd
+from scipy.sparse import csr_matrix
+
+from anncoder.cli.exit import signals
+from anncoder.config import unknown_key
+from anncoder.data.adata import read_matrix
+from anncoder.data.check import check
+from anncoder.data.matrix.scan import scan, structure, unreadable
+from anncoder.data.summary import library_sizes
+from anncoder.device import refuse_size
+from anncoder.errors import ConfigError, FileError, InputError, listed
+from anncoder.io.atomic import atomic_path, locked, same_file, writable_folder
+from anncoder.io.h5ad_write import read_input, refuse_unwritable, write_output
+from anncoder.io.model_folder import refuse_target
+from anncoder.io.output_paths import refuse_output
+from anncoder.models.base import Array
+from anncoder.models.dca import DCA
+from anncoder.tl.dca_scanpy import DCASettings, Results, results, write_info, write_obs
+from anncoder.training.progress import announce
+
+SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
+H5AD, MODEL = "dca.h5ad", "model"
+TABLES = ("mean.tsv", "latent.tsv", "dispersion.tsv", "dropout.tsv")
+TEST_SHARE = 0.1
+
+
+class DCARequest(NamedTuple):
+    """What was asked for on the command line."""
+
+    data: Path
+    outdir: Path
+    words: DCASettings
+    transpose: bool = False
+    testsplit: bool = False
+    saveweights: bool = False
+    denoisesubset: Path | None = None
+    quiet: bool = False
+
+
+def run_dca(request: DCARequest) -> None:
+    """Read, fit, and write the tables, the h5ad file and, if asked, the model."""
+    model, training = request.words.model(), request.words.training()
+    _refuse_outdir(request)
+    with locked(_claimed(request.outdir)):
+        _fit_and_write(request, model, training)
+
+
+def _fit_and_write(request: DCARequest, model: DCA, training: dict[str, Any]) -> None:
+    adata = _with_counts(_read(request))
+    check(adata, integers=request.words.check_counts).raise_if_bad()
+    refuse_unwritable(adata)
+    genes = _columns(adata, request.denoisesubset)
+    refuse_size(3 * adata.n_obs * adata.n_vars * 4)
+    split = _split(adata.n_obs, request)
+    model.fit(adata[split == "train"], progress=None if not request.quiet else False, **training)
+    found = results(model, adata, denoise=True, latent=True, info=True)
+    with signals.held():
+        request.outdir.mkdir(parents=True, exist_ok=True)
+        _write_tables(request.outdir, adata, found, genes)
+        _write_h5ad(request, adata, found, model, split)
+        if request.saveweights:
+            model.save(request.outdir / MODEL)
+    ours = (*TABLES, H5AD, MODEL) if request.saveweights else (*TABLES, H5AD)
+    announce(f"wrote {request.outdir}: {', '.join(name for name in sorted(ours) if (request.outdir / name).exists())}")
+
+
+def widths(text: str) -> tuple[int, ...]:
+    """Return the widths in a text such as ``"64,32,64"``."""
+    try:
+        return tuple(int(word) for word in text.split(","))
+    except ValueError:
+        raise ConfigError(
+            "bad-value", f"hiddensize = {text!r} is not a list of widths", "--hiddensize", "--hiddensize 64,32,64"
+        ) from None
+
+
+def refuse_unsupported(options: Sequence[str], normtype: str) -> None:
+    """Raise a ConfigError for options of the published command that this one does not have."""
+    history = "the loss of every epoch is in uns['dca_loss_history'] of dca.h5ad"
+    trials = "anncoder search INPUT.h5ad -o OUTPUT.h5ad --model dca tries settings, and trains the best"
+    for option in options:
+        raise ConfigError(
+            "bad-option", f"`anncoder dca` has no {option}", option, history if option == "--tensorboard" else trials
+        )
+    if normtype != "zheng":
+        raise unknown_key(normtype, ["zheng"], where="--normtype")
+
+
+def _claimed(outdir: Path) -> Path:
+    # what is locked: of a folder that is yet to be made, its name in the nearest one that is there
+    if outdir.exists():
+        return outdir / H5AD
+    return next(folder for folder in outdir.absolute().parents if folder.exists()) / outdir.name
+
+
+def _refuse_outdir(request: DCARequest) -> None:
+    # before any work is done: a place to write to, and not over the input; made later, for there may be no results
+    if not request.outdir.exists():
+        writable_folder(next(folder for folder in request.outdir.absolute().parents if folder.exists()))
+        return
+    writable_folder(request.outdir)
+    refuse_output(request.outdir / H5AD)
+    for name in (*TABLES, H5AD):
+        if same_file(request.data, request.outdir / name):
+            raise ConfigError(
+                "output-is-input",
+                f"the input would be replaced by the output {name}",
+                str(request.data),
+                "choose another OUTDIR",
+            )
+    if request.saveweights:
+        refuse_target(request.outdir / MODEL)
+
+
+def _read(request: DCARequest) -> anndata.AnnData:
+    suffixes = request.data.suffixes
+    kind = suffixes[-2] if len(suffixes) > 1 and suffixes[-1] == ".gz" else request.data.suffix
+    if kind in SEPARATORS:
+        return read_table(request.data, SEPARATORS[kind], by_cell=request.transpose)
+    if request.transpose:
+        announce("--transpose has no meaning for an AnnData file, which is cells x genes")
+    return read_input(request.data)
+
+
+def _with_counts(adata: anndata.AnnData) -> anndata.AnnData:
+    # as DCA's command: genes and cells without any count are left out, and said to be
+    if adata.X is None or unreadable(adata.X) or structure(adata.X).fault:
+        return adata  # the check of the fit says what is wrong
+    found = scan(adata.X, math.inf)
+    cells, genes = found.empty_obs, found.empty_vars
+    if len(cells) == adata.n_obs or not len(cells) + len(genes):
+        return adata
+    announce(f"left out {len(cells):,} cells and {len(genes):,} genes, which have no count")
+    return adata[np.delete(np.arange(adata.n_obs), cells), np.delete(np.arange(adata.n_vars), genes)].copy()
+
+
+def _columns(adata: anndata.AnnData, path: Path | None) -> Any:
+    # positions of the genes that are written
+    if path is None:
+        return np.arange(adata.n_vars)
+    try:
+        names = [line.split(",")[0].strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileError(
+            "unreadable", f"cannot read the list of genes {str(path)!r}", str(path), "check the path"
+        ) from error
+    names = [name for name in names if name]
+    missing = [name for name in names if name not in adata.var_names]
+    if missing or not names:
+        raise InputError(
+            "unknown-genes",
+            f"{len(missing):,} of {len(names):,} genes are not in the data: {listed(missing)}",
+            "--denoisesubset",
+            "one name a line, of genes that have a count",
+        )
+    return adata.var_names.get_indexer(names)
+
+
+def _split(n_obs: int, request: DCARequest) -> Any:
+    split = np.full(n_obs, "train", dtype="<U5")
+    if request.testsplit:
+        order = np.random.default_rng([request.words.random_state, 4]).permutation(n_obs)
+        split[order[: max(round(TEST_SHARE * n_obs), 1)]] = "test"
+    return split
+
+
+def _write_tables(outdir: Path, adata: anndata.AnnData, found: Results, genes: Any) -> None:
+    names = adata.var_names[genes]
+    assert found.denoised is not None
+    _write_by_gene(outdir / "mean.tsv", found.denoised[:, genes], adata.obs_names, names)
+    _write(outdir / "latent.tsv", pd.DataFrame(found.latent, index=adata.obs_names), header=False)
+    for table, values in (("dispersion.tsv", found.dispersion), ("dropout.tsv", found.dropout)):
+        if values is None:
+            (outdir / table).unlink(missing_ok=True)  # of another model: it would be taken for this one's
+        elif values.ndim == 1:
+            _write(outdir / table, pd.DataFrame(values[genes], index=names), header=False)
+        elif values.shape[1] == 1 and adata.n_vars != 1:
+            _write(outdir / table, pd.DataFrame(values, index=adata.obs_names), header=False)
+        else:
+            _write_by_gene(outdir / table, values[:, genes], adata.obs_names, names)
+
+
+def _write_by_gene(path: Path, values: Array, cells: pd.Index, genes: pd.Index) -> None:
+    _write(path, pd.DataFrame(values.T, index=genes, columns=cells), header=True)
+
+
+def _write(path: Path, frame: pd.DataFrame, *, header: bool) -> None:
+    with atomic_path(path) as temporary:
+        frame.to_csv(temporary, sep="\t", header=header, index_label="", float_format="%.7g")
+
+
+def _write_h5ad(request: DCARequest, adata: anndata.AnnData, found: Results, model: DCA, split: Any) -> None:
+    write_obs(adata, library_sizes(read_matrix(adata, None)), model.library_size_, request.words, split)
+    write_info(adata, found, model)
+    adata.obsm["X_dca"], adata.layers["dca_denoised"] = found.latent, found.denoised
+    write_output(adata, request.outdir / H5AD, wrote=("obsm/X_dca", "layers/dca_denoised"))
+
+
+logger = logging.getLogger("anncoder")
+
+LAYOUT = "names in the first row and column; commas in .csv, tabs in .tsv and .txt"
+
+
+def read_table(path: Path, separator: str, *, by_cell: bool) -> anndata.AnnData:
+    """Return the counts of a text table with names in its first row and column.
+
+    Parameters
+    ----------
+    path
+        The file, which may be compressed.
+    separator
+        Between the values.
+    by_cell
+        A row is a cell, not a gene.
+
+    Raises
+    ------
+    FileError
+        The file cannot be read.
+    InputError
+        It holds something else than numbers, has no names in its first row, or has one twice.
+    """
+    try:
+        columns, frame = _table(path, separator)
+    except FileNotFoundError:
+        raise FileError("no-file", f"no such file: {str(path)!r}", str(path), "check it") from None
+    except (OSError, ValueError) as error:
+        raise FileError(
+            "unreadable",
+            f"cannot read {str(path)!r} as a table: {str(error).splitlines()[0]}",
+            str(path),
+            f"give a table with {LAYOUT}",
+        ) from error
+    texts = [columns[n] for n, dtype in enumerate(frame.dtypes) if dtype.kind not in "iufb"]
+    if texts or not frame.shape[1]:
+        raise InputError(
+            "not-numeric",
+            f"{len(texts):,} of {frame.shape[1]:,} columns hold something else than numbers: {listed(texts)}",
+            str(path),
+            f"leave only counts, with {LAYOUT}",
+        )
+    _refuse_no_header(path, columns)
+    rows = list(frame.index)
+    _refuse_twice(path, columns, "column")
+    _refuse_twice(path, rows, "row")
+    values = frame.to_numpy(np.float64)
+    obs, var = (
+        pd.DataFrame(index=pd.Index(n, dtype=object)) for n in ((rows, columns) if by_cell else (columns, rows))
+    )
+    return anndata.AnnData(csr_matrix(values if by_cell else values.T), obs, var)
+
+
+def _table(path: Path, separator: str) -> tuple[list[str], pd.DataFrame]:
+    # pandas makes numbers of names (007), nothing of NA, and x.1 of a second x: it is given none to read
+    top = pd.read_csv(path, sep=separator, header=None, nrows=1, dtype=str, keep_default_na=False)
+    header = [str(name) for name in top.iloc[0]]
+    by_row = pd.read_csv(path, sep=separator, nrows=1).index  # one that counts, unless rows are longer than the first
+    longer = 0 if isinstance(by_row, pd.RangeIndex) else by_row.nlevels
+    if longer > 1 or (longer and not header[0]):
+        raise ValueError(f"the first row has {len(header):,} values and the second {len(header) + longer:,}")
+    columns = header if longer else header[1:]  # R names no corner
+    frame = pd.read_csv(path, sep=separator, header=0, names=range(len(columns) + 1), converters={0: str})
+    return columns, frame.set_index(0)
+
+
+def _refuse_no_header(path: Path, columns: list[str]) -> None:
+    if not all(_is_number(name) for name in columns):
+        return
+    if len(set(columns)) < len(columns):  # no names: the counts of the first gene, or cell
+        raise InputError(
+            "no-header",
+            f"the first row holds numbers, some of them twice, and no names: {listed(columns)}",
+            str(path),
+            f"give a table with {LAYOUT}",
+        )
+    logger.warning("warning: the first row of %s holds numbers, which are taken as names: %s", path, listed(columns))
+
+
+def _is_number(name: str) -> bool:
+    try:
+        float(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _refuse_twice(path: Path, names: list[str], what: str) -> None:
+    index = pd.Index(names, dtype=object)
+    if twice := list(index[index.duplicated()].unique()):
+        raise InputError(
+            "duplicate-names",
+            f"{len(twice):,} names stand for more than one {what}: {listed(twice)}",
+            str(path),
+            f"give each {what} a name of its own",
+        )

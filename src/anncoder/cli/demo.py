@@ -1,0 +1,104 @@
+"""``anncoder demo``: train, embed, denoise, cluster and draw 700 real blood cells."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import anndata
+import h5py
+import pandas as pd
+import typer
+from anndata.io import read_elem
+
+from anncoder.cli.train import TrainRequest, run_train
+from anncoder.errors import FileError
+from anncoder.io.atomic import atomic_path, writable_folder
+from anncoder.io.h5ad_write import read_input, write_output
+from anncoder.models.base import Autoencoder
+from anncoder.training.progress import announce
+
+LABELS = "bulk_labels"
+GENES = ("CD3D", "CD3E")  # two parts of one receptor: T cells have both, whatever was counted
+# 700 cells are five minibatches of the default 128, and ten cell types need no more units
+SETTINGS = ("n_latent=10", "batch_size=64", "learning_rate=0.003")
+
+
+def run_demo(folder: Path, *, seed: int, threads: int | None) -> None:
+    """Check, train, embed, denoise, cluster, lay out and draw 700 blood cells with published labels."""
+    from anncoder.datasets import pbmc68k_counts
+    from anncoder.models.base import load
+
+    began = time.perf_counter()
+    if not folder.exists():
+        folder.mkdir(parents=True)
+    writable_folder(folder)
+    counts, output, cells = folder / "demo_counts.h5ad", folder / "demo.h5ad", pbmc68k_counts()
+    for path in (counts, output):
+        _refuse_others(path, cells.var_names)
+    write_output(cells, counts, wrote=())
+    flags = {"seed": seed} | ({} if threads is None else {"threads": threads})
+    run_train(TrainRequest(data=[counts], output=output, settings=SETTINGS, flags=flags, denoise=True, labels=LABELS))
+    adata = read_input(output)
+    lay_out(adata, seed=seed)
+    write_output(adata, output, wrote=("obsm/X_ae",))
+    draw(adata, load(output.with_suffix(".anncoder") / "model"), folder)
+    announce(
+        f"demo_counts.h5ad, demo.h5ad, demo.anncoder/ and three pictures are in {folder.resolve()} "
+        f"({time.perf_counter() - began:.0f} s)"
+    )
+
+
+def _refuse_others(path: Path, genes: pd.Index) -> None:
+    # a demo may be run again, but a file of this name that has other genes is not one's
+    try:
+        with h5py.File(path, "r") as file:
+            ours = read_elem(file["var"]).index.equals(genes)
+    except FileNotFoundError:
+        return
+    except (OSError, KeyError, TypeError, ValueError, AttributeError):
+        ours = False
+    if not ours:
+        raise FileError(
+            "not-ours",
+            f"{str(path)!r} exists and was not written by anncoder demo",
+            str(path),
+            "choose another folder (-o), or move it away first",
+        )
+
+
+def lay_out(adata: anndata.AnnData, *, seed: int) -> None:
+    """Add Leiden clusters and a UMAP of the latent, and a UMAP of PCA of the same width, with scanpy."""
+    import scanpy as sc
+
+    logs = anndata.AnnData(adata.X.copy())
+    sc.pp.normalize_total(logs)
+    sc.pp.log1p(logs)
+    sc.pp.pca(logs, n_comps=adata.obsm["X_ae"].shape[1], random_state=seed)
+    adata.obsm["X_pca"] = logs.obsm["X_pca"]
+    for name in ("pca", "ae"):
+        sc.pp.neighbors(adata, use_rep=f"X_{name}", key_added=f"{name}_graph", random_state=seed)
+        sc.tl.umap(adata, neighbors_key=f"{name}_graph", key_added=f"X_umap_{name}", random_state=seed)
+    sc.tl.leiden(
+        adata, 0.5, neighbors_key="ae_graph", flavor="igraph", n_iterations=2, directed=False, random_state=seed
+    )
+
+
+def draw(adata: anndata.AnnData, model: Autoencoder, folder: Path) -> None:
+    """Draw the training curve, the latent beside PCA, and a gene pair before and after."""
+    from matplotlib import pyplot as plt
+
+    from anncoder import pl
+
+    plt.switch_backend("agg")  # a command needs no window, and may have no display
+    panels = {"autoencoder, UMAP of the latent": "X_umap_ae", "UMAP of as many principal components": "X_umap_pca"}
+    figures = {
+        "demo_training.png": pl.history(model).figure,
+        "demo_umap.png": pl.embeddings(adata, panels, color=LABELS)[0].figure,
+        "demo_genes.png": pl.gene_pair(adata, *GENES, color=LABELS)[0].figure,
+    }
+    for name, figure in figures.items():
+        with atomic_path(folder / name) as temporary:
+            figure.savefig(temporary, dpi=150)
+        plt.close(figure)
+        typer.echo(f"drew {folder / name}")

@@ -1,0 +1,115 @@
+"""``anncoder check``, ``evaluate``, ``info`` and ``config``: commands that look and print."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import typer
+import yaml
+
+from anncoder.cli.exit import in_options
+from anncoder.cli.run_folder import write_json
+from anncoder.cli.settings import parse_assignments, set_in
+from anncoder.config import Settings, TrainingConfig, split_settings
+from anncoder.data.check import check
+from anncoder.data.stores import paths_of
+from anncoder.evaluation.comparison import Evaluation, evaluate
+from anncoder.io.model_folder import read_stored
+from anncoder.io.output_paths import refuse_output
+from anncoder.models import find
+from anncoder.models.base import load
+
+
+def run_check(data: list[Path], *, layer: str | None, counts: bool, as_json: bool) -> None:
+    """Print what files hold; raise the first problem of the first on which a model cannot be trained."""
+    paths = paths_of(list(data))
+    reports = [check(path, layer=layer, counts=counts) for path in paths]
+    if as_json:
+        found: Any = [{"file": str(path)} | report.to_dict() for path, report in zip(paths, reports, strict=True)]
+        typer.echo(json.dumps(found if len(paths) > 1 else found[0], indent=2, allow_nan=False))
+    else:
+        heads = [f"{path}: " if len(paths) > 1 else "" for path in paths]
+        texts = [f"{head}{in_options(str(report))}" for head, report in zip(heads, reports, strict=True)]
+        typer.echo("\n\n".join(texts))
+    for report in reports:
+        report.raise_if_bad()
+
+
+def run_evaluate(
+    model: Path,
+    data: list[Path],
+    *,
+    labels: str | None,
+    layer: str | None,
+    output: Path,
+    allow_missing: float,
+    guard: bool,
+    seed: int,
+) -> None:
+    """Print the table and write it to a JSON file."""
+    refuse_output(output, suffix=".json")
+    fitted = load(model)
+    found = evaluate(
+        fitted, list(data), labels=labels, layer=layer, allow_missing=allow_missing, guard=guard, seed=seed
+    )
+    print_evaluation(found)
+    write_json(output, found.to_dict())
+
+
+def print_evaluation(found: Evaluation) -> None:
+    """Print a table with its legend."""
+    typer.echo(f"{found.n_obs:,} cells" + (f", labels: {found.labels}" if found.labels else ""))
+    typer.echo(str(found))
+    typer.echo("lower is better: heldout_nll (nats a cell), reconstruction_mse, invented_correlations")
+    typer.echo("higher is better: the others")
+
+
+def run_info(model: Path, *, as_json: bool) -> None:
+    """Print what a saved model is."""
+    fitted, stored = load(model), read_stored(model)
+    assert fitted.network_ is not None
+    known = {
+        "model": fitted.name,
+        "n_genes": len(stored.genes),
+        "genes": stored.genes[:5],
+        "n_parameters": sum(parameter.numel() for parameter in fitted.network_.parameters()),
+        "hyperparameters": stored.config.hyperparameters,
+        "training": stored.config.training,
+        "layer": fitted.layer_,
+        "batches": fitted.batches_,
+        "library_size": fitted.library_size_,
+        "epochs": len(fitted.history_),
+        "best_epoch": fitted.best_epoch_ + 1,
+        "stopped": fitted.stopped_,
+        "versions": stored.manifest["versions"],
+        "files": stored.manifest["files"],
+    }
+    typer.echo(
+        json.dumps(known, indent=2) if as_json else yaml.safe_dump(known, sort_keys=False, allow_unicode=True).strip()
+    )
+
+
+def run_config(model: str, assignments: tuple[str, ...]) -> None:
+    """Print every setting of a model as YAML, with what it means."""
+    config_class = find(model, where="--model").config_class
+    values = parse_assignments(assignments)
+    hyper, training = split_settings(values, config_class, where="--set")
+    with set_in({"--set": values}):
+        settings_of_model = config_class(**hyper)
+        sections = (
+            ("hyper-parameters", settings_of_model),
+            ("training", TrainingConfig(**training).with_defaults_of(settings_of_model)),
+        )
+    typer.echo(f"model: {model}")
+    for title, settings in sections:
+        print_settings(title, settings)
+
+
+def print_settings(title: str, settings: Settings) -> None:
+    """Print settings as YAML, each with its description."""
+    typer.echo(f"\n# {title}")
+    for name, value in settings.model_dump(mode="json").items():
+        text = yaml.safe_dump([value], default_flow_style=True, width=10**6).strip()[1:-1]
+        typer.echo(f"{name}: {text}  # {type(settings).model_fields[name].description}")

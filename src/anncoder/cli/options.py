@@ -1,0 +1,86 @@
+"""Options that several commands share: input, output, layer, key, seed, model name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from anncoder.models import names
+
+# spelt out, for --help must not wait for pydantic; a test holds them to anncoder.config.TrainingConfig
+LAST_SEED, MOST_THREADS = 2**32 - 1, 1024
+
+# readable=False, here and in the commands: that a file cannot be read has an exit code of its own; it is no wrong usage
+Inputs = Annotated[
+    list[Path],
+    typer.Argument(
+        help="An .h5ad file or .zarr folder of any size, several, or a quoted glob.", show_default=False, readable=False
+    ),
+]
+ModelFolder = Annotated[
+    Path, typer.Argument(help="A saved model: the folder of --save, or RUN.anncoder/model.", readable=False)
+]
+
+
+def _named(text: str) -> Path:
+    if not text:  # a variable of the shell that is not set; as a path it would be the current folder
+        raise typer.BadParameter("no output was named")
+    return Path(text)
+
+
+Output = Annotated[
+    Path,
+    typer.Option(
+        "--output",
+        "-o",
+        help="The .h5ad file to write.",
+        show_default=False,
+        readable=False,
+        parser=_named,
+        metavar="<path>",
+    ),
+]
+Outputs = Annotated[
+    Path,
+    typer.Option(
+        "--output",
+        "-o",
+        help="The .h5ad file to write; or, of one input or several, a folder, in which each keeps its name.",
+        show_default=False,
+        readable=False,
+        parser=_named,
+        metavar="<path>",
+    ),
+]
+Layer = Annotated[str | None, typer.Option(help="Layer that holds the counts; X if not given.")]
+Key = Annotated[str, typer.Option(help="Name of the results: obsm['X_KEY'], uns['KEY'], layers['KEY_denoised'].")]
+InPlace = Annotated[bool, typer.Option("--in-place", help="Let the output replace the input.")]
+DropEmpty = Annotated[bool, typer.Option("--drop-empty-cells", help="Leave out cells without any count.")]
+AllowMissing = Annotated[float, typer.Option(help="Share of the model's genes that may be missing.")]
+Resume = Annotated[
+    bool | None,
+    typer.Option(
+        "--resume/--no-resume",
+        help="Go on with the unfinished run of this output and refuse another one, or start anew; by default go on "
+        "if settings and data are the same.",
+        show_default=False,
+    ),
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and errors.")]
+MODELS = f"One of {', '.join(names())}."
+Seed = Annotated[int, typer.Option(min=0, max=LAST_SEED, help="Start of every random stream.")]
+GivenSeed = Annotated[
+    int | None, typer.Option(min=0, max=LAST_SEED, help="Start of every random stream; 0 if not given.")
+]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="key=value, any number of times; keys: anncoder config (--simulate).")
+]
+DemoFolder = Annotated[
+    Path,
+    typer.Option(
+        "--outdir", "-o", help="Folder for demo_counts.h5ad, demo.h5ad, demo.anncoder/, demo_*.png.", readable=False
+    ),
+]

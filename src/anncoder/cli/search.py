@@ -1,0 +1,130 @@
+"""``anncoder search``: random hyper-parameter trials, then the best of them trained."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import typer
+
+from anncoder.cli.settings import parse_assignments, read_yaml
+from anncoder.cli.train import TrainRequest, checked_input, make_plan, run_train
+from anncoder.config import TrainingConfig, split_settings
+from anncoder.errors import ConfigError
+from anncoder.evaluation.search import Space, Trial, checked_space, draw, search
+from anncoder.io.atomic import locked, same_file
+from anncoder.io.h5ad_write import read_input
+from anncoder.io.output_paths import refuse_output
+from anncoder.models import find
+
+# what one set of settings may be refused for, and another not
+OF_ONE_TRIAL = ("bad-value", "latent-too-wide", "few-cells", "batches-unused", "no-batch-key")
+
+
+class SearchRequest(NamedTuple):
+    """What was asked for on the command line."""
+
+    data: Path
+    output: Path
+    model: str | None = None
+    space: Path | None = None
+    n_trials: int = 20
+    settings: tuple[str, ...] = ()
+    layer: str | None = None
+    seed: int | None = None
+    labels: str | None = None
+
+
+def run_search(request: SearchRequest) -> None:
+    """Try, say how each did, and train the winner; a search that was stopped goes on where it was."""
+    refuse_output(request.output)
+    if same_file(request.data, request.output):
+        raise ConfigError(
+            "output-is-input",
+            "the output is the input",
+            str(request.output),
+            "choose another name: a search goes on with the same input, and never replaces it",
+        )
+    journal = request.output.with_suffix(".search.jsonl")
+    with locked(journal):  # of two searches each would take the other's trials for its own
+        _search_and_train(request, journal)
+
+
+def _search_and_train(request: SearchRequest, journal: Path) -> None:
+    model, seed, shared = _asked(request)
+    space = checked_space(model, None if request.space is None else read_yaml(request.space))
+    _refuse_winner(request, model, seed, shared, space)
+    adata = read_input(request.data)
+    try:
+        trials = search(
+            adata,
+            model,
+            space=space,
+            n_trials=request.n_trials,
+            layer=request.layer,
+            seed=seed,
+            journal=journal,
+            report=_say,
+            **shared,
+        )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("interrupted; the same command again goes on after the last whole trial") from None
+    best = trials[0]
+    if best.heldout_nll is None:
+        raise ConfigError(
+            "no-trial",
+            f"none of {len(trials)} trials could be fitted; the last: {trials[-1].problem}",
+            "--space",
+            "widen the space, or lower the learning rates in it",
+        )
+    typer.echo(f"best: trial {best.number + 1}, {json.dumps(best.settings)}")
+    run_train(_winner(request, model, seed, shared | best.settings))
+
+
+def _winner(request: SearchRequest, model: str, seed: Any, settings: dict[str, Any]) -> TrainRequest:
+    return TrainRequest(
+        data=[request.data],
+        output=request.output,
+        model=model,
+        settings=tuple(f"{name}={json.dumps(value)}" for name, value in settings.items()),
+        flags={"seed": seed},
+        layer=request.layer,
+        labels=request.labels,
+    )
+
+
+def _refuse_winner(request: SearchRequest, model: str, seed: Any, shared: dict[str, Any], space: Space) -> None:
+    # what the training after the trials would refuse is refused before them, of the first that can be fitted
+    first: ConfigError | None = None
+    for number in range(request.n_trials):
+        winner = _winner(request, model, seed, shared | draw(space, seed, number))
+        try:
+            checked_input(winner, make_plan(winner))
+        except ConfigError as error:
+            if error.code not in OF_ONE_TRIAL:
+                raise
+            first = first or error
+        else:
+            return
+    if first is not None:
+        raise first
+
+
+def _asked(request: SearchRequest) -> tuple[str, Any, dict[str, Any]]:
+    # the model, the seed, and the settings that all trials share; an option beats --set, as in train
+    shared = parse_assignments(request.settings)
+    if "layer" in shared:
+        raise ConfigError("bad-value", "layer is no setting", "--set", "say --layer")
+    model, seed = shared.pop("model", "count"), shared.pop("seed", 0)
+    model, seed = str(request.model or model), seed if request.seed is None else request.seed
+    split_settings(shared, find(model).config_class, where="--set")
+    TrainingConfig.refuse_value("seed", seed)
+    return model, seed, shared
+
+
+def _say(trial: Trial) -> None:
+    score = math.nan if trial.heldout_nll is None else trial.heldout_nll
+    how = trial.problem or f"{trial.epochs} epochs, {trial.seconds:.0f} s"
+    typer.echo(f"trial {trial.number + 1:>3}: {score:9.3f} nats a cell  {json.dumps(trial.settings)}  ({how})")

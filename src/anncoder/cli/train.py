@@ -1,0 +1,282 @@
+"""``anncoder train``: h5ad in, h5ad plus latent out, and a run folder beside it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from anncoder.cli.exit import signals
+from anncoder.cli.inspect import print_evaluation
+from anncoder.cli.run_folder import (
+    HISTORY,
+    LOG,
+    METRICS,
+    MODEL,
+    SETTINGS,
+    UNFINISHED,
+    forget_previous,
+    logged,
+    new_run_folder,
+    older_kept,
+    output_name,
+    refuse_run_folder,
+    run_folder,
+    set_aside,
+    write_json,
+    write_text,
+)
+from anncoder.cli.settings import parse_assignments, read_yaml, set_in
+from anncoder.config import TrainingConfig, given, split_settings
+from anncoder.data.sources import DiskSource, open_source
+from anncoder.data.stores import open_shards
+from anncoder.device import choose_device, threads_set
+from anncoder.errors import ConfigError, DivergenceError, InputError
+from anncoder.evaluation.comparison import evaluate
+from anncoder.io.atomic import atomic_path, locked
+from anncoder.io.model_folder import refuse_target, versions
+from anncoder.models import find
+from anncoder.models.base import Autoencoder
+from anncoder.tl.files import Files, OutputSpec, leave_out_empty, natural_scale, open_files_for, write_results
+from anncoder.tl.slots import next_step
+from anncoder.training.checkpoint import Checkpoint, forget, kept_until
+from anncoder.training.distributed import processes
+from anncoder.training.prepare import batches_in, refuse_few_cells, refuse_width, split_cells
+from anncoder.training.progress import announce
+
+logger = logging.getLogger("anncoder")
+
+SCHEMA = 1
+EVALUATED = 5000  # cells at most: enough for the comparison with PCA, and over in seconds
+
+
+class TrainRequest(NamedTuple):
+    """What was asked for on the command line."""
+
+    data: list[Path]
+    output: Path
+    model: str | None = None
+    config: Path | None = None
+    settings: tuple[str, ...] = ()
+    flags: dict[str, Any] = {}  # noqa: RUF012 - a NamedTuple's default, never changed
+    layer: str | None = None
+    key: str = "ae"
+    denoise: bool = False
+    save: Path | None = None
+    labels: str | None = None
+    evaluation: bool = True
+    in_place: bool = False
+    drop_empty_cells: bool = False
+    resume: bool | None = None
+    progress: bool | None = None
+    quiet: bool = False
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """Where the state of training is kept; processes that torchrun starts again always go on."""
+        restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+        resume = None if restarted and not self.resume else self.resume
+        return Checkpoint(run_folder(self.output), resume, remove=False)
+
+
+class TrainPlan(NamedTuple):
+    """What will be done: the model, unfitted, and the settings of its fit."""
+
+    model: Autoencoder
+    training: TrainingConfig
+
+    def resolved(self) -> dict[str, Any]:
+        """Return every setting, as a configuration file that gives this run again."""
+        settings = self.model.config.model_dump(mode="json") | self.training.model_dump(mode="json")
+        return {"model": self.model.name, **settings}
+
+
+def run_train(request: TrainRequest) -> None:
+    """Check, train, embed, write, compare; the run folder has what a later reader of the result may ask for.
+
+    Of several processes (``torchrun``) all train, and the first does the rest.
+    """
+    plan = make_plan(request)
+    with processes(plan.training.device) as share:
+        if share.rank == 0:
+            _train_and_write(request, plan)
+        else:
+            shards: Any = open_shards(list(request.data), request.layer)
+            if request.drop_empty_cells:
+                leave_out_empty(shards)
+            settings = plan.training.model_dump()
+            plan.model.fit(shards, layer=request.layer, progress=False, checkpoint=request.checkpoint, **settings)
+
+
+def _train_and_write(request: TrainRequest, plan: TrainPlan) -> None:
+    files, source = checked_input(request, plan)
+    with locked(run_folder(request.output)), threads_set(plan.training.threads):
+        folder = new_run_folder(request.output)
+        with older_kept(folder), logged(folder / LOG):
+            write_text(folder / SETTINGS, yaml.safe_dump(plan.resolved(), sort_keys=False))
+            began = time.perf_counter()
+            model = _fit(source, plan, request, folder)
+            with signals.held():
+                set_aside(folder)
+                _save(model, folder)
+                write_results(model, source, files.outputs, _wanted(request, model), together=True)
+                forget_previous(folder)
+                metrics = {
+                    "output": output_name(request.output),
+                    **_metrics(source, model, time.perf_counter() - began),
+                }
+                write_json(folder / METRICS, metrics)
+                forget(folder)
+                if request.save is not None:  # last: if it fails, outputs and their model stand
+                    model.save(request.save)
+            write_json(folder / METRICS, {**metrics, "evaluation": _evaluate(source, model, request)})
+            for shard, path in zip(*files, strict=True):
+                announce(f"{path}: {next_step(request.key, shard.n_obs, model.config.width)}")
+            announce(f"model, history, metrics and log: {folder}")
+
+
+def make_plan(request: TrainRequest) -> TrainPlan:
+    """Put the configuration together: file, then ``--set``, then flags; each beats the one before.
+
+    Raises
+    ------
+    ConfigError
+        An unknown key or model (the nearest known one is named), or a value out of range.
+    """
+    sources = {
+        str(request.config): {} if request.config is None else read_yaml(request.config),
+        "--set": parse_assignments(request.settings),
+        "options": request.flags,
+    }
+    named = [values.pop("model", None) for values in sources.values()]
+    name = str(request.model or named[1] or named[0] or "count")
+    model_class = find(name)
+    hyper: dict[str, Any] = {}
+    training: dict[str, Any] = {}
+    for where, values in sources.items():
+        ours, rest = split_settings(values, model_class.config_class, where=where)
+        hyper |= ours
+        training |= rest
+    with set_in(sources):
+        model = model_class(**hyper)
+        return TrainPlan(model, TrainingConfig(**training).with_defaults_of(model.config))
+
+
+def checked_input(request: TrainRequest, plan: TrainPlan) -> tuple[Files, DiskSource]:
+    """Open the input; all that can be refused is refused here, before the run folder is made and hours are spent."""
+    refuse_run_folder(request.output)
+    _refuse_save(request)
+    choose_device(plan.training.device)
+    model, data = plan.model, list(request.data)
+    files = open_files_for(
+        model,
+        data,
+        request.output,
+        _wanted(request, model),
+        request.layer,
+        in_place=request.in_place,
+        drop_empty=request.drop_empty_cells,
+    )
+    shards: Any = files.shards
+    source = open_source(shards, request.layer, counts=model.reads_counts, integers=model.config.integers)
+    assert isinstance(source, DiskSource)
+    for problem in source.warnings:
+        logger.warning("warning: %s [%s]", problem.what, problem.code)
+    refuse_width(model.config, len(source.var_names))
+    split = split_cells(source.n_obs, source.column, plan.training)
+    refuse_few_cells(model.config, given(plan.training.batch_size), len(split.train))
+    if request.labels is not None:
+        for shard in files.shards:
+            shard.refuse_no_column(request.labels, what="--labels")
+    if plan.training.batch_key is not None:
+        batches_in(source, plan.training.batch_key)
+    if model.config.fits_slot is not None:
+        source.coordinates(model.config.fits_slot)
+    return files, source
+
+
+def _wanted(request: TrainRequest, model: Autoencoder) -> OutputSpec:
+    return OutputSpec(request.key, scale=natural_scale(model) if request.denoise else None)
+
+
+def _refuse_save(request: TrainRequest) -> None:
+    if request.save is None:
+        return
+    # not Path.resolve, which does not take a link that leads back to itself
+    others = {os.path.realpath(path) for path in (request.output, run_folder(request.output))}
+    if os.path.realpath(request.save) in others:
+        raise ConfigError(
+            "bad-output",
+            f"the model cannot be saved as {str(request.save)!r}: other results stand there",
+            "--save",
+            "choose another name, or none: the run folder has the model in any case",
+        )
+    refuse_target(request.save)
+
+
+def _fit(source: DiskSource, plan: TrainPlan, request: TrainRequest, folder: Path) -> Autoencoder:
+    model, training = plan.model, plan.training.model_dump()
+    try:
+        with signals.asked() as stops:
+            kept = request.checkpoint._replace(stops=stops)
+            model.fit(source, layer=request.layer, progress=request.progress, checkpoint=kept, **training)
+    except DivergenceError:
+        forget(folder)  # it would diverge again
+        if len(model.history_):  # the last good weights are worth keeping
+            set_aside(folder)
+            _save(model, folder)
+        raise
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(f"{stop}{_how_to_go_on(folder)}") from None
+    if model.stopped_ == "interrupted":  # under the name of the output it would be taken for a result
+        part = folder / UNFINISHED
+        with signals.held(f"the model until then is in {part}, no output was written{_how_to_go_on(folder)}"):
+            part.mkdir(exist_ok=True)
+            _save(model, part)
+        raise KeyboardInterrupt(signals.message)
+    return model
+
+
+def _how_to_go_on(folder: Path) -> str:
+    place = kept_until(folder)
+    return f"; the same command again goes on after {place}" if place else ""
+
+
+def _save(model: Autoencoder, folder: Path) -> None:
+    model.save(folder / MODEL)
+    with atomic_path(folder / HISTORY) as temporary:
+        model.history_.to_csv(temporary, index=False)
+
+
+def _evaluate(source: DiskSource, model: Autoencoder, request: TrainRequest) -> dict[str, Any] | None:
+    if not request.evaluation:
+        return None
+    try:
+        found = evaluate(model, source, labels=request.labels, max_cells=EVALUATED, seed=model.training_.seed)
+    except InputError as error:  # too few cells to compare: the results stand without it
+        logger.warning("not compared with PCA: %s", error.what)
+        return None
+    if not request.quiet:
+        print_evaluation(found)
+    return found.to_dict()
+
+
+def _metrics(source: DiskSource, model: Autoencoder, seconds: float) -> dict[str, Any]:
+    best = model.history_.iloc[model.best_epoch_]
+    return {
+        "schema": SCHEMA,
+        "model": model.name,
+        "n_obs": source.n_obs,
+        "n_vars": len(source.var_names),
+        "epochs": len(model.history_),
+        "best_epoch": model.best_epoch_ + 1,
+        "stopped": model.stopped_,
+        "seconds": round(seconds, 2),
+        "losses": {name: float(value) for name, value in best.items() if str(name).startswith(("train_", "valid_"))},
+        "evaluation": None,
+        "versions": versions(),
+    }

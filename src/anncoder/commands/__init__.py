@@ -1,1 +1,0 @@
-"""What the commands do; :mod:`anncoder.cli` says how they are called."""

@@ -1,0 +1,321 @@
+"""Input check before training: everything wrong with a count matrix, as a report.
+
+The whole matrix is read once (:mod:`anncoder.data.matrix.scan`), every problem is collected, and each says what is
+wrong, where, and what to do (:mod:`anncoder.data.matrix.problems`). Nothing of the user's is changed. Training runs
+:func:`check` first.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from anncoder.data.adata import resolve_layer
+from anncoder.data.matrix.kind import KINDS, SAMPLED_CELLS, Traits, evenly, traits
+from anncoder.data.matrix.problems import Judged, Location, Problem, judge, quoted, raise_first, use
+from anncoder.data.store import Names, Shard, slot_name, slots_of
+from anncoder.data.stores import open_shards
+from anncoder.errors import InputError, listed
+
+__all__ = ["Problem", "Report", "check", "check_matrix", "raise_first"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What :func:`check` found; printing it shows everything.
+
+    Attributes
+    ----------
+    n_obs, n_vars, n_stored
+        Shape of the matrix, and how many values were read: the stored ones of a sparse matrix.
+    where
+        The slot that was checked: ``"X"``, ``"layers['counts']"``.
+    table
+        By slot, the checked one first: its kind, extremes and share of non-zero values. Those of the other
+        slots come from a sample of their cells.
+    problems
+        All of them, errors first.
+    seconds
+        How long it took.
+    """
+
+    n_obs: int
+    n_vars: int
+    n_stored: int
+    where: str
+    table: dict[str, Traits]
+    problems: tuple[Problem, ...]
+    seconds: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is no error; there may be warnings."""
+        return all(problem.severity != "error" for problem in self.problems)
+
+    @property
+    def kind(self) -> str:
+        """What the checked matrix is: "counts", "cpm", "log1p", "scaled", "expression" or "unknown"."""
+        return self.table[self.where].kind
+
+    @property
+    def slots(self) -> dict[str, str]:
+        """What each slot is, by its name: ``{"X": "log1p", "layers['counts']": "counts"}``."""
+        return {slot: row.kind for slot, row in self.table.items()}
+
+    @property
+    def counts_in(self) -> tuple[str, ...]:
+        """The slots that hold counts."""
+        return _holders(self.table)
+
+    def raise_if_bad(self) -> None:
+        """Raise the first error, if there is one, as an InputError that mentions the others."""
+        raise_first(self.problems)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return the problems as a table, one a row."""
+        return pd.DataFrame(self.problems, columns=list(Problem._fields))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as dictionaries, lists, texts and numbers."""
+        return {
+            "n_obs": self.n_obs,
+            "n_vars": self.n_vars,
+            "n_stored": self.n_stored,
+            "where": self.where,
+            "kind": self.kind,
+            "ok": self.ok,
+            "counts_in": list(self.counts_in),
+            "slots": {slot: row._asdict() for slot, row in self.table.items()},
+            "problems": [problem._asdict() for problem in self.problems],
+            "seconds": self.seconds,
+        }
+
+    def to_json(self) -> str:
+        """Return everything as JSON."""
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False)
+
+    def __str__(self) -> str:
+        head = (
+            f"{self.n_obs:,} cells x {self.n_vars:,} genes; {self.where}: {KINDS[self.kind]}; "
+            f"{'ready' if self.ok else 'not usable as it is'} "
+            f"({self.n_stored:,} values read in {self.seconds:.2g} s)"
+        )
+        return "\n".join([head, "", *_table_lines(self.table), *map(_paragraph, self.problems)])
+
+
+def check(
+    data: AnnData | str | Path, *, layer: str | None = None, counts: bool = True, integers: bool = True
+) -> Report:
+    """Read a whole matrix of an AnnData and report everything that is wrong with it.
+
+    The matrix that will be used is read completely; what the other slots are is told from at most 2,000
+    evenly spaced cells of each. Nothing is changed. A file, or a backed AnnData, is read a block at a time.
+
+    Parameters
+    ----------
+    data
+        Cells x genes: an AnnData, which may be a view, or the path of an ``.h5ad`` file or ``.zarr`` folder.
+    layer
+        The layer that will be used; None and ``"X"`` are ``X``.
+    counts
+        The matrix must hold raw counts, as the count models need. If False, it may hold any finite values.
+    integers
+        Counts must be integers; corrected and expected counts are not.
+
+    Raises
+    ------
+    FileError
+        The file cannot be read.
+    InputError
+        There is no such layer, or "X" may be either. Every other problem is collected in the report; see
+        :meth:`Report.raise_if_bad`.
+    """
+    start = time.perf_counter()
+    shards = open_shards(data, layer)
+    if shards is not None:
+        return check_shard(shards[0], counts=counts, integers=integers)
+    assert isinstance(data, AnnData)
+    layer = resolve_layer(layer, data.layers)
+    where = slot_name(layer)
+    others = dict(_other_slots(data, where))
+    matrix = data.X if layer is None else data.layers.get(layer)
+    if matrix is None:
+        raise _missing(data, layer, others)
+    location = Location(where, data.obs_names, data.var_names, counts, _holders(others), integers)
+    judged = judge(matrix, location, logged="log1p" in data.uns)
+    return _report(data.shape, where, judged, others, start)
+
+
+def check_shard(shard: Shard, *, counts: bool = True, integers: bool = True) -> Report:
+    """Return what :func:`check` says of a file that is open."""
+    start = time.perf_counter()
+    with shard.errors():
+        logged = shard.logged
+        slots = ((slot, matrix) for slot, matrix in shard.slots() if slot != shard.slot)
+        others = {slot: traits(matrix, logged=logged) for slot, matrix in slots}
+        location = Location(shard.slot, Names(shard), shard.var_names, counts, _holders(others), integers)
+        judged = judge(shard.matrix, location, logged=logged)
+    return _report(shard.matrix.shape, shard.slot, judged, others, start)
+
+
+def problems_of(shard: Shard, *, counts: bool = True, integers: bool = True) -> tuple[Problem, ...]:
+    """Return what is wrong with the matrix of a file; the other slots are looked at only where a remedy needs them."""
+    with shard.errors():
+        location = Location(shard.slot, Names(shard), shard.var_names, counts, integers=integers)
+        found = judge(shard.matrix, location).problems
+    if any(problem.severity == "error" for problem in found):
+        found = check_shard(shard, counts=counts, integers=integers).problems
+    # cells that were left out do not matter any more
+    return tuple(problem for problem in found if shard.rows is None or problem.code != "empty-cells")
+
+
+def that_matter(problems: Iterable[Problem], n_obs: int, to_fit: bool) -> Iterator[Problem]:
+    """Yield the problems that matter: a single cell is too few to fit, not to embed."""
+    return (p for p in problems if to_fit or n_obs == 0 or p.code != "too-few-cells")
+
+
+def refuse_bad(shards: list[Shard], *, counts: bool, to_fit: bool, integers: bool = True) -> tuple[Problem, ...]:
+    """Raise the first error in files that will be used together; return the warnings."""
+    n_obs, warnings = sum(shard.n_obs for shard in shards), []
+    for shard in shards:
+        # one file of several may have a single cell
+        matter = that_matter(problems_of(shard, counts=counts, integers=integers), n_obs, to_fit and n_obs < 2)
+        found = [problem._replace(where=f"{shard.path.name}: {problem.where}") for problem in matter]
+        raise_first(found)
+        warnings += [problem for problem in found if problem.severity == "warning"]
+    if n_obs < (2 if to_fit else 1):
+        raise InputError(
+            "too-few-cells",
+            f"a model needs at least 2 cells, this has {n_obs}",
+            ", ".join(shard.path.name for shard in shards[:3]),
+            "check the filters that ran before",
+        )
+    return tuple(warnings)
+
+
+def check_matrix(
+    matrix: Any,
+    *,
+    obs_names: Iterable[object],
+    var_names: Iterable[object],
+    where: str = "X",
+    counts: bool = True,
+    integers: bool = True,
+) -> tuple[tuple[Problem, ...], str]:
+    """Read a whole matrix; return its problems, errors first, and what kind it is.
+
+    Parameters
+    ----------
+    matrix
+        CSR, CSC or dense, (n_obs, n_vars). Not changed.
+    obs_names, var_names
+        Names of the cells, (n_obs,), and of the genes, (n_vars,).
+    where
+        How messages call the matrix.
+    counts
+        It must hold raw counts; if False, any finite values.
+    integers
+        Counts must be integers.
+    """
+    judged = judge(matrix, Location(where, pd.Index(obs_names), pd.Index(var_names), counts, integers=integers))
+    return judged.problems, judged.traits.kind
+
+
+def refuse_empty(sizes: Any, names: Callable[[Any], pd.Index], where: str) -> None:
+    """Raise an InputError if cells have no count in any of the model's genes.
+
+    ``sizes`` are their totals, (n_obs,), and ``names`` gives the names of some of them.
+    """
+    empty = np.flatnonzero(sizes == 0)
+    if len(empty):
+        what = f"{len(empty):,} cells have no count in any of the model's genes: {listed(names(empty))}"
+        # a filter of all genes would keep a cell whose counts are in genes that the model does not know
+        known = f"adata[:, adata.var_names.isin(model.var_names_)].{where.rsplit(': ', 1)[-1]}"
+        remedy = f"remove them: adata = adata[np.ravel({known}.sum(axis=1)) > 0].copy(), or --drop-empty-cells"
+        raise InputError("empty-cells", what, where, remedy)
+
+
+def _report(shape: tuple[int, ...], where: str, judged: Judged, others: dict[str, Traits], start: float) -> Report:
+    return Report(
+        n_obs=shape[0],
+        n_vars=shape[1],
+        n_stored=judged.n_stored,
+        where=where,
+        table={where: judged.traits, **others},
+        problems=judged.problems,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _other_slots(adata: AnnData, checked: str) -> Iterator[tuple[str, Traits]]:
+    """Yield name and traits of every slot of the shape of a count matrix but the checked one."""
+    if adata.is_view and not adata.isbacked:
+        # each slot of a view is a copy when it is touched: copy only the cells that are looked at (a view of a backed
+        # AnnData has no views of its own)
+        adata = adata[evenly(adata.n_obs, SAMPLED_CELLS)]
+    logged = "log1p" in adata.uns
+    for slot, matrix in _slots(adata, checked):
+        yield slot, traits(matrix, logged=logged)
+
+
+def _slots(adata: AnnData, checked: str) -> Iterator[tuple[str, Any]]:
+    on_disk = adata.isbacked and not adata.is_view
+    held = dict(slots_of(adata.file)) if on_disk else {}
+    if checked != "X" and ("X" in held if on_disk else adata.X is not None):
+        yield "X", held["X"] if on_disk else adata.X
+    for layer in adata.layers:
+        # anndata 0.13 lists X among the layers, under the name None
+        if layer is not None and (slot := slot_name(layer)) != checked:
+            yield slot, adata.layers[layer]
+    if "raw.X" in held if on_disk else adata.raw is not None:
+        yield "raw.X", held["raw.X"] if on_disk else adata.raw.X
+
+
+def _holders(table: dict[str, Traits]) -> tuple[str, ...]:
+    return tuple(slot for slot, row in table.items() if row.kind == "counts")
+
+
+def _missing(adata: AnnData, layer: str | None, others: dict[str, Traits]) -> InputError:
+    names = [quoted(name) for name in adata.layers if name is not None]
+    holders = _holders(others)
+    return InputError(
+        "missing-layer",
+        "this AnnData has no X" if layer is None else f"there is no layer {quoted(layer)}",
+        f"layers: {listed(names) if names else 'none'}",
+        use(holders[0]) if holders else "pass one of the layers, or none to use X; none holds counts",
+    )
+
+
+def _table_lines(table: dict[str, Traits]) -> list[str]:
+    rows = [("slot", "is", "min", "max", "non-zero", "cells read")]
+    rows += [
+        (
+            slot,
+            row.kind,
+            _number(row.lowest),
+            _number(row.highest),
+            f"{row.nonzero_share:.1%}",
+            f"{row.n_cells:,}",
+        )
+        for slot, row in table.items()
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.6g}"
+
+
+def _paragraph(problem: Problem) -> str:
+    return (
+        f"\n{problem.severity}: {problem.what} [{problem.code}]\n  where:  {problem.where}\n  remedy: {problem.remedy}"
+    )

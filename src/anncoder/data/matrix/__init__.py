@@ -1,0 +1,1 @@
+"""Reading, checking and describing a count matrix, in memory or on disk."""

@@ -1,0 +1,360 @@
+"""Sources of cells, in memory or on disk: opened and checked, then all used alike.
+
+AnnData in memory is read from memory; a path, several, a glob, or a backed AnnData is read from disk in blocks: what
+stays in memory of each cell is a few numbers, not its counts. Files that are no larger than one pool of the loader are
+read once and kept, which costs no more memory.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import closing
+from copy import copy
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+import anndata
+import numpy as np
+import pandas as pd
+from scipy.sparse import csr_matrix
+
+from anncoder.data.adata import coordinates_of, obs_column, read_matrix, resolve_layer, slot_label
+from anncoder.data.check import check, raise_first, refuse_bad, refuse_empty, that_matter
+from anncoder.data.genes import align
+from anncoder.data.loaders.disk import POOL_BYTES, DiskLoader, prefetched
+from anncoder.data.loaders.memory import MemoryLoader, Stored
+from anncoder.data.matrix.problems import Problem
+from anncoder.data.store import READ, Shard, n_repeated, stacked
+from anncoder.data.stores import Shards, not_as_in_fit, open_files, open_shards, refuse_twice
+from anncoder.data.summary import library_sizes
+from anncoder.device import memory_errors
+from anncoder.errors import listed
+from anncoder.types import SINGLE, Loader, Rank
+
+Data: TypeAlias = "anndata.AnnData | str | Path | list[str | Path] | Reader"
+Array = np.ndarray[Any, Any]
+FEW = 16  # where fewer than one in so many is wanted, cells are read one by one
+
+
+class PerCell(NamedTuple):
+    """What minibatches say of a cell beside its counts."""
+
+    size_factor: Array  # (n_obs,) float32
+    batch_code: Array | None = None  # (n_obs,) int64
+
+
+class Genes(NamedTuple):
+    """The genes of a model, in its order."""
+
+    names: pd.Index
+    allow_missing: float = 0.0  # share that new data may lack; taken as zero
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """Cells that something else reads, such as :class:`anncoder.IterableSource`."""
+
+    def opened(self, genes: Genes | None, *, counts: bool, to_fit: bool, integers: bool = True) -> Source:
+        """Return the cells, checked, in the order of some genes or, for None, in their own.
+
+        ``integers``: whether counts must be integers.
+        """
+        ...
+
+
+class Source(Protocol):
+    """Cells of a count matrix."""
+
+    where: str  # as messages call it
+    in_order: bool  # whether a loader without a seed gives the cells in the order of the data
+    n_obs: int
+    var_names: pd.Index  # (n_vars,)
+    sizes: Array  # (n_obs,) library sizes; ones where the values are no counts
+
+    def blocks(self, chosen: Array, step: int) -> Iterator[tuple[csr_matrix, Array]]:
+        """Yield the chosen rows, (n_obs,) bool, in order, at most ``step`` at a time, and where they are."""
+        ...
+
+    def loader(
+        self,
+        cells: PerCell,
+        chosen: Array,
+        *,
+        batch_size: int,
+        seed: int | None = None,
+        process: Rank = SINGLE,
+    ) -> Loader:
+        """Return minibatches of the chosen rows, (n_obs,) bool."""
+        ...
+
+    def names(self, rows: Array) -> pd.Index:
+        """Return the names of some cells; ``rows`` ascend."""
+        ...
+
+    def column(self, key: str, *, what: str) -> Any:
+        """Return a column of obs, (n_obs,); ``what`` asks for it, for messages."""
+        ...
+
+    def coordinates(self, key: str) -> Array:
+        """Return coordinates of the cells from obsm, (n_obs, d) float32."""
+        ...
+
+
+class MemorySource:
+    """Cells of an AnnData in memory; see :class:`Source`."""
+
+    in_order = True
+
+    def __init__(
+        self, adata: anndata.AnnData, layer: str | None, *, counts: bool, to_fit: bool, integers: bool = True
+    ) -> None:
+        report = check(adata, layer=layer, counts=counts, integers=integers)
+        raise_first(that_matter(report.problems, adata.n_obs, to_fit))
+        self.adata, self.matrix, self.where = adata, read_matrix(adata, layer), slot_label(layer)
+        self.n_obs, self.var_names = adata.n_obs, pd.Index(adata.var_names.astype(str))
+        self.sizes = library_sizes(self.matrix) if counts else np.ones(self.n_obs)
+        self._stored = Stored.of(self.matrix)  # one for all loaders
+
+    def with_matrix(self, matrix: csr_matrix, *, counts: bool) -> MemorySource:
+        """Return the same cells with another matrix, of other genes, that needs no check."""
+        other = copy(self)
+        other.matrix, other.sizes = matrix, library_sizes(matrix) if counts else np.ones(self.n_obs)
+        other._stored = Stored.of(matrix)
+        return other
+
+    def blocks(self, chosen: Array, step: int) -> Iterator[tuple[csr_matrix, Array]]:
+        """Yield the chosen rows in order."""
+        return _rows_of(self.matrix, chosen, step)
+
+    def loader(
+        self,
+        cells: PerCell,
+        chosen: Array,
+        *,
+        batch_size: int,
+        seed: int | None = None,
+        process: Rank = SINGLE,
+    ) -> Loader:
+        """Return minibatches of the chosen rows."""
+        return _in_memory(self._stored, cells, chosen, batch_size=batch_size, seed=seed, process=process)
+
+    def names(self, rows: Array) -> pd.Index:
+        """Return the names of some cells."""
+        return pd.Index(self.adata.obs_names[rows].astype(str))
+
+    def column(self, key: str, *, what: str) -> Any:
+        """Return a column of obs."""
+        return obs_column(self.adata, key, what=what)
+
+    def coordinates(self, key: str) -> Array:
+        """Return coordinates of the cells from obsm."""
+        return coordinates_of(self.adata.obsm, key)
+
+
+class DiskSource:
+    """Cells of files whose matrices were checked (:func:`anncoder.data.check.problems_of`); see :class:`Source`."""
+
+    in_order = True
+
+    def __init__(
+        self, shards: Shards, *, counts: bool, sizes: Array | None = None, warnings: tuple[Problem, ...] = ()
+    ) -> None:
+        self.warnings = warnings  # what is wrong with the files, but not so that it must not be used
+        self.shards, self.n_obs, self.var_names, self._counts = shards, shards.n_obs, shards.var_names, counts
+        names = [shard.path.name for shard in shards.shards]
+        self.where = f"{', '.join(names[:3])}{', ...' * (len(names) > 3)}: {slot_label(shards.shards[0].layer)}"
+        self._kept: csr_matrix | None = None
+        if shards.row_bytes * self.n_obs <= POOL_BYTES:
+            blocks = self.blocks(np.ones(self.n_obs, dtype=bool), READ)
+            self._kept = stacked([matrix for matrix, _ in blocks])
+        self.sizes = self._library_sizes() if sizes is None else sizes
+
+    def opened(self, genes: Genes | None, *, counts: bool, to_fit: bool, integers: bool = True) -> Source:
+        """Return these cells: they are open, and checked for the model that asks."""
+        assert counts == self._counts
+        assert genes is None or genes.names.equals(self.var_names)
+        return self
+
+    def files(self) -> Iterator[tuple[Shard, DiskSource]]:
+        """Yield each file, and its cells alone."""
+        starts, shards = self.shards.starts, self.shards.shards
+        for shard, first, last in zip(shards, starts[:-1], starts[1:], strict=True):
+            alone = Shards([shard], *self.shards.genes) if len(shards) > 1 else self.shards
+            sizes = self.sizes[first:last]
+            yield shard, self if alone is self.shards else DiskSource(alone, counts=self._counts, sizes=sizes)
+
+    def blocks(self, chosen: Array, step: int) -> Iterator[tuple[csr_matrix, Array]]:
+        """Yield the chosen rows in order, read ahead by one block."""
+        if self._kept is not None:
+            yield from _rows_of(self._kept, chosen, step)
+            return
+        with closing(prefetched(self._read(chosen, step), self.where)) as blocks:
+            yield from blocks
+
+    def loader(
+        self,
+        cells: PerCell,
+        chosen: Array,
+        *,
+        batch_size: int,
+        seed: int | None = None,
+        process: Rank = SINGLE,
+    ) -> Loader:
+        """Return minibatches of the chosen rows."""
+        if self._kept is not None:
+            stored = Stored.of(self._kept)
+            return _in_memory(stored, cells, chosen, batch_size=batch_size, seed=seed, process=process)
+        return DiskLoader(
+            self.shards,
+            cells.size_factor,
+            chosen,
+            batch_size=batch_size,
+            seed=seed,
+            batch_code=cells.batch_code,
+            process=process,
+        )
+
+    def names(self, rows: Array) -> pd.Index:
+        """Return the names of some cells."""
+        return self.shards.names(rows)
+
+    def column(self, key: str, *, what: str) -> Any:
+        """Return a column of obs."""
+        return self.shards.column(key, what=what)
+
+    def coordinates(self, key: str) -> Array:
+        """Return coordinates of the cells from obsm."""
+        return self.shards.coordinates(key)
+
+    def _library_sizes(self) -> Array:
+        sizes = np.ones(self.n_obs)
+        if self._counts:
+            for matrix, rows in self.blocks(np.ones(self.n_obs, dtype=bool), READ):
+                sizes[rows] = library_sizes(matrix)
+        return sizes
+
+    def _read(self, chosen: Array, step: int) -> Iterator[tuple[csr_matrix, Array]]:
+        self.shards.refuse_change()
+        for first, last in self.shards.borders(step):
+            rows = np.flatnonzero(chosen[first:last])
+            if len(rows) > (last - first) // FEW:
+                matrix = self.shards.read([(first, last)])
+                yield matrix if len(rows) == last - first else matrix[rows], rows + first
+            elif len(rows):
+                yield self.shards.read([(row, row + 1) for row in (rows + first).tolist()]), rows + first
+
+
+def _rows_of(matrix: csr_matrix, chosen: Array, step: int) -> Iterator[tuple[csr_matrix, Array]]:
+    rows = np.flatnonzero(chosen)
+    for start in range(0, len(rows), step):
+        part = rows[start : start + step]
+        whole = part[-1] - part[0] + 1 == len(part)
+        yield matrix[part[0] : part[-1] + 1] if whole else matrix[part], part
+
+
+def _in_memory(
+    stored: Stored, cells: PerCell, chosen: Array, *, batch_size: int, seed: int | None, process: Rank
+) -> Loader:
+    return MemoryLoader(
+        stored,
+        cells.size_factor,
+        np.flatnonzero(chosen),
+        batch_size=batch_size,
+        seed=seed,
+        batch_code=cells.batch_code,
+        process=process,
+    )
+
+
+logger = logging.getLogger("anncoder")
+CHANCE = 0.01  # share of a file's cells that may have name and total of others by chance, where names are numbers
+
+
+@memory_errors("opening the data")
+def open_source(data: Data, layer: str | None, *, counts: bool, to_fit: bool = True, integers: bool = True) -> Source:
+    """Open and check what a model is to be fitted on.
+
+    Parameters
+    ----------
+    data
+        AnnData; a path, a glob or a list of paths of ``.h5ad`` files and ``.zarr`` folders; a backed AnnData.
+    layer
+        Where the matrix is; None and ``"X"`` for ``X``, as everywhere.
+    counts
+        Whether it must hold raw counts.
+    to_fit
+        One cell is too few to learn from, not to embed.
+    integers
+        Whether counts must be integers.
+
+    Raises
+    ------
+    FileError
+        A file does not exist, is damaged, or changes while it is read.
+    InputError
+        The matrix is not what the model needs, or the files have different genes.
+    """
+    if isinstance(data, Reader):
+        return data.opened(None, counts=counts, to_fit=to_fit, integers=integers)
+    shards = open_shards(data, layer)
+    if shards is None:
+        assert isinstance(data, anndata.AnnData)
+        where = resolve_layer(layer, data.layers)
+        return MemorySource(data, where, counts=counts, to_fit=to_fit, integers=integers)
+    if to_fit:
+        refuse_twice(shards)
+    warnings = refuse_bad(shards, counts=counts, to_fit=to_fit, integers=integers)
+    source = DiskSource(Shards(shards), counts=counts, warnings=warnings)
+    n = n_repeated(shards, source.sizes) if to_fit and counts and len(shards) > 1 else 0
+    if n > CHANCE * min(shard.n_obs for shard in shards):
+        logger.warning(
+            "%s cells have the name and the number of molecules of a cell of another file: where they are the same "
+            "cells, as in the output of an earlier run, some are held out and trained on at once",
+            f"{n:,}",
+        )
+    return source
+
+
+@memory_errors("opening the data")
+def open_for_model(
+    data: Data, layer: str | None, genes: Genes, *, counts: bool, layer_is_of_fit: bool, integers: bool = True
+) -> Source:
+    """Open and check cells for a fitted model, in its gene order.
+
+    Parameters
+    ----------
+    data, counts, integers
+        As in :func:`open_source`.
+    layer
+        Where the matrix is; None and ``"X"`` for ``X``.
+    genes
+        Those of the model.
+    layer_is_of_fit
+        The layer was not asked for: it is where the counts were in ``fit``.
+
+    Raises
+    ------
+    FileError
+        As :func:`open_source`.
+    InputError
+        Too many genes are missing, a cell has no count in any of them, or the matrix is not what the model needs.
+    """
+    source: Source
+    shards = None if isinstance(data, Reader) else open_files(data, layer, layer_is_of_fit=layer_is_of_fit)
+    if isinstance(data, Reader):
+        source = data.opened(genes, counts=counts, to_fit=False, integers=integers)
+    elif shards is not None:
+        together = Shards(shards, *genes)
+        refuse_bad(shards, counts=counts, to_fit=False, integers=integers)
+        source = DiskSource(together, counts=counts)
+    else:
+        assert isinstance(data, anndata.AnnData)
+        alignment = align(list(genes.names), list(map(str, data.var_names)), allow_missing=genes.allow_missing)
+        if layer_is_of_fit and layer is not None and layer not in data.layers:
+            raise not_as_in_fit(layer, "layers: " + (listed(map(repr, filter(None, data.layers))) or "none"))
+        where = resolve_layer(layer, data.layers)
+        whole = MemorySource(data, where, counts=counts, to_fit=False, integers=integers)
+        source = whole.with_matrix(alignment.apply(whole.matrix), counts=counts)
+    refuse_empty(source.sizes, source.names, source.where)
+    return source

@@ -1,0 +1,259 @@
+"""Baselines - PCA of the same width, gene means - and likelihood of held-out molecules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any, NamedTuple, Protocol
+
+import anndata
+import numpy as np
+import pandas as pd
+from scipy.sparse import csr_matrix
+from scipy.special import gammaln
+
+from anncoder.data.summary import library_sizes
+from anncoder.models.base import Array, Autoencoder, observed
+from anncoder.training.progress import logger
+
+BLOCK = 1024  # cells that are dense at a time
+
+
+class Cells(NamedTuple):
+    """Some cells, in the model's gene order."""
+
+    matrix: csr_matrix  # (n, g)
+    batches: Any = None  # (n,) names of their experimental batches, for the models that ask for them
+
+    def take(self, rows: Any) -> Cells:
+        """Return some of the cells: a slice, a mask or positions."""
+        return Cells(self.matrix[rows], None if self.batches is None else self.batches[rows])
+
+
+class Method(Protocol):
+    """Something that gives a latent and an expectation."""
+
+    def latent(self, cells: Cells) -> Array | None:
+        """Return the latent, (n, k), or None for a method that has none."""
+        ...
+
+    def expected(self, cells: Cells) -> Iterator[Array]:
+        """Yield expected expression at the median library size, block of cells by block."""
+        ...
+
+    def reconstructed(self, cells: Cells) -> Iterator[Array]:
+        """Yield what the method says of :func:`input_of` the cells, block by block."""
+        ...
+
+
+class Trained:
+    """A fitted model, through its public verbs."""
+
+    def __init__(self, model: Autoencoder) -> None:
+        self.model = model
+
+    def latent(self, cells: Cells) -> Array | None:
+        """Return the model's latent, (n, k)."""
+        return self.model.embed(as_adata(self.model, cells), layer="X")
+
+    def expected(self, cells: Cells) -> Iterator[Array]:
+        """Yield what the model expects to be observed, zero inflation included, block of cells by block."""
+        for rows in blocks(cells.matrix.shape[0]):
+            found = observed(self.model, as_adata(self.model, cells.take(rows)))
+            yield found.clip(min=0) if self.model.reads_counts else found  # a model of squared errors may go below
+
+    def reconstructed(self, cells: Cells) -> Iterator[Array]:
+        """Yield the logarithm of that, or the expected expression as it is."""
+        for block in self.expected(cells):
+            yield np.log1p(block) if self.model.reads_counts else block
+
+
+class Principal:
+    """PCA of log-normalised expression, as wide as the model's latent; the matrix stays sparse.
+
+    Parameters
+    ----------
+    model
+        For the width, the library size and the input.
+    cells
+        Those to fit on.
+    seed
+        Start of the solver.
+    """
+
+    def __init__(self, model: Autoencoder, cells: Cells, seed: int) -> None:
+        from sklearn.decomposition import PCA
+
+        self.model = model
+        self.pca = PCA(model.config.width, svd_solver="arpack", random_state=seed).fit(
+            input_of(self.model, cells.matrix)
+        )
+
+    def latent(self, cells: Cells) -> Array | None:
+        """Return the first components, (n, k)."""
+        latent: Array = self.pca.transform(input_of(self.model, cells.matrix)).astype(np.float32)
+        return latent
+
+    def expected(self, cells: Cells) -> Iterator[Array]:
+        """Yield what the first components say, back on the normalised scale, block of cells by block."""
+        for block in self.reconstructed(cells):
+            yield np.expm1(block) if self.model.reads_counts else block
+
+    def reconstructed(self, cells: Cells) -> Iterator[Array]:
+        """Yield what the first components say; no logarithm of counts is below zero."""
+        for rows in blocks(cells.matrix.shape[0]):
+            x = self.pca.inverse_transform(self.pca.transform(input_of(self.model, cells.matrix[rows])))
+            yield x.clip(min=0) if self.model.reads_counts else x
+
+
+class GeneMean:
+    """Every cell is the average cell: the share of each gene among all molecules, and the mean of its logarithms.
+
+    Parameters
+    ----------
+    model
+        For the library size and the input.
+    cells
+        Those to average.
+    """
+
+    def __init__(self, model: Autoencoder, cells: Cells) -> None:
+        matrix = cells.matrix
+        total = matrix.sum(axis=0, dtype=np.float64)
+        of_all = total / total.sum() * model.library_size_ if model.reads_counts else total / matrix.shape[0]
+        self.mean = np.asarray(of_all).ravel()  # (g,) expected expression at the median library size
+        self.mean_input = np.asarray(input_of(model, matrix).mean(axis=0)).ravel()
+
+    def latent(self, cells: Cells) -> Array | None:
+        """Return None: the average cell has no coordinates."""
+        return None
+
+    def expected(self, cells: Cells) -> Iterator[Array]:
+        """Yield the mean of each gene, block of cells by block."""
+        return self._repeated(self.mean, cells)
+
+    def reconstructed(self, cells: Cells) -> Iterator[Array]:
+        """Yield the mean of each gene's logarithms, or of its values."""
+        return self._repeated(self.mean_input, cells)
+
+    def _repeated(self, row: Array, cells: Cells) -> Iterator[Array]:
+        for rows in blocks(cells.matrix.shape[0]):
+            yield np.broadcast_to(row, (rows.stop - rows.start, len(row)))
+
+
+def as_adata(model: Autoencoder, cells: Cells) -> anndata.AnnData:
+    """Return cells as a model reads them, with its names of genes and, where it asks for them, their batches."""
+    names = pd.Index(np.arange(cells.matrix.shape[0]).astype(str))
+    obs = pd.DataFrame({} if cells.batches is None else {model.training_.batch_key: cells.batches}, index=names)
+    return anndata.AnnData(cells.matrix, obs=obs, var=pd.DataFrame(index=model.var_names_))
+
+
+def blocks(n: int) -> Iterator[slice]:
+    """Yield consecutive slices of n cells, all of about one size: a last block of one cell would be no data."""
+    edges = np.linspace(0, n, -(-n // BLOCK) + 1).astype(int)
+    for start, stop in pairwise(edges.tolist()):
+        yield slice(start, stop)
+
+
+def input_of(model: Autoencoder, matrix: csr_matrix) -> csr_matrix:
+    """Return log-normalised counts, or expression as it is, (n, g) CSR: what all methods are scored on."""
+    return _normalized(matrix, model.library_size_).log1p() if model.reads_counts else matrix
+
+
+def _normalized(matrix: csr_matrix, library_size: float) -> csr_matrix:
+    per_entry = np.repeat(library_sizes(matrix) / library_size, np.diff(matrix.indptr))
+    return csr_matrix((matrix.data / per_entry, matrix.indices, matrix.indptr), shape=matrix.shape)
+
+
+HELD_OUT = 0.1  # share of molecules set aside
+FLOOR = 0.01  # share of the gene mean mixed into every expectation: none may be zero where a molecule is found
+
+
+def thin(cells: Cells, seed: int) -> tuple[Cells, csr_matrix]:
+    """Split counts at random into molecules kept and molecules set aside, a tenth; cells left with none are dropped.
+
+    Parameters
+    ----------
+    cells
+        Those whose counts are split; left as they are.
+    seed
+        Start of the thinning.
+
+    Returns
+    -------
+    kept, aside
+        The same cells with the rest of their counts, and the counts set aside, (n, g): together they are the counts.
+
+    References
+    ----------
+    Batson, Royer, Webber 2019, doi 10.1101/786269.
+    """
+    generator, matrix = np.random.default_rng([seed, 2]), cells.matrix
+    aside = generator.binomial(matrix.data.astype(np.int64), HELD_OUT).astype(np.float32)
+    parts = [
+        # copies: zeros are removed in place, and the indices may be those of the user's own matrix
+        csr_matrix((values, matrix.indices, matrix.indptr), shape=matrix.shape, copy=True)
+        for values in (matrix.data - aside, aside)
+    ]
+    alive = library_sizes(parts[0]) > 0
+    for part in parts:
+        part.eliminate_zeros()
+    return cells._replace(matrix=parts[0]).take(alive), parts[1][alive]
+
+
+def whole(matrix: csr_matrix) -> bool:
+    """Tell whether all counts are whole; of others no molecules can be set aside (and there is a warning)."""
+    found = bool((matrix.data == np.floor(matrix.data)).all())
+    if not found:
+        logger.warning("no heldout_nll: of counts that are not whole no molecules can be set aside")
+    return found
+
+
+def heldout_nll(method: Method, kept: Cells, aside: csr_matrix, others: Cells, floor: Any) -> float:
+    """Return the Poisson negative log-likelihood of molecules set aside, in nats a cell.
+
+    Parameters
+    ----------
+    method
+        What gives the expected expression.
+    kept, aside
+        Counts of n cells, as :func:`thin` splits them; the method reads the first and is scored on the second, (n, g).
+    others
+        Cells that are not scored, for one factor a gene: there the method then expects as many molecules as there are.
+    floor
+        (g,) expression of which every expectation has a hundredth mixed in, above zero wherever a molecule is found.
+    """
+    expected_aside = library_sizes(kept.matrix) * HELD_OUT / (1 - HELD_OUT)
+    factor = gene_factors(method, others)
+    total, start = 0.0, 0
+    for block in method.expected(kept):
+        stop = start + len(block)
+        scaled = block * factor
+        share = (1 - FLOOR) * scaled / _positive(scaled.sum(axis=1, keepdims=True)) + FLOOR * floor / floor.sum()
+        rate = share * (expected_aside[start:stop] / share.sum(axis=1, dtype=np.float64))[:, None]
+        found = aside[start:stop].tocoo()
+        logs = found.data * np.log(rate[found.row, found.col]) - gammaln(found.data + 1)
+        total += float(rate.sum(dtype=np.float64) - logs.sum(dtype=np.float64))
+        start = stop
+    return total / float(kept.matrix.shape[0])
+
+
+def gene_factors(method: Method, cells: Cells) -> Any:
+    """Return the molecules of each gene in some cells over those that a method expects there, (g,) float64.
+
+    One molecule is added to both: a gene with hardly any keeps a factor near 1.
+    """
+    sizes, start = library_sizes(cells.matrix), 0
+    expected = np.zeros(cells.matrix.shape[1])
+    for block in method.expected(cells):
+        stop = start + len(block)
+        per_molecule = sizes[start:stop] / _positive(block.sum(axis=1, dtype=np.float64))
+        expected += per_molecule @ block
+        start = stop
+    found = np.asarray(cells.matrix.sum(axis=0, dtype=np.float64)).ravel()
+    return (found + 1) / (expected + 1)
+
+
+def _positive(totals: Any) -> Any:
+    # a row of which nothing is expected stays a row of zeros
+    return np.where(totals > 0, totals, 1)

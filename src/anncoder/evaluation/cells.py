@@ -1,0 +1,158 @@
+"""Cells to evaluate on: a sample in memory, matched to those held out in the fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import anndata
+import numpy as np
+import pandas as pd
+from scipy.sparse import vstack
+
+from anncoder.data.adata import obs_column
+from anncoder.data.sources import Data, DiskSource, Genes, Reader, Source
+from anncoder.data.stores import Shards, open_files
+from anncoder.errors import ConfigError, InputError
+from anncoder.models.base import Autoencoder
+from anncoder.training.prepare import split_cells
+
+READ = 8192  # cells at a time
+
+
+class Sample(NamedTuple):
+    """Some cells of data, as seen from a model."""
+
+    adata: anndata.AnnData
+    held_out: Any  # (n,) int64, position of each cell among those that the fit held out, ``valid_obs_``; -1: not one
+    layer: str | None  # where their counts are; None for where they were in the fit
+    new: bool  # whether the fit held out cells, and none of these is one of them: then it had none of these data
+
+
+def some_cells(
+    model: Autoencoder,
+    data: Data,
+    layer: str | None,
+    columns: list[str],
+    *,
+    max_cells: int,
+    seed: int,
+    allow_missing: float = 0.0,
+) -> Sample:
+    """Return cells taken at random, in their order; all where there are no more than that.
+
+    Parameters
+    ----------
+    model
+        A fitted model, for where its counts were.
+    data
+        AnnData, of which cells are returned with all they have; or files, of which these cells are read and no others.
+    layer
+        Where the counts are in files; None for where they were in ``fit``. They are in ``X`` of the result.
+    columns
+        What else is needed, of obs.
+    max_cells, seed
+        How many, and the start of the random stream.
+    allow_missing
+        Share of the model's genes that a reader may lack; they are taken as zero. Others are returned as they are.
+
+    Raises
+    ------
+    ConfigError
+        There is no such column of obs.
+    FileError
+        A file cannot be read.
+    InputError
+        There is no such layer, files have no cells, or the cells of a reader are not what the model needs.
+    """
+    if isinstance(data, Reader):
+        genes, integers = Genes(model.var_names_, allow_missing), model.config.integers
+        source = data.opened(genes, counts=model.reads_counts, to_fit=False, integers=integers)
+        return _some(model, source, columns, max_cells, seed)
+    shards = open_files(data, model.layer_ if layer is None else layer, layer_is_of_fit=layer is None)
+    if shards is not None:
+        if not any(shard.n_obs for shard in shards):
+            raise InputError(
+                "too-few-cells",
+                "there are no cells",
+                ", ".join(shard.path.name for shard in shards[:3]),
+                "check the filters that ran before",
+            )
+        return _some(model, DiskSource(Shards(shards), counts=False), columns, max_cells, seed)
+    assert isinstance(data, anndata.AnnData)
+    for key in columns:
+        obs_column(data, key, what="batch_key" if key == model.training_.batch_key else "labels")
+    chosen = np.ones(data.n_obs, dtype=bool)
+    held_out, new = match_held_out(model, data.n_obs, chosen, *_of_cells(data))
+    if data.n_obs <= max_cells:
+        return Sample(data, held_out, layer, new)
+    rows = _rows(data.n_obs, max_cells, seed)
+    if data.isbacked and data.is_view:  # a view of a file has no views of its own
+        data = data.to_memory()
+    some = data[rows].to_memory() if data.isbacked else data[rows].copy()
+    return Sample(some, held_out[rows], layer, new)
+
+
+def match_held_out(
+    model: Autoencoder, n_obs: int, rows: Any, names: Callable[[Any], pd.Index], column: Callable[..., Any]
+) -> tuple[Any, bool]:
+    """Return the position of cells among those that the fit held out, or -1, and whether the fit had none of the data.
+
+    The split of the fit is drawn again: in the same cells in the same order it holds out cells of the same names. In
+    other data cells are known by their names, and where those repeat, or are mere numbers, none is known.
+
+    Parameters
+    ----------
+    model
+        A fitted model.
+    n_obs
+        Number of cells in the data.
+    rows
+        The cells that are asked about: a mask, or (n,) positions.
+    names, column
+        Give the names of cells by mask or positions, and a column of obs by its name.
+    """
+    try:
+        again = split_cells(n_obs, column, model.training_).valid
+    except (ConfigError, InputError):  # other data, which cannot be split as those of the fit
+        again = np.empty(0, dtype=np.int64)
+    if len(again) == len(model.valid_obs_) and (names(again) == model.valid_obs_).all():
+        positions = np.full(n_obs, -1)
+        positions[again] = np.arange(len(again))
+        return positions[rows], False
+    of_rows = names(rows)
+    if (of_rows == np.arange(n_obs)[rows].astype(str)).all():  # numbers that stand in for names
+        return np.full(len(of_rows), -1), False
+    if not of_rows.isin(model.valid_obs_).any():
+        return np.full(len(of_rows), -1), len(model.valid_obs_) > 0
+    if not (of_rows.is_unique and model.valid_obs_.is_unique):
+        return np.full(len(of_rows), -1), False
+    return model.valid_obs_.get_indexer(of_rows), False
+
+
+def _of_cells(data: anndata.AnnData) -> tuple[Callable[[Any], pd.Index], Callable[..., Any]]:
+    def column(key: str, *, what: str) -> Any:
+        return obs_column(data, key, what=what)
+
+    return lambda rows: pd.Index(data.obs_names[rows].astype(str), dtype=object), column
+
+
+def _some(model: Autoencoder, source: Source, columns: list[str], max_cells: int, seed: int) -> Sample:
+    of_cells: dict[str, Any] = {key: source.column(key, what="labels") for key in columns}
+    chosen = np.ones(source.n_obs, dtype=bool)
+    if source.n_obs > max_cells:
+        chosen[:] = False
+        chosen[_rows(source.n_obs, max_cells, seed)] = True
+    blocks = list(source.blocks(chosen, READ))
+    rows = np.concatenate([rows for _, rows in blocks])
+    order = np.argsort(rows)
+    matrix = vstack([matrix for matrix, _ in blocks], format="csr")[order]
+    rows = rows[order]
+    obs = pd.DataFrame({key: values[rows] for key, values in of_cells.items()}, index=source.names(rows))
+    adata = anndata.AnnData(matrix, obs=obs, var=pd.DataFrame(index=pd.Index(source.var_names, dtype=object)))
+    held_out, new = match_held_out(model, source.n_obs, rows, source.names, source.column)
+    return Sample(adata, held_out, "X", new)
+
+
+def _rows(n_obs: int, max_cells: int, seed: int) -> Any:
+    return np.sort(np.random.default_rng([seed, 3]).choice(n_obs, max_cells, replace=False))

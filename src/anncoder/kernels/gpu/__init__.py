@@ -1,0 +1,1 @@
+"""Fused CUDA kernels in Triton: likelihoods, sparse first layer, Adam."""

@@ -1,0 +1,247 @@
+"""Autograd of the CPU kernels: loss and gradients in one pass, output layer by blocks.
+
+A parameter is a tensor, or the :class:`~anncoder.types.LinearOutput` of an output layer. Then the pass goes by blocks
+of cells: the product of a block, its loss, the gradient in place of the product, and the products of that gradient with
+weights and hidden units, while the block is in a cache.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from anncoder.kernels import empty_float32
+from anncoder.kernels.cpu.nb import CHUNK
+from anncoder.kernels.cpu.threads import Kernel
+from anncoder.likelihoods.common import differentiated_once
+from anncoder.types import CSR, LinearOutput
+
+BLOCK = 1 << 21  # bytes of a product at a time, to stay in a cache
+FEWEST = 64  # rows of a block: products of fewer are slow
+
+
+class LossSpec(NamedTuple):
+    """A kernel and what it reads beside its parameters."""
+
+    kernel: Kernel  # of parameters, offset, weight, indptr, indices, values, limits, loss, gradients
+    counts: CSR
+    size_factor: Tensor | None  # (b,)
+    limits: Tensor  # (6,) float32; see anncoder.kernels.cpu.nb.nb
+
+    def run(self, parameters: list[Tensor | LinearOutput], weight: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        """Return the loss of each cell, (b,) float64, and the gradients of the weighted sum, none for no weight.
+
+        A product has three: for hidden units, weight and bias.
+
+        Raises
+        ------
+        ValueError
+            Counts, parameters and size factors are not of the same cells and genes.
+        """
+        counts, wanted = self.counts, weight is not None
+        n, g = parameters[0].shape
+        self._refuse_other_shapes(n, g, parameters)
+        loss, weights = (
+            torch.empty(n, dtype=torch.float64, device="cpu"),
+            empty_float32(n) if weight is None else weight,
+        )
+        offset = empty_float32(n).zero_() if self.size_factor is None else self.size_factor.log().float()
+        values = counts.values.float().contiguous()
+        parts = [_part(place, parameter, wanted=wanted) for place, parameter in enumerate(parameters)]
+        for rows in _blocks(n, g, parameters):
+            opened = [part.open(rows) for part in parts]
+            cells = (offset[rows], weights[rows], counts.indptr[rows.start : rows.stop + 1], counts.indices, values)
+            arrays = (*(value for value, _ in opened), *cells, self.limits, loss[rows], *(room for _, room in opened))
+            self.kernel(-(-(rows.stop - rows.start) // CHUNK), *arrays)
+            for part in parts:
+                part.close(rows)
+        return loss, [gradient for part in parts for gradient in part.gradients]
+
+    def _refuse_other_shapes(self, n: int, g: int, parameters: list[Tensor | LinearOutput]) -> None:
+        # the kernel follows addresses: what does not fit would be read from, and written to, memory of others
+        counts, size = self.counts, self.size_factor
+        same = (counts.n_rows, counts.n_vars) == (n, g) and len(counts.values) == len(counts.indices)
+        if not same or (size is not None and size.shape != (n,)):
+            raise ValueError(
+                f"counts are {counts.n_rows} x {counts.n_vars} with {len(counts.indices)} stored genes and "
+                f"{len(counts.values)} values, the mean is {n} x {g}, size factors "
+                f"{'none' if size is None else tuple(size.shape)}"
+            )
+        indptr, indices = counts.indptr.numpy(), counts.indices.numpy()
+        rising = indptr[0] == 0 and indptr[-1] == len(indices) and not (indptr[1:] < indptr[:-1]).any()
+        # a negative index, too, is beyond the genes when it is read without its sign
+        if not rising or (len(indices) and indices.astype(np.int64, copy=False).view(np.uint64).max() >= g):
+            raise ValueError("counts have a gene, or a row, that lies outside of them")
+        for parameter in parameters:
+            if tuple(parameter.shape) not in ((g,), (n, 1), (n, g)):
+                raise ValueError(f"a parameter of {n} cells and {g} genes has the shape {tuple(parameter.shape)}")
+
+
+def cpu_loss(what: LossSpec, *parameters: Tensor | LinearOutput) -> Tensor:
+    """Return the loss of each cell, (b,); differentiable once.
+
+    Gradients are written with the weight that a mean over cells and genes has, so that in training nothing is left to
+    do when they are asked for; another common weight multiplies them, and different ones run the pass again.
+
+    Parameters
+    ----------
+    what
+        The kernel, with its data.
+    parameters
+        What is differentiated, float32: (b, g) tensors or products, (b, 1), or (g,).
+    """
+    tensors = [t for p in parameters for t in (p if isinstance(p, LinearOutput) else (p,))]
+    products = tuple(isinstance(p, LinearOutput) for p in parameters)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        loss: Tensor = _OnePass.apply(what, products, *tensors)  # type: ignore[no-untyped-call]
+        return loss
+    return what.run(_gathered(products, tensors), None)[0].float()
+
+
+class _OnePass(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, what: LossSpec, products: tuple[bool, ...], *tensors: Tensor) -> Tensor:
+        parameters = _gathered(products, tensors)
+        n, g = parameters[0].shape
+        ctx.what, ctx.products, ctx.weight = what, products, 1 / max(n * g, 1)
+        ctx.save_for_backward(*tensors, *what.counts.changeable())
+        loss, ctx.gradients = what.run(parameters, empty_float32(n).fill_(ctx.weight))
+        return loss.float()
+
+    @staticmethod
+    @differentiated_once
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        per_cell = upstream[0]
+        gradients, ctx.gradients = ctx.gradients, None  # handed out once: whoever gets them may change them
+        alike = per_cell.stride() == (0,) or bool((per_cell == per_cell[:1]).all())  # a sum hands on one number
+        if gradients is None or not alike:
+            gradients = ctx.what.run(_gathered(ctx.products, ctx.saved_tensors), per_cell.contiguous())[1]
+            return (None, None, *gradients)
+        factor = float(per_cell[0]) / ctx.weight if per_cell.numel() else 1.0
+        if not abs(factor - 1) <= 1e-6:  # nearer than that is the rounding of the weight itself; a NaN is not near
+            gradients = [gradient * factor for gradient in gradients]
+        return (None, None, *gradients)
+
+
+class _Part(Protocol):
+    """A parameter, as the kernel sees it block by block, and its gradients."""
+
+    gradients: tuple[Tensor, ...]
+
+    def open(self, rows: slice) -> tuple[Tensor, Tensor]:
+        """Return the values of a block, and where its gradient is to be written: (0, g) if none is wanted."""
+        ...
+
+    def close(self, rows: slice) -> None:
+        """Take in the gradient of a block."""
+        ...
+
+
+class _OfEntries:
+    """Of every entry or every cell, (b, g) or (b, 1)."""
+
+    def __init__(self, value: Tensor, *, wanted: bool) -> None:
+        self.value, self.wanted = value.contiguous(), wanted
+        self.gradients: tuple[Tensor, ...] = (
+            empty_float32(*value.shape) if wanted else empty_float32(0, value.shape[1]),
+        )
+
+    def open(self, rows: slice) -> tuple[Tensor, Tensor]:
+        (gradient,) = self.gradients
+        return self.value[rows], gradient[rows] if self.wanted else gradient
+
+    def close(self, rows: slice) -> None:
+        """Do nothing: the kernel has written the gradient where it belongs."""
+
+
+class _OfGenes:
+    """Of every gene, (g,); the gradient of a block is a partial sum for each chunk of rows."""
+
+    def __init__(self, value: Tensor, *, wanted: bool) -> None:
+        self.value, self.wanted = value.contiguous()[None], wanted
+        self.gradients: tuple[Tensor, ...] = (torch.zeros_like(self.value[0]),)
+
+    def open(self, rows: slice) -> tuple[Tensor, Tensor]:
+        n_chunks = -(-(rows.stop - rows.start) // CHUNK) * self.wanted
+        self.partial = empty_float32(n_chunks, self.value.shape[1])
+        return self.value, self.partial
+
+    def close(self, rows: slice) -> None:
+        if self.wanted:
+            self.gradients[0].add_(self.partial.sum(dim=0))
+
+
+class _OfLayer:
+    """The product of an output layer; the gradient takes its place."""
+
+    def __init__(self, place: int, product: LinearOutput, *, wanted: bool) -> None:
+        self.place, self.product, self.wanted = place, product, wanted
+        self.transposed = product.weight.T
+        like = product if wanted else ()
+        self.gradients: tuple[Tensor, ...] = tuple(torch.empty_like(t) for t in like)
+
+    def open(self, rows: slice) -> tuple[Tensor, Tensor]:
+        hidden, _, bias = self.product
+        block = _scratch.block(self.place, rows.stop - rows.start, len(bias))
+        torch.addmm(bias, hidden[rows], self.transposed, out=block)
+        self.gradient = block if self.wanted else block[:0]
+        return block, self.gradient
+
+    def close(self, rows: slice) -> None:
+        if not self.wanted:
+            return
+        hidden, weight, _ = self.product
+        by_hidden, by_weight, by_bias = self.gradients
+        torch.mm(self.gradient, weight, out=by_hidden[rows])
+        by_weight.addmm_(self.gradient.T, hidden[rows], beta=float(rows.start > 0))  # the first block begins the sums
+        if rows.start == 0:
+            torch.sum(self.gradient, 0, out=by_bias)
+        else:
+            by_bias.add_(self.gradient.sum(dim=0))
+
+
+def _part(place: int, parameter: Tensor | LinearOutput, *, wanted: bool) -> _Part:
+    if isinstance(parameter, LinearOutput):
+        return _OfLayer(place, parameter, wanted=wanted)
+    return _OfGenes(parameter, wanted=wanted) if parameter.dim() == 1 else _OfEntries(parameter, wanted=wanted)
+
+
+def _blocks(n: int, g: int, parameters: list[Tensor | LinearOutput]) -> Iterator[slice]:
+    size = n
+    if any(isinstance(parameter, LinearOutput) for parameter in parameters):
+        size = max(BLOCK // (4 * g) // CHUNK * CHUNK, FEWEST)
+    for start in range(0, max(n, 1), max(size, 1)):
+        yield slice(start, min(start + size, n))
+
+
+def _gathered(products: tuple[bool, ...], tensors: Any) -> list[Tensor | LinearOutput]:
+    # the parameters whose tensors these are, outside autograd
+    each = iter(tensors)
+    return [
+        LinearOutput(*(next(each).detach().contiguous() for _ in LinearOutput._fields))
+        if product
+        else next(each).detach()
+        for product in products
+    ]
+
+
+class _Scratch(threading.local):
+    """Memory of a thread that is used again and again: to get it from the system costs as much as the product."""
+
+    def __init__(self) -> None:
+        # arrays, because a tensor remembers whether it was made in inference mode
+        self.arrays: dict[int, np.ndarray[Any, np.dtype[np.float32]]] = {}
+
+    def block(self, place: int, n: int, g: int) -> Tensor:
+        """Return (n, g) float32 of what is kept for a place, with what happens to be there."""
+        if place not in self.arrays or self.arrays[place].size < n * g:
+            self.arrays[place] = np.empty(n * g, dtype=np.float32)
+        return torch.from_numpy(self.arrays[place][: n * g]).view(n, g)
+
+
+_scratch = _Scratch()

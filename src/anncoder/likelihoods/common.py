@@ -1,0 +1,101 @@
+"""Limits of means and dispersions, stored entries in dense tensors, one backward pass."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from anncoder.types import CSR, LinearOutput
+
+logger = logging.getLogger("anncoder")
+
+# Inside these float32 neither overflows nor loses the gradient, and hardly a count is beyond them. They are float32
+# numbers, so that every precision has the same limits.
+LIMITS = np.log(np.array([1e-8, 1e6, 1e-4, 1e6])).astype(np.float32)
+LOG_MEAN_RANGE = (float(LIMITS[0]), float(LIMITS[1]))
+LOG_THETA_RANGE = (float(LIMITS[2]), float(LIMITS[3]))
+
+MeanName = Literal["exp", "softmax"]
+
+_AS_KERNELS_TAKE_THEM = {
+    (mean, per_gene): torch.tensor(
+        [*LIMITS, float(mean == "softmax"), float(per_gene)], dtype=torch.float32, device="cpu"
+    )
+    for mean in ("exp", "softmax")
+    for per_gene in (False, True)
+}
+
+
+def limits_of(mean: MeanName = "exp", log_theta: Tensor | LinearOutput | None = None) -> Tensor:
+    """Return the limits as the kernels take them, (6,), with the kind of mean and dispersion: see ``kernels.nb.nb``."""
+    return _AS_KERNELS_TAKE_THEM[mean, isinstance(log_theta, Tensor) and log_theta.dim() == 1]
+
+
+def warn_of_large_means(gene_mean: Tensor) -> None:
+    """Warn of genes, (g,), whose mean is beyond what a model of counts can expect."""
+    n_large = int((gene_mean.log() > LOG_MEAN_RANGE[1]).sum())
+    if n_large:
+        logger.warning("%d genes have more than a million counts a cell: the model expects a million of them", n_large)
+
+
+def at_entries(parameter: Tensor, counts: CSR, flat: Tensor) -> Tensor:
+    """Return a parameter's value at every stored entry, (nnz,), in float64.
+
+    Parameters
+    ----------
+    parameter
+        (g,) one value a gene, (b, 1) one a cell, (b, g) one an entry.
+    counts
+        The (b, g) observations.
+    flat
+        ``counts.flat()``.
+    """
+    if parameter.dim() == 1:
+        return parameter[counts.indices].double()
+    if parameter.shape[1] == 1 and counts.n_vars != 1:
+        return parameter[counts.rows(), 0].double()
+    return parameter.reshape(-1)[flat].double()
+
+
+def put_entries(dense: Tensor, flat: Tensor, values: Tensor) -> Tensor:
+    """Replace the stored entries of a dense (b, g) tensor, in place; return it."""
+    dense.view(-1)[flat] = values.to(dense.dtype)
+    return dense
+
+
+def weighted_to_shape(per_cell: Tensor, gradient: Tensor, parameter_shape: tuple[int, ...]) -> Tensor:
+    """Chain rule: weight the rows of a (b, g) gradient by (b,) and sum it to a parameter's shape.
+
+    ``per_cell`` is the gradient that arrives for each cell's likelihood.
+    """
+    if parameter_shape == gradient.shape[1:]:
+        return per_cell @ gradient
+    return (gradient * per_cell.unsqueeze(1)).sum_to_size(parameter_shape)
+
+
+def differentiated_once(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a second derivative an error, for the ``backward`` of an autograd function.
+
+    torch's own decorator does so only where the gradient that arrives is differentiated: that of a sum is not, and
+    then a gradient penalty, or a product with the Hessian, would lack the likelihood's part without a word.
+    """
+    inner = once_differentiable(backward)
+
+    def refusing(ctx: Any, *upstream: Any) -> Any:
+        if torch.is_grad_enabled():  # in a backward pass: create_graph=True
+            raise RuntimeError("a likelihood is differentiated once: create_graph=True has no meaning for it")
+        return inner(ctx, *upstream)
+
+    return refusing
+
+
+def refuse_moving(counts: CSR) -> None:
+    """Raise a ValueError where counts are to be differentiated by: a count likelihood has no such gradient."""
+    if torch.is_grad_enabled() and counts.values.requires_grad:
+        raise ValueError("a likelihood of counts is not differentiated by them: counts.values.detach()")

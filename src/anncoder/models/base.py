@@ -1,0 +1,594 @@
+"""Autoencoder, the estimator that every model is: fit, embed, denoise, save, load.
+
+AnnData comes in here and numpy arrays go out; what happens between is :mod:`anncoder.training.loop` and the network of
+the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from os import PathLike
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple, Self
+
+import anndata
+import numpy as np
+import pandas as pd
+import torch
+from scipy.sparse import csr_matrix
+from torch import Tensor, nn
+
+from anncoder.config import NetworkConfig, OptimizerName, PrecisionName, SplitName, TrainingConfig, given, unknown_key
+from anncoder.data.adata import batch_name, open_data
+from anncoder.data.genes import columns_of
+from anncoder.data.loaders.order import Split
+from anncoder.data.sources import Data, Genes, MemorySource, PerCell, Source, open_for_model, open_source
+from anncoder.device import products_in, refuse_size, usual_torch
+from anncoder.errors import ConfigError, DivergenceError, FileError
+from anncoder.io import model_folder
+from anncoder.models import find, names
+from anncoder.training.checkpoint import Checkpoint, FitCheckpointer, checkpointer_of, resume_note, run_of
+from anncoder.training.cuda_graph import recorded_step_or_none
+from anncoder.training.inference import infer, put_in_order
+from anncoder.training.loop import History, StepFunction, train
+from anncoder.training.prepare import TrainingData, batches_in, fit_context, limited, prepare, split_cells
+from anncoder.training.progress import TrainingReport, announce, warn_interrupted
+from anncoder.types import Batch, Noise, Rank, Shape
+
+Scale = Literal["counts", "normalized"]
+Array = np.ndarray[Any, np.dtype[np.float32]]
+
+BLOCK = 1024  # cells at a time: a few (1024, n_vars) blocks are all that is ever dense
+
+
+class Fitted(NamedTuple):
+    """What a fit gives a model, under these names with an underscore; see :class:`Autoencoder`."""
+
+    network: nn.Module | None  # None where the fit diverged before there were any good weights
+    training: TrainingConfig
+    layer: str | None
+    var_names: pd.Index
+    batches: list[str]
+    library_size: float
+    history: pd.DataFrame
+    best_epoch: int
+    stopped: str
+    valid_obs: pd.Index
+    valid_sizes: np.ndarray[Any, Any]
+
+
+class Start(NamedTuple):
+    """A network that is ready to be trained, and who follows it."""
+
+    network: Any
+    training: TrainingConfig  # with the epochs that ``max_steps`` leaves
+    checkpointer: FitCheckpointer | None
+    step_fn: StepFunction | None
+    report: TrainingReport
+
+
+class Autoencoder:
+    """The verbs that all models share; use one of its children.
+
+    Attributes
+    ----------
+    config
+        Hyper-parameters.
+    history_
+        Data frame, a row an epoch: ``epoch``, ``learning_rate``, ``seconds``, ``train_loss``, ``valid_loss`` and every
+        term of the loss, in the unit that ``config.loss_unit`` names.
+    var_names_
+        Names of the genes the model was fitted on, in its order.
+    library_size_
+        Median library size of the fitted cells: the scale of ``denoise(scale="normalized")``.
+    valid_obs_
+        Names of the cells that were held out for validation.
+    valid_sizes_
+        Their total counts, by which they are told from other cells of the same name.
+    batches_
+        Names of the experimental batches of ``batch_key``, in the order of their codes; empty without one.
+    best_epoch_
+        The epoch (from 0) whose weights the model has.
+    stopped_
+        ``"early"``, ``"max_epochs"``, ``"interrupted"`` or ``"diverged"``.
+    """
+
+    name: ClassVar[str]
+    config_class: ClassVar[type[NetworkConfig]]
+    network_class: ClassVar[type[Any]]
+    cell_results: ClassVar[tuple[str, ...]] = ()  # names of what `of_cells` gives: columns of obs
+    gene_results: ClassVar[tuple[str, ...]] = ()  # names of what `of_genes` may give: columns of var, or varm
+
+    training_: TrainingConfig
+    layer_: str | None
+    var_names_: pd.Index
+    batches_: list[str]
+    library_size_: float
+    history_: pd.DataFrame
+    best_epoch_: int
+    stopped_: str
+    valid_obs_: pd.Index
+    valid_sizes_: np.ndarray[Any, Any]
+
+    def __init__(self, config: NetworkConfig) -> None:
+        self.config = config
+        self.network_: nn.Module | None = None
+
+    def __repr__(self) -> str:
+        changed = {k: v for k, v in self.config if v != type(self.config).model_fields[k].default}
+        state = "" if self.network_ is None else f"  # fitted: {len(self.var_names_):,} genes"
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in changed.items())}){state}"
+
+    def fit(
+        self,
+        data: Data,
+        *,
+        layer: str | None = None,
+        batch_key: str | None = None,
+        max_epochs: int | None = None,
+        max_steps: int | None = None,
+        batch_size: int | None = None,
+        optimizer: OptimizerName | None = None,
+        learning_rate: float | None = None,
+        weight_decay: float | None = None,
+        beta1: float | None = None,
+        epsilon: float | None = None,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        valid_fraction: float | None = None,
+        valid_split: SplitName | None = None,
+        valid_stratify: str | None = None,
+        valid_groups: str | None = None,
+        early_stopping: bool | None = None,
+        keep_best: bool | None = None,
+        patience: int | None = None,
+        min_delta: float = 1e-4,
+        reduce_lr_patience: int | None = None,
+        reduce_lr_factor: float | None = None,
+        seed: int = 0,
+        device: str = "auto",
+        threads: int | None = None,
+        precision: PrecisionName = "float32",
+        cuda_graph: bool | None = None,
+        progress: bool | None = None,
+        checkpoint: str | Path | Checkpoint | None = None,
+    ) -> Self:
+        """Fit the model and return it; the data are read, never written.
+
+        Parameters
+        ----------
+        data
+            Raw counts, (n_obs, n_vars): AnnData, or, read from disk in blocks, the path of an ``.h5ad`` file or
+            ``.zarr`` folder, several in a list or glob, or a backed AnnData.
+        layer
+            Where the counts are; None and ``"X"`` for ``X``.
+        batch_key
+            obs column with the experimental batch, for the models that correct for it.
+        max_epochs, max_steps, batch_size, optimizer, learning_rate, weight_decay, beta1, epsilon
+            Most passes over the data, and most minibatches in whole passes (None for any number where the passes are
+            given); cells in a minibatch; ``"adam"`` or ``"rmsprop"``, its step size, decay, memory and the number added
+            to its denominator. None, here and below, for what suits the model (``model.config.defaults``).
+        clip_norm, clip_value
+            Largest norm and largest entry of the gradient; 0 for any.
+        valid_fraction, valid_split
+            Share of the cells held out, 0 for none; ``"random"``, or ``"tail"`` for the last ones.
+        valid_stratify, valid_groups
+            obs column whose proportions the split keeps, or whose groups it never divides.
+        early_stopping, patience, min_delta, keep_best
+            Stop after ``patience`` epochs in which the validation loss did not fall by the share ``min_delta``; end
+            with the weights of the best epoch, not of the last.
+        reduce_lr_patience, reduce_lr_factor
+            Multiply the step size by the factor after so many epochs without improvement; 0 for never.
+        seed
+            Start of every random stream. The same seed, machine and number of threads give the same arrays.
+        device, threads, precision, cuda_graph
+            ``"auto"`` (a CUDA GPU if there is one, else the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``; CPU
+            threads, None for torch's choice (which scanpy's neighbour graphs raise: ``training_.threads`` says what it
+            was); ``"tf32"`` for faster products on a CUDA GPU, of factors with three digits; whether to record a step
+            there and replay it, None for where that can be done (count autoencoder, data in memory).
+        progress
+            True for a progress bar, False for silence, None for a bar in a terminal, or a notebook with ipywidgets.
+        checkpoint
+            Folder that keeps the state of an unfinished fit: the same call goes on from there after a kill, to the
+            same bits; with an :class:`IterableSource` from the end of an epoch, in the order of its next pass. Removed
+            when the fit is over.
+
+        Raises
+        ------
+        ConfigError
+            A value is out of range, a column of obs does not exist, or the model_folder is of another run.
+        FileError
+            The file cannot be read.
+        InputError
+            The data are not what the model needs; see :func:`anncoder.check`.
+        DivergenceError
+            The loss stopped being finite. The model then holds the best weights until then; after any other error it is
+            what it was before, fitted or not.
+        """
+        settings = {k: v for k, v in locals().items() if k in TrainingConfig.model_fields}
+        training = TrainingConfig(**settings).with_defaults_of(self.config)
+        with fit_context(training) as process:
+            source = open_source(data, layer, counts=self.reads_counts, integers=self.config.integers)
+            split = split_cells(source.n_obs, source.column, training)
+            ready = prepare(source, split, self.config, training, process)
+            start = self._start(source, split, ready, process, checkpoint, progress)
+            try:
+                with products_in(training.precision, ready.device), start.report as report:
+                    history = train(
+                        start.network,
+                        ready.train,
+                        ready.valid,
+                        start.training,
+                        ready.device,
+                        report,
+                        process,
+                        start.checkpointer,
+                        start.step_fn,
+                    )
+            except DivergenceError as error:
+                self._keep(error.history, source, split, ready, start, layer)
+                raise error.named(list(source.names(np.array(error.rows, dtype=np.int64))), source.var_names) from error
+            self._keep(history, source, split, ready, start, layer)
+        return self
+
+    def embed(self, data: Data, *, layer: str | None = None, allow_missing: float = 0.0) -> Array:
+        """Return the latent of each cell, (n_obs, n_latent) float32.
+
+        Parameters
+        ----------
+        data
+            AnnData or path. Genes are matched by name, in any order; genes the model does not know are left out.
+        layer
+            Where the counts are; None for where they were in ``fit``, ``"X"`` for ``X``.
+        allow_missing
+            Share of the model's genes that may be missing from the data; they are taken as zero.
+
+        Raises
+        ------
+        InputError
+            Too many genes are missing, or the values are not what the model was fitted on.
+        """
+        source = self._source(data, layer, allow_missing)
+        return np.concatenate(list(latents(self, source)))
+
+    def denoise(
+        self,
+        data: Data,
+        *,
+        scale: Scale = "counts",
+        layer: str | None = None,
+        genes: str | list[str] | None = None,
+        batch: str | int | None = None,
+        allow_missing: float = 0.0,
+    ) -> Array:
+        """Return the expected expression of each cell, (n_obs, n_vars) float32.
+
+        Parameters
+        ----------
+        data, layer, allow_missing
+            As in :meth:`embed`.
+        scale
+            ``"counts"``: at this cell's own library size. ``"normalized"``: at the median library size of the fitted
+            cells (not logarithmic). A model fitted with ``transform="none"`` has its data's own scale, which is called
+            ``"normalized"``. Only count likelihoods give expected counts; models of logarithms are below them, those
+            that fill in zeros above: see "What `denoise` means" in docs/models.md.
+        genes
+            Only these columns, in this order, or one gene; None for all genes of the model.
+        batch
+            Decode every cell as if of this experimental batch, whichever it is of; None for its own. Only of models
+            that decode by batch (:class:`VariationalAutoencoder` with ``batch_key``).
+
+        Raises
+        ------
+        InputError
+            As in :meth:`embed`.
+        ResourceError
+            The result would not fit into memory.
+        """
+        genes = [genes] if isinstance(genes, str) else genes
+        expected = expecting(self, scale, genes, batch)
+        source = self._source(data, layer, allow_missing)
+        refuse_size(source.n_obs * len(self.var_names_ if genes is None else genes) * 4)
+        return np.concatenate(list(denoised(self, source, expected, batch)))
+
+    def save(self, folder: str | Path) -> None:
+        """Write the fitted model to a folder; :func:`anncoder.load` reads it back to the same bits.
+
+        Raises
+        ------
+        FileError
+            The folder exists and is not a model, or the network is such that it could not be read back.
+        ResourceError
+            It cannot be written.
+        """
+        weights, shape = self._network().state_dict(), self._shape()
+        try:
+            again = self.unfitted()
+        except TypeError as error:
+            raise model_folder.unsavable(
+                f"{type(self).__name__} does not take every field of its configuration: {error}",
+                "take every field of the configuration in __init__, by its name",
+            ) from error
+        model_folder.refuse_unsavable(weights, model_folder.shapes_only(lambda noise: again._build(shape, noise)))
+        record = model_folder.ModelRecord(
+            model=self.name,
+            hyperparameters=self.config.model_dump(mode="json"),
+            training=self.training_.model_dump(mode="json"),
+            layer=self.layer_,
+            batches=self.batches_,
+            library_size=self.library_size_,
+            best_epoch=self.best_epoch_,
+            stopped=self.stopped_,
+            history=self.history_.to_dict(orient="list"),
+            valid_obs=list(self.valid_obs_),
+            valid_sizes=self.valid_sizes_.tolist(),
+        )
+        model_folder.write_model(folder, record, list(self.var_names_), weights)
+
+    def unfitted(self) -> Autoencoder:
+        """Return a model with the same settings that is not fitted; of a stand-in under the name of ours, ours."""
+        kind = find(self.name) if self.name in names() else type(self)
+        again: Autoencoder = kind(**dict(self.config))
+        return again
+
+    def aligned_matrix(
+        self, adata: anndata.AnnData, layer: str | None = None, allow_missing: float = 0.0
+    ) -> csr_matrix:
+        """Return a copy of what :meth:`embed` reads: checked, in the model's gene order, (n_obs, n_vars) CSR.
+
+        Raises as :meth:`embed` does.
+        """
+        source = self._source(open_data(adata), layer, allow_missing)
+        assert isinstance(source, MemorySource)
+        return source.matrix.copy()
+
+    def of_cells(
+        self, data: Data, *, layer: str | None = None, allow_missing: float = 0.0
+    ) -> dict[str, np.ndarray[Any, Any]]:
+        """Return what the model says of each cell beside the latent, (n_obs,), by the names of ``cell_results``."""
+        return {}
+
+    def of_genes(self) -> dict[str, Array]:
+        """Return what the model says of each gene, (n_vars,) or (n_vars, k), by the names of ``gene_results``."""
+        return {}
+
+    @property
+    def reads_counts(self) -> bool:
+        """Whether the model wants raw counts (and not expression values as they are)."""
+        return self.config.reads_counts
+
+    def _start(
+        self,
+        source: Source,
+        split: Split,
+        ready: TrainingData,
+        process: Rank,
+        checkpoint: str | Path | Checkpoint | None,
+        progress: bool | None,
+    ) -> Start:
+        noise = Noise(ready.training.seed)
+        run = run_of(self.name, self.config, ready.training, source, split, ready)
+        checkpointer = checkpointer_of(checkpoint, run, noise, process, ready.device, in_order=source.in_order)
+        training = limited(ready.training, len(ready.train))
+        step_fn = recorded_step_or_none(ready.train, self.config, training, process)
+        network = self._build(Shape(len(source.var_names), len(ready.batches), tuple(ready.batches)), noise)
+        network.to(ready.device).start_from(ready.summary, ready.in_order)  # of the same weights in all processes,
+        noise.seed_for_rank(process.rank)  # whose noise in training is not
+        if progress is not False:
+            n_threads = torch.get_num_threads()
+            announce(f"training on {ready.device} ({n_threads} threads): {ready.size}{resume_note(checkpointer)}")
+        report = TrainingReport(len(ready.train), given(training.max_epochs), show=progress)
+        return Start(network, training, checkpointer, step_fn, report)
+
+    def _keep(
+        self, history: History, source: Source, split: Split, ready: TrainingData, start: Start, layer: str | None
+    ) -> None:
+        if history.records:
+            start.network.finish(ready.sample.to(ready.device))
+        if history.stopped == "interrupted":
+            warn_interrupted(history)
+        elif start.checkpointer is not None:
+            start.checkpointer.forget()
+        self._take(
+            Fitted(
+                network=start.network if history.records else None,
+                training=ready.training.model_copy(update={"threads": torch.get_num_threads()}),  # bits are of so many
+                layer=None if layer == "X" else layer,
+                var_names=source.var_names,
+                batches=ready.batches,
+                library_size=ready.summary.library_size,
+                history=pd.DataFrame(history.records),
+                best_epoch=history.best_epoch,
+                stopped=history.stopped,
+                valid_obs=source.names(split.valid),
+                valid_sizes=np.asarray(source.sizes[split.valid]),
+            )
+        )
+
+    def _take(self, fitted: Fitted) -> None:
+        # all at once: a fit that fails leaves the model as it was
+        vars(self).update({f"{name}_": value for name, value in fitted._asdict().items()})
+
+    def _build(self, shape: Shape, noise: Noise) -> Any:
+        with usual_torch():
+            return self.network_class(self.config, shape, noise)
+
+    def _shape(self) -> Shape:
+        return Shape(len(self.var_names_), len(self.batches_), tuple(self.batches_))
+
+    def _network(self) -> Any:
+        if self.network_ is None:
+            raise ConfigError("not-fitted", "the model is not fitted", remedy="fit(adata), or anncoder.load(folder)")
+        return self.network_
+
+    def _blocks(self, source: Source, compute: Callable[[Batch], Tensor]) -> Iterator[Array]:
+        return blocks(self, source, compute)
+
+    def _source(self, data: Data, layer: str | None, allow_missing: float) -> Source:
+        self._network()
+        where = self.layer_ if layer is None else layer
+        genes, of_fit, integers = Genes(self.var_names_, allow_missing), layer is None, self.config.integers
+        return open_for_model(data, where, genes, counts=self.reads_counts, layer_is_of_fit=of_fit, integers=integers)
+
+
+def load(folder: str | Path, model: type[Autoencoder] | None = None) -> Autoencoder:
+    """Open a model that :meth:`Autoencoder.save` wrote; it embeds and denoises to the same bits.
+
+    Opening a model runs no code from it; files that were changed, cut or swapped are refused.
+
+    Parameters
+    ----------
+    folder
+        Where the model is.
+    model
+        The class of a model of your own, from outside of this package; None for one of ours, found by its name.
+
+    Raises
+    ------
+    ConfigError
+        ``model`` is not the class of an autoencoder.
+    FileError
+        The folder is no model, or is damaged, or was written by a newer version, or is a model of another kind.
+    """
+    given: Any = model
+    if given is not None and not (isinstance(given, type) and issubclass(given, Autoencoder)):
+        remedy = "load(folder) for the models of this package, load(folder, model=MyModel) for another"
+        raise ConfigError("bad-value", f"model is the class of a model of your own, not {model!r}", "model", remedy)
+    stored = model_folder.read_stored(folder)
+    name, known = stored.config.model, names() if model is None else [model.name]
+    if name not in known:
+        what = f"this is a model of the kind {name!r}; known here: {', '.join(known)}"
+        remedy = "give the class of a model of your own: load(folder, model=MyModel)"
+        raise FileError("bad-model", what, str(folder), remedy)
+    try:
+        return _restore(find(name) if model is None else model, stored, Path(folder))
+    except ConfigError as error:
+        raise model_folder.broken(Path(folder), error.what) from error
+
+
+def _restore(kind: type[Autoencoder], stored: model_folder.StoredModel, folder: Path) -> Autoencoder:
+    config = stored.config
+    model = kind(**dict(kind.config_class(**config.hyperparameters)))
+    training = TrainingConfig(**config.training)
+    shape = Shape(len(stored.genes), len(config.batches), tuple(config.batches))
+    # nothing is allocated before the file is known to fit; from the seed some evaluations draw, too
+    network = model_folder.shapes_only(lambda noise: model._build(shape, noise), training.seed)
+    model_folder.read_weights(folder, network)
+    model._take(
+        Fitted(
+            network=network.eval(),
+            training=training,
+            layer=config.layer,
+            var_names=pd.Index(stored.genes, dtype=object),
+            batches=config.batches,
+            library_size=config.library_size,
+            history=pd.DataFrame(config.history),
+            best_epoch=config.best_epoch,
+            stopped=config.stopped,
+            valid_obs=pd.Index(config.valid_obs, dtype=object),
+            valid_sizes=np.array(config.valid_sizes),
+        )
+    )
+    return model
+
+
+def refuse_no_model(model: Any) -> None:
+    """Raise a ConfigError unless this is a fitted model: not the path of one, and not something else."""
+    if not hasattr(model, "network_"):
+        path = isinstance(model, str | PathLike)
+        raise ConfigError(
+            "no-model",
+            f"expected a fitted model, got {'the text or path ' + repr(str(model)) if path else type(model).__name__}",
+            "model",
+            f"ac.load({str(model)!r}) reads a saved one" if path else "fit(adata), or anncoder.load(folder)",
+        )
+    model._network()
+
+
+def refuse_no_decoder(config: NetworkConfig) -> None:
+    """Raise a ConfigError if the model cannot give expected expression."""
+    if not config.decodes:
+        raise ConfigError(
+            "no-decoder",
+            "the model has no decoder: it gives a latent, not expected expression",
+            "denoise",
+            "use a model that reconstructs, such as CountAutoencoder",
+        )
+
+
+def refuse_scale(config: NetworkConfig, scale: str) -> None:
+    """Raise a ConfigError unless the model can give expected expression, and on this scale."""
+    refuse_no_decoder(config)
+    if scale not in ("counts", "normalized") or (scale == "counts" and not config.reads_counts):
+        allowed = "'counts' or 'normalized'" if config.reads_counts else "'normalized' (transform='none')"
+        raise ConfigError("bad-value", f"scale = {scale!r} is not {allowed}", "scale", f"pass scale={allowed}")
+
+
+def expecting(
+    model: Autoencoder, scale: str, genes: list[str] | None, batch: object | None = None
+) -> Callable[[Batch], Tensor]:
+    """Return what gives the expected expression of cells, (b, n_genes); see :meth:`Autoencoder.denoise`."""
+    refuse_scale(model.config, scale)
+    network, columns = model._network(), columns_of(model.var_names_, genes)
+    code = None if batch is None else _code_of(model, batch)
+
+    def expected(cells: Batch) -> Tensor:
+        whole: Tensor = network.denoise(cells) if code is None else network.denoise_as(cells, code)
+        mean = whole[:, columns]
+        return mean * cells.size_factor.unsqueeze(1) if scale == "counts" else mean
+
+    return expected
+
+
+def observed(model: Autoencoder, adata: anndata.AnnData) -> Array:
+    """Return what is expected to be counted in each cell, at the median library size, (n_obs, n_vars) float32.
+
+    That is :meth:`Autoencoder.denoise` but for zero inflation, which takes its share of each expectation here.
+    """
+    network = model._network()
+    source = model._source(adata, "X", 0.0)
+    return np.concatenate(list(blocks(model, source, getattr(network, "observed", network.denoise))))
+
+
+def denoised(
+    model: Autoencoder, source: Source, compute: Callable[[Batch], Tensor], batch: object | None
+) -> Iterator[Array]:
+    """Yield what :func:`expecting` gives of the cells; where it is of a chosen batch, their own is not needed."""
+    return blocks(model, source, compute, by_batch=None if batch is None else model.config.embeds_batches)
+
+
+def latents(model: Autoencoder, source: Source) -> Iterator[Array]:
+    """Yield the latent of cells, (b, k), as :func:`blocks` does; batches are read only if the encoder reads them."""
+    return blocks(model, source, model._network().encode, by_batch=model.config.embeds_batches)
+
+
+def blocks(
+    model: Autoencoder, source: Source, compute: Callable[[Batch], Tensor], *, by_batch: bool | None = None
+) -> Iterator[Array]:
+    """Yield what is computed of the cells, (b, ...), in their order; all at once where they come in another.
+
+    ``by_batch`` says whether the experimental batch of each cell is needed; None for as the model has it.
+    """
+    by_batch = model.config.encodes_batches if by_batch is None else by_batch
+    factors = (source.sizes / (model.library_size_ if model.reads_counts else 1)).astype(np.float32)
+    codes, _ = batches_in(source, model.training_.batch_key if by_batch else None, model.batches_)
+    loader = source.loader(PerCell(factors, codes), np.ones(source.n_obs, dtype=bool), batch_size=BLOCK)
+    found = infer(model._network(), loader, compute)
+    if source.in_order:
+        yield from (values for _, values in found)
+    else:
+        yield put_in_order(found, source.n_obs)
+
+
+def _code_of(model: Autoencoder, batch: object) -> int:
+    if not model.config.decodes_as or not model.batches_:
+        raise ConfigError(
+            "batches-unused",
+            f"batch = {batch!r}, but this model (as it was fitted) does not decode by batch",
+            "batch",
+            "leave batch out, or fit a VariationalAutoencoder with batch_key",
+        )
+    name = batch_name(batch)
+    if name not in model.batches_:
+        raise unknown_key(name, model.batches_, where="batch")
+    return model.batches_.index(name)

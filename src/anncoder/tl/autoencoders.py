@@ -1,0 +1,368 @@
+"""``tl.autoencode``, ``tl.embed`` and ``tl.denoise``: results written into an AnnData.
+
+In place of an AnnData they take files, of any size, and write copies of them that have the results.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+
+from anncoder.config import TrainingConfig, split_settings, unknown_key
+from anncoder.data.sources import DiskSource, open_source
+from anncoder.data.stores import Paths
+from anncoder.device import refuse_size, threads_set
+from anncoder.errors import ConfigError
+from anncoder.models import find
+from anncoder.models.base import Array, Autoencoder, Scale, refuse_no_decoder, refuse_no_model
+from anncoder.tl.files import (
+    Latent,
+    OutputSpec,
+    column_of,
+    natural_scale,
+    of_cells_here,
+    of_genes_here,
+    open_files_for,
+    refuse_unknown_genes,
+    write_files,
+    write_results,
+)
+from anncoder.tl.slots import denoised_as, next_step, refuse_foreign, sign, target_of
+from anncoder.training.progress import announce
+
+
+def autoencode(
+    adata: anndata.AnnData | Paths,
+    model: str | Autoencoder = "count",
+    *,
+    layer: str | None = None,
+    key_added: str = "ae",
+    denoise: bool = False,
+    copy: bool = False,
+    output: str | Path | None = None,
+    progress: bool | None = None,
+    **settings: Any,
+) -> Any:
+    """Fit an autoencoder and write its latent into ``adata``.
+
+    Parameters
+    ----------
+    adata
+        Raw counts, (n_obs, n_vars), in ``X`` or a layer; or files of them, for ``output``.
+    model
+        ``"count"``, ``"denoising"``, ``"undercomplete"``, or one of the published systems: see docs/models.md. Or a
+        model as an object, one of your own too (docs/own-model.md): it is fitted here.
+    layer
+        Where the counts are; None and ``"X"`` for ``X``.
+    key_added
+        Name under which results are written.
+    denoise
+        Write the expected counts too; a dense (n_obs, n_vars) layer.
+    copy
+        Leave ``adata`` alone and return a copy with the results; of an AnnData, not of files.
+    output
+        Where to write, if ``adata`` is the path of an ``.h5ad`` file or ``.zarr`` folder, or a list or glob of paths:
+        an ``.h5ad`` file, or a folder, in which each keeps its name. The inputs are read and copied a
+        block at a time, and left as they are.
+    progress
+        True for a progress bar, False for silence, None for a bar in a terminal, or a notebook with ipywidgets.
+    **settings
+        Hyper-parameters of the model (``n_latent``, ``n_hidden``, ``likelihood``...; an object has them already) and
+        settings of its fit (``max_epochs``, ``seed``, ``threads``...), as :class:`anncoder.CountAutoencoder` and its
+        siblings have them.
+
+    Returns
+    -------
+    Autoencoder or AnnData
+        The fitted model; with ``copy=True`` the copy of ``adata``.
+
+    Sets the following fields:
+
+    ``adata.obsm["X_{key_added}"]`` : (n_obs, n_latent) float32
+        Latent of each cell.
+    ``adata.var["{key_added}_{name}"]``, ``adata.obs["{key_added}_{name}"]`` : (n_vars,) or (n_obs,)
+        What the model says of each gene and cell beside that, such as the inverse dispersion ``theta`` of count models
+        with ``dispersion="gene"``: :meth:`Autoencoder.of_genes`, :meth:`Autoencoder.of_cells`. Genes that the model
+        does not know have NaN; what has several columns is in ``varm``.
+    ``adata.layers["{key_added}_denoised"]`` : (n_obs, n_vars) float32
+        Expected counts (expression, of models with ``transform="none"``), with ``denoise=True``. Models of logarithms
+        are below expected counts, those that fill in zeros above: see "What `denoise` means" in docs/models.md.
+    ``adata.uns[key_added]`` : dict
+        ``params_json`` (every setting), ``history`` (data frame), ``valid_obs`` (names of held-out cells), ``schema``,
+        ``version``, and of a denoised layer ``denoised_scale``, "counts" or "normalized" (and ``denoised_batch``).
+
+    Results of another model under the same key are replaced, all of them.
+
+    Raises
+    ------
+    ConfigError
+        Unknown model or setting; the nearest known one is named.
+    InputError
+        The data are not raw counts; see :func:`anncoder.check`.
+
+    Examples
+    --------
+    >>> import anncoder as ac
+    >>> adata = ac.datasets.pbmc68k_counts()
+    >>> model = ac.tl.autoencode(adata, "count", n_latent=10, max_epochs=2, progress=False)
+    >>> adata.obsm["X_ae"].shape
+    (700, 10)
+    """
+    unfitted, training = _model_of(model, settings)
+    if denoise:
+        refuse_no_decoder(unfitted.config)
+    if isinstance(adata, str | Path | list | tuple):
+        wanted = OutputSpec(key_added, scale=natural_scale(unfitted) if denoise else None)
+        where = _output(output, copy=copy)
+        return _autoencode_files(adata, unfitted, wanted, where, layer=layer, progress=progress, **training)
+    target = _target(adata, copy=copy, output=output)
+    refuse_foreign(target, key_added, unfitted)
+    if denoise:
+        refuse_size(target.n_obs * target.n_vars * 4)
+    with _threads_of(training):
+        fitted = unfitted.fit(target, layer=layer, progress=progress, **training)
+        _write_latent(target, fitted, key_added)
+        if denoise:
+            scale = natural_scale(fitted)
+            _write_denoised(target, fitted, fitted.denoise(target, scale=scale), key_added, denoised_as(scale, None))
+    if progress is not False:
+        announce(next_step(key_added, *target.obsm[f"X_{key_added}"].shape))
+    return target if copy else fitted
+
+
+def embed(
+    adata: anndata.AnnData | Paths,
+    model: Autoencoder,
+    *,
+    layer: str | None = None,
+    key_added: str = "ae",
+    allow_missing: float = 0.0,
+    copy: bool = False,
+    output: str | Path | None = None,
+) -> anndata.AnnData | None:
+    """Write the latent of a fitted model into ``adata``; genes are matched by name.
+
+    Parameters
+    ----------
+    adata
+        New or old cells, raw counts; or files of them, for ``output``.
+    model
+        A fitted model.
+    layer
+        Where the counts are; None for where they were in ``fit``, ``"X"`` for ``X``.
+    key_added
+        Name under which results are written.
+    allow_missing
+        Share of the model's genes that may be missing; they are taken as zero.
+    copy
+        Leave ``adata`` alone and return a copy with the results; of an AnnData, not of files.
+    output
+        Where to write, if ``adata`` is files: see :func:`autoencode`.
+
+    Returns
+    -------
+    AnnData or None
+        The copy, with ``copy=True``.
+
+    Sets the following fields:
+
+    ``adata.obsm["X_{key_added}"]`` : (n_obs, n_latent) float32
+        Latent of each cell.
+    ``adata.var["{key_added}_{name}"]``, ``adata.obs["{key_added}_{name}"]`` : (n_vars,) or (n_obs,)
+        As :func:`autoencode` writes them.
+    ``adata.uns[key_added]`` : dict
+        As :func:`autoencode` writes it.
+
+    Results of another model under the same key are replaced, all of them.
+
+    Raises
+    ------
+    InputError
+        Too many genes are missing, or the values are not what the model was fitted on.
+    """
+    refuse_no_model(model)
+    if isinstance(adata, str | Path | list | tuple):
+        where = _output(output, copy=copy)
+        write_files(model, adata, where, OutputSpec(key_added), layer=layer, allow_missing=allow_missing)
+        return None
+    target = _target(adata, copy=copy, output=output)
+    refuse_foreign(target, key_added, model)
+    _write_latent(target, model, key_added, layer=layer, allow_missing=allow_missing)
+    return target if copy else None
+
+
+def denoise(
+    adata: anndata.AnnData | Paths,
+    model: Autoencoder,
+    *,
+    scale: Scale | None = None,
+    batch: str | int | None = None,
+    layer: str | None = None,
+    key_added: str = "ae",
+    allow_missing: float = 0.0,
+    copy: bool = False,
+    output: str | Path | None = None,
+) -> anndata.AnnData | None:
+    """Write the expected expression of a fitted model into a new layer of ``adata``.
+
+    Parameters
+    ----------
+    adata
+        Cells whose genes are all known to the model, in any order; or files of them, for ``output``.
+    model
+        A fitted model.
+    scale
+        ``"counts"``: at each cell's own library size; ``"normalized"``: at the median library size. None for what the
+        model reads: ``"counts"``, and ``"normalized"`` for a model fitted with ``transform="none"``.
+    batch
+        As which experimental batch every cell is decoded; None for its own. See :meth:`Autoencoder.denoise`.
+    layer
+        Where the counts are; None for where they were in ``fit``, ``"X"`` for ``X``.
+    key_added
+        Name under which results are written.
+    allow_missing
+        Share of the model's genes that may be missing; they are taken as zero, and the layer does not have them.
+    copy
+        Leave ``adata`` alone and return a copy with the results; of an AnnData, not of files.
+    output
+        Where to write, if ``adata`` is files: see :func:`autoencode`.
+
+    Returns
+    -------
+    AnnData or None
+        The copy, with ``copy=True``.
+
+    Sets the following fields:
+
+    ``adata.layers["{key_added}_denoised"]`` : (n_obs, n_vars) float32
+        Expected expression.
+    ``adata.uns[key_added]`` : dict
+        As :func:`autoencode` writes it.
+
+    Results of another model under the same key are replaced, all of them.
+
+    Raises
+    ------
+    ConfigError
+        The model is not fitted, or none at all.
+    InputError
+        ``adata`` has genes that the model does not know.
+    ResourceError
+        The dense layer would not fit into memory.
+    """
+    refuse_no_model(model)
+    scale = natural_scale(model) if scale is None else scale
+    if isinstance(adata, str | Path | list | tuple):
+        wanted = OutputSpec(key_added, latent=False, scale=scale, batch=batch)
+        write_files(model, adata, _output(output, copy=copy), wanted, layer=layer, allow_missing=allow_missing)
+        return None
+    target = _target(adata, copy=copy, output=output)
+    refuse_foreign(target, key_added, model)
+    genes = list(target.var_names.astype(str))
+    refuse_unknown_genes(model, target.var_names.astype(str), allow_missing)
+    where: dict[str, Any] = {"layer": layer, "allow_missing": allow_missing}
+    denoised = model.denoise(target, scale=scale, genes=genes, batch=batch, **where)
+    _write_denoised(target, model, denoised, key_added, denoised_as(scale, batch))
+    return target if copy else None
+
+
+def _model_of(model: str | Autoencoder, settings: dict[str, Any]) -> tuple[Autoencoder, dict[str, Any]]:
+    """Return a model to be fitted, and the settings of its fit."""
+    if isinstance(model, str):
+        model_class = find(model)
+        hyper, training = split_settings(settings, model_class.config_class)
+        return model_class(**hyper), training
+    if not isinstance(model, Autoencoder):
+        kind = model.__name__ if isinstance(model, type) else type(model).__name__
+        raise ConfigError(
+            "bad-value",
+            f"model is the name of one or an autoencoder, not {kind}",
+            "model",
+            "give name and settings: autoencode(adata, 'count', n_latent=16); or an object: MyModel()",
+        )
+    for key in settings:
+        if key not in TrainingConfig.model_fields:
+            raise unknown_key(key, sorted(TrainingConfig.model_fields), where="settings of the fit")
+    return model, settings
+
+
+def _write_latent(
+    adata: anndata.AnnData, model: Autoencoder, key: str, layer: str | None = None, allow_missing: float = 0.0
+) -> None:
+    latent = model.embed(adata, layer=layer, allow_missing=allow_missing)
+    look = Latent(key)
+    look.add(latent)
+    look.close()
+    sign(adata, model, key)
+    adata.obsm[f"X_{key}"] = np.ascontiguousarray(latent, dtype=np.float32)
+    of_cells = of_cells_here(model, adata, layer=layer, allow_missing=allow_missing)
+    for name in model.cell_results:
+        if name in of_cells:
+            adata.obs[f"{key}_{name}"] = column_of(of_cells[name])
+        elif f"{key}_{name}" in adata.obs:  # of an earlier call, which knew the batches
+            del adata.obs[f"{key}_{name}"]
+    for name, values in of_genes_here(model, adata.var_names.astype(str)).items():
+        where = adata.var if values.ndim == 1 else adata.varm
+        where[f"{key}_{name}"] = values
+
+
+def _threads_of(training: dict[str, Any]) -> AbstractContextManager[None]:
+    # of the whole call: in a forked process, where only one thread works, more would wait for each other for ever
+    threads = training.get("threads")
+    if threads is not None:
+        TrainingConfig.refuse_value("threads", threads)
+    return threads_set(threads)
+
+
+def _write_denoised(adata: anndata.AnnData, model: Autoencoder, denoised: Array, key: str, how: dict[str, str]) -> None:
+    sign(adata, model, key, how)
+    adata.layers[f"{key}_denoised"] = np.ascontiguousarray(denoised, dtype=np.float32)
+
+
+def _autoencode_files(
+    files: Paths, model: Autoencoder, wanted: OutputSpec, output: Path, *, layer: str | None, **settings: Any
+) -> Autoencoder:
+    found = open_files_for(model, files, output, wanted, layer)
+    opened: Any = found.shards
+    source = open_source(opened, layer, counts=model.reads_counts, integers=model.config.integers)
+    assert isinstance(source, DiskSource)
+    with _threads_of(settings):
+        fitted = model.fit(source, layer=layer, **settings)
+        write_results(fitted, source, found.outputs, wanted, together=True)
+    if settings["progress"] is not False:
+        for shard, path in zip(*found, strict=True):
+            announce(f"{path}: {next_step(wanted.key, shard.n_obs, fitted.config.width)}")
+    return fitted
+
+
+def _output(output: str | Path | None, *, copy: bool) -> Path:
+    if copy:
+        raise ConfigError(
+            "bad-value",
+            "copy is for an AnnData; files are left as they are, and the results are in the output",
+            "copy",
+            "leave copy out",
+        )
+    if output is None:
+        raise ConfigError(
+            "no-output",
+            "results of files are written to a file, and none is named",
+            "output",
+            "output='out.h5ad'; or model.embed(path), which returns an array",
+        )
+    return Path(output)
+
+
+def _target(adata: Any, *, copy: bool, output: str | Path | None) -> anndata.AnnData:
+    if output is not None:
+        raise ConfigError(
+            "bad-output",
+            "output is for files; the results of an AnnData are written into it",
+            "output",
+            "leave output out, and adata.write_h5ad(path) after it",
+        )
+    return target_of(adata, copy=copy)

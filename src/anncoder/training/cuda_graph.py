@@ -1,0 +1,127 @@
+"""CUDA graph of a training step, recorded once and replayed.
+
+A step of a small network is a hundred short launches, and Python needs longer to make them than the GPU to do them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from anncoder.config import NetworkConfig, TrainingConfig
+from anncoder.data.loaders.gpu import ResidentLoader, StaticBatch
+from anncoder.errors import ConfigError
+from anncoder.kernels import on_gpu
+from anncoder.training.loop import StepFunction, descend
+from anncoder.types import Batch, Loader, Loss, Rank
+
+WARM_UP = 3  # steps: kernels are compiled, libraries make their plans, the optimizer its state
+
+
+def plain_step(
+    network: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer, config: TrainingConfig
+) -> tuple[Loss, Tensor | bool]:
+    """Take a step; return the loss, and whether all is finite, () bool.
+
+    Its graph ends here: nodes of it that lived on would be of the stream that they were made on.
+    """
+    loss: Loss = network(batch)
+    finite = descend(optimizer, loss, config)
+    return loss._replace(total=loss.total.detach()), finite
+
+
+class RecordedStep:
+    """Takes steps on minibatches in one place; see :func:`anncoder.training.loop.train`.
+
+    The first steps are taken as ever. Then one is recorded, the making of its minibatch included, and replayed from
+    there on; it is recorded anew if the step size has changed, which is part of the recording. A minibatch in another
+    place, the last one of an epoch, is taken as ever.
+
+    Parameters
+    ----------
+    place
+        What makes the full minibatches; see :class:`anncoder.data.loaders.gpu.ResidentLoader`.
+    """
+
+    def __init__(self, place: StaticBatch) -> None:
+        self.place = place
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.rate, self.taken = 0.0, 0
+        self.result: tuple[Loss, Tensor | bool] | None = None  # in the memory of the recording
+
+    def __call__(
+        self, network: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer, config: TrainingConfig
+    ) -> tuple[Loss, Tensor | bool]:
+        """Take a step."""
+        if batch.rows.data_ptr() != self.place.batch.rows.data_ptr():
+            return plain_step(network, batch, optimizer, config)
+        with torch.cuda.device(batch.rows.device):
+            if self.taken < WARM_UP:
+                self.taken += 1
+                return self._on_the_side(network, batch, optimizer, config)
+            rate = optimizer.param_groups[0]["lr"]
+            if self.graph is None or rate != self.rate:
+                self._record(network, batch, optimizer, config)
+                self.rate = rate
+            assert self.graph is not None
+            self.graph.replay()
+        assert self.result is not None
+        loss, finite = self.result
+        return loss, torch.as_tensor(finite).clone()  # looked at once an epoch, and the next step writes over it
+
+    def _record(
+        self, network: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer, config: TrainingConfig
+    ) -> None:
+        # torch's own stream for this is of the device of the first recording in the process; and what another thread
+        # does meanwhile is its own affair
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            self.place.fill()
+            self.result = plain_step(network, batch, optimizer, config)
+        self.graph = graph
+
+    def _on_the_side(
+        self, network: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer, config: TrainingConfig
+    ) -> tuple[Loss, Tensor | bool]:
+        # recording is done on a stream of its own, and so must be what makes a library ready for it
+        here, aside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        aside.wait_stream(here)
+        with torch.cuda.stream(aside):
+            self.place.fill()
+            result = plain_step(network, batch, optimizer, config)
+        here.wait_stream(aside)
+        return result
+
+
+def recorded_step_or_none(
+    loader: Loader, config: NetworkConfig, training: TrainingConfig, process: Rank
+) -> StepFunction | None:
+    """Return how the steps of a fit are taken; None for simply.
+
+    Raises
+    ------
+    ConfigError
+        They are to be recorded, and cannot be.
+    """
+    if training.cuda_graph is False:
+        return None
+    if not config.recordable:
+        reason = "the model, as it is set, does not do the same for every minibatch"
+    elif training.optimizer != "adam" or training.clip_value:
+        reason = "it takes Adam, and no clip_value"
+    elif process.size > 1:
+        reason = "several processes exchange their gradients in each step"
+    elif not isinstance(loader, ResidentLoader) or not on_gpu(loader.resident.arrays[2]):
+        reason = "it takes a CUDA GPU with Triton, and data from memory that fit on it"
+    elif loader.n_obs < loader.loader.batch_size:
+        reason = "there are fewer cells than batch_size"
+    else:
+        return RecordedStep(loader.in_one_place())
+    if training.cuda_graph:
+        raise ConfigError(
+            "no-cuda-graph",
+            f"the step cannot be recorded: {reason}",
+            "cuda_graph",
+            "leave cuda_graph out: the steps are the same, only slower",
+        )
+    return None

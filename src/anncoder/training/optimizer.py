@@ -1,0 +1,193 @@
+"""Optimizers (Adam, RMSprop) and a step with clipped gradients."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from anncoder.config import TrainingConfig, given
+from anncoder.kernels import fused, on_gpu
+
+
+def optimizer_of(network: nn.Module, config: TrainingConfig, device: torch.device) -> torch.optim.Optimizer:
+    """Return the optimizer of a network's trainable parameters."""
+    rate, decay, epsilon = given(config.learning_rate), given(config.weight_decay), given(config.epsilon)
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    if config.optimizer == "rmsprop":  # rho is Keras's; torch's own is 0.99
+        return torch.optim.RMSprop(parameters, lr=rate, alpha=0.9, eps=epsilon, weight_decay=decay)
+    betas = (given(config.beta1), 0.999)
+    if fused(*parameters) and not config.clip_value:
+        return Adam(parameters, rate, betas, epsilon, decay)
+    if on_gpu(*parameters) and not config.clip_value:
+        return GpuAdam(parameters, rate, betas, epsilon, decay, capturable=True)
+    # clipping by value has to see every entry before the step does
+    cpu_loss = device.type != "mps" and not config.clip_value
+    return torch.optim.Adam(parameters, rate, betas, epsilon, decay, fused=cpu_loss)
+
+
+def step(optimizer: torch.optim.Optimizer, total: Tensor, config: TrainingConfig) -> Tensor | bool:
+    """Clip the gradients and take a step, unless something is not finite; return whether all is, () bool.
+
+    Off the CPU, a step of RMSprop, or of Adam with ``clip_value``, is then one of zero gradient: nothing is waited for,
+    the weights stay finite, and only what the optimizer remembers moves them.
+    """
+    clip_norm = config.clip_norm or float("inf")
+    if isinstance(optimizer, Adam):
+        return optimizer.descend(float(total), clip_norm)
+    if isinstance(optimizer, GpuAdam):
+        return optimizer.descend(total, clip_norm)
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = nn.utils.get_total_norm([p.grad for p in parameters])
+    finite = torch.isfinite(total + norm)
+    if optimizer.defaults.get("fused"):
+        # the fused step divides by the one and does nothing for the other, as it reads the gradients anyway; these are
+        # the attributes by which torch's own GradScaler tells it
+        optimizer.grad_scale = (norm / clip_norm).clamp(min=1)  # type: ignore[attr-defined]
+        optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+    else:
+        nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+        if config.clip_value:
+            nn.utils.clip_grad_value_(parameters, config.clip_value)
+        if total.device.type != "cpu":
+            for p in parameters:
+                assert p.grad is not None
+                p.grad.masked_fill_(~finite, 0.0)
+        elif not bool(finite):
+            return finite
+    optimizer.step()
+    return finite
+
+
+Array = np.ndarray[Any, Any]
+
+
+class Adam(torch.optim.Adam):
+    """torch's Adam for float32 on the CPU, with steps in two passes over memory and next to no Python.
+
+    Its state is torch's, so that either can go on from the other.
+    """
+
+    _plan: AdamPlan | None = None
+
+    @torch.no_grad()
+    def descend(self, total: float, clip_norm: float) -> bool:
+        """Take a step down the gradient, scaled to a norm of at most ``clip_norm``; return whether all was finite.
+
+        Nothing is changed where the norm or the loss, ``total``, is not finite.
+        """
+        from anncoder.kernels.cpu.adam import adam, sum_squares
+
+        (group,) = self.param_groups
+        parameters = [p for p in group["params"] if p.grad is not None]
+        # a parameter may keep its name and get other memory: `p.data = ...`
+        places = [_address(p) for p in parameters]
+        if self._plan is None or self._plan.places != places:
+            self._plan = self._planned(parameters, places)
+        plan = self._plan
+        gradients = np.array([_address(p.grad) for p in parameters], dtype=np.int64)
+        np.add(gradients[plan.pieces[:, 5]], plan.starts, out=plan.pieces[:, 1])
+        sum_squares(len(plan.pieces), plan.pieces, plan.sums)
+        norm = math.sqrt(float(plan.sums.sum()))
+        if not math.isfinite(norm + total):
+            return False
+        plan.taken.add_(1)
+        factor = min(1.0, clip_norm / norm) if norm else 1.0
+        numbers = np.array([factor, group["lr"], group["weight_decay"], *group["betas"], group["eps"]])
+        adam(len(plan.pieces), plan.pieces, plan.taken, numbers)
+        return True
+
+    def load_state_dict(self, state_dict: Any) -> None:
+        """Take the state of another optimizer of the same parameters."""
+        self._plan = None
+        super().load_state_dict(state_dict)
+
+    def _planned(self, parameters: list[Tensor], places: list[int]) -> AdamPlan:
+        from anncoder.kernels.cpu.adam import PIECE
+
+        taken = counted(self, parameters)
+        kept, pieces, starts = [], [], []
+        for number, p in enumerate(parameters):
+            state = self.state[p]
+            kept += [p.detach(), state["exp_avg"], state["exp_avg_sq"]]
+            p_at, m_at, v_at = (_address(t) for t in kept[-3:])
+            for start in range(0, 4 * p.numel(), 4 * PIECE):
+                length = min(PIECE, p.numel() - start // 4)
+                pieces.append([p_at + start, 0, m_at + start, v_at + start, length, number])
+                starts.append(start)
+        table = np.array(pieces, dtype=np.int64).reshape(-1, 6)
+        return AdamPlan(places, kept, taken, table, np.array(starts, dtype=np.int64), np.empty(len(table)))
+
+
+class GpuAdam(torch.optim.Adam):
+    """torch's Adam for float32 on a CUDA GPU: norm, clipping and step in a few launches, and nothing is waited for.
+
+    Its state is torch's.
+    """
+
+    _taken: Tensor | None = None  # (n_parameters,) number of steps, the same for all
+    _moved: tuple[int, ...] = ()  # identities of the parameters
+
+    @torch.no_grad()
+    def descend(self, total: Tensor, clip_norm: float) -> Tensor:
+        """Do what :meth:`Adam.descend` does; whether all was finite is said on the device, () bool."""
+        from anncoder.kernels.gpu.launch import AdamSettings, Moved, adam_step
+
+        (group,) = self.param_groups
+        parameters = [p for p in group["params"] if p.grad is not None]
+        identities = tuple(id(p) for p in parameters)
+        if self._taken is None or self._moved != identities:
+            if self._taken is not None:
+                raise RuntimeError("the parameters that have a gradient are others than in the steps before")
+            self._taken, self._moved = counted(self, parameters), identities
+        states = [self.state[p] for p in parameters]
+        moved = [
+            Moved(p, p.grad, state["exp_avg"], state["exp_avg_sq"]) for p, state in zip(parameters, states, strict=True)
+        ]
+        settings = AdamSettings(group["lr"], group["betas"], group["eps"], group["weight_decay"], clip_norm)
+        return adam_step(moved, self._taken, total, settings)
+
+    def load_state_dict(self, state_dict: Any) -> None:
+        """Take the state of another optimizer of the same parameters."""
+        self._taken = None
+        super().load_state_dict(state_dict)
+
+
+def counted(optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> Tensor:
+    """Give the parameters that have none the state of Adam's start; return the steps taken, (n,), that the states view.
+
+    One addition then counts a step of all of them.
+    """
+    for p in parameters:
+        if not optimizer.state[p]:
+            optimizer.state[p] = {
+                "step": torch.zeros((), device=p.device),
+                "exp_avg": torch.zeros_like(p),
+                "exp_avg_sq": torch.zeros_like(p),
+            }
+    taken = torch.stack([optimizer.state[p]["step"] for p in parameters])
+    for p, steps in zip(parameters, taken.unbind(), strict=True):
+        optimizer.state[p]["step"] = steps
+    return taken
+
+
+class AdamPlan(NamedTuple):
+    """Where the pieces of parameters and moments lie, for :mod:`anncoder.kernels.cpu.adam`."""
+
+    places: list[int]  # addresses of the parameters
+    kept: list[Tensor]  # parameters and moments: what is written to must not be freed
+    taken: Tensor  # (n_parameters,) number of steps; the state has views of it
+    pieces: Array  # (n, 6) int64, see the kernel; the addresses of the gradients are written before each step
+    starts: Array  # (n,) how many bytes into its parameter each begins
+    sums: Array  # (n,) float64, room for the kernel
+
+
+def _address(tensor: Tensor | None) -> int:
+    if tensor is None or not tensor.is_contiguous():
+        raise RuntimeError(
+            "a parameter, its gradient or a moment of it is not contiguous: torch.optim.Adam takes those"
+        )
+    return tensor.data_ptr()

@@ -1,0 +1,207 @@
+"""Preparation of a fit: validation split, size factors, loaders, gene summary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from anncoder.config import NetworkConfig, TrainingConfig, given
+from anncoder.data.adata import batches_of, codes_of
+from anncoder.data.loaders.disk import cached_loader
+from anncoder.data.loaders.gpu import Resident, ResidentLoader
+from anncoder.data.loaders.memory import MemoryLoader
+from anncoder.data.loaders.order import Split, split_rows
+from anncoder.data.sources import PerCell, Source
+from anncoder.data.summary import summarize
+from anncoder.device import choose_device, fits, memory_errors, threads_set, usual_torch
+from anncoder.errors import ConfigError
+from anncoder.training.distributed import processes
+from anncoder.types import SINGLE, Batch, Loader, Rank, Summary
+
+SAMPLE = 8192  # cells from which the natural axes of the latent are found
+VALID_BATCH = 1024
+SUMMARY_BLOCK = 8192  # cells at a time
+
+
+class TrainingData(NamedTuple):
+    """What training needs of the data."""
+
+    train: Loader  # cells to fit on, shuffled anew in every epoch
+    valid: Loader | None  # cells held out
+    summary: Summary
+    sample: Batch  # some of the cells to fit on, at random: enough for averages
+    in_order: Loader  # the cells to fit on, in the order of the data, for the models that look at them before training
+    batches: list[str]  # names of the experimental batches, in the order of their codes; empty where there are none
+    codes: np.ndarray[Any, Any] | None  # (n_obs,) int64, the experimental batch of each cell
+    training: TrainingConfig
+    device: torch.device
+
+    @property
+    def size(self) -> str:
+        """The numbers of cells and genes, for people."""
+        n_valid = 0 if self.valid is None else self.valid.n_obs
+        return f"{self.train.n_obs:,} cells x {self.sample.counts.n_vars:,} genes, {n_valid:,} cells held out"
+
+
+@contextmanager
+def fit_context(training: TrainingConfig) -> Iterator[Rank]:
+    """Let torch be as a fit expects it, on its threads and joined to the other processes, for the time of a block."""
+    with usual_torch(), processes(training.device) as process, threads_set(training.threads), memory_errors("fit"):
+        yield process
+
+
+def prepare(
+    source: Source,
+    split: Split,
+    config: NetworkConfig,
+    training: TrainingConfig,
+    process: Rank = SINGLE,
+) -> TrainingData:
+    """Return loaders and summary of the data.
+
+    Parameters
+    ----------
+    source
+        Checked counts, or expression with ``transform="none"``.
+    split
+        Rows to fit on and rows held out.
+    config
+        For ``transform``.
+    training
+        For ``batch_size``, ``seed`` and ``device``.
+    process
+        Which of several processes this is.
+
+    Raises
+    ------
+    ConfigError
+        The latent is as wide as the data, the minibatches are smaller than the model needs, there is no such device,
+        or no slot that the model is to be fitted to.
+    """
+    refuse_width(config, len(source.var_names))
+    device = choose_device(training.device)
+    refuse_few_cells(config, given(training.batch_size), len(split.train))
+    library_size = float(np.median(source.sizes[split.train]))
+    factors = (source.sizes / library_size).astype(np.float32)
+    fitted, held_out = _mask(split.train, source.n_obs), _mask(split.valid, source.n_obs)
+    codes, batches = batches_in(source, training.batch_key)
+    cells = PerCell(factors, codes)
+    train = source.loader(cells, fitted, batch_size=given(training.batch_size), seed=training.seed, process=process)
+    held_out_cells = source.loader(cells, held_out, batch_size=VALID_BATCH, process=process)
+    valid = cached_loader(held_out_cells) if len(split.valid) else None
+    # not the factors, which are rounded
+    blocks = ((matrix, source.sizes[rows] / library_size) for matrix, rows in source.blocks(fitted, SUMMARY_BLOCK))
+    summary = summarize(blocks, len(source.var_names), library_size, transform=config.transform)
+    if config.fits_slot is not None:
+        summary = summary._replace(target=torch.from_numpy(source.coordinates(config.fits_slot)))
+    some = source.loader(cells, fitted, batch_size=min(SAMPLE, max(len(split.train), 2)), seed=training.seed)
+    in_order = source.loader(cells, fitted, batch_size=VALID_BATCH)
+    summary = summary._replace(n_steps=len(train))
+    train, valid = on_device([train, valid], device)
+    return TrainingData(train, valid, summary, next(iter(some.epoch(0))), in_order, batches, codes, training, device)
+
+
+def refuse_width(config: NetworkConfig, n_vars: int) -> None:
+    """Raise a ConfigError unless the latent is narrower than the data, or need not be."""
+    if config.compresses and config.n_latent >= n_vars:
+        raise ConfigError(
+            "latent-too-wide",
+            f"n_latent = {config.n_latent} is not below the number of genes, {n_vars}",
+            "n_latent",
+            f"set n_latent below {n_vars}, or fit more genes",
+        )
+
+
+def refuse_few_cells(config: NetworkConfig, batch_size: int, n_fitted: int) -> None:
+    """Raise a ConfigError unless the minibatches can be as large as the model needs."""
+    fewest = config.fewest_cells
+    if min(batch_size, n_fitted) < fewest:
+        why = f"batch_size = {batch_size}" if batch_size < fewest else f"there are {n_fitted:,} cells to fit on"
+        raise ConfigError(
+            "few-cells",
+            f"the model, as it is set, needs minibatches of {fewest:,} cells or more, and {why}",
+            "batch_size" if batch_size < fewest else "n_obs",
+            "raise batch_size, fit more cells, or lower perplexity",
+        )
+
+
+def on_device(loaders: list[Any], device: torch.device) -> list[Any]:
+    """Return loaders of one matrix in memory that make their minibatches on a GPU, where the matrix fits on it.
+
+    Others, and None, are returned as they are.
+    """
+    in_memory = [loader for loader in loaders if isinstance(loader, MemoryLoader)]
+    if not in_memory:
+        return loaders
+    stored = in_memory[0].stored
+    if not fits(sum(array.nbytes for array in stored[:3]), device):
+        return loaders
+    resident = Resident(stored, device)
+    return [ResidentLoader(loader, resident) if loader in in_memory else loader for loader in loaders]
+
+
+def limited(training: TrainingConfig, n_minibatches: int) -> TrainingConfig:
+    """Return the settings with so few epochs, of so many minibatches, that the last one reaches ``max_steps``."""
+    if training.max_steps is None:
+        return training
+    enough = -(-training.max_steps // n_minibatches)
+    return training.model_copy(update={"max_epochs": min(given(training.max_epochs), enough)})
+
+
+def batches_in(
+    source: Source, key: str | None, known: list[str] | None = None
+) -> tuple[np.ndarray[Any, Any] | None, list[str]]:
+    """Return the experimental batch of each cell, (n_obs,) int64 codes, and the names; None and none without a key.
+
+    Raises
+    ------
+    ConfigError
+        There is no such column, or it has missing values or a single one.
+    InputError
+        A cell is of a batch that is not among the known ones.
+    """
+    return (None, []) if key is None else batches_of(source.column(key, what="batch_key"), key, known)
+
+
+def split_cells(n_obs: int, column: Callable[..., Any], training: TrainingConfig) -> Split:
+    """Return the cells to fit on and those held out.
+
+    Parameters
+    ----------
+    n_obs
+        Number of cells.
+    column
+        Gives a column of obs by its name.
+    training
+        For the shares, the columns and the seed.
+
+    Raises
+    ------
+    ConfigError
+        A column of obs does not exist, or has missing values.
+    InputError
+        The groups cannot be split.
+    """
+
+    def codes(what: str) -> Any:
+        key = getattr(training, what)
+        return None if key is None else codes_of(column(key, what=what), key, what=what)
+
+    return split_rows(
+        n_obs,
+        given(training.valid_fraction),
+        training.seed,
+        stratify=codes("valid_stratify"),
+        groups=codes("valid_groups"),
+        tail=training.valid_split == "tail",
+    )
+
+
+def _mask(rows: Any, n_obs: int) -> Any:
+    mask = np.zeros(n_obs, dtype=bool)
+    mask[rows] = True
+    return mask

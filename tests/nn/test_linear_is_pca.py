@@ -1,0 +1,65 @@
+"""A linear autoencoder is PCA: on real data, by training, against scikit-learn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anndata
+import numpy as np
+import pytest
+import scipy.linalg
+import scipy.sparse as sp
+from sklearn.decomposition import PCA
+
+from anncoder import UndercompleteAutoencoder
+from anncoder.evaluation.baselines import input_of
+
+K = 3  # the fourth component of these data is well apart from the third
+
+
+@pytest.fixture(scope="module")
+def fitted(shared_data: Any) -> tuple[UndercompleteAutoencoder, anndata.AnnData, np.ndarray[Any, Any]]:
+    adata = anndata.read_h5ad(shared_data / "pbmc_10x_4k.h5ad")
+    model = UndercompleteAutoencoder(n_latent=K, n_hidden=(), activation="linear", norm="none")
+    model.fit(
+        adata,
+        valid_fraction=0,
+        max_epochs=100,
+        learning_rate=5e-3,
+        batch_size=512,
+        reduce_lr_patience=4,
+        min_delta=1e-6,
+        progress=False,
+        threads=1,
+    )
+    x = input_of(model, sp.csr_matrix(adata.X)).toarray().astype(np.float64)
+    return model, adata, x
+
+
+def test_it_spans_the_principal_subspace(fitted: Any) -> None:
+    model, adata, x = fitted
+    pca = PCA(K, svd_solver="full").fit(x)
+    latent = model.embed(adata).astype(np.float64)
+    scores = scipy.linalg.subspace_angles(latent - latent.mean(0), pca.transform(x))
+    loadings = scipy.linalg.subspace_angles(model.network_.output.weight.detach().numpy(), pca.components_.T)
+    assert scores.max() < 1e-2
+    assert loadings.max() < 1e-2
+
+
+def test_its_reconstruction_error_is_that_of_pca(fitted: Any) -> None:
+    model, adata, x = fitted
+    pca = PCA(K, svd_solver="full").fit(x)
+    optimum = np.square(x - pca.inverse_transform(pca.transform(x))).mean()
+    ours = np.square(x - np.log1p(model.denoise(adata, scale="normalized"))).mean()
+    decoded = float(model.history_["train_loss"][model.best_epoch_])
+    assert decoded == pytest.approx(optimum, rel=1e-3)
+    assert ours <= optimum * 1.001  # negative expectations are cut off at zero, which can only help
+
+
+def test_in_natural_axes_its_latent_is_pca_itself(fitted: Any) -> None:
+    model, adata, x = fitted
+    scores = PCA(K, svd_solver="full").fit_transform(x)
+    latent = model.embed(adata)
+    for ours, theirs in zip(latent.T, scores.T, strict=True):
+        assert abs(np.corrcoef(ours, theirs)[0, 1]) > 0.999
+        assert ours.std() == pytest.approx(theirs.std(), rel=0.01)
