@@ -201,7 +201,7 @@ def test_the_road_from_fit_to_the_likelihood_is_short(counts, monkeypatch) -> No
     frames: list[list[str]] = []
 
     def spy(*arguments, **options):  # type: ignore[no-untyped-def]
-        stack = [f.function for f in inspect.stack() if f"{PACKAGE}" in f.filename]
+        stack = [f.function for f in inspect.stack(0) if f"{PACKAGE}" in f.filename]
         frames.append(stack[: stack.index("fit") + 1])
         return original(*arguments, **options)
 
@@ -223,7 +223,11 @@ def test_importing_the_package_is_quiet_and_cheap() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [["ruff", "check", "--quiet", "."], ["ruff", "format", "--check", "--quiet", "."], ["mypy"]],
+    [
+        ["ruff", "check", "--quiet", "."],
+        ["ruff", "format", "--check", "--quiet", "."],
+        pytest.param(["mypy"], marks=pytest.mark.slow),
+    ],
     ids=" ".join,
 )
 def test_style_and_types(command: list[str]) -> None:

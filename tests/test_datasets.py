@@ -152,6 +152,7 @@ def peak(path: Path, n_obs: int) -> int:
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 def test_memory_is_flat_in_the_number_of_cells(tmp_path: Path) -> None:
     path = tmp_path / "cells.h5ad"
     peak(path, 300)  # first call: imports and caches

@@ -638,7 +638,14 @@ def environment() -> dict[str, str]:
 
 
 class TestProcess:
-    @pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+    @pytest.mark.parametrize(
+        "closed",
+        [
+            pytest.param("2>&-", marks=pytest.mark.slow),
+            pytest.param(">&- 2>&-", marks=pytest.mark.slow),
+            "<&- >&- 2>&-",
+        ],
+    )
     def test_streams_may_be_closed(self, counts_file: Path, closed: str) -> None:
         for path, code in ((counts_file, 0), (counts_file.with_name("none.h5ad"), 3)):
             command = ["sh", "-c", f'"$0" -m anncoder check "$1" {closed}', sys.executable, str(path)]

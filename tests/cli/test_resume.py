@@ -71,6 +71,7 @@ def counts_path(counts: anndata.AnnData, tmp_path: Path) -> Path:
     return tmp_path / "counts.h5ad"
 
 
+@pytest.mark.slow
 def test_a_killed_command_goes_on(anncoder: Run, counts_path: Path, tmp_path: Path) -> None:
     settings = words(**NOISY, model="denoising", max_epochs=20, batch_size=16, early_stopping="false", threads=1)
     whole, out = tmp_path / "whole.h5ad", tmp_path / "out.h5ad"

@@ -593,6 +593,7 @@ print(peak_memory() - before)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the system does not say how much there was")
+@pytest.mark.slow
 def test_memory_is_flat_in_the_number_of_cells(tmp_path: Path) -> None:
     """From 9,000 cells to 27,000 x 2,000 genes the dense layer grows by 144 MB; the peak, measured, by 27 to 29."""
     for n_obs in (9000, 27_000):

@@ -90,6 +90,7 @@ def test_pseudotime_orders_known_mixtures(model: str, shared_data: Any) -> None:
     assert abs(spearmanr(line["dpt_pseudotime"], line["HCC827_prop"]).statistic) >= 0.9
 
 
+@pytest.mark.slow
 def test_the_chain_holds_above_8192_cells() -> None:
     """Where scanpy changes to approximate neighbours; pynndescent 0.7 breaks scanpy 1.11 there."""
     adata = ac.datasets.simulate(n_obs=8_500, n_vars=60, n_groups=4, de_prob=0.4, lib_loc=6.5, seed=0)

@@ -60,6 +60,7 @@ def written(counts: anndata.AnnData, tmp_path: Path) -> Path:
     return tmp_path / "counts.h5ad"
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_loss_curve_of_one(counts: anndata.AnnData, written: Path, tmp_path: Path) -> None:
     """Two with batch 9 are one with batch 18: 108 cells are fitted on, so that every minibatch is whole."""
     settings = {"n_latent": 4, "norm": "layer", "max_epochs": 3, "early_stopping": "false", "batch_size": 9}
@@ -94,6 +95,7 @@ def test_two_processes_give_the_loss_curve_of_one(counts: anndata.AnnData, writt
     np.testing.assert_allclose(np.abs(latent), np.abs(one.embed(counts)), rtol=0.02, atol=0.02)
 
 
+@pytest.mark.slow
 def test_a_process_that_disappears_is_named_and_nothing_hangs(written: Path, tmp_path: Path) -> None:
     environment = os.environ | {"TORCH_CPP_LOG_LEVEL": "ERROR"}
     endless = ["--set", "max_epochs=100000", "--set", "early_stopping=false", "--set", "batch_size=9"]
