@@ -28,7 +28,7 @@ from anncoder.io import h5ad_copy
 from anncoder.io.h5ad_copy import Copy
 from anncoder.io.hdf5 import new_h5
 from anncoder.tl import files
-from anncoder.tl.files import Latent, OutputSpec, write_files
+from anncoder.tl.files import LatentCheck, OutputSpec, write_files
 
 Run = Callable[..., Any]
 
@@ -229,13 +229,13 @@ class TestTl:
     def test_a_latent_that_says_nothing_is_noticed_block_by_block(self, caplog: pytest.LogCaptureFixture) -> None:
         latent = np.random.default_rng(0).normal(1000, 1, (300, 3)).astype(np.float32)
         latent[:, 1] = 1000.0
-        look = Latent("ae")
+        look = LatentCheck("ae")
         for block in np.array_split(latent, 7):
             look.add(block)
         look.close()
         assert "1 of 3 latent units" in caplog.text
         latent[[5, 290], 2] = np.nan
-        look = Latent("ae")
+        look = LatentCheck("ae")
         for block in np.array_split(latent, 7):
             look.add(block)
         with pytest.raises(AnncoderError, match="2 cells") as error:
@@ -455,7 +455,7 @@ class TestLarge:
 
 
 class TestDamage:
-    @pytest.mark.parametrize("while_it_is", [(Copy, "of"), (files._Written, "latent")])
+    @pytest.mark.parametrize("while_it_is", [(Copy, "of"), (files._SlotWriter, "write_latent")])
     def test_a_file_that_changes_while_it_is_copied_or_read(
         self,
         fitted: CountAutoencoder,

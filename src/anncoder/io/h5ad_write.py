@@ -83,14 +83,18 @@ def _verify(adata: anndata.AnnData, path: Path, wrote: tuple[str, ...]) -> None:
         if adata.X is not None:
             expected["X"] = adata.X
         for slot, values in expected.items():
-            if not _same(read_elem(file[slot]), values):
-                raise ResourceError(
-                    "cannot-write", f"{slot} did not survive writing", str(path), "try again, on another disk"
-                )
+            refuse_difference(path, slot, read_elem(file[slot]), values)
 
 
-def _same(left: Any, right: Any) -> bool:
-    if issparse(left) and issparse(right):
+def refuse_difference(path: Path, slot: str, found: Any, expected: Any) -> None:
+    """Raise a ResourceError unless what was read back from a slot of a file is what was written."""
+    if issparse(found) and issparse(expected):
         arrays = ("data", "indices", "indptr")
-        return left.shape == right.shape and all(np.array_equal(getattr(left, a), getattr(right, a)) for a in arrays)
-    return np.array_equal(np.asarray(left), np.asarray(right), equal_nan=np.asarray(left).dtype.kind == "f")
+        same = found.shape == expected.shape and all(
+            np.array_equal(getattr(found, name), getattr(expected, name)) for name in arrays
+        )
+    else:
+        left, right = np.asarray(found), np.asarray(expected)
+        same = np.array_equal(left, right, equal_nan=left.dtype.kind == "f")
+    if not same:
+        raise ResourceError("cannot-write", f"{slot} did not survive writing", str(path), "try again, on another disk")

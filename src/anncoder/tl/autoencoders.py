@@ -20,7 +20,7 @@ from anncoder.errors import ConfigError
 from anncoder.models import find
 from anncoder.models.base import Array, Autoencoder, Scale, refuse_no_decoder, refuse_no_model
 from anncoder.tl.files import (
-    Latent,
+    LatentCheck,
     OutputSpec,
     column_of,
     natural_scale,
@@ -294,9 +294,9 @@ def _write_latent(
     adata: anndata.AnnData, model: Autoencoder, key: str, layer: str | None = None, allow_missing: float = 0.0
 ) -> None:
     latent = model.embed(adata, layer=layer, allow_missing=allow_missing)
-    look = Latent(key)
-    look.add(latent)
-    look.close()
+    check = LatentCheck(key)
+    check.add(latent)
+    check.close()
     sign(adata, model, key)
     adata.obsm[f"X_{key}"] = np.ascontiguousarray(latent, dtype=np.float32)
     of_cells = of_cells_here(model, adata, layer=layer, allow_missing=allow_missing)
