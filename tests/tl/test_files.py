@@ -25,7 +25,7 @@ from anncoder.data import sources
 from anncoder.data.stores import paths_of
 from anncoder.errors import AnncoderError, ConfigError, FileError, InputError, ResourceError
 from anncoder.io import h5ad_copy
-from anncoder.io.h5ad_copy import Copy
+from anncoder.io.h5ad_copy import copy_h5ad
 from anncoder.io.hdf5 import new_h5
 from anncoder.tl import files
 from anncoder.tl.files import LatentCheck, OutputSpec, write_files
@@ -99,9 +99,13 @@ def everything(counts: anndata.AnnData, tmp_path: Path) -> Path:
     return path
 
 
+def kept(n_obs: int, rows: Any) -> Any:
+    return None if rows is None else np.isin(np.arange(n_obs), rows)
+
+
 def copied(path: Path, target: Path, rows: Any = None, **options: Any) -> Path:
     with h5py.File(path) as source, new_h5(target) as (file, disk):
-        Copy(file, disk, source["X"].attrs["shape"][0], rows, **options).of(source)
+        copy_h5ad(source, file, disk, keep=kept(source["X"].attrs["shape"][0], rows), **options)
     return target
 
 
@@ -136,7 +140,6 @@ class TestCopy:
         if compression:
             given.write_h5ad(everything, compression=compression)
         monkeypatch.setattr(h5ad_copy, "AT_ONCE", 1000)
-        monkeypatch.setattr("anncoder.data.matrix.arrays.DISK_BLOCK", 100)
         rows = np.array([0, 3, 4, 5, 77, 118])
         out = anndata.read_h5ad(copied(everything, tmp_path / "out.h5ad", rows))
         with anndata.settings.override(remove_unused_categories=False):
@@ -153,7 +156,8 @@ class TestCopy:
         given.write_zarr(tmp_path / "in.zarr")
         monkeypatch.setattr(h5ad_copy, "AT_ONCE", 1000)
         with new_h5(tmp_path / "out.h5ad") as (file, disk):
-            Copy(file, disk, given.n_obs, rows).of(zarr.open_group(str(tmp_path / "in.zarr"), mode="r"))
+            source = zarr.open_group(str(tmp_path / "in.zarr"), mode="r")
+            copy_h5ad(source, file, disk, keep=kept(given.n_obs, rows))
         out = anndata.read_h5ad(tmp_path / "out.h5ad")
         with anndata.settings.override(remove_unused_categories=False):
             self.assert_same(out, given if rows is None else given[rows].copy())
@@ -455,7 +459,7 @@ class TestLarge:
 
 
 class TestDamage:
-    @pytest.mark.parametrize("while_it_is", [(Copy, "of"), (files._SlotWriter, "write_latent")])
+    @pytest.mark.parametrize("while_it_is", [(files, "copy_h5ad"), (files._SlotWriter, "write_latent")])
     def test_a_file_that_changes_while_it_is_copied_or_read(
         self,
         fitted: CountAutoencoder,
@@ -466,8 +470,8 @@ class TestDamage:
     ) -> None:
         original = getattr(*while_it_is)
 
-        def changed(*given: Any) -> None:
-            original(*given)
+        def changed(*given: Any, **named: Any) -> None:
+            original(*given, **named)
             os.utime(counts_file, (1, 1))
 
         monkeypatch.setattr(*while_it_is, changed)

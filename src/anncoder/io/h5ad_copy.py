@@ -14,10 +14,10 @@ from typing import Any
 import h5py
 import numpy as np
 from anndata.io import read_elem, sparse_dataset, write_elem
-from scipy.sparse import csr_matrix
+from scipy.sparse import csc_matrix, csr_matrix
 
 from anncoder.data.matrix.arrays import OnDisk, spans
-from anncoder.errors import InputError
+from anncoder.io.h5ad_write import writing
 from anncoder.io.hdf5 import DiskFullFile
 
 Array = np.ndarray[Any, Any]
@@ -52,53 +52,201 @@ def copy_h5ad(
         An element that has to go through anndata cannot be written.
     """
     _copy_attributes(source, file)
-    for path, item in _elements(source, without, all_cells=keep is None):
-        axes = () if keep is None else _axes_of_cells(path)
-        masks = tuple(keep if axis in axes else None for axis in (0, 1))
+    for path, item, axes in _elements(source, without, cells_leave=keep is not None):
+        rows, columns = (keep if axis in axes else None for axis in (0, 1))
         if isinstance(item, h5py.SoftLink):
             file[path] = h5py.SoftLink(item.path)
-        elif _is_container(item, all_cells=keep is None):  # its elements come next
+        elif _is_container(item, axes):  # its elements come next
             _copy_attributes(item, file.create_group(path, track_order=_tracks_order(item)))
         elif isinstance(item, h5py.Dataset | h5py.Datatype) and not axes:
             _copy_dataset(item, file, path, disk)
-        elif hasattr(item, "keys") and OnDisk(item).indptr is not None:
-            _copy_sparse(item, file, path, masks, disk)
-        elif _is_array(item):
-            _copy_array(item, file, path, masks, disk)
+        elif _is_sparse(item):
+            _copy_sparse(item, file, path, rows, columns, disk)
+        elif not hasattr(item, "keys") and item.attrs.get("encoding-type", "") in ARRAYS and item.shape:
+            _copy_array(item, file, path, rows, columns, disk)
         else:
-            _copy_through_anndata(item, file, path, masks)
+            _copy_through_anndata(item, file, path, rows, columns)
         disk.stop_if_failed()
     if isinstance(source, h5py.Group):
         _copy_references(source, file)
 
 
-def _elements(group: Any, without: Collection[str], *, all_cells: bool, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield path and element, or soft link, of all that is in a group: containers before their elements."""
+def _elements(
+    group: Any, without: Collection[str], *, cells_leave: bool, above: str = ""
+) -> Iterator[tuple[str, Any, tuple[int, ...]]]:
+    """Yield path, element or soft link, and axes of the cells that leave, of all in a group; containers come first."""
     for name in group:
-        child = f"{path}{name}"
-        if child in without:
+        path = f"{above}{name}"
+        if path in without:
             continue
         link = group.get(name, getlink=True) if isinstance(group, h5py.Group) else None
         item = link if isinstance(link, h5py.SoftLink) else group[name]
-        yield child, item
-        if _is_container(item, all_cells=all_cells):
-            yield from _elements(item, without, all_cells=all_cells, path=f"{child}/")
-
-
-def _is_container(item: Any, *, all_cells: bool) -> bool:
-    """Tell whether a group is copied element by element; what its encoding is does not matter if all of it is kept."""
-    if not hasattr(item, "keys"):
-        return False
-    in_hdf5 = isinstance(item, h5py.Group)
-    known = item.attrs.get("encoding-type", "") in CONTAINERS and "h5sparse_format" not in item.attrs
-    return known or (in_hdf5 and (all_cells or not _axes_of_cells(item.name.lstrip("/"))))
+        axes = _axes_of_cells(path) if cells_leave else ()
+        yield path, item, axes
+        if _is_container(item, axes):
+            yield from _elements(item, without, cells_leave=cells_leave, above=f"{path}/")
 
 
 def _axes_of_cells(path: str) -> tuple[int, ...]:
-    """Return the axes of an element that are cells."""
     head, _, rest = path.partition("/")
     if rest.startswith("__categories"):  # older files keep the names of categories there
         return ()
     if path in ("X", "raw/X") or (head in ("obs", "obsm", "layers") and rest):
         return (0,)
     return (0, 1) if head == "obsp" and rest else ()
+
+
+def _is_container(item: Any, axes: tuple[int, ...]) -> bool:
+    """Tell whether an element is a group that is copied element by element, whatever its encoding if nothing leaves."""
+    if not hasattr(item, "keys"):
+        return False
+    as_stored = isinstance(item, h5py.Group) and not axes
+    return as_stored or (item.attrs.get("encoding-type", "") in CONTAINERS and "h5sparse_format" not in item.attrs)
+
+
+def _is_sparse(item: Any) -> bool:
+    encoding = item.attrs.get("encoding-type", item.attrs.get("h5sparse_format", ""))
+    return hasattr(item, "keys") and encoding[:3] in ("csr", "csc")
+
+
+def _tracks_order(group: Any) -> bool | None:
+    in_hdf5 = isinstance(group, h5py.Group)
+    return bool(group.id.get_create_plist().get_link_creation_order()) if in_hdf5 else None
+
+
+def _copy_attributes(source: Any, target: Any) -> None:
+    if not isinstance(source, h5py.Group | h5py.Dataset):
+        target.attrs.update({name: _as_attribute(value) for name, value in source.attrs.items() if value is not None})
+        return
+    for name in source.attrs:
+        stored = source.attrs.get_id(name)
+        if stored.get_space().get_simple_extent_type() == h5py.h5s.NULL:
+            target.attrs[name] = source.attrs[name]
+        elif not h5py.check_ref_dtype(stored.dtype):
+            target.attrs.create(name, source.attrs[name], stored.shape, stored.dtype)
+
+
+def _copy_references(source: h5py.Group, file: h5py.File) -> None:
+    """Let attributes that refer to an element, as older files do to the names of categories, refer to its copy."""
+
+    def copy_reference(path: str, item: Any) -> None:
+        for name in item.attrs if path in file else ():
+            stored = item.attrs.get_id(name)
+            if h5py.check_ref_dtype(stored.dtype) and stored.shape == ():
+                file[path].attrs[name] = file[item.file[item.attrs[name]].name].ref
+
+    source.visititems(copy_reference)
+
+
+def _copy_dataset(item: Any, file: h5py.File, path: str, disk: DiskFullFile) -> None:
+    # HDF5's own copy of an object cannot be stopped when the disk is full: only of what may well be kept in memory then
+    if not isinstance(item, h5py.Dataset) or item.nbytes < AT_ONCE or not _filters_known(item):
+        file.copy(item, file, path, without_attrs=True)
+        _copy_attributes(item, file[path])
+        return
+    plan = item.id.get_create_plist()
+    copy = h5py.Dataset(h5py.h5d.create(file.id, path.encode(), item.id.get_type(), item.id.get_space(), plan))
+    _copy_attributes(item, copy)
+    if item.chunks is None or item.dtype.hasobject:  # text is stored elsewhere in the file: chunks only point to it
+        for part in slices(item):
+            copy[part] = item[part]
+            disk.stop_if_failed()
+        return
+    for at in product(*(range(0, size, step) for size, step in zip(item.shape, item.chunks, strict=True))):
+        if item.id.get_chunk_info_by_coord(at).size:
+            mask, content = item.id.read_direct_chunk(at)
+            copy.id.write_direct_chunk(at, content, mask)
+            disk.stop_if_failed()
+
+
+def _copy_array(
+    item: Any, file: h5py.File, path: str, rows: Array | None, columns: Array | None, disk: DiskFullFile
+) -> None:
+    shape = [size if keep is None else int(keep.sum()) for size, keep in zip(item.shape, (rows, columns), strict=False)]
+    shape += item.shape[2:]
+    text = _is_text(item)
+    copy = file.create_dataset(path, shape, h5py.string_dtype() if text else item.dtype, **_storage(item, shape))
+    _copy_attributes(item, copy)
+    at = 0
+    for part in slices(item):
+        values = np.asarray(item[part])
+        values = values.astype(object) if text else values
+        values = values if rows is None else values[rows[part]]
+        copy[at : at + len(values)] = values if columns is None else values[:, columns]
+        at += len(values)
+        disk.stop_if_failed()
+
+
+def _copy_sparse(
+    item: Any, file: h5py.File, path: str, rows: Array | None, columns: Array | None, disk: DiskFullFile
+) -> None:
+    matrix, storage = OnDisk(item), _storage(item["data"], [CHUNK]) | {"chunks": (CHUNK,)}
+    indptr, transposed = np.asarray(matrix.indptr), matrix.format == "csc"
+    n_columns = matrix.shape[1]
+    if transposed:  # of a matrix that is stored by columns, the transpose is read, selected from and written by rows
+        rows, columns, n_columns = columns, rows, matrix.shape[0]
+    if indptr[0] != 0 or (indptr[1:] < indptr[:-1]).any():
+        raise ValueError("its row pointers fall")
+    n_left = n_columns if columns is None else int(columns.sum())
+    empty = csc_matrix((n_left, 0), dtype=matrix.dtype) if transposed else csr_matrix((0, n_left), dtype=matrix.dtype)
+    empty.indices, empty.indptr = empty.indices.astype(matrix.indices.dtype), empty.indptr.astype(indptr.dtype)
+    write_elem(file, path, empty, dataset_kwargs=storage)
+    copy = sparse_dataset(file[path])
+    for first, last in spans(indptr, AT_ONCE // 8):
+        stored = slice(int(indptr[first]), int(indptr[last]))
+        arrays = (matrix.values[stored], matrix.indices[stored], indptr[first : last + 1] - indptr[first])
+        block = csr_matrix(arrays, shape=(last - first, n_columns))
+        block = block if rows is None else block[rows[first:last]]
+        if columns is not None:
+            if block.nnz and not 0 <= block.indices.min() <= block.indices.max() < n_columns:
+                raise ValueError("an index lies outside the matrix")  # scipy does not look
+            block = block[:, columns]
+        copy.append(block.T if transposed else block)
+        disk.stop_if_failed()
+    shape = file[path].attrs["shape"]
+    _copy_attributes(item, file[path])
+    file[path].attrs["shape"] = shape
+
+
+def _copy_through_anndata(item: Any, file: h5py.File, path: str, rows: Array | None, columns: Array | None) -> None:
+    with writing(item.name):
+        value = read_elem(item)
+        value = value if rows is None else value[rows]
+        write_elem(file, path, value if columns is None else value[:, columns])
+
+
+def slices(item: Any) -> Iterator[slice]:
+    """Yield ranges of the first axis that are a few megabytes each."""
+    row = max(1, item.dtype.itemsize * int(np.prod(item.shape[1:])))
+    step = max(1, AT_ONCE // row)
+    if item.chunks and item.chunks[0] < step:  # whole chunks: each is read once
+        step -= step % item.chunks[0]
+    for start in range(0, item.shape[0], step):
+        yield slice(start, min(start + step, item.shape[0]))
+
+
+def _storage(item: Any, shape: list[int]) -> dict[str, Any]:
+    """Return how HDF5 is to store an array of this shape: as the one that it is copied from."""
+    if not isinstance(item, h5py.Dataset):
+        return {"compression": "gzip", "compression_opts": 1} if item.compressors and not _is_text(item) else {}
+    if item.chunks is None or 0 in shape:
+        return {}
+    names = ("compression", "compression_opts", "shuffle", "fletcher32")
+    return {"chunks": tuple(map(min, item.chunks, shape)), **{name: getattr(item, name) for name in names}}
+
+
+def _filters_known(item: h5py.Dataset) -> bool:
+    plan = item.id.get_create_plist()
+    return all(h5py.h5z.filter_avail(plan.get_filter(i)[0]) for i in range(plan.get_nfilters()))
+
+
+def _is_text(item: Any) -> bool:
+    return item.dtype.kind in "OTU" if not isinstance(item, h5py.Dataset) else bool(h5py.check_string_dtype(item.dtype))
+
+
+def _as_attribute(value: Any) -> Any:
+    """Return a value that zarr keeps as JSON as HDF5 keeps it."""
+    if isinstance(value, list):
+        text = not value or isinstance(value[0], str)
+        return np.array(value, dtype=h5py.string_dtype()) if text else np.array(value)
+    return value

@@ -24,7 +24,7 @@ from anncoder.data.store import READ, Shard
 from anncoder.data.stores import Paths, drop_empty_cells, open_files
 from anncoder.errors import AnncoderError, InputError, ResourceError, listed
 from anncoder.io.atomic import allow_open, atomic_path, locked, sync
-from anncoder.io.h5ad_copy import Copy, slices
+from anncoder.io.h5ad_copy import copy_h5ad, slices
 from anncoder.io.h5ad_write import refuse_difference
 from anncoder.io.hdf5 import DiskFullFile, new_h5
 from anncoder.io.output_paths import outputs_of
@@ -274,7 +274,8 @@ def write_results(
 def _write(temporary: Path, shard: Shard, cells: DiskSource, model: Autoencoder, wanted: OutputSpec) -> None:
     with new_h5(temporary) as (file, disk):
         with _reading(shard, disk):
-            Copy(file, disk, shard.matrix.shape[0], shard.rows, _replaced(shard, model, wanted)).of(shard.store)
+            keep = None if shard.rows is None else np.isin(np.arange(shard.matrix.shape[0]), shard.rows)
+            copy_h5ad(shard.store, file, disk, keep=keep, without=_replaced(shard, model, wanted))
         shard.refuse_change()
         kept = found_denoised(shard.store, model, wanted.key)
         how = kept if wanted.scale is None else denoised_as(wanted.scale, wanted.batch)
