@@ -8,28 +8,25 @@ removed by the next one that writes into the same folder.
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import os
 import shutil
 import socket
 import stat
 import tempfile
-import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from anncoder.errors import AnncoderError, ConfigError, FileError, ResourceError, listed
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
 
 LOCK = ".anncoder-lock-"
 PATIENCE, PAUSE = 1.0, 0.02  # seconds until a lock that is held is taken to be a writer's, and between two tries
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)  # of a file system that has none
 
 
 @contextmanager
@@ -177,45 +174,32 @@ def locked(target: str | Path) -> Iterator[None]:
     Raises
     ------
     ResourceError
-        Another process holds it.
+        Another process holds it, or its folder cannot be written.
     """
     target = Path(target).resolve()
-    lock = target.parent / f"{LOCK}{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}"
+    writable_folder(target.parent)
+    path = target.parent / f"{LOCK}{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}"
+    # who sweeps holds every lock for a moment, to see if it is held: so with some patience
+    lock = FileLock(path, timeout=PATIENCE, poll_interval=PAUSE, fallback_to_soft=False)
     with _disk_errors(target):
-        descriptor, patience = _lock(lock), PATIENCE
-        while descriptor is None and patience > 0:  # who sweeps holds every lock for a moment, to see if it is held
-            time.sleep(PAUSE)
-            descriptor, patience = _lock(lock), patience - PAUSE
-    if descriptor is None:
-        raise ResourceError(
-            "output-in-use",
-            f"another process is writing {str(target)!r}",
-            str(target),
-            "wait until it is done, or choose another output",
-        )
+        try:
+            lock.acquire()
+        except Timeout:
+            raise ResourceError(
+                "output-in-use",
+                f"another process is writing {str(target)!r}",
+                str(target),
+                "wait until it is done, or choose another output",
+            ) from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:  # better to work without a lock than not at all
+                raise
     try:
         yield
     finally:
-        lock.unlink(missing_ok=True)  # before it is given back: nobody may hold a lock on a name that is gone
-        os.close(descriptor)
-
-
-def _lock(path: Path) -> int | None:
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            if fcntl is not None:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            return None
-        except OSError:  # a file system without locks: better to work without one than not at all
-            return descriptor
-        # its holder may have removed the file between our opening and our locking it
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), path.stat()):
-                return descriptor
-        os.close(descriptor)
+        with suppress(PermissionError):  # Windows removes no open file
+            path.unlink(missing_ok=True)  # before it is given back: nobody may hold a lock on a name that is gone
+        lock.release()
 
 
 def path_given(folder: object) -> Path:
@@ -224,7 +208,7 @@ def path_given(folder: object) -> Path:
     Raises
     ------
     ConfigError
-        It is none.
+        Something else was given.
     """
     if not isinstance(folder, str | os.PathLike):
         raise ConfigError(
@@ -259,10 +243,8 @@ def sweep(folder: Path) -> None:
     if os.name == "nt":  # there is no harmless way to ask whether a process lives
         return
     for lock in folder.glob(f"{LOCK}*"):
-        descriptor = _lock(lock)
-        if descriptor is not None:  # nobody holds it
+        with suppress(OSError), FileLock(lock, timeout=0, fallback_to_soft=False):  # nobody holds it
             lock.unlink(missing_ok=True)
-            os.close(descriptor)
     for scratch in folder.glob(f"{_prefix()}*"):
         number = scratch.name.removeprefix(_prefix()).split("-")[0]
         if not number.isdigit() or _lives(int(number)):
