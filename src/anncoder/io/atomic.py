@@ -112,31 +112,20 @@ def refuse_occupied(target: Path, against: Callable[[Path], str]) -> None:
     target
         The folder.
     against
-        Returns what speaks against a folder being one of ours; an empty text if nothing does.
+        Returns the reason why a folder is not one of ours; an empty text if it is.
     """
     if target.is_symlink() and not target.exists():
-        raise FileError(
-            "not-ours",
-            f"{str(target)!r} is a link to nothing that exists",
-            str(target),
-            "choose another name, or remove the link",
-        )
-    if not target.exists():
+        what = f"{str(target)!r} is a link to nothing that exists"
+        raise FileError("not-ours", what, str(target), "choose another name, or remove the link")
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
-    why = "it is a file"
-    if target.is_dir():
-        why = against(target) if any(target.iterdir()) else ""
-    if why:
-        raise FileError(
-            "not-ours",
-            f"{str(target)!r} exists and was not written by anncoder, or changed since: {why}",
-            str(target),
-            "choose another name, or move it away first",
-        )
+    if why := against(target) if target.is_dir() else "it is a file":
+        what = f"{str(target)!r} exists and was not written by anncoder, or changed since: {why}"
+        raise FileError("not-ours", what, str(target), "choose another name, or move it away first")
 
 
 def others_in(folder: Path, names: Collection[str]) -> str:
-    """Return, as a sentence, what a folder holds beside these names; empty if nothing."""
+    """Return, as a sentence, the other names in a folder; empty if there are none."""
     ignored = (*names, ".DS_Store", "Thumbs.db", "desktop.ini")  # which systems put into any folder
     others = sorted(repr(path.name) for path in folder.iterdir() if path.name not in ignored)
     return f"it holds {listed(others, 3)}" if others else ""
@@ -157,12 +146,9 @@ def allow_open(n_files: int) -> None:
 def writable_folder(folder: Path) -> None:
     """Raise a ResourceError unless files can be made in a folder; asked before hours of training, not after."""
     if not folder.is_dir():
-        raise ResourceError(
-            "no-folder",
-            f"the output folder {str(folder)!r} {'is a file' if folder.exists() else 'does not exist'}",
-            str(folder),
-            "choose another folder" if folder.exists() else f"make it first: mkdir -p {folder}",
-        )
+        what = f"the output folder {str(folder)!r} {'is a file' if folder.exists() else 'does not exist'}"
+        remedy = "choose another folder" if folder.exists() else f"make it first: mkdir -p {folder}"
+        raise ResourceError("no-folder", what, str(folder), remedy)
     with _disk_errors(folder), tempfile.TemporaryFile(dir=folder):
         pass
 
@@ -179,18 +165,15 @@ def locked(target: str | Path) -> Iterator[None]:
     target = Path(target).resolve()
     writable_folder(target.parent)
     path = target.parent / f"{LOCK}{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}"
-    # who sweeps holds every lock for a moment, to see if it is held: so with some patience
+    # with some patience: a sweep holds every lock for a moment, to see if it is held
     lock = FileLock(path, timeout=PATIENCE, poll_interval=PAUSE, fallback_to_soft=False)
     with _disk_errors(target):
         try:
             lock.acquire()
         except Timeout:
-            raise ResourceError(
-                "output-in-use",
-                f"another process is writing {str(target)!r}",
-                str(target),
-                "wait until it is done, or choose another output",
-            ) from None
+            what = f"another process is writing {str(target)!r}"
+            remedy = "wait until it is done, or choose another output"
+            raise ResourceError("output-in-use", what, str(target), remedy) from None
         except OSError as error:
             if error.errno not in NO_LOCKS:  # better to work without a lock than not at all
                 raise
@@ -203,20 +186,10 @@ def locked(target: str | Path) -> Iterator[None]:
 
 
 def path_given(folder: object) -> Path:
-    """Return the path of a folder that a user gave.
-
-    Raises
-    ------
-    ConfigError
-        Something else was given.
-    """
+    """Return the path of a folder that a user gave; a ConfigError if it is something else."""
     if not isinstance(folder, str | os.PathLike):
-        raise ConfigError(
-            "bad-value",
-            f"expected the path of a folder, got {type(folder).__name__}",
-            "folder",
-            "give a path: 'pbmc.ac'",
-        )
+        what = f"expected the path of a folder, got {type(folder).__name__}"
+        raise ConfigError("bad-value", what, "folder", "give a path: 'pbmc.ac'")
     return Path(folder)
 
 
@@ -303,12 +276,9 @@ def _disk_errors(target: Path) -> Iterator[None]:
         raise
     except OSError as error:
         why = error.strerror or str(error)
-        raise ResourceError(
-            "cannot-write",
-            f"cannot write {str(target)!r}: {why.splitlines()[0] if why else type(error).__name__}",
-            str(target),
-            "check the folder's permissions and the free space; what was there before is unchanged",
-        ) from error
+        what = f"cannot write {str(target)!r}: {why.splitlines()[0] if why else type(error).__name__}"
+        remedy = "check the folder's permissions and the free space; what was there before is unchanged"
+        raise ResourceError("cannot-write", what, str(target), remedy) from error
 
 
 def sync(path: Path) -> None:

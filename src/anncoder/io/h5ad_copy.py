@@ -97,7 +97,7 @@ def _axes_of_cells(path: str) -> tuple[int, ...]:
 
 
 def _is_container(item: Any, axes: tuple[int, ...]) -> bool:
-    """Tell whether an element is a group that is copied element by element, whatever its encoding if nothing leaves."""
+    """Tell whether an element is a group that is copied element by element: of HDF5, any from which no cell leaves."""
     if not hasattr(item, "keys"):
         return False
     as_stored = isinstance(item, h5py.Group) and not axes

@@ -31,7 +31,7 @@ def read_input(data: Path) -> anndata.AnnData:
 
 def refuse_unwritable(adata: anndata.AnnData) -> None:
     """Raise an InputError if something in obs, var or uns can be read but not written: now, not after the training."""
-    # a thousand rows tell what a column is
+    # a thousand rows show of which kind a column is
     slots = {"obs": adata.obs.iloc[:1000], "var": adata.var.iloc[:1000], "uns": dict(adata.uns)}
     with h5py.File("never-on-disk", "w", driver="core", backing_store=False) as file:
         for name, value in slots.items():

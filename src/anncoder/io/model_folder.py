@@ -66,15 +66,7 @@ class StoredModel(NamedTuple):
 
 
 def refuse_target(folder: Path) -> None:
-    """Raise the error that :func:`write_model` would raise for a folder; asked before hours of training, not after.
-
-    Raises
-    ------
-    FileError
-        The folder exists and is no model, or a damaged one, or holds something else as well.
-    ResourceError
-        The folder it is to stand in does not exist or cannot be written.
-    """
+    """Raise the error that :func:`write_model` would raise for a folder; asked before hours of training, not after."""
     writable_folder(folder.parent)
     refuse_occupied(folder, against_model)
 
@@ -132,12 +124,8 @@ def write_model(folder: str | Path, config: ModelRecord, genes: list[str], weigh
         texts = {CONFIG: _dumps(config.model_dump(mode="json")), GENES: encode_names(genes)}
         contents = {name: text.encode("utf-8") for name, text in texts.items()}
     except UnicodeEncodeError as error:
-        raise InputError(
-            "bad-name",
-            f"the name {error.object[max(0, error.start - 20) : error.end]!r} is not valid Unicode",
-            "var_names",
-            "rename it",
-        ) from error
+        what = f"the name {error.object[max(0, error.start - 20) : error.end]!r} is not valid Unicode"
+        raise InputError("bad-name", what, "var_names", "rename it") from error
     with atomic_folder(folder, against=against_model) as temporary:
         for name, content in contents.items():
             (temporary / name).write_bytes(content)

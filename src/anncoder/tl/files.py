@@ -194,23 +194,16 @@ def refuse_unknown_genes(model: Autoencoder, var_names: pd.Index, allow_missing:
     if n_unknown:
         # where genes of the model are missing too, that says more: names of another kind
         align(list(model.var_names_), list(var_names), allow_missing=allow_missing)
-        raise InputError(
-            "unknown-genes",
-            f"the model does not know {n_unknown:,} of the genes here: a layer has all of them",
-            "var_names",
-            "adata = adata[:, adata.var_names.isin(model.var_names_)].copy()",
-        )
+        what = f"the model does not know {n_unknown:,} of the genes here: a layer has all of them"
+        remedy = "adata = adata[:, adata.var_names.isin(model.var_names_)].copy()"
+        raise InputError("unknown-genes", what, "var_names", remedy)
 
 
 def _refuse_no_cells(shards: list[Shard]) -> None:
     without = [str(shard.path) for shard in shards if not shard.n_obs]
     if 0 < len(without) < len(shards):  # where none has any, it is said when they are checked
-        raise InputError(
-            "too-few-cells",
-            "a file has no cells, and so no results",
-            listed(without),
-            "leave it out, or check the filters that ran before",
-        )
+        what = "a file has no cells, and so no results"
+        raise InputError("too-few-cells", what, listed(without), "leave it out, or check the filters that ran before")
 
 
 def _refuse_full_disk(shards: Iterable[Shard], folder: Path, *, n_latent: int, denoised: bool) -> None:
@@ -222,12 +215,9 @@ def _refuse_full_disk(shards: Iterable[Shard], folder: Path, *, n_latent: int, d
     folder = folder if folder.exists() else folder.parent
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise ResourceError(
-            "disk-too-small",
-            f"the output needs {needed / 2**20:,.0f} MiB, {free / 2**20:,.0f} MiB are free in {str(folder)!r}",
-            str(folder),
-            "write to another disk; without the denoised layer the output is little larger than the input",
-        )
+        what = f"the output needs {needed / 2**20:,.0f} MiB, {free / 2**20:,.0f} MiB are free in {str(folder)!r}"
+        remedy = "write to another disk; without the denoised layer the output is little larger than the input"
+        raise ResourceError("disk-too-small", what, str(folder), remedy)
 
 
 def write_results(
@@ -258,7 +248,7 @@ def write_results(
         output is as it was.
     """
     if together:
-        allow_open(4 * len(outputs) + 256)  # input, lock and what else is open of each
+        allow_open(4 * len(outputs) + 256)  # input, lock, output and its folder, of each
     with ExitStack() as all_written:
         for (shard, cells), output in zip(source.files(), outputs, strict=True):
             output.parent.mkdir(exist_ok=True)  # a folder that was named for them

@@ -1,4 +1,4 @@
-"""Slots of results in an AnnData: their names, the record of the model in uns, and whose they are.
+"""Slots of results in an AnnData: names, the model's record in uns, and their owner.
 
 Where a function takes ``data``, that is an AnnData, or an open file or zarr group.
 """
@@ -49,7 +49,7 @@ def of_another(data: Any, model: Autoencoder, key: str) -> list[tuple[str, str]]
     if found is None:
         return []
     there, here = _identity(found), _identity(record(model, key, {}))
-    known = [name for name in here if name in there or name != "fingerprint"]  # of older versions there is none
+    known = [name for name in here if name in there or name != "fingerprint"]  # which older versions did not record
     other = any(there.get(name) != here[name] for name in known)
     return _there(data, _slots_in(found, key)) if other else []
 
