@@ -129,6 +129,24 @@ class TestCopy:
             assert set(file["layers"]) == {"by_gene"}
             assert "deep" not in file["uns"]
 
+    @pytest.mark.parametrize(
+        ("array", "at", "value", "said"),
+        [
+            ("layers/by_gene/indices", 3, 10**6, "outside"),
+            ("layers/by_gene/indices", 3, -1, "outside"),
+            ("layers/by_gene/indptr", 2, 0, "pointers fall"),
+            ("obsp/near/indptr", 0, 1, "pointers fall"),
+            ("obsp/near/indptr", -1, 10**6, "index pointer"),
+        ],
+    )
+    def test_a_sparse_matrix_that_lies_is_not_selected_from(
+        self, everything: Path, tmp_path: Path, array: str, at: int, value: int, said: str
+    ) -> None:
+        with h5py.File(everything, "r+") as file:
+            file[array][at if at >= 0 else len(file[array]) + at] = value
+        with pytest.raises(ValueError, match=said):
+            copied(everything, tmp_path / "out.h5ad", np.array([0, 3, 4]))
+
     @pytest.mark.filterwarnings("ignore")  # anndata's own, about the old category and what comes in its next versions
     @pytest.mark.parametrize("compression", [None, "gzip"])
     def test_the_cells_that_are_left_are_those_anndata_would_leave(

@@ -62,7 +62,7 @@ def copy_h5ad(
             _copy_dataset(item, file, path, disk)
         elif _is_sparse(item):
             _copy_sparse(item, file, path, rows, columns, disk)
-        elif not hasattr(item, "keys") and item.attrs.get("encoding-type", "") in ARRAYS and item.shape:
+        elif not hasattr(item, "keys") and _encoding(item) in ARRAYS and item.shape:
             _copy_array(item, file, path, rows, columns, disk)
         else:
             _copy_through_anndata(item, file, path, rows, columns)
@@ -101,12 +101,16 @@ def _is_container(item: Any, axes: tuple[int, ...]) -> bool:
     if not hasattr(item, "keys"):
         return False
     as_stored = isinstance(item, h5py.Group) and not axes
-    return as_stored or (item.attrs.get("encoding-type", "") in CONTAINERS and "h5sparse_format" not in item.attrs)
+    return as_stored or (_encoding(item) in CONTAINERS and "h5sparse_format" not in item.attrs)
 
 
 def _is_sparse(item: Any) -> bool:
-    encoding = item.attrs.get("encoding-type", item.attrs.get("h5sparse_format", ""))
+    encoding = _encoding(item) or str(item.attrs.get("h5sparse_format", ""))
     return hasattr(item, "keys") and encoding[:3] in ("csr", "csc")
+
+
+def _encoding(item: Any) -> str:
+    return str(item.attrs.get("encoding-type", ""))
 
 
 def _tracks_order(group: Any) -> bool | None:
@@ -115,7 +119,7 @@ def _tracks_order(group: Any) -> bool | None:
 
 
 def _copy_attributes(source: Any, target: Any) -> None:
-    if not isinstance(source, h5py.Group | h5py.Dataset):
+    if not isinstance(source, h5py.HLObject):
         target.attrs.update({name: _as_attribute(value) for name, value in source.attrs.items() if value is not None})
         return
     for name in source.attrs:
