@@ -11,14 +11,29 @@ import numpy as np
 import pytest
 from scipy.stats import kstest, kurtosis, skew, spearmanr
 
-from anncoder.datasets import SplatParameters, _bridges, _draw_genes
-from anncoder.datasets import simulated as simulate
-from anncoder.datasets import write_simulated as simulate_to_file
+from anncoder.datasets import SplatParameters, _bridges, _draw_genes, simulate, simulate_to_file
 from anncoder.errors import ConfigError, ResourceError
 from anncoder.io.atomic import locked
 
-SMALL = SplatParameters(n_obs=700, n_vars=60, n_groups=3, n_batches=2, lib_loc=7, dropout_mid=1.0, de_prob=0.5, seed=5)
-PATHS = SplatParameters(n_obs=600, n_vars=80, mode="paths", n_groups=3, path_from=(0, 1, 1), path_n_steps=20, seed=2)
+SMALL: dict[str, Any] = {
+    "n_obs": 700,
+    "n_vars": 60,
+    "n_groups": 3,
+    "n_batches": 2,
+    "lib_loc": 7,
+    "dropout_mid": 1.0,
+    "de_prob": 0.5,
+    "seed": 5,
+}
+PATHS: dict[str, Any] = {
+    "n_obs": 600,
+    "n_vars": 80,
+    "mode": "paths",
+    "n_groups": 3,
+    "path_from": (0, 1, 1),
+    "path_n_steps": 20,
+    "seed": 2,
+}
 
 
 def same(left: anndata.AnnData, right: anndata.AnnData) -> bool:
@@ -31,7 +46,7 @@ def log_profile(adata: anndata.AnnData) -> np.ndarray:
 
 
 def test_layout() -> None:
-    adata = simulate(SMALL, keep_means=True)
+    adata = simulate(keep_means=True, **SMALL)
     assert adata.shape == (700, 60)
     assert adata.X.dtype == np.float32
     assert adata.X.has_sorted_indices
@@ -42,11 +57,11 @@ def test_layout() -> None:
     assert list(adata.obs["group"].cat.categories) == ["Group1", "Group2", "Group3"]
     assert list(adata.obs["batch"].cat.categories) == ["Batch1", "Batch2"]
     assert {"gene_mean", "outlier_factor", "bcv_factor", "de_factor_Group3", "batch_factor_Batch2"} <= set(adata.var)
-    assert SplatParameters(**json.loads(adata.uns["simulation"])) == SMALL
+    assert SplatParameters(**json.loads(adata.uns["simulation"])) == SplatParameters(**SMALL)
 
 
 def test_true_mean_is_the_library_size_shared_out_by_the_factors() -> None:
-    adata = simulate(SMALL, keep_means=True)
+    adata = simulate(keep_means=True, **SMALL)
     truth = adata.layers["true_mean"]
     assert truth.dtype == np.float32
     for cell in (0, 300, 699):
@@ -57,55 +72,55 @@ def test_true_mean_is_the_library_size_shared_out_by_the_factors() -> None:
 
 
 @pytest.mark.parametrize("parameters", [SMALL, PATHS], ids=["groups", "paths"])
-def test_seed_reproduces_and_another_differs(parameters: SplatParameters) -> None:
-    first, second = simulate(parameters), simulate(parameters)
+def test_seed_reproduces_and_another_differs(parameters: dict[str, Any]) -> None:
+    first, second = simulate(**parameters), simulate(**parameters)
     assert same(first, second)
     assert first.obs.equals(second.obs)
-    assert not same(first, simulate(parameters.model_copy(update={"seed": 99})))
+    assert not same(first, simulate(**parameters | {"seed": 99}))
 
 
 def test_global_random_state_is_neither_read_nor_changed() -> None:
     np.random.seed(0)  # noqa: NPY002
-    first = simulate(SMALL)
+    first = simulate(**SMALL)
     state = np.random.get_state()  # noqa: NPY002
-    second = simulate(SMALL)
+    second = simulate(**SMALL)
     assert np.array_equal(state[1], np.random.get_state()[1])  # noqa: NPY002
     assert same(first, second)
 
 
 @pytest.mark.parametrize("n_obs", [1, 255, 256, 257])
 def test_fewer_cells_are_the_first_of_more(n_obs: int) -> None:
-    head = simulate(SMALL.model_copy(update={"n_obs": n_obs}))
-    assert same(head, simulate(SMALL)[:n_obs])
+    head = simulate(**SMALL | {"n_obs": n_obs})
+    assert same(head, simulate(**SMALL)[:n_obs])
 
 
 def test_more_groups_keep_the_genes() -> None:
-    few = simulate(SMALL).var
-    many = simulate(SMALL.model_copy(update={"n_groups": 9})).var
+    few = simulate(**SMALL).var
+    many = simulate(**SMALL | {"n_groups": 9}).var
     for column in ("gene_mean", "bcv_factor", "batch_factor_Batch1"):
         assert few[column].equals(many[column])
 
 
 @pytest.mark.parametrize("parameters", [SMALL, PATHS], ids=["groups", "paths"])
-def test_file_equals_memory(parameters: SplatParameters, tmp_path: Path) -> None:
+def test_file_equals_memory(parameters: dict[str, Any], tmp_path: Path) -> None:
     done: list[int] = []
-    simulate_to_file(tmp_path / "cells.h5ad", parameters, keep_means=True, progress=done.append)
+    simulate_to_file(tmp_path / "cells.h5ad", keep_means=True, progress=done.append, **parameters)
     written = anndata.read_h5ad(tmp_path / "cells.h5ad")
-    expected = simulate(parameters, keep_means=True)
+    expected = simulate(keep_means=True, **parameters)
     assert same(written, expected)
     assert np.array_equal(written.layers["true_mean"], expected.layers["true_mean"])
     assert written.obs.equals(expected.obs)
     assert written.var.equals(expected.var)
     assert written.uns["simulation"] == expected.uns["simulation"]
-    assert sum(done) == parameters.n_obs
+    assert sum(done) == parameters["n_obs"]
     assert [file.name for file in tmp_path.iterdir()] == ["cells.h5ad"]
 
 
 def test_file_is_a_regular_h5ad(tmp_path: Path) -> None:
     path = tmp_path / "cells.h5ad"
-    simulate_to_file(path, SMALL)
+    simulate_to_file(path, **SMALL)
     backed = anndata.read_h5ad(path, backed="r")
-    assert (simulate(SMALL).X[300:310] != backed[300:310].to_memory().X).nnz == 0
+    assert (simulate(**SMALL).X[300:310] != backed[300:310].to_memory().X).nnz == 0
     backed.file.close()
     read = anndata.read_h5ad(path)
     assert "true_mean" not in read.layers
@@ -114,8 +129,8 @@ def test_file_is_a_regular_h5ad(tmp_path: Path) -> None:
 
 
 def test_memory_and_file_agree_with_anndatas_own_writer(tmp_path: Path) -> None:
-    simulate(SMALL).write_h5ad(tmp_path / "memory.h5ad")
-    simulate_to_file(tmp_path / "file.h5ad", SMALL)
+    simulate(**SMALL).write_h5ad(tmp_path / "memory.h5ad")
+    simulate_to_file(tmp_path / "file.h5ad", **SMALL)
     assert same(*(anndata.read_h5ad(tmp_path / name) for name in ("memory.h5ad", "file.h5ad")))
 
 
@@ -124,10 +139,10 @@ def test_a_failing_write_leaves_nothing(tmp_path: Path) -> None:
         raise RuntimeError("stopped")
 
     with pytest.raises(RuntimeError, match="stopped"):
-        simulate_to_file(tmp_path / "cells.h5ad", SMALL, progress=stop)
+        simulate_to_file(tmp_path / "cells.h5ad", progress=stop, **SMALL)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ResourceError):
-        simulate_to_file(tmp_path / "nowhere" / "cells.h5ad", SMALL)
+        simulate_to_file(tmp_path / "nowhere" / "cells.h5ad", **SMALL)
 
 
 def test_a_full_disk_keeps_the_old_file(tmp_path: Path) -> None:
@@ -135,10 +150,10 @@ def test_a_full_disk_keeps_the_old_file(tmp_path: Path) -> None:
         raise OSError(28, "No space left on device")
 
     path = tmp_path / "cells.h5ad"
-    simulate_to_file(path, SMALL)
+    simulate_to_file(path, **SMALL)
     before = path.read_bytes()
     with pytest.raises(ResourceError, match="No space left"):
-        simulate_to_file(path, PATHS, progress=full)
+        simulate_to_file(path, progress=full, **PATHS)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
@@ -146,7 +161,7 @@ def test_a_full_disk_keeps_the_old_file(tmp_path: Path) -> None:
 def peak(path: Path, n_obs: int) -> int:
     tracemalloc.start()
     try:
-        simulate_to_file(path, SplatParameters(n_obs=n_obs, n_vars=50, n_groups=2, lib_loc=5), keep_means=True)
+        simulate_to_file(path, n_obs=n_obs, n_vars=50, n_groups=2, lib_loc=5, keep_means=True)
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -172,7 +187,7 @@ def test_memory_is_flat_in_the_number_of_cells(tmp_path: Path) -> None:
 def test_zeros_as_in_the_reference_port(n_groups: int, mid: float | None, low: float, high: float) -> None:
     shares = []
     for seed in range(20):
-        x = simulate(SplatParameters(n_obs=2000, n_vars=200, n_groups=n_groups, dropout_mid=mid, seed=seed)).X
+        x = simulate(n_obs=2000, n_vars=200, n_groups=n_groups, dropout_mid=mid, seed=seed).X
         expressed = np.count_nonzero(x.getnnz(axis=0))
         shares.append(1 - x.nnz / (2000 * expressed))
     assert low <= np.mean(shares) <= high
@@ -180,8 +195,8 @@ def test_zeros_as_in_the_reference_port(n_groups: int, mid: float | None, low: f
 
 def test_dropout_is_logistic_in_the_rate() -> None:
     settings = {"n_obs": 4000, "n_vars": 100, "lib_loc": 9, "lib_scale": 0, "out_prob": 0, "seed": 3}
-    full = simulate(SplatParameters(**settings), keep_means=True)
-    thin = simulate(SplatParameters(**settings, dropout_mid=4.0, dropout_shape=-2.0))
+    full = simulate(**settings, keep_means=True)
+    thin = simulate(**settings, dropout_mid=4.0, dropout_shape=-2.0)
     kept = thin.X.toarray() > 0
     counted = full.X.toarray() > 0
     assert np.array_equal(thin.X.toarray(), np.where(kept, full.X.toarray(), 0))
@@ -195,7 +210,7 @@ def test_dropout_is_logistic_in_the_rate() -> None:
 
 
 def test_library_sizes_are_log_normal() -> None:
-    obs = simulate(SplatParameters(n_obs=20_000, n_vars=2, lib_loc=8.0, lib_scale=0.3)).obs
+    obs = simulate(n_obs=20_000, n_vars=2, lib_loc=8.0, lib_scale=0.3).obs
     log = np.log(obs["library_size"])
     assert abs(log.mean() - 8.0) < 4 * 0.3 / np.sqrt(20_000)
     assert abs(log.std() - 0.3) < 4 * 0.3 / np.sqrt(40_000)
@@ -204,7 +219,7 @@ def test_library_sizes_are_log_normal() -> None:
 
 
 def test_gene_means_are_gamma_with_outliers() -> None:
-    var = simulate(SplatParameters(n_obs=1, n_vars=20_000, seed=1)).var
+    var = simulate(n_obs=1, n_vars=20_000, seed=1).var
     plain = var["outlier_factor"] == 1
     assert abs(1 - plain.mean() - 0.05) < 4 * np.sqrt(0.05 * 0.95 / 20_000)
     assert kstest(var["gene_mean"][plain], "gamma", args=(0.6, 0, 1 / 0.3)).pvalue > 1e-3
@@ -215,7 +230,7 @@ def test_gene_means_are_gamma_with_outliers() -> None:
 
 
 def test_counts_have_the_variance_of_the_model() -> None:
-    adata = simulate(SplatParameters(n_obs=20_000, n_vars=100, lib_scale=0, lib_loc=8, seed=4), keep_means=True)
+    adata = simulate(n_obs=20_000, n_vars=100, lib_scale=0, lib_loc=8, seed=4, keep_means=True)
     mu = adata.layers["true_mean"][0].astype(float)
     assert np.all(adata.layers["true_mean"] == adata.layers["true_mean"][0])
     bcv = (0.1 + 1 / np.sqrt(mu)) * adata.var["bcv_factor"].to_numpy()
@@ -231,7 +246,7 @@ def test_counts_have_the_variance_of_the_model() -> None:
 
 
 def test_groups_differ_where_the_factors_say() -> None:
-    adata = simulate(SplatParameters(n_obs=3000, n_vars=300, n_groups=2, de_prob=0.3, lib_loc=10, seed=1))
+    adata = simulate(n_obs=3000, n_vars=300, n_groups=2, de_prob=0.3, lib_loc=10, seed=1)
     log = log_profile(adata)
     first = (adata.obs["group"] == "Group1").to_numpy()
     found = log[first].mean(axis=0) - log[~first].mean(axis=0)
@@ -243,13 +258,13 @@ def test_groups_differ_where_the_factors_say() -> None:
 
 
 def test_one_group_and_one_batch_have_no_factors() -> None:
-    adata = simulate(SplatParameters(n_obs=10, n_vars=50))
+    adata = simulate(n_obs=10, n_vars=50)
     assert np.all(adata.var["de_factor_Group1"] == 1)
     assert "batch_factor_Batch1" not in adata.var
 
 
 def test_batches_shift() -> None:
-    adata = simulate(SplatParameters(n_obs=3000, n_vars=300, n_batches=2, batch_fac_scale=0.4, lib_loc=10, seed=1))
+    adata = simulate(n_obs=3000, n_vars=300, n_batches=2, batch_fac_scale=0.4, lib_loc=10, seed=1)
     log = log_profile(adata)
     first = (adata.obs["batch"] == "Batch1").to_numpy()
     found = log[first].mean(axis=0) - log[~first].mean(axis=0)
@@ -260,14 +275,12 @@ def test_batches_shift() -> None:
 
 def test_proportions_are_kept() -> None:
     obs = simulate(
-        SplatParameters(
-            n_obs=20_000,
-            n_vars=2,
-            n_groups=3,
-            group_probabilities=(0.7, 0.3, 0),
-            n_batches=2,
-            batch_proportions=(0.9, 0.1),
-        )
+        n_obs=20_000,
+        n_vars=2,
+        n_groups=3,
+        group_probabilities=(0.7, 0.3, 0),
+        n_batches=2,
+        batch_proportions=(0.9, 0.1),
     ).obs
     groups, batches = obs["group"].value_counts() / 20_000, obs["batch"].value_counts() / 20_000
     assert abs(groups["Group1"] - 0.7) < 0.015
@@ -278,15 +291,13 @@ def test_proportions_are_kept() -> None:
 @pytest.mark.parametrize("nonlinear", [0.0, 0.2])
 def test_expression_follows_the_steps_of_a_path(nonlinear: float) -> None:
     adata = simulate(
-        SplatParameters(
-            n_obs=1500,
-            n_vars=400,
-            mode="paths",
-            de_prob=0.4,
-            path_nonlinear_prob=nonlinear,
-            lib_loc=10,
-            seed=1,
-        )
+        n_obs=1500,
+        n_vars=400,
+        mode="paths",
+        de_prob=0.4,
+        path_nonlinear_prob=nonlinear,
+        lib_loc=10,
+        seed=1,
     )
     direction = np.log(adata.var["de_factor_Path1"].to_numpy())
     assert spearmanr(log_profile(adata) @ direction, adata.obs["step"]).statistic > 0.9
@@ -295,12 +306,12 @@ def test_expression_follows_the_steps_of_a_path(nonlinear: float) -> None:
 
 
 def test_paths_join_where_they_should() -> None:
-    program = _draw_genes(PATHS).program
+    program = _draw_genes(SplatParameters(**PATHS)).program
     assert np.all(program[0, 0] == 1)
     assert np.array_equal(program[1, 0], program[0, -1])
     assert np.array_equal(program[2, 0], program[0, -1])
     assert np.all(program >= 0)
-    obs = simulate(PATHS).obs
+    obs = simulate(**PATHS).obs
     late = obs["group"] != "Path1"
     assert np.allclose(obs["pseudotime"], (obs["step"] - 1) / 19 + late)
 
@@ -325,7 +336,7 @@ def test_a_bridge_has_the_variance_of_a_brownian_bridge() -> None:
 
 @pytest.mark.parametrize(("skew_to", "at_start"), [(1.0, True), (0.0, False)])
 def test_skew_moves_cells_along_a_path(skew_to: float, at_start: bool) -> None:
-    obs = simulate(SplatParameters(n_obs=2000, n_vars=2, mode="paths", path_skew=skew_to)).obs
+    obs = simulate(n_obs=2000, n_vars=2, mode="paths", path_skew=skew_to).obs
     assert (obs["step"].mean() < 40) == at_start
     assert (obs["step"].mean() > 60) != at_start
 
@@ -386,8 +397,8 @@ def test_wrong_parameters_are_named(settings: dict[str, object], where: str, say
     ],
     ids=lambda settings: ",".join(settings),
 )
-def test_extreme_parameters_give_counts(settings: dict[str, object]) -> None:
-    x = simulate(SplatParameters(**{"n_obs": 50, "n_vars": 50} | settings)).X
+def test_extreme_parameters_give_counts(settings: dict[str, Any]) -> None:
+    x = simulate(**{"n_obs": 50, "n_vars": 50} | settings).X
     assert np.all(np.isfinite(x.data))
     assert np.all(x.data >= 1)
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import scipy.sparse as sp
-from anndata.io import write_elem
+from anndata.io import sparse_dataset, write_elem
 from pydantic import Field
 from scipy.sparse import csr_matrix
 from scipy.special import expit
@@ -65,13 +65,116 @@ def pbmc68k_counts() -> anndata.AnnData:
     return anndata.AnnData(matrix, obs=obs, var=reduced.raw.var[[]].copy())
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+# beyond these bounds a factor is no biology any more, and products of factors leave float32
+LogMean = Annotated[float, Field(ge=-10, le=10)]
+LogDeviation = Annotated[float, Field(ge=0, le=2, description="its standard deviation")]
+
+
+class SplatParameters(Settings):
+    """Parameters of Splatter's model; the defaults are the paper's, and leave out dropout.
+
+    A factor is ``exp(|z|)``, or ``exp(-|z|)`` for a gene that goes down, with z normal of mean ``*_loc`` and
+    standard deviation ``*_scale``. Gene j at mean mu has the coefficient of biological variation
+    ``bcv = (bcv_common + 1/sqrt(mu)) * sqrt(bcv_df / chi2_j)``: its counts have variance ``mu + (bcv mu)^2``.
+
+    In mode ``"groups"`` each group has factors of its own; a single group has none. In mode ``"paths"`` cells
+    lie on ``n_groups`` paths: a path begins with the factors at the end of the path it comes from and goes to
+    those times its own, in a straight line or, for a share of its genes, along a Brownian bridge.
+
+    Raises
+    ------
+    ConfigError
+        An unknown parameter, a value out of range, or proportions that do not fit their number.
+
+    References
+    ----------
+    Zappia, Phipson, Oshlack 2017, Genome Biology 18:174, doi 10.1186/s13059-017-1305-0.
+    """
+
+    n_obs: Annotated[int, Field(ge=1, description="cells")] = 1000
+    n_vars: Annotated[int, Field(ge=1, description="genes")] = 2000
+    mode: Annotated[Literal["groups", "paths"], Field(description="what cells belong to")] = "groups"
+    n_groups: Annotated[int, Field(ge=1, le=1000, description="groups, or paths")] = 1
+    group_probabilities: Annotated[tuple[Share, ...] | None, Field(description="null for equal ones")] = None
+    n_batches: Annotated[int, Field(ge=1, le=1000, description="experimental batches")] = 1
+    batch_proportions: Annotated[tuple[Share, ...] | None, Field(description="null for equal ones")] = None
+    batch_fac_loc: Annotated[LogMean, Field(description="mean log batch factor of a gene")] = 0.1
+    batch_fac_scale: LogDeviation = 0.1
+    mean_shape: Annotated[float, Field(ge=0.05, le=100, description="shape of the gamma of gene means")] = 0.6
+    mean_rate: Annotated[float, Field(ge=1e-6, le=1e6, description="its rate")] = 0.3
+    # above exp(16) molecules a count would no longer be exact in float32
+    lib_loc: Annotated[float, Field(ge=-10, le=15, description="mean log library size, in molecules")] = 11.0
+    lib_scale: LogDeviation = 0.2
+    out_prob: Annotated[Share, Field(description="share of outlier genes")] = 0.05
+    out_fac_loc: Annotated[LogMean, Field(description="mean log ratio of an outlier to the median")] = 4.0
+    out_fac_scale: LogDeviation = 0.5
+    de_prob: Annotated[Share, Field(description="share of genes that a group or path changes")] = 0.1
+    de_fac_loc: Annotated[LogMean, Field(description="mean log factor of a changed gene")] = 0.1
+    de_fac_scale: LogDeviation = 0.4
+    de_down_prob: Annotated[Share, Field(description="share of the changed genes that go down")] = 0.5
+    bcv_common: Annotated[float, Field(ge=0, le=10, description="variation of abundant genes")] = 0.1
+    bcv_df: Annotated[float, Field(ge=1, le=1e9, description="evenness of the variation over genes")] = 60.0
+    path_from: Annotated[tuple[int, ...] | None, Field(description="0: origin, k: end of path k")] = None
+    path_n_steps: Annotated[int, Field(ge=2, le=10_000, description="steps of a path")] = 100
+    path_skew: Annotated[Share, Field(description="1: cells gather at the start, 0: at the end")] = 0.5
+    path_nonlinear_prob: Annotated[Share, Field(description="share of genes that follow a bridge")] = 0.1
+    path_sigma_fac: Annotated[float, Field(ge=0, le=10, description="standard deviation of its walk")] = 0.8
+    dropout_mid: Annotated[float | None, Field(description="log mean where half is lost")] = None
+    dropout_shape: Annotated[float, Field(ge=-100, le=100, description="its slope; rare go if < 0")] = -1.0
+    seed: Annotated[int, Field(ge=0, description="start of every random stream")] = 0
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Refuse proportions and origins that do not fit their number."""
+        _check_shares("group_probabilities", self.group_probabilities, self.n_groups)
+        _check_shares("batch_proportions", self.batch_proportions, self.n_batches)
+        _check_length("path_from", self.path_from, self.n_groups)
+        for path, origin in enumerate(self.path_from or (), start=1):
+            if not 0 <= origin < path:
+                raise _bad_value(
+                    f"path {path} cannot begin at the end of path {origin}",
+                    "path_from",
+                    "name an earlier path, counted from 1, or 0 for the origin",
+                )
+
+    @property
+    def group_names(self) -> list[str]:
+        """Names of the groups or paths: ``"Group1"`` or ``"Path1"`` and so on."""
+        return numbered("Group" if self.mode == "groups" else "Path", self.n_groups)
+
+    @property
+    def batch_names(self) -> list[str]:
+        """Names of the batches: ``"Batch1"`` and so on."""
+        return numbered("Batch", self.n_batches)
+
+
+def numbered(prefix: str, n: int, start: int = 0) -> list[str]:
+    """Return ``n`` names counted from 1: ``"Cell1"``, ``"Cell2"``; ``start`` of them are passed over."""
+    return [f"{prefix}{number}" for number in range(start + 1, start + n + 1)]
+
+
+def _check_shares(name: str, shares: Sequence[float] | None, n: int) -> None:
+    _check_length(name, shares, n)
+    if shares is not None and abs(sum(shares) - 1) > 1e-8:
+        raise _bad_value(f"{name} sum to {sum(shares):g}, not to 1", name, "divide each by their sum")
+
+
+def _check_length(name: str, values: Sequence[float] | None, n: int) -> None:
+    if values is not None and len(values) != n:
+        raise _bad_value(f"{len(values)} {name} for {n}", name, f"give {n} values, or leave it out")
+
+
+def _bad_value(what: str, name: str, remedy: str) -> ConfigError:
+    return ConfigError("bad-value", what, f"SplatParameters.{name}", remedy)
+
+
 def simulate(*, keep_means: bool = False, **parameters: Any) -> anndata.AnnData:
-    """Simulate counts of groups or paths of cells with a known truth, in memory.
+    """Simulate counts of groups or paths of cells with a known truth (Splatter), in memory.
 
     Parameters
     ----------
     keep_means
-        Keep the expected counts before noise as ``layers["true_mean"]``, dense (n_obs, n_vars).
+        Keep the expected counts before noise as ``layers["true_mean"]``: dense, 4 bytes an entry.
     **parameters
         Of :class:`anncoder.datasets.SplatParameters`: ``n_obs``, ``n_vars``, ``n_groups``, ``mode``, ``n_batches``,
         ``dropout_mid``, ``seed``...
@@ -79,12 +182,24 @@ def simulate(*, keep_means: bool = False, **parameters: Any) -> anndata.AnnData:
     Returns
     -------
     AnnData
-        See SIMDOC
+        ``X``: counts after dropout, (n_obs, n_vars) CSR float32 integers.
+        ``obs``: ``group`` and ``batch``, categorical; ``library_size``, expected molecules before dropout; for paths
+        ``step``, 1 to ``path_n_steps``, and ``pseudotime``, the way from the origin in path lengths.
+        ``var``: ``gene_mean`` at the origin, outliers included, in arbitrary units; ``outlier_factor``, 1 for none;
+        ``bcv_factor``, sqrt(bcv_df / chi2); ``de_factor_Group1`` and so on, for a path ``de_factor_Path1``, at its end
+        and relative to the origin; ``batch_factor_Batch1`` and so on where there are several.
+        ``layers["true_mean"]``, with ``keep_means``: expected counts before dropout of a cell of this group or step,
+        batch and library size, (n_obs, n_vars) float32.
+        ``uns["simulation"]``: the parameters as JSON text.
 
     Raises
     ------
     ConfigError
         Unknown parameter, or a value out of range.
+
+    References
+    ----------
+    Zappia, Phipson, Oshlack 2017, doi 10.1186/s13059-017-1305-0.
 
     Examples
     --------
@@ -92,7 +207,21 @@ def simulate(*, keep_means: bool = False, **parameters: Any) -> anndata.AnnData:
     >>> ac.datasets.simulate(n_obs=100, n_vars=50, n_groups=3, seed=1).shape
     (100, 50)
     """
-    return simulated(SplatParameters(**parameters), keep_means=keep_means)
+    p = SplatParameters(**parameters)
+    genes = _draw_genes(p)
+    counts, means, obs = [], [], []
+    for block in _blocks(p, genes):
+        counts.append(block.counts)
+        obs.append(block.obs)
+        if keep_means:
+            means.append(block.true_mean)
+    return anndata.AnnData(
+        X=sp.vstack(counts, format="csr"),
+        obs=pd.concat(obs),
+        var=genes.var,
+        layers={"true_mean": np.concatenate(means)} if keep_means else None,
+        uns=_uns(p),
+    )
 
 
 def simulate_to_file(
@@ -102,27 +231,35 @@ def simulate_to_file(
     progress: Callable[[int], object] | None = None,
     **parameters: Any,
 ) -> None:
-    """Simulate any number of cells straight to an ``.h5ad`` file, with flat memory.
+    """Simulate any number of cells straight to an ``.h5ad`` file, in memory that does not grow with ``n_obs``.
 
     Parameters
     ----------
     path
-        File to write, whole or not at all.
+        The file to write. It appears when it is complete, and only then replaces an older one.
     keep_means
-        Write the expected counts before noise as ``layers["true_mean"]``.
+        Also write ``layers["true_mean"]``, uncompressed: 4 bytes an entry.
     progress
-        Called with the number of cells after every block.
+        Called with the number of cells of each block when it is written, such as a tqdm bar's ``update``.
     **parameters
         As in :func:`simulate`; the same parameters give the same counts.
 
     Raises
     ------
     ConfigError
-        Unknown parameter, or a value out of range.
+        As :func:`simulate`.
     ResourceError
-        The file cannot be written.
+        The folder does not exist or cannot be written, or the disk is full.
     """
-    write_simulated(path, SplatParameters(**parameters), keep_means=keep_means, progress=progress)
+    p = SplatParameters(**parameters)
+    genes = _draw_genes(p)
+    with atomic_path(path) as temporary, new_h5(temporary) as (file, disk):
+        _create(file, p, genes, keep_means=keep_means)
+        for block in _blocks(p, genes):
+            disk.stop_if_failed()
+            _append(file, block)
+            if progress is not None:
+                progress(block.counts.shape[0])
 
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -145,90 +282,6 @@ class _Block(NamedTuple):
     counts: sp.csr_matrix  # (b, g) float32
     true_mean: Floats  # (b, g) float32
     obs: pd.DataFrame  # b rows
-
-
-def simulated(parameters: SplatParameters, *, keep_means: bool = False) -> anndata.AnnData:
-    """Return simulated cells with what is true of them.
-
-    Parameters
-    ----------
-    parameters
-        The model, its size and its seed.
-    keep_means
-        Also return the expected counts: dense, 4 bytes an entry.
-
-    Returns
-    -------
-    AnnData
-        ``X``: counts after dropout, (n_obs, n_vars) CSR float32 integers.
-        ``obs``: ``group`` and ``batch``, categorical; ``library_size``, expected molecules before dropout;
-        for paths ``step``, 1 to ``path_n_steps``, and ``pseudotime``, the way from the origin in path
-        lengths.
-        ``var``: ``gene_mean`` at the origin, outliers included, in arbitrary units; ``outlier_factor``, 1
-        for none; ``bcv_factor``, sqrt(bcv_df / chi2); ``de_factor_Group1`` and so on, for a path
-        ``de_factor_Path1``, at its end and relative to the origin; ``batch_factor_Batch1`` and so on where
-        there are several.
-        ``layers["true_mean"]``, with ``keep_means``: expected counts before dropout of a cell of this group
-        or step, batch and library size, (n_obs, n_vars) float32.
-        ``uns["simulation"]``: the parameters as JSON text.
-
-    References
-    ----------
-    Zappia, Phipson, Oshlack 2017, doi 10.1186/s13059-017-1305-0.
-    """
-    genes = _draw_genes(parameters)
-    counts, means, obs = [], [], []
-    for block in _blocks(parameters, genes):
-        counts.append(block.counts)
-        obs.append(block.obs)
-        if keep_means:
-            means.append(block.true_mean)
-    return anndata.AnnData(
-        X=sp.vstack(counts, format="csr"),
-        obs=pd.concat(obs),
-        var=genes.var,
-        layers={"true_mean": np.concatenate(means)} if keep_means else None,
-        uns=_uns(parameters),
-    )
-
-
-def write_simulated(
-    path: str | Path,
-    parameters: SplatParameters,
-    *,
-    keep_means: bool = False,
-    progress: Callable[[int], object] | None = None,
-) -> None:
-    """Write what :func:`simulate` returns to an .h5ad file, in memory that does not grow with ``n_obs``.
-
-    Parameters
-    ----------
-    path
-        The file to write. It appears when it is complete, and only then replaces an older one.
-    parameters
-        The model, its size and its seed.
-    keep_means
-        Also write ``layers["true_mean"]``, uncompressed: 4 bytes an entry.
-    progress
-        Called with the number of cells of each block when it is written, such as a tqdm bar's ``update``.
-
-    Raises
-    ------
-    ResourceError
-        The folder does not exist or cannot be written, or the disk is full.
-
-    References
-    ----------
-    Zappia, Phipson, Oshlack 2017, doi 10.1186/s13059-017-1305-0.
-    """
-    genes = _draw_genes(parameters)
-    with atomic_path(path) as temporary, new_h5(temporary) as (file, disk):
-        _create(file, parameters, genes, keep_means=keep_means)
-        for block in _blocks(parameters, genes):
-            disk.stop_if_failed()
-            _append(file, block)
-            if progress is not None:
-                progress(block.counts.shape[0])
 
 
 def _draw_genes(p: SplatParameters) -> _Genes:
@@ -342,57 +395,6 @@ def _draw_counts(rng: np.random.Generator, p: SplatParameters, mean: Floats, bcv
     return sp.csr_matrix((values, columns.astype(np.int32), indptr), shape=mean.shape)
 
 
-def _create(file: h5py.File, p: SplatParameters, genes: _Genes, *, keep_means: bool) -> None:
-    """Lay out an .h5ad file of no cells whose arrays can grow."""
-    file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
-    no_cells = _draw_cells(np.random.default_rng(0), p, 0).iloc[:0]
-    write_elem(file, "obs", no_cells, dataset_kwargs={"maxshape": (None,), "chunks": (4096,)})
-    write_elem(file, "var", genes.var)
-    write_elem(file, "uns", _uns(p))
-    for slot in ("layers", "obsm", "obsp", "varm", "varp"):
-        write_elem(file, slot, {})
-    _create_counts(file.create_group("X"), p.n_vars)
-    if keep_means:
-        growing = {"maxshape": (None, p.n_vars), "chunks": (64, p.n_vars)}
-        no_means = np.empty((0, p.n_vars), np.float32)
-        write_elem(file["layers"], "true_mean", no_means, dataset_kwargs=growing)
-
-
-def _create_counts(x: h5py.Group, n_vars: int) -> None:
-    x.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": [0, n_vars]})
-    # not compressed, as anndata writes by default: training reads small blocks at random, and of a compressed chunk
-    # nothing can be read without all of it
-    x.create_dataset("data", shape=(0,), maxshape=(None,), dtype=np.float32, chunks=(8192,))
-    x.create_dataset("indices", shape=(0,), maxshape=(None,), dtype=np.int32, chunks=(8192,))
-    x.create_dataset("indptr", data=np.zeros(1, np.int64), maxshape=(None,), chunks=(4096,))
-
-
-def _append(file: h5py.File, block: _Block) -> None:
-    x, obs = file["X"], file["obs"]
-    _extend(x["indptr"], x["data"].shape[0] + block.counts.indptr[1:].astype(np.int64))
-    _extend(x["data"], block.counts.data)
-    _extend(x["indices"], block.counts.indices)
-    x.attrs["shape"] = x.attrs["shape"] + np.array([block.counts.shape[0], 0])
-    if "true_mean" in file["layers"]:
-        _extend(file["layers"]["true_mean"], block.true_mean)
-    _extend(obs[obs.attrs["_index"]], block.obs.index.to_numpy())
-    for name, column in block.obs.items():
-        if isinstance(column.dtype, pd.CategoricalDtype):
-            _extend(obs[name]["codes"], column.cat.codes.to_numpy())
-        else:
-            _extend(obs[name], column.to_numpy())
-
-
-def _extend(dataset: h5py.Dataset, values: npt.NDArray[Any]) -> None:
-    start = dataset.shape[0]
-    dataset.resize(start + len(values), axis=0)
-    dataset[start:] = values
-
-
-def _uns(p: SplatParameters) -> dict[str, str]:
-    return {"simulation": p.model_dump_json()}
-
-
 def _index(prefix: str, n: int, start: int = 0) -> pd.Index:
     # object, not the text type of pandas 3: anndata writes it as the string array that every version reads
     return pd.Index(numbered(prefix, n, start), dtype=object)
@@ -410,104 +412,43 @@ def _depths(p: SplatParameters) -> npt.NDArray[np.int64]:
     return np.array(depths)
 
 
-Share = Annotated[float, Field(ge=0, le=1)]
-# beyond these bounds a factor is no biology any more, and products of factors leave float32
-LogMean = Annotated[float, Field(ge=-10, le=10)]
-LogDeviation = Annotated[float, Field(ge=0, le=2, description="its standard deviation")]
+def _create(file: h5py.File, p: SplatParameters, genes: _Genes, *, keep_means: bool) -> None:
+    """Write an .h5ad file of no cells whose arrays can grow."""
+    file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+    no_cells = _draw_cells(np.random.default_rng(0), p, 0).iloc[:0]
+    write_elem(file, "obs", no_cells, dataset_kwargs={"maxshape": (None,), "chunks": (4096,)})
+    write_elem(file, "var", genes.var)
+    write_elem(file, "uns", _uns(p))
+    for slot in ("layers", "obsm", "obsp", "varm", "varp"):
+        write_elem(file, slot, {})
+    no_counts = sp.csr_matrix((0, p.n_vars), dtype=np.float32)
+    no_counts.indptr = no_counts.indptr.astype(np.int64)  # as many counts as will come
+    # not compressed, as anndata writes by default: training reads small blocks at random, and of a compressed chunk
+    # nothing can be read without all of it
+    write_elem(file, "X", no_counts, dataset_kwargs={"chunks": (8192,)})
+    if keep_means:
+        growing = {"maxshape": (None, p.n_vars), "chunks": (64, p.n_vars)}
+        write_elem(file["layers"], "true_mean", np.empty((0, p.n_vars), np.float32), dataset_kwargs=growing)
 
 
-class SplatParameters(Settings):
-    """Parameters of Splatter's model; the defaults are the paper's, and leave out dropout.
-
-    A factor is ``exp(|z|)``, or ``exp(-|z|)`` for a gene that goes down, with z normal of mean ``*_loc`` and
-    standard deviation ``*_scale``. Gene j at mean mu has the coefficient of biological variation
-    ``bcv = (bcv_common + 1/sqrt(mu)) * sqrt(bcv_df / chi2_j)``: its counts have variance ``mu + (bcv mu)^2``.
-
-    In mode ``"groups"`` each group has factors of its own; a single group has none. In mode ``"paths"`` cells
-    lie on ``n_groups`` paths: a path begins with the factors at the end of the path it comes from and goes to
-    those times its own, in a straight line or, for a share of its genes, along a Brownian bridge.
-
-    Raises
-    ------
-    ConfigError
-        An unknown parameter, a value out of range, or proportions that do not fit their number.
-
-    References
-    ----------
-    Zappia, Phipson, Oshlack 2017, Genome Biology 18:174, doi 10.1186/s13059-017-1305-0.
-    """
-
-    n_obs: Annotated[int, Field(ge=1, description="cells")] = 1000
-    n_vars: Annotated[int, Field(ge=1, description="genes")] = 2000
-    mode: Annotated[Literal["groups", "paths"], Field(description="what cells belong to")] = "groups"
-    n_groups: Annotated[int, Field(ge=1, le=1000, description="groups, or paths")] = 1
-    group_probabilities: Annotated[tuple[Share, ...] | None, Field(description="null for equal ones")] = None
-    n_batches: Annotated[int, Field(ge=1, le=1000, description="experimental batches")] = 1
-    batch_proportions: Annotated[tuple[Share, ...] | None, Field(description="null for equal ones")] = None
-    batch_fac_loc: Annotated[LogMean, Field(description="mean log batch factor of a gene")] = 0.1
-    batch_fac_scale: LogDeviation = 0.1
-    mean_shape: Annotated[float, Field(ge=0.05, le=100, description="shape of the gamma of gene means")] = 0.6
-    mean_rate: Annotated[float, Field(ge=1e-6, le=1e6, description="its rate")] = 0.3
-    # above exp(16) molecules a count would no longer be exact in float32
-    lib_loc: Annotated[float, Field(ge=-10, le=15, description="mean log library size, in molecules")] = 11.0
-    lib_scale: LogDeviation = 0.2
-    out_prob: Annotated[Share, Field(description="share of outlier genes")] = 0.05
-    out_fac_loc: Annotated[LogMean, Field(description="mean log ratio of an outlier to the median")] = 4.0
-    out_fac_scale: LogDeviation = 0.5
-    de_prob: Annotated[Share, Field(description="share of genes that a group or path changes")] = 0.1
-    de_fac_loc: Annotated[LogMean, Field(description="mean log factor of a changed gene")] = 0.1
-    de_fac_scale: LogDeviation = 0.4
-    de_down_prob: Annotated[Share, Field(description="share of the changed genes that go down")] = 0.5
-    bcv_common: Annotated[float, Field(ge=0, le=10, description="variation of abundant genes")] = 0.1
-    bcv_df: Annotated[float, Field(ge=1, le=1e9, description="evenness of the variation over genes")] = 60.0
-    path_from: Annotated[tuple[int, ...] | None, Field(description="0: origin, k: end of path k")] = None
-    path_n_steps: Annotated[int, Field(ge=2, le=10_000, description="steps of a path")] = 100
-    path_skew: Annotated[Share, Field(description="1: cells gather at the start, 0: at the end")] = 0.5
-    path_nonlinear_prob: Annotated[Share, Field(description="share of genes that follow a bridge")] = 0.1
-    path_sigma_fac: Annotated[float, Field(ge=0, le=10, description="standard deviation of its walk")] = 0.8
-    dropout_mid: Annotated[float | None, Field(description="log mean where half is lost")] = None
-    dropout_shape: Annotated[float, Field(ge=-100, le=100, description="its slope; rare go if < 0")] = -1.0
-    seed: Annotated[int, Field(ge=0, description="start of every random stream")] = 0
-
-    def model_post_init(self, context: Any, /) -> None:
-        """Refuse proportions and origins that do not fit their number."""
-        _check_shares("group_probabilities", self.group_probabilities, self.n_groups)
-        _check_shares("batch_proportions", self.batch_proportions, self.n_batches)
-        _check_length("path_from", self.path_from, self.n_groups)
-        for path, origin in enumerate(self.path_from or (), start=1):
-            if not 0 <= origin < path:
-                raise _bad_value(
-                    f"path {path} cannot begin at the end of path {origin}",
-                    "path_from",
-                    "name an earlier path, counted from 1, or 0 for the origin",
-                )
-
-    @property
-    def group_names(self) -> list[str]:
-        """Names of the groups or paths: ``"Group1"`` or ``"Path1"`` and so on."""
-        return numbered("Group" if self.mode == "groups" else "Path", self.n_groups)
-
-    @property
-    def batch_names(self) -> list[str]:
-        """Names of the batches: ``"Batch1"`` and so on."""
-        return numbered("Batch", self.n_batches)
+def _append(file: h5py.File, block: _Block) -> None:
+    sparse_dataset(file["X"]).append(block.counts)
+    if "true_mean" in file["layers"]:
+        _extend(file["layers"]["true_mean"], block.true_mean)
+    obs = file["obs"]
+    _extend(obs[obs.attrs["_index"]], block.obs.index.to_numpy())
+    for name, column in block.obs.items():
+        if isinstance(column.dtype, pd.CategoricalDtype):
+            _extend(obs[name]["codes"], column.cat.codes.to_numpy())
+        else:
+            _extend(obs[name], column.to_numpy())
 
 
-def numbered(prefix: str, n: int, start: int = 0) -> list[str]:
-    """Return ``n`` names counted from 1: ``"Cell1"``, ``"Cell2"``; ``start`` of them are passed over."""
-    return [f"{prefix}{number}" for number in range(start + 1, start + n + 1)]
+def _extend(dataset: h5py.Dataset, values: npt.NDArray[Any]) -> None:
+    start = dataset.shape[0]
+    dataset.resize(start + len(values), axis=0)
+    dataset[start:] = values
 
 
-def _check_shares(name: str, shares: Sequence[float] | None, n: int) -> None:
-    _check_length(name, shares, n)
-    if shares is not None and abs(sum(shares) - 1) > 1e-8:
-        raise _bad_value(f"{name} sum to {sum(shares):g}, not to 1", name, "divide each by their sum")
-
-
-def _check_length(name: str, values: Sequence[float] | None, n: int) -> None:
-    if values is not None and len(values) != n:
-        raise _bad_value(f"{len(values)} {name} for {n}", name, f"give {n} values, or leave it out")
-
-
-def _bad_value(what: str, name: str, remedy: str) -> ConfigError:
-    return ConfigError("bad-value", what, f"SplatParameters.{name}", remedy)
+def _uns(p: SplatParameters) -> dict[str, str]:
+    return {"simulation": p.model_dump_json()}

@@ -300,11 +300,12 @@ class TestKilled:
 
 class TestLocked:
     def test_a_lock_that_somebody_sweeps_is_had_a_moment_later(self, tmp_path: Path) -> None:
+        fcntl = pytest.importorskip("fcntl")  # which Windows does not have
         with locked(tmp_path / "a"):
             (lock,) = tmp_path.iterdir()
         for removes in (False, True):  # whether the sweep has removed it before our second try
-            descriptor = atomic._lock(lock)
-            assert descriptor is not None
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
             def ends(descriptor: int = descriptor, removes: bool = removes) -> None:
                 if removes:

@@ -313,6 +313,17 @@ class TestHostile:
         reseal(model)
         self.refuse(model, WEIGHTS)
 
+    @pytest.mark.parametrize("dtype", ["F8_E8M0", "F8_E5M2", "I8", "I4"])
+    def test_types_that_are_not_the_networks_or_nobodys(self, model: Path, dtype: str) -> None:
+        header, end = {}, 0
+        for name, entry in header_of((model / WEIGHTS).read_bytes()).items():
+            begin, end = end, end + int(np.prod(entry["shape"]))  # a byte each, as the header says
+            header[name] = {"dtype": dtype, "shape": entry["shape"], "data_offsets": [begin, end]}
+        text = json.dumps(header).encode()
+        (model / WEIGHTS).write_bytes(struct.pack("<Q", len(text)) + text + b"\x01" * end)
+        reseal(model)
+        self.refuse(model, WEIGHTS)
+
     @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
     def test_weights_that_are_not_finite(self, model: Path, value: float) -> None:
         change_weights(

@@ -25,10 +25,10 @@ from anncoder.data import sources
 from anncoder.data.stores import paths_of
 from anncoder.errors import AnncoderError, ConfigError, FileError, InputError, ResourceError
 from anncoder.io import h5ad_copy
-from anncoder.io.h5ad_copy import Copy
+from anncoder.io.h5ad_copy import copy_h5ad
 from anncoder.io.hdf5 import new_h5
 from anncoder.tl import files
-from anncoder.tl.files import Latent, OutputSpec, write_files
+from anncoder.tl.files import LatentCheck, OutputSpec, write_files
 
 Run = Callable[..., Any]
 
@@ -99,9 +99,13 @@ def everything(counts: anndata.AnnData, tmp_path: Path) -> Path:
     return path
 
 
+def kept(n_obs: int, rows: Any) -> Any:
+    return None if rows is None else np.isin(np.arange(n_obs), rows)
+
+
 def copied(path: Path, target: Path, rows: Any = None, **options: Any) -> Path:
     with h5py.File(path) as source, new_h5(target) as (file, disk):
-        Copy(file, disk, source["X"].attrs["shape"][0], rows, **options).of(source)
+        copy_h5ad(source, file, disk, keep=kept(source["X"].attrs["shape"][0], rows), **options)
     return target
 
 
@@ -125,6 +129,24 @@ class TestCopy:
             assert set(file["layers"]) == {"by_gene"}
             assert "deep" not in file["uns"]
 
+    @pytest.mark.parametrize(
+        ("array", "at", "value", "said"),
+        [
+            ("layers/by_gene/indices", 3, 10**6, "outside"),
+            ("layers/by_gene/indices", 3, -1, "outside"),
+            ("layers/by_gene/indptr", 2, 0, "pointers fall"),
+            ("obsp/near/indptr", 0, 1, "pointers fall"),
+            ("obsp/near/indptr", -1, 10**6, "index pointer"),
+        ],
+    )
+    def test_a_sparse_matrix_that_lies_is_not_selected_from(
+        self, everything: Path, tmp_path: Path, array: str, at: int, value: int, said: str
+    ) -> None:
+        with h5py.File(everything, "r+") as file:
+            file[array][at if at >= 0 else len(file[array]) + at] = value
+        with pytest.raises(ValueError, match=said):
+            copied(everything, tmp_path / "out.h5ad", np.array([0, 3, 4]))
+
     @pytest.mark.filterwarnings("ignore")  # anndata's own, about the old category and what comes in its next versions
     @pytest.mark.parametrize("compression", [None, "gzip"])
     def test_the_cells_that_are_left_are_those_anndata_would_leave(
@@ -136,7 +158,6 @@ class TestCopy:
         if compression:
             given.write_h5ad(everything, compression=compression)
         monkeypatch.setattr(h5ad_copy, "AT_ONCE", 1000)
-        monkeypatch.setattr("anncoder.data.matrix.arrays.DISK_BLOCK", 100)
         rows = np.array([0, 3, 4, 5, 77, 118])
         out = anndata.read_h5ad(copied(everything, tmp_path / "out.h5ad", rows))
         with anndata.settings.override(remove_unused_categories=False):
@@ -153,7 +174,8 @@ class TestCopy:
         given.write_zarr(tmp_path / "in.zarr")
         monkeypatch.setattr(h5ad_copy, "AT_ONCE", 1000)
         with new_h5(tmp_path / "out.h5ad") as (file, disk):
-            Copy(file, disk, given.n_obs, rows).of(zarr.open_group(str(tmp_path / "in.zarr"), mode="r"))
+            source = zarr.open_group(str(tmp_path / "in.zarr"), mode="r")
+            copy_h5ad(source, file, disk, keep=kept(given.n_obs, rows))
         out = anndata.read_h5ad(tmp_path / "out.h5ad")
         with anndata.settings.override(remove_unused_categories=False):
             self.assert_same(out, given if rows is None else given[rows].copy())
@@ -229,13 +251,13 @@ class TestTl:
     def test_a_latent_that_says_nothing_is_noticed_block_by_block(self, caplog: pytest.LogCaptureFixture) -> None:
         latent = np.random.default_rng(0).normal(1000, 1, (300, 3)).astype(np.float32)
         latent[:, 1] = 1000.0
-        look = Latent("ae")
+        look = LatentCheck("ae")
         for block in np.array_split(latent, 7):
             look.add(block)
         look.close()
         assert "1 of 3 latent units" in caplog.text
         latent[[5, 290], 2] = np.nan
-        look = Latent("ae")
+        look = LatentCheck("ae")
         for block in np.array_split(latent, 7):
             look.add(block)
         with pytest.raises(AnncoderError, match="2 cells") as error:
@@ -455,7 +477,7 @@ class TestLarge:
 
 
 class TestDamage:
-    @pytest.mark.parametrize("while_it_is", [(Copy, "of"), (files._Written, "latent")])
+    @pytest.mark.parametrize("while_it_is", [(files, "copy_h5ad"), (files._SlotWriter, "write_latent")])
     def test_a_file_that_changes_while_it_is_copied_or_read(
         self,
         fitted: CountAutoencoder,
@@ -466,8 +488,8 @@ class TestDamage:
     ) -> None:
         original = getattr(*while_it_is)
 
-        def changed(*given: Any) -> None:
-            original(*given)
+        def changed(*given: Any, **named: Any) -> None:
+            original(*given, **named)
             os.utime(counts_file, (1, 1))
 
         monkeypatch.setattr(*while_it_is, changed)

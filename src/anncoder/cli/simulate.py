@@ -6,7 +6,7 @@ from pathlib import Path
 
 from anncoder.cli.inspect import print_settings
 from anncoder.cli.settings import parse_assignments, set_in
-from anncoder.datasets import SplatParameters, write_simulated
+from anncoder.datasets import SplatParameters, simulate_to_file
 from anncoder.errors import ConfigError
 from anncoder.io.atomic import locked
 from anncoder.io.output_paths import refuse_output
@@ -19,7 +19,7 @@ def run_simulate(output: Path, assignments: tuple[str, ...], *, seed: int | None
     parameters = parameters_of(assignments, seed=seed)
     shown = bar(parameters.n_obs, "cell", unit_scale=True)
     with locked(output), shown:  # of two at once the one that ends last would win
-        write_simulated(output, parameters, keep_means=keep_means, progress=shown.update)
+        simulate_to_file(output, keep_means=keep_means, progress=shown.update, **dict(parameters))
     announce(f"wrote {output}: {parameters.n_obs:,} cells x {parameters.n_vars:,} genes")
 
 

@@ -8,28 +8,25 @@ removed by the next one that writes into the same folder.
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import os
 import shutil
 import socket
 import stat
 import tempfile
-import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from anncoder.errors import AnncoderError, ConfigError, FileError, ResourceError, listed
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
 
 LOCK = ".anncoder-lock-"
 PATIENCE, PAUSE = 1.0, 0.02  # seconds until a lock that is held is taken to be a writer's, and between two tries
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)  # of a file system that has none
 
 
 @contextmanager
@@ -115,31 +112,20 @@ def refuse_occupied(target: Path, against: Callable[[Path], str]) -> None:
     target
         The folder.
     against
-        Returns what speaks against a folder being one of ours; an empty text if nothing does.
+        Returns the reason why a folder is not one of ours; an empty text if it is.
     """
     if target.is_symlink() and not target.exists():
-        raise FileError(
-            "not-ours",
-            f"{str(target)!r} is a link to nothing that exists",
-            str(target),
-            "choose another name, or remove the link",
-        )
-    if not target.exists():
+        what = f"{str(target)!r} is a link to nothing that exists"
+        raise FileError("not-ours", what, str(target), "choose another name, or remove the link")
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
-    why = "it is a file"
-    if target.is_dir():
-        why = against(target) if any(target.iterdir()) else ""
-    if why:
-        raise FileError(
-            "not-ours",
-            f"{str(target)!r} exists and was not written by anncoder, or changed since: {why}",
-            str(target),
-            "choose another name, or move it away first",
-        )
+    if why := against(target) if target.is_dir() else "it is a file":
+        what = f"{str(target)!r} exists and was not written by anncoder, or changed since: {why}"
+        raise FileError("not-ours", what, str(target), "choose another name, or move it away first")
 
 
 def others_in(folder: Path, names: Collection[str]) -> str:
-    """Return, as a sentence, what a folder holds beside these names; empty if nothing."""
+    """Return, as a sentence, the other names in a folder; empty if there are none."""
     ignored = (*names, ".DS_Store", "Thumbs.db", "desktop.ini")  # which systems put into any folder
     others = sorted(repr(path.name) for path in folder.iterdir() if path.name not in ignored)
     return f"it holds {listed(others, 3)}" if others else ""
@@ -160,12 +146,9 @@ def allow_open(n_files: int) -> None:
 def writable_folder(folder: Path) -> None:
     """Raise a ResourceError unless files can be made in a folder; asked before hours of training, not after."""
     if not folder.is_dir():
-        raise ResourceError(
-            "no-folder",
-            f"the output folder {str(folder)!r} {'is a file' if folder.exists() else 'does not exist'}",
-            str(folder),
-            "choose another folder" if folder.exists() else f"make it first: mkdir -p {folder}",
-        )
+        what = f"the output folder {str(folder)!r} {'is a file' if folder.exists() else 'does not exist'}"
+        remedy = "choose another folder" if folder.exists() else f"make it first: mkdir -p {folder}"
+        raise ResourceError("no-folder", what, str(folder), remedy)
     with _disk_errors(folder), tempfile.TemporaryFile(dir=folder):
         pass
 
@@ -177,62 +160,36 @@ def locked(target: str | Path) -> Iterator[None]:
     Raises
     ------
     ResourceError
-        Another process holds it.
+        Another process holds it, or its folder cannot be written.
     """
     target = Path(target).resolve()
-    lock = target.parent / f"{LOCK}{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}"
+    writable_folder(target.parent)
+    path = target.parent / f"{LOCK}{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}"
+    # with some patience: a sweep holds every lock for a moment, to see if it is held
+    lock = FileLock(path, timeout=PATIENCE, poll_interval=PAUSE, fallback_to_soft=False)
     with _disk_errors(target):
-        descriptor, patience = _lock(lock), PATIENCE
-        while descriptor is None and patience > 0:  # who sweeps holds every lock for a moment, to see if it is held
-            time.sleep(PAUSE)
-            descriptor, patience = _lock(lock), patience - PAUSE
-    if descriptor is None:
-        raise ResourceError(
-            "output-in-use",
-            f"another process is writing {str(target)!r}",
-            str(target),
-            "wait until it is done, or choose another output",
-        )
+        try:
+            lock.acquire()
+        except Timeout:
+            what = f"another process is writing {str(target)!r}"
+            remedy = "wait until it is done, or choose another output"
+            raise ResourceError("output-in-use", what, str(target), remedy) from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:  # better to work without a lock than not at all
+                raise
     try:
         yield
     finally:
-        lock.unlink(missing_ok=True)  # before it is given back: nobody may hold a lock on a name that is gone
-        os.close(descriptor)
-
-
-def _lock(path: Path) -> int | None:
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            if fcntl is not None:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            return None
-        except OSError:  # a file system without locks: better to work without one than not at all
-            return descriptor
-        # its holder may have removed the file between our opening and our locking it
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), path.stat()):
-                return descriptor
-        os.close(descriptor)
+        with suppress(PermissionError):  # Windows removes no open file
+            path.unlink(missing_ok=True)  # before it is given back: nobody may hold a lock on a name that is gone
+        lock.release()
 
 
 def path_given(folder: object) -> Path:
-    """Return the path of a folder that a user gave.
-
-    Raises
-    ------
-    ConfigError
-        It is none.
-    """
+    """Return the path of a folder that a user gave; a ConfigError if it is something else."""
     if not isinstance(folder, str | os.PathLike):
-        raise ConfigError(
-            "bad-value",
-            f"expected the path of a folder, got {type(folder).__name__}",
-            "folder",
-            "give a path: 'pbmc.ac'",
-        )
+        what = f"expected the path of a folder, got {type(folder).__name__}"
+        raise ConfigError("bad-value", what, "folder", "give a path: 'pbmc.ac'")
     return Path(folder)
 
 
@@ -259,10 +216,8 @@ def sweep(folder: Path) -> None:
     if os.name == "nt":  # there is no harmless way to ask whether a process lives
         return
     for lock in folder.glob(f"{LOCK}*"):
-        descriptor = _lock(lock)
-        if descriptor is not None:  # nobody holds it
+        with suppress(OSError), FileLock(lock, timeout=0, fallback_to_soft=False):  # nobody holds it
             lock.unlink(missing_ok=True)
-            os.close(descriptor)
     for scratch in folder.glob(f"{_prefix()}*"):
         number = scratch.name.removeprefix(_prefix()).split("-")[0]
         if not number.isdigit() or _lives(int(number)):
@@ -321,12 +276,9 @@ def _disk_errors(target: Path) -> Iterator[None]:
         raise
     except OSError as error:
         why = error.strerror or str(error)
-        raise ResourceError(
-            "cannot-write",
-            f"cannot write {str(target)!r}: {why.splitlines()[0] if why else type(error).__name__}",
-            str(target),
-            "check the folder's permissions and the free space; what was there before is unchanged",
-        ) from error
+        what = f"cannot write {str(target)!r}: {why.splitlines()[0] if why else type(error).__name__}"
+        remedy = "check the folder's permissions and the free space; what was there before is unchanged"
+        raise ResourceError("cannot-write", what, str(target), remedy) from error
 
 
 def sync(path: Path) -> None:

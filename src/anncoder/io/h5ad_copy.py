@@ -1,8 +1,8 @@
 """Copy of an ``.h5ad`` file or ``.zarr`` folder as HDF5, element by element, of any size.
 
-From HDF5 everything is copied as it is stored, chunk by chunk, without decoding it: what anndata cannot read is copied
-like the rest. Where cells are left out, and from zarr, arrays and sparse matrices go through memory a few megabytes at
-a time, and what has another encoding goes through anndata, one element at a time.
+From HDF5 everything is copied as it is stored, without decoding it: what anndata cannot read is copied like the rest.
+Where cells are left out, and from zarr, arrays and sparse matrices go through memory a few megabytes at a time, and
+other encodings go through anndata, one element at a time.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from typing import Any
 
 import h5py
 import numpy as np
-from anndata.io import read_elem, write_elem
+from anndata.io import read_elem, sparse_dataset, write_elem
+from scipy.sparse import csc_matrix, csr_matrix
 
 from anncoder.data.matrix.arrays import OnDisk, spans
-from anncoder.errors import InputError
+from anncoder.io.h5ad_write import writing
 from anncoder.io.hdf5 import DiskFullFile
 
 Array = np.ndarray[Any, Any]
@@ -27,193 +28,195 @@ ARRAYS = ("array", "string-array", "")
 CHUNK = 8192  # values of a sparse matrix in a chunk
 
 
-class Copy:
-    """Copies one AnnData into an HDF5 file.
+def copy_h5ad(
+    source: Any, file: h5py.File, disk: DiskFullFile, *, keep: Array | None = None, without: Collection[str] = ()
+) -> None:
+    """Copy an open file or zarr group of cells into a new HDF5 file.
 
     Parameters
     ----------
+    source
+        The file or group.
     file, disk
         The file to write, empty, as :func:`anncoder.io.hdf5.new_h5` gives it.
-    n_obs
-        Number of cells of the input.
-    rows
-        Positions of the cells that are left, ascending; None for all.
+    keep
+        Which cells to copy, (n_obs,) bool; None for all.
     without
-        Paths of what is not copied.
+        Paths of elements that are not copied.
+
+    Raises
+    ------
+    OSError
+        The disk is full.
+    InputError
+        An element that has to go through anndata cannot be written.
     """
-
-    def __init__(
-        self,
-        file: h5py.File,
-        disk: DiskFullFile,
-        n_obs: int,
-        rows: Array | None = None,
-        without: Collection[str] = (),
-    ) -> None:
-        self.file, self.disk, self.without = file, disk, without
-        self.chosen: Array | None = None
-        if rows is not None:
-            self.chosen = np.zeros(n_obs, dtype=bool)
-            self.chosen[rows] = True
-        self._references: list[tuple[str, str, str]] = []
-
-    def of(self, store: Any) -> None:
-        """Copy an open file or zarr group.
-
-        Raises
-        ------
-        OSError
-            The disk is full.
-        InputError
-            Something that has to go through anndata cannot be written.
-        """
-        self._group(store, self.file, "")
-        for path, name, target in self._references:
-            self.file[path].attrs[name] = self.file[target].ref
-
-    def _group(self, source: Any, target: h5py.Group, path: str) -> None:
-        self._attributes(source, target)
-        for name in source:
-            child = f"{path}/{name}" if path else str(name)
-            if child not in self.without:
-                self._element(source, target, str(name), child)
-                self.disk.stop_if_failed()
-
-    def _element(self, source: Any, target: h5py.Group, name: str, path: str) -> None:
-        in_hdf5 = isinstance(source, h5py.Group)
-        link = source.get(name, getlink=True) if in_hdf5 else None
-        if isinstance(link, h5py.SoftLink):
-            target[name] = h5py.SoftLink(link.path)
-            return
-        item, axes = source[name], self._axes(path)
-        is_group = hasattr(item, "keys")
-        encoding = str(item.attrs.get("encoding-type", ""))
-        if in_hdf5 and not axes and not is_group:
-            self._dataset(item, source, target, name)
-        elif is_group and (encoding in CONTAINERS or (in_hdf5 and not axes)) and "h5sparse_format" not in item.attrs:
-            self._group(item, target.create_group(name, track_order=_tracks_order(item)), path)
-        elif is_group and OnDisk(item).indptr is not None:
-            self._sparse(item, target, name, axes)
-        elif not is_group and encoding in ARRAYS and len(item.shape):
-            self._array(item, target, name, axes)
+    _copy_attributes(source, file)
+    for path, item, axes in _elements(source, without, cells_leave=keep is not None):
+        rows, columns = (keep if axis in axes else None for axis in (0, 1))
+        if isinstance(item, h5py.SoftLink):
+            file[path] = h5py.SoftLink(item.path)
+        elif _is_container(item, axes):  # its elements come next
+            _copy_attributes(item, file.create_group(path, track_order=_tracks_order(item)))
+        elif isinstance(item, h5py.Dataset | h5py.Datatype) and not axes:
+            _copy_dataset(item, file, path, disk)
+        elif _is_sparse(item):
+            _copy_sparse(item, file, path, rows, columns, disk)
+        elif not hasattr(item, "keys") and _encoding(item) in ARRAYS and item.shape:
+            _copy_array(item, file, path, rows, columns, disk)
         else:
-            self._through_anndata(item, target, name, axes)
+            _copy_through_anndata(item, file, path, rows, columns)
+        disk.stop_if_failed()
+    if isinstance(source, h5py.Group):
+        _copy_references(source, file)
 
-    def _axes(self, path: str) -> tuple[int, ...]:
-        """Return the axes of the cells in an element, if cells are left out."""
-        head, _, rest = path.partition("/")
-        if self.chosen is None or rest.startswith("__categories"):  # older files keep the names of categories there
-            return ()
-        if path in ("X", "raw/X") or (head in ("obs", "obsm", "layers") and rest):
-            return (0,)
-        return (0, 1) if head == "obsp" and rest else ()
 
-    def _attributes(self, source: Any, target: Any) -> None:
-        if not isinstance(source, h5py.Group | h5py.Dataset):
-            for name, value in source.attrs.items():
-                if value is not None:
-                    target.attrs[name] = _as_attribute(value)
-            return
-        for name in source.attrs:
-            found = source.attrs.get_id(name)
-            if h5py.check_ref_dtype(found.dtype) and found.shape == ():
-                self._references.append((target.name, name, source.file[source.attrs[name]].name))
-            elif found.get_space().get_simple_extent_type() == h5py.h5s.NULL:
-                target.attrs[name] = source.attrs[name]
-            else:
-                target.attrs.create(name, source.attrs[name], found.shape, found.dtype)
+def _elements(
+    group: Any, without: Collection[str], *, cells_leave: bool, above: str = ""
+) -> Iterator[tuple[str, Any, tuple[int, ...]]]:
+    """Yield path, element or soft link, and axes of the cells that leave, of all in a group; containers come first."""
+    for name in group:
+        path = f"{above}{name}"
+        if path in without:
+            continue
+        link = group.get(name, getlink=True) if isinstance(group, h5py.Group) else None
+        item = link if isinstance(link, h5py.SoftLink) else group[name]
+        axes = _axes_of_cells(path) if cells_leave else ()
+        yield path, item, axes
+        if _is_container(item, axes):
+            yield from _elements(item, without, cells_leave=cells_leave, above=f"{path}/")
 
-    def _dataset(self, item: Any, source: h5py.Group, target: h5py.Group, name: str) -> None:
-        if not isinstance(item, h5py.Dataset) or item.nbytes < AT_ONCE or not _filters_known(item):
-            source.copy(item, target, name)
-            if isinstance(item, h5py.Dataset):
-                self._attributes(item, target[name])
-            return
-        plan = item.id.get_create_plist()
-        made = h5py.h5d.create(target.id, name.encode(), item.id.get_type(), item.id.get_space(), plan)
-        copy = h5py.Dataset(made)
-        self._attributes(item, copy)
-        if item.chunks is None or item.dtype.hasobject:  # text is stored elsewhere in the file: chunks only point to it
-            for part in slices(item):
-                copy[part] = item[part]
-                self.disk.stop_if_failed()
-            return
-        for at in product(*(range(0, size, step) for size, step in zip(item.shape, item.chunks, strict=True))):
-            if item.id.get_chunk_info_by_coord(at).size:
-                mask, content = item.id.read_direct_chunk(at)
-                copy.id.write_direct_chunk(at, content, mask)
-                self.disk.stop_if_failed()
 
-    def _array(self, item: Any, target: h5py.Group, name: str, axes: tuple[int, ...]) -> None:
-        chosen = self._chosen(axes)
-        shape = [int(np.count_nonzero(chosen)) if axis in axes else size for axis, size in enumerate(item.shape)]
-        text = _is_text(item)
-        copy = target.create_dataset(
-            name, tuple(shape), h5py.string_dtype() if text else item.dtype, **_storage(item, shape, text=text)
-        )
-        self._attributes(item, copy)
-        at = 0
+def _axes_of_cells(path: str) -> tuple[int, ...]:
+    head, _, rest = path.partition("/")
+    if rest.startswith("__categories"):  # older files keep the names of categories there
+        return ()
+    if path in ("X", "raw/X") or (head in ("obs", "obsm", "layers") and rest):
+        return (0,)
+    return (0, 1) if head == "obsp" and rest else ()
+
+
+def _is_container(item: Any, axes: tuple[int, ...]) -> bool:
+    """Tell whether an element is a group that is copied element by element: of HDF5, any from which no cell leaves."""
+    if not hasattr(item, "keys"):
+        return False
+    as_stored = isinstance(item, h5py.Group) and not axes
+    return as_stored or (_encoding(item) in CONTAINERS and "h5sparse_format" not in item.attrs)
+
+
+def _is_sparse(item: Any) -> bool:
+    encoding = _encoding(item) or str(item.attrs.get("h5sparse_format", ""))
+    return hasattr(item, "keys") and encoding[:3] in ("csr", "csc")
+
+
+def _encoding(item: Any) -> str:
+    return str(item.attrs.get("encoding-type", ""))
+
+
+def _tracks_order(group: Any) -> bool | None:
+    in_hdf5 = isinstance(group, h5py.Group)
+    return bool(group.id.get_create_plist().get_link_creation_order()) if in_hdf5 else None
+
+
+def _copy_attributes(source: Any, target: Any) -> None:
+    if not isinstance(source, h5py.HLObject):
+        target.attrs.update({name: _as_attribute(value) for name, value in source.attrs.items() if value is not None})
+        return
+    for name in source.attrs:
+        stored = source.attrs.get_id(name)
+        if stored.get_space().get_simple_extent_type() == h5py.h5s.NULL:
+            target.attrs[name] = source.attrs[name]
+        elif not h5py.check_ref_dtype(stored.dtype):
+            target.attrs.create(name, source.attrs[name], stored.shape, stored.dtype)
+
+
+def _copy_references(source: h5py.Group, file: h5py.File) -> None:
+    """Let attributes that refer to an element, as older files do to the names of categories, refer to its copy."""
+
+    def copy_reference(path: str, item: Any) -> None:
+        for name in item.attrs if path in file else ():
+            stored = item.attrs.get_id(name)
+            if h5py.check_ref_dtype(stored.dtype) and stored.shape == ():
+                file[path].attrs[name] = file[item.file[item.attrs[name]].name].ref
+
+    source.visititems(copy_reference)
+
+
+def _copy_dataset(item: Any, file: h5py.File, path: str, disk: DiskFullFile) -> None:
+    # HDF5's own copy of an object cannot be stopped when the disk is full: only of what may well be kept in memory then
+    if not isinstance(item, h5py.Dataset) or item.nbytes < AT_ONCE or not _filters_known(item):
+        file.copy(item, file, path, without_attrs=True)
+        _copy_attributes(item, file[path])
+        return
+    plan = item.id.get_create_plist()
+    copy = h5py.Dataset(h5py.h5d.create(file.id, path.encode(), item.id.get_type(), item.id.get_space(), plan))
+    _copy_attributes(item, copy)
+    if item.chunks is None or item.dtype.hasobject:  # text is stored elsewhere in the file: chunks only point to it
         for part in slices(item):
-            values = np.asarray(item[part])
-            if text:
-                values = values.astype(object)
-            if 0 in axes:
-                values = values[chosen[part]]
-            if 1 in axes:
-                values = values[:, chosen]
-            copy[at : at + len(values)] = values
-            at += len(values)
-            self.disk.stop_if_failed()
+            copy[part] = item[part]
+            disk.stop_if_failed()
+        return
+    for at in product(*(range(0, size, step) for size, step in zip(item.shape, item.chunks, strict=True))):
+        if item.id.get_chunk_info_by_coord(at).size:
+            mask, content = item.id.read_direct_chunk(at)
+            copy.id.write_direct_chunk(at, content, mask)
+            disk.stop_if_failed()
 
-    def _sparse(self, item: Any, target: h5py.Group, name: str, axes: tuple[int, ...]) -> None:
-        matrix, chosen = OnDisk(item), self._chosen(axes)
-        held = matrix.held()
-        major, minor = (0, 1) if held.by_cell else (1, 0)
-        assert held.indptr is not None
-        group = target.create_group(name)
-        self._attributes(item, group)
-        shape = [int(np.count_nonzero(chosen)) if axis in axes else size for axis, size in enumerate(matrix.shape)]
-        group.attrs["h5sparse_shape" if "h5sparse_shape" in item.attrs else "shape"] = np.array(shape)
-        values, indices = (_growing(group, part, item[part]) for part in ("data", "indices"))
-        rows = chosen if major in axes else np.ones(held.n_major, dtype=bool)
-        columns = np.where(chosen, np.cumsum(chosen) - 1, -1) if minor in axes else None
-        lengths = np.zeros(held.n_major, dtype=np.int64)
-        for first, last in spans(held.indptr, held.block):
-            span = slice(int(held.indptr[first]), int(held.indptr[last]))
-            owner = np.repeat(np.arange(first, last), np.diff(held.indptr[first : last + 1]))
-            moved = np.asarray(held.indices[span])
-            keep = rows[owner]
-            if columns is not None:
-                moved = columns[moved].astype(moved.dtype)
-                keep &= moved >= 0
-            _append(values, np.asarray(held.values[span])[keep])
-            _append(indices, moved[keep])
-            lengths[first:last] = np.bincount(owner[keep] - first, minlength=last - first)
-            self.disk.stop_if_failed()
-        pointers = np.concatenate([[0], np.cumsum(lengths[rows])]).astype(held.indptr.dtype)
-        group.create_dataset("indptr", data=pointers)
 
-    def _through_anndata(self, item: Any, target: h5py.Group, name: str, axes: tuple[int, ...]) -> None:
-        try:
-            value = read_elem(item)
-            if axes:
-                chosen = self._chosen(axes)
-                value = value[chosen] if axes == (0,) else value[chosen][:, chosen]
-            write_elem(target, name, value)
-        except OSError:
-            raise
-        except Exception as error:
-            why = str(error).splitlines() or [type(error).__name__]
-            raise InputError(
-                "unwritable-slot",
-                f"the input holds something that cannot be copied: {why[0]}",
-                item.name,
-                "remove or convert that slot",
-            ) from error
+def _copy_array(
+    item: Any, file: h5py.File, path: str, rows: Array | None, columns: Array | None, disk: DiskFullFile
+) -> None:
+    shape = [size if keep is None else int(keep.sum()) for size, keep in zip(item.shape, (rows, columns), strict=False)]
+    shape += item.shape[2:]
+    text = _is_text(item)
+    copy = file.create_dataset(path, shape, h5py.string_dtype() if text else item.dtype, **_storage(item, shape))
+    _copy_attributes(item, copy)
+    at = 0
+    for part in slices(item):
+        values = np.asarray(item[part])
+        values = values.astype(object) if text else values
+        values = values if rows is None else values[rows[part]]
+        copy[at : at + len(values)] = values if columns is None else values[:, columns]
+        at += len(values)
+        disk.stop_if_failed()
 
-    def _chosen(self, axes: tuple[int, ...]) -> Array:
-        assert self.chosen is not None or not axes
-        return np.empty(0, dtype=bool) if self.chosen is None else self.chosen
+
+def _copy_sparse(
+    item: Any, file: h5py.File, path: str, rows: Array | None, columns: Array | None, disk: DiskFullFile
+) -> None:
+    matrix, storage = OnDisk(item), _storage(item["data"], [CHUNK]) | {"chunks": (CHUNK,)}
+    indptr, transposed = np.asarray(matrix.indptr), matrix.format == "csc"
+    n_columns = matrix.shape[1]
+    if transposed:  # of a matrix that is stored by columns, the transpose is read, selected from and written by rows
+        rows, columns, n_columns = columns, rows, matrix.shape[0]
+    if indptr[0] != 0 or (indptr[1:] < indptr[:-1]).any():
+        raise ValueError("its row pointers fall")
+    n_left = n_columns if columns is None else int(columns.sum())
+    empty = csc_matrix((n_left, 0), dtype=matrix.dtype) if transposed else csr_matrix((0, n_left), dtype=matrix.dtype)
+    empty.indices, empty.indptr = empty.indices.astype(matrix.indices.dtype), empty.indptr.astype(indptr.dtype)
+    write_elem(file, path, empty, dataset_kwargs=storage)
+    copy = sparse_dataset(file[path])
+    for first, last in spans(indptr, AT_ONCE // 8):
+        stored = slice(int(indptr[first]), int(indptr[last]))
+        arrays = (matrix.values[stored], matrix.indices[stored], indptr[first : last + 1] - indptr[first])
+        block = csr_matrix(arrays, shape=(last - first, n_columns))
+        block = block if rows is None else block[rows[first:last]]
+        if columns is not None:
+            if block.nnz and not 0 <= block.indices.min() <= block.indices.max() < n_columns:
+                raise ValueError("an index lies outside the matrix")  # scipy does not look
+            block = block[:, columns]
+        copy.append(block.T if transposed else block)
+        disk.stop_if_failed()
+    shape = file[path].attrs["shape"]
+    _copy_attributes(item, file[path])
+    file[path].attrs["shape"] = shape
+
+
+def _copy_through_anndata(item: Any, file: h5py.File, path: str, rows: Array | None, columns: Array | None) -> None:
+    with writing(item.name):
+        value = read_elem(item)
+        value = value if rows is None else value[rows]
+        write_elem(file, path, value if columns is None else value[:, columns])
 
 
 def slices(item: Any) -> Iterator[slice]:
@@ -226,26 +229,14 @@ def slices(item: Any) -> Iterator[slice]:
         yield slice(start, min(start + step, item.shape[0]))
 
 
-def _storage(item: Any, shape: list[int], *, text: bool) -> dict[str, Any]:
+def _storage(item: Any, shape: list[int]) -> dict[str, Any]:
+    """Return how HDF5 is to store an array of this shape: as the one that it is copied from."""
     if not isinstance(item, h5py.Dataset):
-        return {} if text or not item.compressors else {"compression": "gzip", "compression_opts": 1}
+        return {"compression": "gzip", "compression_opts": 1} if item.compressors and not _is_text(item) else {}
     if item.chunks is None or 0 in shape:
         return {}
-    chunks = tuple(min(step, size) for step, size in zip(item.chunks, shape, strict=True))
-    known = {"compression": item.compression, "compression_opts": item.compression_opts}
-    return {"chunks": chunks, "shuffle": item.shuffle, "fletcher32": item.fletcher32, **known}
-
-
-def _growing(group: h5py.Group, name: str, item: Any) -> h5py.Dataset:
-    storage = _storage(item, [CHUNK], text=False) | {"chunks": (CHUNK,)}
-    copy = group.create_dataset(name, (0,), item.dtype, maxshape=(None,), **storage)
-    return copy
-
-
-def _append(dataset: h5py.Dataset, values: Array) -> None:
-    start = dataset.shape[0]
-    dataset.resize(start + len(values), axis=0)
-    dataset[start:] = values
+    names = ("compression", "compression_opts", "shuffle", "fletcher32")
+    return {"chunks": tuple(map(min, item.chunks, shape)), **{name: getattr(item, name) for name in names}}
 
 
 def _filters_known(item: h5py.Dataset) -> bool:
@@ -253,18 +244,12 @@ def _filters_known(item: h5py.Dataset) -> bool:
     return all(h5py.h5z.filter_avail(plan.get_filter(i)[0]) for i in range(plan.get_nfilters()))
 
 
-def _tracks_order(item: Any) -> bool | None:
-    if not isinstance(item, h5py.Group):
-        return None
-    return bool(item.id.get_create_plist().get_link_creation_order())
-
-
 def _is_text(item: Any) -> bool:
     return item.dtype.kind in "OTU" if not isinstance(item, h5py.Dataset) else bool(h5py.check_string_dtype(item.dtype))
 
 
 def _as_attribute(value: Any) -> Any:
-    """Return what JSON has as an attribute, which zarr keeps, as HDF5 keeps it."""
+    """Return a value that zarr keeps as JSON as HDF5 keeps it."""
     if isinstance(value, list):
         text = not value or isinstance(value[0], str)
         return np.array(value, dtype=h5py.string_dtype()) if text else np.array(value)

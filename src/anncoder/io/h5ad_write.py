@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +31,19 @@ def read_input(data: Path) -> anndata.AnnData:
 
 def refuse_unwritable(adata: anndata.AnnData) -> None:
     """Raise an InputError if something in obs, var or uns can be read but not written: now, not after the training."""
+    # a thousand rows show of which kind a column is
+    slots = {"obs": adata.obs.iloc[:1000], "var": adata.var.iloc[:1000], "uns": dict(adata.uns)}
     with h5py.File("never-on-disk", "w", driver="core", backing_store=False) as file:
-        # a thousand rows tell what a column is
-        _write_slots(file, {"obs": adata.obs.iloc[:1000], "var": adata.var.iloc[:1000], "uns": dict(adata.uns)})
+        for name, value in slots.items():
+            with writing(name):
+                write_elem(file, name, value, dataset_kwargs=COMPRESSED)
 
 
 def write_output(adata: anndata.AnnData, output: Path, *, wrote: tuple[str, ...]) -> None:
     """Write an AnnData under a temporary name, read back what is new, and only then give it its name.
+
+    Not by ``write_h5ad``, which writes without :class:`anncoder.io.hdf5.DiskFullFile` and so ends the process where the
+    disk is full.
 
     Parameters
     ----------
@@ -54,43 +62,42 @@ def write_output(adata: anndata.AnnData, output: Path, *, wrote: tuple[str, ...]
         The AnnData holds something of the user's that cannot be written.
     """
     with atomic_path(output) as temporary:
-        with new_h5(temporary) as (file, _):
-            # not `write_h5ad`: it turns the user's columns of text into categories
-            _write_slots(file, {"/": adata})
-        _verify(adata, temporary, wrote)
+        with new_h5(temporary) as (file, _), writing("/"):
+            write_elem(file, "/", adata, dataset_kwargs=COMPRESSED)
+        with h5py.File(temporary, "r") as file:
+            for slot in (*wrote, *(["X"] if adata.X is not None else [])):
+                where, _, name = slot.partition("/")
+                expected = getattr(adata, where)
+                refuse_difference(temporary, slot, read_elem(file[slot]), expected[name] if name else expected)
 
 
-def _write_slots(file: h5py.File, slots: dict[str, Any]) -> None:
-    for name, value in slots.items():
-        try:
-            write_elem(file, name, value, dataset_kwargs=COMPRESSED)
-        except OSError:
-            raise
-        except Exception as error:
-            notes = " ".join(getattr(error, "__notes__", [])).splitlines()  # anndata says there which slot it was
-            why = str(error).splitlines() or [type(error).__name__]
-            raise InputError(
-                "unwritable-slot",
-                f"the input holds something that cannot be written: {why[0]}",
-                notes[0] if notes else name,
-                "remove or convert that slot",
-            ) from error
+@contextmanager
+def writing(slot: str) -> Iterator[None]:
+    """Make an InputError of what anndata raises when it cannot write a slot; a full disk stays an OSError."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        notes = " ".join(getattr(error, "__notes__", [])).splitlines()  # anndata says there which slot it was
+        why = str(error).splitlines() or [type(error).__name__]
+        raise InputError(
+            "unwritable-slot",
+            f"the input holds something that cannot be written: {why[0]}",
+            notes[0] if notes else slot,
+            "remove or convert that slot",
+        ) from error
 
 
-def _verify(adata: anndata.AnnData, path: Path, wrote: tuple[str, ...]) -> None:
-    with h5py.File(path, "r") as file:
-        expected = {slot: getattr(adata, slot.split("/")[0])[slot.split("/")[1]] for slot in wrote}
-        if adata.X is not None:
-            expected["X"] = adata.X
-        for slot, values in expected.items():
-            if not _same(read_elem(file[slot]), values):
-                raise ResourceError(
-                    "cannot-write", f"{slot} did not survive writing", str(path), "try again, on another disk"
-                )
-
-
-def _same(left: Any, right: Any) -> bool:
-    if issparse(left) and issparse(right):
+def refuse_difference(path: Path, slot: str, found: Any, expected: Any) -> None:
+    """Raise a ResourceError unless what was read back from a slot of a file is what was written."""
+    if issparse(found) and issparse(expected):
         arrays = ("data", "indices", "indptr")
-        return left.shape == right.shape and all(np.array_equal(getattr(left, a), getattr(right, a)) for a in arrays)
-    return np.array_equal(np.asarray(left), np.asarray(right), equal_nan=np.asarray(left).dtype.kind == "f")
+        same = found.shape == expected.shape and all(
+            np.array_equal(getattr(found, name), getattr(expected, name)) for name in arrays
+        )
+    else:
+        left, right = np.asarray(found), np.asarray(expected)
+        same = np.array_equal(left, right, equal_nan=left.dtype.kind == "f")
+    if not same:
+        raise ResourceError("cannot-write", f"{slot} did not survive writing", str(path), "try again, on another disk")

@@ -19,7 +19,7 @@ PAGE = 1 << 16
 
 
 class DiskFullFile(io.RawIOBase):
-    """A file that takes whatever is written and gives it back, and remembers the first failure.
+    """A file that keeps in memory what a full disk refuses, and remembers the first failure.
 
     Parameters
     ----------
@@ -35,11 +35,11 @@ class DiskFullFile(io.RawIOBase):
     def __init__(self, path: Path) -> None:
         self._file = path.open("w+b", buffering=0)
         self._at = self._size = 0
-        self._pages: dict[int, bytearray] = {}  # what the disk did not take
+        self._pages: dict[int, bytearray] = {}  # refused by the disk
         self.failure: OSError | None = None
 
     def stop_if_failed(self) -> None:
-        """Raise the first failure, instead of filling the memory with what the disk does not take."""
+        """Raise the first failure, before more than a little is kept in memory."""
         if self.failure is not None:
             raise self.failure
 
@@ -113,7 +113,7 @@ def _pieces(start: int, size: int) -> Iterator[tuple[int, slice, slice]]:
 
 @contextmanager
 def new_h5(path: Path) -> Iterator[tuple[h5py.File, DiskFullFile]]:
-    """Give an HDF5 file to write, and what stands between it and the disk.
+    """Give an HDF5 file to write, and the :class:`DiskFullFile` between it and the disk.
 
     Raises
     ------
@@ -121,10 +121,10 @@ def new_h5(path: Path) -> Iterator[tuple[h5py.File, DiskFullFile]]:
         The disk is full, or something else kept the file from being written. :func:`anncoder.io.atomic.atomic_path`
         makes a ResourceError of it.
     """
-    patient = DiskFullFile(path)
+    disk = DiskFullFile(path)
     try:
-        with h5py.File(patient, "w") as file:
-            yield file, patient
-        patient.stop_if_failed()
+        with h5py.File(disk, "w") as file:
+            yield file, disk
+        disk.stop_if_failed()
     finally:
-        patient.close()
+        disk.close()

@@ -10,7 +10,6 @@ import hashlib
 import json
 import platform
 import re
-import struct
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import safetensors.torch
 import torch
 from pydantic import Field
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from anncoder.config import Settings
@@ -31,25 +30,13 @@ SCHEMA = 1
 CONFIG, WEIGHTS, GENES, MANIFEST = "config.json", "weights.safetensors", "genes.txt", "manifest.json"
 FILES = (CONFIG, WEIGHTS, GENES, MANIFEST)
 LARGEST = 256 * 2**20  # bytes of JSON or gene names that are read
-DTYPES = {  # what torch 2.6 and safetensors 0.5 both know, and torch can tell whether it is finite
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint64: "U64",
-    torch.uint32: "U32",
-    torch.uint16: "U16",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint64, torch.uint32, torch.uint16, torch.uint8)
+DTYPES = (*FLOATS, *INTEGERS, torch.bool)  # that torch 2.6 and safetensors 0.5 both know
 
 
 class ModelRecord(Settings):
-    """What a fitted model is, apart from its weights and genes: the content of ``config.json``."""
+    """A fitted model apart from its weights and genes: the content of ``config.json``."""
 
     model: str
     hyperparameters: dict[str, Any]
@@ -71,7 +58,7 @@ class ModelRecord(Settings):
 
 
 class StoredModel(NamedTuple):
-    """What a model folder says before any weight is read."""
+    """A model folder but for its weights."""
 
     config: ModelRecord
     genes: list[str]
@@ -79,23 +66,15 @@ class StoredModel(NamedTuple):
 
 
 def refuse_target(folder: Path) -> None:
-    """Raise the error that :func:`write_model` would raise for a folder; asked before hours of training, not after.
-
-    Raises
-    ------
-    FileError
-        The folder exists and is no model, or a damaged one, or holds something else as well.
-    ResourceError
-        The folder it is to stand in does not exist or cannot be written.
-    """
+    """Raise the error that :func:`write_model` would raise for a folder; asked before hours of training, not after."""
     writable_folder(folder.parent)
     refuse_occupied(folder, against_model)
 
 
 def against_model(folder: Path) -> str:
-    """Return what speaks against replacing a folder by a model; empty if it is a model, whole, and nothing else.
+    """Return the reason why a folder is not to be replaced by a model; empty if it is a model, whole, and nothing else.
 
-    A file of another's that is called as one of ours is no sign of a model, and what is beside a model is the user's.
+    A file with the name of one of ours is no sign of a model yet, and other files beside a model are the user's.
     """
     if why := others_in(folder, FILES):
         return why
@@ -145,12 +124,8 @@ def write_model(folder: str | Path, config: ModelRecord, genes: list[str], weigh
         texts = {CONFIG: _dumps(config.model_dump(mode="json")), GENES: encode_names(genes)}
         contents = {name: text.encode("utf-8") for name, text in texts.items()}
     except UnicodeEncodeError as error:
-        raise InputError(
-            "bad-name",
-            f"the name {error.object[max(0, error.start - 20) : error.end]!r} is not valid Unicode",
-            "var_names",
-            "rename it",
-        ) from error
+        what = f"the name {error.object[max(0, error.start - 20) : error.end]!r} is not valid Unicode"
+        raise InputError("bad-name", what, "var_names", "rename it") from error
     with atomic_folder(folder, against=against_model) as temporary:
         for name, content in contents.items():
             (temporary / name).write_bytes(content)
@@ -229,24 +204,24 @@ def read_stored(folder: str | Path) -> StoredModel:
 def read_weights(folder: str | Path, network: nn.Module) -> None:
     """Read weights into a network that was built on the ``meta`` device.
 
-    Names, shapes and dtypes are compared with the file's header before any memory is taken.
+    Names and shapes are compared with the file's header before any memory is taken.
 
     Raises
     ------
     FileError
         The weights do not belong to this network, or some are not finite.
     """
-    folder, path = Path(folder), Path(folder) / WEIGHTS
-    header = _header(path)
-    found = {name: (entry.get("dtype"), entry.get("shape")) for name, entry in header.items()}
-    wrong = misfits(found, layout(network.state_dict()))
-    if wrong:
-        raise broken(folder, f"{WEIGHTS} does not fit {CONFIG}: {wrong}")
+    folder, path, expected = Path(folder), Path(folder) / WEIGHTS, network.state_dict()
     try:
+        with safe_open(path, framework="np") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        wrong = misfits(shapes, {name: tuple(value.shape) for name, value in expected.items()})
         # read, not mapped: a file that is cut while it is mapped ends the process
-        weights = safetensors.torch.load(path.read_bytes())
-    except (OSError, SafetensorError, ValueError) as error:
+        weights = {} if wrong else safetensors.torch.load(path.read_bytes())
+    except (OSError, SafetensorError, ValueError, KeyError) as error:  # the last of a type that torch has not
         raise broken(folder, f"{WEIGHTS} cannot be read: {error}") from None
+    if wrong := wrong or misfits(layout(weights), layout(expected)):
+        raise broken(folder, f"{WEIGHTS} does not fit {CONFIG}: {wrong}")
     for name, value in weights.items():
         if not finite(value):
             raise broken(folder, f"{name} in {WEIGHTS} holds values that are not finite")
@@ -259,12 +234,12 @@ def finite(value: Tensor) -> bool:
     return not value.is_floating_point() or bool(torch.isfinite(value).all())
 
 
-def layout(weights: dict[str, Tensor]) -> dict[str, tuple[Any, Any]]:
-    """Return type and shape of each tensor, as the header of a file has them."""
-    return {name: (DTYPES.get(value.dtype, str(value.dtype)), list(value.shape)) for name, value in weights.items()}
+def layout(weights: dict[str, Tensor]) -> dict[str, object]:
+    """Return type and shape of each tensor."""
+    return {name: (value.dtype, tuple(value.shape)) for name, value in weights.items()}
 
 
-def misfits(found: dict[str, tuple[Any, Any]], expected: dict[str, tuple[Any, Any]]) -> str:
+def misfits(found: dict[str, Any], expected: dict[str, Any]) -> str:
     """Return the first names in which two layouts differ, as text; empty where they are the same."""
     wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     return listed(map(repr, wrong), 3)
@@ -342,28 +317,8 @@ def _read(path: Path) -> bytes:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return _parsed(_read(path), path)
-
-
-def _header(path: Path) -> dict[str, Any]:
-    # the file begins with the length of a JSON header (8 bytes, little endian) that names every tensor
     try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > min(LARGEST, path.stat().st_size):
-                raise broken(path.parent, f"{path.name} is no safetensors file")
-            header = _parsed(file.read(length), path)
-    except (OSError, struct.error) as error:
-        raise broken(path.parent, f"{path.name} cannot be read: {error}") from error
-    header.pop("__metadata__", None)
-    if not all(isinstance(entry, dict) for entry in header.values()):
-        raise broken(path.parent, f"{path.name} is no safetensors file")
-    return header
-
-
-def _parsed(content: bytes, path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(content)
+        values = json.loads(_read(path))
     except (ValueError, RecursionError) as error:
         raise broken(path.parent, f"{path.name} is not JSON: {error}") from None
     if not isinstance(values, dict):

@@ -10,7 +10,7 @@ from anncoder.errors import ConfigError, listed
 from anncoder.io import model_folder
 from anncoder.io.atomic import same_file, writable_folder
 
-# endings of a file: who names one of these, and not a folder that is there, means no folder
+# a name with one of these endings is that of a file, unless it is a folder that is there
 FILES = (".h5ad", ".zarr", ".h5", ".loom", ".csv", ".tsv", ".txt")
 
 
@@ -93,7 +93,7 @@ def outputs_of(data: Paths, output: Path, *, in_place: bool) -> list[Path]:
     single = isinstance(data, str | Path) or len(data) == 1
     ending = (output.suffix or output.name).lower()  # of ".h5ad", too, which has no suffix
     is_file = ending in FILES and not (output.is_dir() and ending != ".h5ad")
-    if single and is_file:  # whatever is wrong with the output is said first
+    if single and is_file:  # before the input is looked for
         refuse_output(output)
     paths = paths_of(data)
     if len(paths) == 1 and is_file:
@@ -101,23 +101,18 @@ def outputs_of(data: Paths, output: Path, *, in_place: bool) -> list[Path]:
         refuse_input_as_output(paths[0], output, in_place=in_place)
         return [output]
     names = [path.with_suffix(".h5ad").name for path in paths]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice or is_file or output.is_file() or (output.is_symlink() and not output.exists()):
-        raise ConfigError(
-            "bad-output",
-            f"{len(paths)} files have the name {listed(twice)}"
-            if twice
-            else f"the output {str(output)!r} of {len(paths)} file{'s' * (len(paths) > 1)} is no folder",
-            "output",
-            "rename them, or take one at a time"
-            if twice
-            else "output='FOLDER' (-o FOLDER): each file keeps its name there"
-            + (", or output='NAME.h5ad' (-o NAME.h5ad)" if len(paths) == 1 else ""),
-        )
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        what = f"{len(paths)} files have the name {listed(twice)}"
+        raise ConfigError("bad-output", what, "output", "rename them, or take one at a time")
+    if is_file or output.is_file() or (output.is_symlink() and not output.exists()):
+        what = f"the output {str(output)!r} of {len(paths)} file{'s' * (len(paths) > 1)} is no folder"
+        remedy = "output='FOLDER' (-o FOLDER): each file keeps its name there"
+        remedy += ", or output='NAME.h5ad' (-o NAME.h5ad)" * (len(paths) == 1)
+        raise ConfigError("bad-output", what, "output", remedy)
+    outputs = [output / name for name in names]
     if not output.exists():
         writable_folder(output.parent)
-        return [output / name for name in names]
-    outputs = [output / name for name in names]
+        return outputs
     for path, target in zip(paths, outputs, strict=True):
         refuse_output(target)
         for other in paths:  # not over another input, either

@@ -20,7 +20,7 @@ from anncoder.errors import ConfigError
 from anncoder.models import find
 from anncoder.models.base import Array, Autoencoder, Scale, refuse_no_decoder, refuse_no_model
 from anncoder.tl.files import (
-    Latent,
+    LatentCheck,
     OutputSpec,
     column_of,
     natural_scale,
@@ -85,7 +85,7 @@ def autoencode(
     ``adata.obsm["X_{key_added}"]`` : (n_obs, n_latent) float32
         Latent of each cell.
     ``adata.var["{key_added}_{name}"]``, ``adata.obs["{key_added}_{name}"]`` : (n_vars,) or (n_obs,)
-        What the model says of each gene and cell beside that, such as the inverse dispersion ``theta`` of count models
+        The model's other results for each gene and cell, such as the inverse dispersion ``theta`` of count models
         with ``dispersion="gene"``: :meth:`Autoencoder.of_genes`, :meth:`Autoencoder.of_cells`. Genes that the model
         does not know have NaN; what has several columns is in ``varm``.
     ``adata.layers["{key_added}_denoised"]`` : (n_obs, n_vars) float32
@@ -220,16 +220,10 @@ def denoise(
         model reads: ``"counts"``, and ``"normalized"`` for a model fitted with ``transform="none"``.
     batch
         As which experimental batch every cell is decoded; None for its own. See :meth:`Autoencoder.denoise`.
-    layer
-        Where the counts are; None for where they were in ``fit``, ``"X"`` for ``X``.
-    key_added
-        Name under which results are written.
+    layer, key_added, copy, output
+        As in :func:`embed`.
     allow_missing
         Share of the model's genes that may be missing; they are taken as zero, and the layer does not have them.
-    copy
-        Leave ``adata`` alone and return a copy with the results; of an AnnData, not of files.
-    output
-        Where to write, if ``adata`` is files: see :func:`autoencode`.
 
     Returns
     -------
@@ -248,7 +242,7 @@ def denoise(
     Raises
     ------
     ConfigError
-        The model is not fitted, or none at all.
+        The model is not fitted, or not a model.
     InputError
         ``adata`` has genes that the model does not know.
     ResourceError
@@ -278,12 +272,9 @@ def _model_of(model: str | Autoencoder, settings: dict[str, Any]) -> tuple[Autoe
         return model_class(**hyper), training
     if not isinstance(model, Autoencoder):
         kind = model.__name__ if isinstance(model, type) else type(model).__name__
-        raise ConfigError(
-            "bad-value",
-            f"model is the name of one or an autoencoder, not {kind}",
-            "model",
-            "give name and settings: autoencode(adata, 'count', n_latent=16); or an object: MyModel()",
-        )
+        what = f"model is the name of one or an autoencoder, not {kind}"
+        remedy = "give name and settings: autoencode(adata, 'count', n_latent=16); or an object: MyModel()"
+        raise ConfigError("bad-value", what, "model", remedy)
     for key in settings:
         if key not in TrainingConfig.model_fields:
             raise unknown_key(key, sorted(TrainingConfig.model_fields), where="settings of the fit")
@@ -294,9 +285,9 @@ def _write_latent(
     adata: anndata.AnnData, model: Autoencoder, key: str, layer: str | None = None, allow_missing: float = 0.0
 ) -> None:
     latent = model.embed(adata, layer=layer, allow_missing=allow_missing)
-    look = Latent(key)
-    look.add(latent)
-    look.close()
+    check = LatentCheck(key)
+    check.add(latent)
+    check.close()
     sign(adata, model, key)
     adata.obsm[f"X_{key}"] = np.ascontiguousarray(latent, dtype=np.float32)
     of_cells = of_cells_here(model, adata, layer=layer, allow_missing=allow_missing)
@@ -341,28 +332,17 @@ def _autoencode_files(
 
 def _output(output: str | Path | None, *, copy: bool) -> Path:
     if copy:
-        raise ConfigError(
-            "bad-value",
-            "copy is for an AnnData; files are left as they are, and the results are in the output",
-            "copy",
-            "leave copy out",
-        )
+        what = "copy is for an AnnData; files are left as they are, and the results are in the output"
+        raise ConfigError("bad-value", what, "copy", "leave copy out")
     if output is None:
-        raise ConfigError(
-            "no-output",
-            "results of files are written to a file, and none is named",
-            "output",
-            "output='out.h5ad'; or model.embed(path), which returns an array",
-        )
+        what = "results of files are written to a file, and none is named"
+        remedy = "output='out.h5ad'; or model.embed(path), which returns an array"
+        raise ConfigError("no-output", what, "output", remedy)
     return Path(output)
 
 
 def _target(adata: Any, *, copy: bool, output: str | Path | None) -> anndata.AnnData:
     if output is not None:
-        raise ConfigError(
-            "bad-output",
-            "output is for files; the results of an AnnData are written into it",
-            "output",
-            "leave output out, and adata.write_h5ad(path) after it",
-        )
+        what = "output is for files; the results of an AnnData are written into it"
+        raise ConfigError("bad-output", what, "output", "leave output out, and adata.write_h5ad(path) after it")
     return target_of(adata, copy=copy)

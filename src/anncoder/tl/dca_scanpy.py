@@ -28,10 +28,21 @@ from anncoder.tl.slots import target_of
 
 MODES = ("denoise", "latent")
 COUNTS_LAYER = "dca_counts"
+ACTIVATIONS = {"LeakyReLU": "leaky_relu", "PReLU": "prelu"}  # Keras's names, where ours are others
+OPTIMIZERS = {"RMSprop": "rmsprop", "Adam": "adam"}
+NETWORK_WORDS = {
+    "l1_coef": "l1",
+    "l2_coef": "l2",
+    "l1_enc_coef": "l1enc",
+    "l2_enc_coef": "l2enc",
+    "ridge": "ridge",
+    "input_dropout": "input_dropout",
+}
+TRAINING_WORDS = {"clip_grad": "clip_grad", "validation_split": "validation_split"}
 
 
 class Results(NamedTuple):
-    """What a fitted model says of cells; None for what was not asked for, or what its type does not have."""
+    """Results of a fitted model for cells; None for those not asked for, and those that its type does not have."""
 
     denoised: Array | None = None  # (n_obs, n_vars) at each cell's own library size
     latent: Array | None = None  # (n_obs, n_latent)
@@ -196,7 +207,7 @@ def dca(
 
 
 def results(model: DCA, adata: anndata.AnnData, *, denoise: bool, latent: bool, info: bool) -> Results:
-    """Return what a fitted model says of raw counts; ``info`` is dispersion and dropout probability."""
+    """Return a fitted model's results for raw counts; ``info`` is dispersion and dropout probability."""
     parts = model.config.parts
     by_gene = parts.dispersion == "gene"
     return Results(
@@ -249,12 +260,8 @@ def _refuse_data(adata: anndata.AnnData, *, check_counts: bool) -> None:
 
 def _refuse_backed(adata: Any, *, copy: bool) -> None:
     if isinstance(adata, anndata.AnnData) and adata.isbacked and not copy:
-        raise InputError(
-            "unexpected-data",
-            "this AnnData is backed by a file, whose X would be overwritten",
-            "adata",
-            "adata = adata.to_memory(), or copy=True",
-        )
+        what = "this AnnData is backed by a file, whose X would be overwritten"
+        raise InputError("unexpected-data", what, "adata", "adata = adata.to_memory(), or copy=True")
 
 
 def _place_for_counts(adata: anndata.AnnData, mode: str) -> str:
@@ -268,12 +275,9 @@ def _place_for_counts(adata: anndata.AnnData, mode: str) -> str:
         return COUNTS_LAYER
     if _equal(adata.layers[COUNTS_LAYER], adata.X):
         return ""
-    raise ConfigError(
-        "key-taken",
-        f"the raw counts cannot be kept: adata.raw and adata.layers[{COUNTS_LAYER!r}] hold something else",
-        f"layers[{COUNTS_LAYER!r}]",
-        "rename that layer, or use tl.autoencode(adata, 'dca', denoise=True), which leaves X alone",
-    )
+    what = f"the raw counts cannot be kept: adata.raw and adata.layers[{COUNTS_LAYER!r}] hold something else"
+    remedy = "rename that layer, or use tl.autoencode(adata, 'dca', denoise=True), which leaves X alone"
+    raise ConfigError("key-taken", what, f"layers[{COUNTS_LAYER!r}]", remedy)
 
 
 def _keep_counts(adata: anndata.AnnData, place: str) -> None:
@@ -285,19 +289,6 @@ def _keep_counts(adata: anndata.AnnData, place: str) -> None:
 
 def _equal(left: Any, right: Any) -> bool:
     return left.shape == right.shape and not (csr_matrix(left) - csr_matrix(right)).data.any()
-
-
-ACTIVATIONS = {"LeakyReLU": "leaky_relu", "PReLU": "prelu"}  # Keras's names, where ours are others
-OPTIMIZERS = {"RMSprop": "rmsprop", "Adam": "adam"}
-NETWORK_WORDS = {
-    "l1_coef": "l1",
-    "l2_coef": "l2",
-    "l1_enc_coef": "l1enc",
-    "l2_enc_coef": "l2enc",
-    "ridge": "ridge",
-    "input_dropout": "input_dropout",
-}
-TRAINING_WORDS = {"clip_grad": "clip_grad", "validation_split": "validation_split"}
 
 
 class DCASettings(NamedTuple):
@@ -340,12 +331,8 @@ class DCASettings(NamedTuple):
             A word or a value does not exist here.
         """
         if isinstance(self.hidden_size, str) or not isinstance(self.hidden_size, Sequence) or not len(self.hidden_size):
-            raise ConfigError(
-                "bad-value",
-                f"hidden_size = {self.hidden_size!r} names no layers",
-                "hidden_size",
-                "hidden_size=(64, 32, 64)",
-            )
+            what = f"hidden_size = {self.hidden_size!r} names no layers"
+            raise ConfigError("bad-value", what, "hidden_size", "hidden_size=(64, 32, 64)")
         centre, activation = len(self.hidden_size) // 2, ACTIVATIONS.get(str(self.activation), self.activation)
         return DCA(
             ae_type=self.ae_type,
@@ -370,7 +357,7 @@ class DCASettings(NamedTuple):
         )
 
     def training(self) -> dict[str, Any]:
-        """Return the settings of :meth:`DCA.fit`; a patience or a clipping of 0 or None is none."""
+        """Return the settings of :meth:`DCA.fit`; 0 or None turn a patience or the clipping off."""
         optimizer = str(self.optimizer).lower()
         if optimizer not in OPTIMIZERS.values():
             raise unknown_key(str(self.optimizer), sorted(OPTIMIZERS), where="optimizer")

@@ -1,7 +1,6 @@
 """Results written to files: copies of inputs with latent and denoised layer, by blocks.
 
-Whatever can be refused is refused before any work is done: :func:`open_files_for` is asked before hours of training,
-:func:`anncoder.tl.files.write_results` writes after it.
+:func:`open_files_for` refuses all that can be refused, before hours of training; :func:`write_results` writes after it.
 """
 
 from __future__ import annotations
@@ -25,12 +24,36 @@ from anncoder.data.store import READ, Shard
 from anncoder.data.stores import Paths, drop_empty_cells, open_files
 from anncoder.errors import AnncoderError, InputError, ResourceError, listed
 from anncoder.io.atomic import allow_open, atomic_path, locked, sync
-from anncoder.io.h5ad_copy import Copy, slices
+from anncoder.io.h5ad_copy import copy_h5ad, slices
+from anncoder.io.h5ad_write import refuse_difference
 from anncoder.io.hdf5 import DiskFullFile, new_h5
 from anncoder.io.output_paths import outputs_of
 from anncoder.models.base import Array, Autoencoder, Scale, denoised, expecting, latents, refuse_scale
-from anncoder.tl.slots import denoised_as, found_denoised, of_another, record, refuse_foreign
+from anncoder.tl.slots import denoised_as, found_denoised, of_another, record, refuse_foreign, slots_of
 from anncoder.training.progress import announce, logger
+
+CHUNK = 2**20  # bytes of a dense array that are stored, and read, together
+
+
+class OutputSpec(NamedTuple):
+    """Which results are to be written, and under which key.
+
+    Attributes
+    ----------
+    key
+        The results are ``obsm["X_{key}"]``, ``layers["{key}_denoised"]`` and so on.
+    latent
+        Whether to write the latent, and with it the columns of ``obs`` and ``var`` that the model has.
+    scale
+        Scale of the denoised layer; None for no layer.
+    batch
+        The experimental batch as which all cells are decoded for that layer; None for their own.
+    """
+
+    key: str
+    latent: bool = True
+    scale: Scale | None = None
+    batch: str | int | None = None
 
 
 class Files(NamedTuple):
@@ -59,12 +82,12 @@ def write_files(
     in_place: bool = False,
     drop_empty: bool = False,
 ) -> list[Output]:
-    """Write files beside what a fitted model says of their cells.
+    """Write copies of files with a fitted model's results for their cells.
 
     Parameters
     ----------
     model, wanted
-        As in :func:`anncoder.tl.files.write_results`.
+        As in :func:`write_results`.
     data, output, in_place, drop_empty
         As in :func:`open_files_for`.
     layer, allow_missing
@@ -73,12 +96,12 @@ def write_files(
     Returns
     -------
     list
-        What was written, a file each.
+        The files that were written.
 
     Raises
     ------
     ConfigError, FileError, InputError, ResourceError
-        As :meth:`Autoencoder.embed`, :func:`open_files_for` and :func:`anncoder.tl.files.write_results`.
+        As :meth:`Autoencoder.embed`, :func:`open_files_for` and :func:`write_results`.
     """
     asked = model.layer_ if layer is None else layer
     genes = list(model.var_names_)
@@ -133,7 +156,7 @@ def open_files_for(
     Raises
     ------
     ConfigError
-        The output would replace the input, or results those of somebody else, or the model cannot give them.
+        The output would replace the input, or results of another program, or the model cannot give them.
     FileError
         A file cannot be read.
     InputError
@@ -171,28 +194,19 @@ def refuse_unknown_genes(model: Autoencoder, var_names: pd.Index, allow_missing:
     if n_unknown:
         # where genes of the model are missing too, that says more: names of another kind
         align(list(model.var_names_), list(var_names), allow_missing=allow_missing)
-        raise InputError(
-            "unknown-genes",
-            f"the model does not know {n_unknown:,} of the genes here: a layer has all of them",
-            "var_names",
-            "adata = adata[:, adata.var_names.isin(model.var_names_)].copy()",
-        )
+        what = f"the model does not know {n_unknown:,} of the genes here: a layer has all of them"
+        remedy = "adata = adata[:, adata.var_names.isin(model.var_names_)].copy()"
+        raise InputError("unknown-genes", what, "var_names", remedy)
 
 
 def _refuse_no_cells(shards: list[Shard]) -> None:
-    """Raise an InputError if one of several files has no cells to write results of: now, not after the training."""
     without = [str(shard.path) for shard in shards if not shard.n_obs]
     if 0 < len(without) < len(shards):  # where none has any, it is said when they are checked
-        raise InputError(
-            "too-few-cells",
-            "a file has no cells, and so no results",
-            listed(without),
-            "leave it out, or check the filters that ran before",
-        )
+        what = "a file has no cells, and so no results"
+        raise InputError("too-few-cells", what, listed(without), "leave it out, or check the filters that ran before")
 
 
 def _refuse_full_disk(shards: Iterable[Shard], folder: Path, *, n_latent: int, denoised: bool) -> None:
-    """Raise a ResourceError if the disk has no room for the results: now, not after the training."""
     needed = 0
     for shard in shards:
         parts = [shard.path] if shard.path.is_file() else shard.path.rglob("*")
@@ -201,98 +215,9 @@ def _refuse_full_disk(shards: Iterable[Shard], folder: Path, *, n_latent: int, d
     folder = folder if folder.exists() else folder.parent
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise ResourceError(
-            "disk-too-small",
-            f"the output needs {needed / 2**20:,.0f} MiB, {free / 2**20:,.0f} MiB are free in {str(folder)!r}",
-            str(folder),
-            "write to another disk; without the denoised layer the output is little larger than the input",
-        )
-
-
-CHUNK = 2**20  # bytes
-
-
-class OutputSpec(NamedTuple):
-    """What is to be written, and under which key."""
-
-    key: str
-    latent: bool = True
-    scale: Scale | None = None  # of the denoised layer; None for no layer
-    batch: str | int | None = None  # as which the cells are decoded for it; None for their own
-
-
-class Latent:
-    """Looks at a latent, block by block, whether it is fit to be written.
-
-    Parameters
-    ----------
-    key
-        As the user calls the results.
-    """
-
-    def __init__(self, key: str) -> None:
-        self.key = key
-        self._n = self._n_bad = 0
-        self._sums: Any = None
-
-    def add(self, block: Array) -> None:
-        """Take in some cells, (b, k)."""
-        if self._sums is None:
-            self._shift, self._sums = block[:1].astype(np.float64), np.zeros((2, block.shape[1]))
-        values = block - self._shift  # variances are of small differences of latents that may be far from zero
-        self._sums += values.sum(axis=0), np.square(values).sum(axis=0)
-        self._n += len(block)
-        self._n_bad += int((~np.isfinite(block).all(axis=1)).sum())
-
-    def close(self) -> None:
-        """Raise an InputError if cells have a latent that is not finite; warn of units that say nothing."""
-        if self._n_bad:
-            raise InputError(
-                "latent-not-finite",
-                f"{self._n_bad:,} cells have a latent that is not finite",
-                f"obsm['X_{self.key}']",
-                "fit again with a lower learning_rate",
-            )
-        mean, square = self._sums / self._n
-        dead = int((square - mean**2 < 1e-8).sum())
-        if dead == len(mean) and self._n > 1:
-            logger.warning("the latent is the same for all cells: fit again with a lower learning_rate")
-        elif dead and self._n > 1:
-            logger.warning(
-                "%d of %d latent units are the same for all cells: a smaller n_latent would do", dead, len(mean)
-            )
-
-
-def column_of(values: Any) -> Any:
-    """Return what a model says of cells as a column of obs: text as categories, "10" behind "9", as scanpy has it."""
-    return pd.Categorical(values, categories=natsorted(set(values))) if values.dtype == object else values
-
-
-def natural_scale(model: Autoencoder) -> Scale:
-    """Return the scale of denoised expression where none is asked for: that of the data."""
-    return "counts" if model.reads_counts else "normalized"
-
-
-def of_cells_here(model: Autoencoder, cells: Data, **where: Any) -> dict[str, Any]:
-    """Return what a model says of each cell; nothing, with a warning, where only that takes a batch they lack."""
-    try:
-        return model.of_cells(cells, **where)
-    except AnncoderError as error:
-        needed = model.config.embeds_batches or not model.config.encodes_batches
-        if needed or error.code not in ("unknown-key", "unknown-batch", "missing-values"):
-            raise
-        logger.warning("only the latent: %s, for %s", error.what, ", ".join(model.cell_results))
-        return {}
-
-
-def of_genes_here(model: Autoencoder, var_names: pd.Index) -> dict[str, Array]:
-    """Return what the model says of each gene here, (n_vars,) or (n_vars, k); NaN of genes that it does not know."""
-    found = {}
-    for name, values in model.of_genes().items():
-        of_known = pd.DataFrame(values, index=model.var_names_)
-        here = of_known.reindex(var_names).to_numpy(np.float32)
-        found[name] = here[:, 0] if values.ndim == 1 else here
-    return found
+        what = f"the output needs {needed / 2**20:,.0f} MiB, {free / 2**20:,.0f} MiB are free in {str(folder)!r}"
+        remedy = "write to another disk; without the denoised layer the output is little larger than the input"
+        raise ResourceError("disk-too-small", what, str(folder), remedy)
 
 
 def write_results(
@@ -323,7 +248,7 @@ def write_results(
         output is as it was.
     """
     if together:
-        allow_open(4 * len(outputs) + 256)  # input, lock and what else is open of each
+        allow_open(4 * len(outputs) + 256)  # input, lock, output and its folder, of each
     with ExitStack() as all_written:
         for (shard, cells), output in zip(source.files(), outputs, strict=True):
             output.parent.mkdir(exist_ok=True)  # a folder that was named for them
@@ -339,28 +264,27 @@ def write_results(
 def _write(temporary: Path, shard: Shard, cells: DiskSource, model: Autoencoder, wanted: OutputSpec) -> None:
     with new_h5(temporary) as (file, disk):
         with _reading(shard, disk):
-            Copy(file, disk, shard.matrix.shape[0], shard.rows, _replaced(shard, model, wanted)).of(shard.store)
+            keep = None if shard.rows is None else np.isin(np.arange(shard.matrix.shape[0]), shard.rows)
+            copy_h5ad(shard.store, file, disk, keep=keep, without=_replaced(shard, model, wanted))
         shard.refuse_change()
         kept = found_denoised(shard.store, model, wanted.key)
         how = kept if wanted.scale is None else denoised_as(wanted.scale, wanted.batch)
-        written = _Written(file, disk, wanted.key, model, record(model, wanted.key, how))
+        slots = _SlotWriter(file, disk, model, wanted.key)
+        slots.write_record(how)
         if wanted.latent:
-            written.latent(shard, cells)
+            slots.write_latent(shard, cells)
         if wanted.scale is not None:
-            written.denoised(shard, cells, wanted.scale, wanted.batch)
+            slots.write_denoised(shard, cells, wanted.scale, wanted.batch)
         shard.refuse_change()
-    _verify(temporary, shard, written.sums, written.columns)
+    _verify(temporary, shard, slots)
 
 
 def _replaced(shard: Shard, model: Autoencoder, wanted: OutputSpec) -> set[str]:
-    key = wanted.key
-    paths = {f"{where}/{name}" for where, name in of_another(shard.store, model, key)} | {f"uns/{key}"}
-    if wanted.scale is not None:
-        paths |= {f"layers/{key}_denoised"}
-    if wanted.latent:
-        paths |= {f"obsm/X_{key}", *(f"obs/{key}_{name}" for name in model.cell_results)}
-        paths |= {f"{where}/{key}_{name}" for where in ("var", "varm") for name in model.gene_results}
-    return paths
+    """Return the paths of what is not copied: another model's results, and those that are written anew."""
+    layer = wanted.scale is not None
+    ours = [slot for slot in slots_of(model, wanted.key) if (layer if slot[0] == "layers" else wanted.latent)]
+    others = of_another(shard.store, model, wanted.key)
+    return {f"uns/{wanted.key}", *(f"{where}/{name}" for where, name in ours + others)}
 
 
 @contextmanager
@@ -375,55 +299,75 @@ def _reading(shard: Shard, disk: DiskFullFile) -> Iterator[None]:
             raise
 
 
-class _Written:
-    """Our slots of a copied file."""
+class _SlotWriter:
+    """Writes a model's results into the copy of a file of cells, dense arrays a block at a time.
 
-    def __init__(self, file: h5py.File, disk: DiskFullFile, key: str, model: Autoencoder, signed: Any) -> None:
+    Parameters
+    ----------
+    file, disk
+        The copy, as :func:`anncoder.io.hdf5.new_h5` gives it.
+    model
+        A fitted model.
+    key
+        Under which the results are written.
+
+    Attributes
+    ----------
+    checksums
+        CRC-32 of each dense array that was written, by its path.
+    columns
+        Each column of ``obs`` and ``var`` that was written, by its path.
+    """
+
+    def __init__(self, file: h5py.File, disk: DiskFullFile, model: Autoencoder, key: str) -> None:
         self.file, self.disk, self.model, self.key = file, disk, model, key
-        self.sums: dict[str, int] = {}  # of the bytes of each array
+        self.checksums: dict[str, int] = {}
         self.columns: dict[str, Any] = {}
-        self._frame("obs", {})
-        self._frame("var", {})
-        write_elem(self._group("uns"), key, signed)
 
-    def latent(self, shard: Shard, cells: DiskSource) -> None:
-        """Write the latent and what else the model says of cells and genes."""
-        look = Latent(self.key)
+    def write_record(self, denoised: Mapping[str, str]) -> None:
+        """Write the record of the model in ``uns``; ``denoised`` is what it has of the denoised layer."""
+        for frame in ("obs", "var"):
+            self._write_columns(frame, {})  # for the order to name no column that was not copied
+        write_elem(self._group("uns"), self.key, record(self.model, self.key, denoised))
 
-        def looked_at() -> Iterator[Array]:
+    def write_latent(self, shard: Shard, cells: DiskSource) -> None:
+        """Write the latent, and the model's other results for cells and genes."""
+        check = LatentCheck(self.key)
+
+        def checked() -> Iterator[Array]:
             for block in latents(self.model, cells):
-                look.add(block)
+                check.add(block)
                 yield block
 
-        self._stream("obsm", f"X_{self.key}", (shard.n_obs, self.model.config.width), looked_at())
-        look.close()
-        self._frame("obs", {n: column_of(v) for n, v in of_cells_here(self.model, cells).items()})
+        self._write_blocks("obsm", f"X_{self.key}", (shard.n_obs, self.model.config.width), checked())
+        check.close()
+        self._write_columns("obs", {n: column_of(v) for n, v in of_cells_here(self.model, cells).items()})
         of_genes = of_genes_here(self.model, shard.var_names)
-        self._frame("var", {name: values for name, values in of_genes.items() if values.ndim == 1})
+        self._write_columns("var", {name: values for name, values in of_genes.items() if values.ndim == 1})
         for name, values in of_genes.items():
             if values.ndim == 2:
                 write_elem(self._group("varm"), f"{self.key}_{name}", values)
 
-    def denoised(self, shard: Shard, cells: DiskSource, scale: Scale, batch: str | int | None) -> None:
+    def write_denoised(self, shard: Shard, cells: DiskSource, scale: Scale, batch: str | int | None) -> None:
         """Write the layer of expected expression."""
         compute = expecting(self.model, scale, list(shard.var_names), batch)
         shape = (shard.n_obs, shard.n_vars)
-        self._stream("layers", f"{self.key}_denoised", shape, denoised(self.model, cells, compute, batch))
+        self._write_blocks("layers", f"{self.key}_denoised", shape, denoised(self.model, cells, compute, batch))
 
-    def _stream(self, where: str, name: str, shape: tuple[int, int], values: Iterator[Array]) -> None:
+    def _write_blocks(self, where: str, name: str, shape: tuple[int, int], blocks: Iterator[Array]) -> None:
         rows = max(1, min(shape[0], CHUNK // (4 * shape[1])))
-        # a checksum is had for nothing; compressed, such values are hardly smaller, and slow to write and read
+        # a checksum costs nothing; compressed, such values are hardly smaller, and slow to write and read
         dataset = self._group(where).create_dataset(name, shape, np.float32, chunks=(rows, shape[1]), fletcher32=True)
         dataset.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
-        at = total = 0
-        for block in values:
+        at = checksum = 0
+        for block in blocks:
             block = np.ascontiguousarray(block, dtype=np.float32)
             dataset[at : at + len(block)] = block
-            at, total = at + len(block), zlib.crc32(block.data, total)
+            at, checksum = at + len(block), zlib.crc32(block.data, checksum)
             self.disk.stop_if_failed()
-        self.sums[f"{where}/{name}"] = total
+        self.checksums[f"{where}/{name}"] = checksum
 
-    def _frame(self, where: str, columns: Mapping[str, Any]) -> None:
+    def _write_columns(self, where: str, columns: Mapping[str, Any]) -> None:
         frame = self.file[where]
         for name, values in columns.items():
             write_elem(frame, f"{self.key}_{name}", values)
@@ -435,30 +379,95 @@ class _Written:
 
     def _group(self, name: str) -> h5py.Group:
         if name not in self.file:
-            self.file.create_group(name).attrs.update({"encoding-type": "dict", "encoding-version": "0.1.0"})
+            write_elem(self.file, name, {})
         return self.file[name]
 
 
-def _verify(path: Path, shard: Shard, sums: dict[str, int], columns: dict[str, Any]) -> None:
+def _verify(path: Path, shard: Shard, written: _SlotWriter) -> None:
+    """Read back what was written, and the counts that were copied, and compare."""
     with h5py.File(path, "r") as file:
-        for slot, expected in sums.items():
-            total = 0
+        for slot, expected in written.checksums.items():
+            checksum = 0
             for part in slices(file[slot]):
-                total = zlib.crc32(file[slot][part], total)
-            _refuse_other(slot, path, same=total == expected)
-        for slot, values in columns.items():
-            found, given = (np.asarray(v) for v in (read_elem(file[slot]), values))
-            _refuse_other(slot, path, same=np.array_equal(found, given, equal_nan=given.dtype.kind == "f"))
+                checksum = zlib.crc32(file[slot][part], checksum)
+            refuse_difference(path, slot, checksum, expected)
+        for slot, values in written.columns.items():
+            refuse_difference(path, slot, read_elem(file[slot]), values)
         again = Shard(file, path, shard.layer)
         for start in range(0, shard.n_obs, READ):
             rows = [(start, min(start + READ, shard.n_obs))]
-            left, right = again.read(rows), shard.read(rows)
-            arrays = ("indptr", "indices", "data")
-            _refuse_other(
-                shard.slot, path, same=all(np.array_equal(getattr(left, a), getattr(right, a)) for a in arrays)
+            refuse_difference(path, shard.slot, again.read(rows), shard.read(rows))
+
+
+class LatentCheck:
+    """Checks, a block of cells at a time, whether a latent is finite and whether its units differ between cells.
+
+    Parameters
+    ----------
+    key
+        Under which the latent will be written.
+    """
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self._n = self._n_bad = 0
+        self._sums: Any = None
+
+    def add(self, block: Array) -> None:
+        """Take in some cells, (b, k)."""
+        if self._sums is None:
+            self._shift, self._sums = block[:1].astype(np.float64), np.zeros((2, block.shape[1]))
+        values = block - self._shift  # variances are of small differences of latents that may be far from zero
+        self._sums += values.sum(axis=0), np.square(values).sum(axis=0)
+        self._n += len(block)
+        self._n_bad += int((~np.isfinite(block).all(axis=1)).sum())
+
+    def close(self) -> None:
+        """Raise an InputError if cells have a latent that is not finite; warn of units that are constant."""
+        if self._n_bad:
+            raise InputError(
+                "latent-not-finite",
+                f"{self._n_bad:,} cells have a latent that is not finite",
+                f"obsm['X_{self.key}']",
+                "fit again with a lower learning_rate",
+            )
+        mean, square = self._sums / self._n
+        dead = int((square - mean**2 < 1e-8).sum())
+        if dead == len(mean) and self._n > 1:
+            logger.warning("the latent is the same for all cells: fit again with a lower learning_rate")
+        elif dead and self._n > 1:
+            logger.warning(
+                "%d of %d latent units are the same for all cells: a smaller n_latent would do", dead, len(mean)
             )
 
 
-def _refuse_other(slot: str, path: Path, *, same: bool) -> None:
-    if not same:
-        raise ResourceError("cannot-write", f"{slot} did not survive writing", str(path), "try again, on another disk")
+def column_of(values: Any) -> Any:
+    """Return a model's result for cells as a column of obs: text as categories, "10" behind "9", as scanpy has it."""
+    return pd.Categorical(values, categories=natsorted(set(values))) if values.dtype == object else values
+
+
+def natural_scale(model: Autoencoder) -> Scale:
+    """Return the scale of denoised expression where none is asked for: that of the data."""
+    return "counts" if model.reads_counts else "normalized"
+
+
+def of_cells_here(model: Autoencoder, cells: Data, **where: Any) -> dict[str, Any]:
+    """Return the model's results for each cell; none, with a warning, where they alone need a batch that is missing."""
+    try:
+        return model.of_cells(cells, **where)
+    except AnncoderError as error:
+        needed = model.config.embeds_batches or not model.config.encodes_batches
+        if needed or error.code not in ("unknown-key", "unknown-batch", "missing-values"):
+            raise
+        logger.warning("only the latent: %s, for %s", error.what, ", ".join(model.cell_results))
+        return {}
+
+
+def of_genes_here(model: Autoencoder, var_names: pd.Index) -> dict[str, Array]:
+    """Return the model's results for each gene here, (n_vars,) or (n_vars, k); NaN of genes that it does not know."""
+    found = {}
+    for name, values in model.of_genes().items():
+        of_known = pd.DataFrame(values, index=model.var_names_)
+        here = of_known.reindex(var_names).to_numpy(np.float32)
+        found[name] = here[:, 0] if values.ndim == 1 else here
+    return found

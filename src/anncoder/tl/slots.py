@@ -1,4 +1,7 @@
-"""Slots of results in an AnnData: names, the record in uns, whether they are ours."""
+"""Slots of results in an AnnData: names, the model's record in uns, and their owner.
+
+Where a function takes ``data``, that is an AnnData, or an open file or zarr group.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +33,9 @@ def next_step(key: str, n_obs: int, n_latent: int) -> str:
 
 
 def sign(adata: anndata.AnnData, model: Autoencoder, key: str, denoised: Mapping[str, str] | None = None) -> None:
-    """Say in uns which model wrote under this key; what another one wrote there goes, or would be taken for its own.
+    """Write the record of a model into uns, and delete the results of another one under the same key.
 
-    ``denoised`` is what :func:`denoised_as` says of the layer, if it is written now.
+    ``denoised`` is what :func:`denoised_as` returns for the layer, if it is written now.
     """
     denoised = found_denoised(adata, model, key) if denoised is None else denoised
     for where, name in of_another(adata, model, key):
@@ -41,29 +44,23 @@ def sign(adata: anndata.AnnData, model: Autoencoder, key: str, denoised: Mapping
 
 
 def of_another(data: Any, model: Autoencoder, key: str) -> list[tuple[str, str]]:
-    """Return the slots, as attribute and name, that another model wrote under this key: they have to go.
-
-    ``data`` is an AnnData, or an open file or zarr group.
-    """
+    """Return the slots, as attribute and name, that another model wrote under this key."""
     found = _signed(data, key)
     if found is None:
         return []
     there, here = _identity(found), _identity(record(model, key, {}))
-    known = [name for name in here if name in there or name != "fingerprint"]  # of older versions there is none
+    known = [name for name in here if name in there or name != "fingerprint"]  # which older versions did not record
     other = any(there.get(name) != here[name] for name in known)
     return _there(data, _slots_in(found, key)) if other else []
 
 
 def denoised_as(scale: Scale, batch: str | int | None) -> dict[str, str]:
-    """Return what uns has of a denoised layer: its scale, and the batch as which all cells were decoded, if any."""
+    """Return the record of a denoised layer: its scale, and the batch as which all cells were decoded, if any."""
     return {"denoised_scale": scale} | ({} if batch is None else {"denoised_batch": str(batch)})
 
 
 def found_denoised(data: Any, model: Autoencoder, key: str) -> dict[str, str]:
-    """Return what uns has of the denoised layer that this model wrote under this key; nothing if there is none.
-
-    ``data`` is an AnnData, or an open file or zarr group.
-    """
+    """Return the record of the denoised layer that this model wrote under this key; empty if there is no such layer."""
     found = _signed(data, key)
     if found is None or f"{key}_denoised" not in _attribute(data, "layers") or of_another(data, model, key):
         return {}
@@ -71,7 +68,7 @@ def found_denoised(data: Any, model: Autoencoder, key: str) -> dict[str, str]:
 
 
 def record(model: Autoencoder, key: str, denoised: Mapping[str, str]) -> dict[str, Any]:
-    """Return what uns has of a model, of its slots, and of its denoised layer (:func:`denoised_as`)."""
+    """Return the record of a model for uns: settings, history, slots, and its denoised layer (:func:`denoised_as`)."""
     # plain values only, and no None: every version of anndata can write and read this
     params = {
         "model": model.name,
@@ -93,7 +90,7 @@ def record(model: Autoencoder, key: str, denoised: Mapping[str, str]) -> dict[st
         "valid_obs": np.asarray(model.valid_obs_, dtype=str),
         "schema": SCHEMA,
         "version": versions()["anncoder"],
-        "slots": np.array(["/".join(slot) for slot in _slots_of(model, key)], dtype=str),
+        "slots": np.array(["/".join(slot) for slot in slots_of(model, key)], dtype=str),
         **denoised,
     }
 
@@ -112,15 +109,15 @@ def _identity(record: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in json.loads(record["params_json"]).items() if name != "versions"}
 
 
-def _slots_of(model: Autoencoder, key: str) -> list[tuple[str, str]]:
-    """Return the slots that a model can write under a key, but for uns: attribute and name."""
+def slots_of(model: Autoencoder, key: str) -> list[tuple[str, str]]:
+    """Return the slots that a model can write under a key, but for uns, as attribute and name."""
     slots = [("obsm", f"X_{key}"), ("layers", f"{key}_denoised")]
     slots += [("obs", f"{key}_{name}") for name in model.cell_results]
     return slots + [(where, f"{key}_{name}") for where in ("var", "varm") for name in model.gene_results]
 
 
 def _slots_in(record: Mapping[str, Any], key: str) -> list[tuple[str, str]]:
-    """Return the slots that the writer of a record said it has; records of version 0.1.0 do not say it."""
+    """Return the slots that a record lists; those of version 0.1.0 do not list them."""
     named = record["slots"] if "slots" in record else [slot.format(key) for slot in BEFORE_0_2]
     return [(where, name) for where, _, name in (str(slot).partition("/") for slot in named)]
 
@@ -141,7 +138,7 @@ def overwritten_by_scanpy(data: Any, key: str) -> bool:
 
 
 def _signed(data: Any, key: str) -> Mapping[str, Any] | None:
-    """Return what one of our models wrote into uns; None if there is nothing, or something of the user's."""
+    """Return the record that one of our models wrote into uns under this key; None if there is no such record."""
     found = _attribute(data, "uns").get(key)
     if found is not None and not isinstance(data, anndata.AnnData):
         found = read_elem(found)
@@ -149,38 +146,28 @@ def _signed(data: Any, key: str) -> Mapping[str, Any] | None:
 
 
 def refuse_foreign(data: Any, key: Any, model: Autoencoder) -> None:
-    """Raise a ConfigError if slots that a model would write under a key exist and are the user's.
-
-    ``data`` is an AnnData, or an open file or zarr group.
-    """
+    """Raise a ConfigError if slots that a model would write under a key exist and are the user's."""
     if not isinstance(key, str) or not key or "/" in key:
         raise ConfigError("bad-key", f"key_added = {key!r} is no name for a slot", "key_added", "a word like 'ae'")
-    signed = [f"uns[{key!r}]"] * (key in _attribute(data, "uns"))
-    found = _there(data, _slots_of(model, key))
-    taken = [f"{where}[{name!r}]" for where, name in found] + signed
-    if found and overwritten_by_scanpy(data, key):
-        raise ConfigError(
-            "key-taken",
-            f"uns[{key!r}], which said what wrote {', '.join(taken[:-1])}, was overwritten by scanpy",
-            "key_added",
-            f"choose another key_added (--key) here; scanpy's own key_added should not be {key!r}",
-        )
-    if taken and not signed:
+    recorded = key in _attribute(data, "uns")
+    found = _there(data, slots_of(model, key))
+    if not (found or recorded) or _signed(data, key) is not None:
+        return
+    record, another = f"uns[{key!r}]", "choose another key_added (--key)"
+    names = ", ".join(f"{where}[{name!r}]" for where, name in found)
+    if not recorded:
         ours = ", ".join("adata.{}[{!r}]".format(*slot) for slot in found)
-        raise ConfigError(
-            "key-taken",
-            f"{', '.join(taken)} exists, and nothing says that anncoder wrote it: uns[{key!r}] is missing "
-            "(as after ad.concat without uns_merge)",
-            "key_added",
-            f"if it is of no use, delete it: del {ours}; or choose another key_added (--key)",
+        what = (
+            f"{names} exists, and nothing says that anncoder wrote it: {record} is missing "
+            "(as after ad.concat without uns_merge)"
         )
-    if taken and _signed(data, key) is None:
-        raise ConfigError(
-            "key-taken",
-            f"{', '.join(taken)} exists and was not written by anncoder",
-            "key_added",
-            "choose another key_added (--key)",
-        )
+        remedy = f"if it is of no use, delete it: del {ours}; or {another}"
+    elif found and overwritten_by_scanpy(data, key):
+        what = f"{record}, which said what wrote {names}, was overwritten by scanpy"
+        remedy = f"{another} here; scanpy's own key_added should not be {key!r}"
+    else:
+        what, remedy = f"{', '.join([names] * bool(found) + [record])} exists and was not written by anncoder", another
+    raise ConfigError("key-taken", what, "key_added", remedy)
 
 
 def target_of(adata: anndata.AnnData, *, copy: bool) -> anndata.AnnData:
@@ -191,7 +178,7 @@ def target_of(adata: anndata.AnnData, *, copy: bool) -> anndata.AnnData:
     Raises
     ------
     InputError
-        It is no AnnData.
+        Something else was given.
     """
     if not isinstance(adata, anndata.AnnData):
         raise InputError(
