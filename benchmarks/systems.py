@@ -18,8 +18,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks import published
 from benchmarks.published import Row
+
+from benchmarks import published
 
 NAMES = sorted(module.name for module in pkgutil.iter_modules(published.__path__))
 Found = dict[str, dict[str, Any]]  # by system: its rows by seed; the claims, and of which seeds

@@ -87,8 +87,7 @@ class Settings(BaseModel):
 # a model that has another default names the type again, not its bounds and description
 LatentUnits = Annotated[int, Field(ge=1, le=4096, description="number of latent units")]
 HiddenWidths = Annotated[
-    tuple[Width, ...],
-    Field(max_length=16, description="encoder widths; the decoder mirrors them; [] for none"),
+    tuple[Width, ...], Field(max_length=16, description="encoder widths; the decoder mirrors them; [] for none")
 ]
 Activation = Annotated[ActivationName, Field(description="activation of the hidden layers")]
 Norm = Annotated[NormName, Field(description="normalisation of the hidden layers")]
@@ -275,12 +274,9 @@ class TrainingConfig(Settings):
             The model needs a ``batch_key``, or cannot use one.
         """
         if self.batch_key is None and model.batches == "needed":
-            raise ConfigError(
-                "no-batch-key",
-                "the model needs the experimental batch of each cell",
-                "batch_key",
-                "batch_key='COLUMN' names the column of obs that has it (--set batch_key=COLUMN)",
-            )
+            what = "the model needs the experimental batch of each cell"
+            remedy = "batch_key='COLUMN' names the column of obs that has it (--set batch_key=COLUMN)"
+            raise ConfigError("no-batch-key", what, "batch_key", remedy)
         if self.batch_key is not None and model.batches == "unused":
             what = f"batch_key = {self.batch_key!r}, but this model (as it is set) makes no use of batches"
             raise ConfigError("batches-unused", what, "batch_key", model.instead_of_batches)
@@ -340,9 +336,5 @@ def _config_error(
     key = ".".join(str(part) for part in (*within, *first["loc"]))
     if first["type"] == "extra_forbidden":
         return unknown_key(key, known, where=where)
-    return ConfigError(
-        "bad-value",
-        f"{key} = {reprlib.repr(first['input'])}: {first['msg'][0].lower()}{first['msg'][1:]}",
-        f"{where}.{key}",
-        "see: anncoder config" if key else "",
-    )
+    what = f"{key} = {reprlib.repr(first['input'])}: {first['msg'][0].lower()}{first['msg'][1:]}"
+    return ConfigError("bad-value", what, f"{where}.{key}", "see: anncoder config" if key else "")

@@ -35,12 +35,8 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(
-            "no-device",
-            f"device {name!r} cannot be used here: {str(error).splitlines()[0]}",
-            "device",
-            "device='auto' or device='cpu'",
-        ) from error
+        what = f"device {name!r} cannot be used here: {str(error).splitlines()[0]}"
+        raise ConfigError("no-device", what, "device", "device='auto' or device='cpu'") from error
     return device
 
 
@@ -164,12 +160,9 @@ def refuse_size(n_bytes: int) -> None:
     """Raise a ResourceError if a dense result of so many bytes does not fit into memory."""
     available = available_memory()
     if available is not None and n_bytes > 0.8 * available:
-        raise ResourceError(
-            "too-large-for-memory",
-            f"the denoised matrix needs {n_bytes / 2**30:.1f} GiB, {available / 2**30:.1f} GiB are free",
-            "denoise",
-            "denoise fewer genes (genes=[...]) or fewer cells at a time",
-        )
+        what = f"the denoised matrix needs {n_bytes / 2**30:.1f} GiB, {available / 2**30:.1f} GiB are free"
+        remedy = "denoise fewer genes (genes=[...]) or fewer cells at a time"
+        raise ResourceError("too-large-for-memory", what, "denoise", remedy)
 
 
 @contextmanager
@@ -180,9 +173,6 @@ def memory_errors(where: str) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        raise ResourceError(
-            "out-of-memory",
-            f"out of memory: {str(error).splitlines()[0] if str(error) else 'allocation failed'}",
-            where,
-            "use a smaller batch_size, fewer genes or narrower layers",
-        ) from error
+        what = f"out of memory: {str(error).splitlines()[0] if str(error) else 'allocation failed'}"
+        remedy = "use a smaller batch_size, fewer genes or narrower layers"
+        raise ResourceError("out-of-memory", what, where, remedy) from error

@@ -222,12 +222,9 @@ def _plane(adata: anndata.AnnData, slot: str) -> np.ndarray[Any, Any]:
     values = adata.obsm[slot]
     values = values.tocsr()[:, :2].toarray() if sparse.issparse(values) else np.asarray(values)[:, :2]
     if values.shape[1] < 2:
-        raise InputError(
-            "bad-coordinates",
-            f"obsm[{slot!r}] has a single column, and a picture has two axes",
-            f"obsm[{slot!r}]",
-            "draw another slot, such as X_umap after sc.pp.neighbors(adata, use_rep=...) and sc.tl.umap(adata)",
-        )
+        what = f"obsm[{slot!r}] has a single column, and a picture has two axes"
+        remedy = "draw another slot, such as X_umap after sc.pp.neighbors(adata, use_rep=...) and sc.tl.umap(adata)"
+        raise InputError("bad-coordinates", what, f"obsm[{slot!r}]", remedy)
     return values
 
 
@@ -271,12 +268,9 @@ def _groups(adata: anndata.AnnData, color: str | None) -> Groups:
     values = obs_column(adata, color, what="color").astype("category").cat
     names = [str(name) for name in values.categories]
     if len(names) > MOST_GROUPS:
-        raise ConfigError(
-            "too-many-groups",
-            f"obs[{color!r}] has {len(names):,} different values; {MOST_GROUPS} groups can be told apart",
-            "color",
-            "draw numbers with scanpy: sc.pl.embedding(adata, 'X_ae', color=...)",
-        )
+        what = f"obs[{color!r}] has {len(names):,} different values; {MOST_GROUPS} groups can be told apart"
+        remedy = "draw numbers with scanpy: sc.pl.embedding(adata, 'X_ae', color=...)"
+        raise ConfigError("too-many-groups", what, "color", remedy)
     known = [str(value) for value in adata.uns.get(f"{color}_colors", ())]
     own = [PALETTE[i % len(PALETTE)] for i in range(len(names))]
     return Groups(names, values.codes.to_numpy(), [*(known if len(known) == len(names) else own), UNKNOWN])
@@ -284,12 +278,8 @@ def _groups(adata: anndata.AnnData, color: str | None) -> Groups:
 
 def _results(adata: anndata.AnnData, key: str) -> Any:
     if overwritten_by_scanpy(adata, key):
-        raise InputError(
-            "no-results",
-            f"uns[{key!r}] holds no results of anncoder: scanpy wrote there",
-            "uns",
-            f"write them under another name, key_added; scanpy's own key_added should not be {key!r}",
-        )
+        remedy = f"write them under another name, key_added; scanpy's own key_added should not be {key!r}"
+        raise InputError("no-results", f"uns[{key!r}] holds no results of anncoder: scanpy wrote there", "uns", remedy)
     if not isinstance(adata.uns.get(key), Mapping) or "history" not in adata.uns[key]:
         raise InputError(
             "no-results", f"uns[{key!r}] holds no results of anncoder", "uns", "ac.tl.autoencode(adata) first"

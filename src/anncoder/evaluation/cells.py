@@ -72,12 +72,9 @@ def some_cells(
     shards = open_files(data, model.layer_ if layer is None else layer, layer_is_of_fit=layer is None)
     if shards is not None:
         if not any(shard.n_obs for shard in shards):
-            raise InputError(
-                "too-few-cells",
-                "there are no cells",
-                ", ".join(shard.path.name for shard in shards[:3]),
-                "check the filters that ran before",
-            )
+            what = "there are no cells"
+            remedy = "check the filters that ran before"
+            raise InputError("too-few-cells", what, ", ".join(shard.path.name for shard in shards[:3]), remedy)
         return _some(model, DiskSource(Shards(shards), counts=False), columns, max_cells, seed)
     assert isinstance(data, anndata.AnnData)
     for key in columns:

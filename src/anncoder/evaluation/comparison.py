@@ -171,12 +171,9 @@ def evaluate(
     matrix = model.aligned_matrix(adata, sample.layer, allow_missing)
     if min(matrix.shape) <= width or matrix.shape[0] < FEWEST:
         of_genes = matrix.shape[1] <= width
-        raise InputError(
-            "too-few-cells",
-            f"{matrix.shape[0]} cells x {matrix.shape[1]} genes are too few for {width} components",
-            "evaluate",
-            "compare a model with a narrower latent" if of_genes else "evaluate more cells",
-        )
+        what = f"{matrix.shape[0]} cells x {matrix.shape[1]} genes are too few for {width} components"
+        remedy = "compare a model with a narrower latent" if of_genes else "evaluate more cells"
+        raise InputError("too-few-cells", what, "evaluate", remedy)
     cells = Cells(matrix, None if key is None else obs_column(adata, key, what="batch_key").to_numpy())
     truth = None if labels is None else adata.obs[labels].to_numpy(dtype=object, na_value=np.nan)
     if truth is not None and not comparable(truth):
@@ -206,12 +203,8 @@ def evaluate(
 def _enough(max_cells: Any) -> int:
     # 1e4 is as good as 10_000
     if not (isinstance(max_cells, int | float | np.number) and float(max_cells).is_integer() and max_cells >= FEWEST):
-        raise ConfigError(
-            "bad-value",
-            f"max_cells = {max_cells!r} is no number of cells that tells anything",
-            "max_cells",
-            f"a whole number from {FEWEST} on",
-        )
+        what = f"max_cells = {max_cells!r} is no number of cells that tells anything"
+        raise ConfigError("bad-value", what, "max_cells", f"a whole number from {FEWEST} on")
     return int(max_cells)
 
 
@@ -240,23 +233,15 @@ def heldout_score(model: Autoencoder, data: anndata.AnnData, *, layer: str | Non
 def refuse_not_whole(matrix: csr_matrix, *, reads_counts: bool = True) -> None:
     """Raise a ConfigError where no molecules can be set aside: of what is not counts, or not whole."""
     if not reads_counts or not whole(matrix):
-        raise ConfigError(
-            "no-decoder",
-            "no molecules can be set aside of values that are not whole counts",
-            "search",
-            "search with the raw counts, and leave transform='none' out",
-        )
+        what = "no molecules can be set aside of values that are not whole counts"
+        raise ConfigError("no-decoder", what, "search", "search with the raw counts, and leave transform='none' out")
 
 
 def refuse_none_held_out(held_out: float) -> None:
     """Raise a ConfigError where no cells are held out, by their number or their share."""
     if not held_out:
-        raise ConfigError(
-            "bad-value",
-            "no cells are held out of the fit to score it on",
-            "valid_fraction",
-            "leave it out, or hold out a share of the cells: valid_fraction=0.1",
-        )
+        remedy = "leave it out, or hold out a share of the cells: valid_fraction=0.1"
+        raise ConfigError("bad-value", "no cells are held out of the fit to score it on", "valid_fraction", remedy)
 
 
 def reconstruction_mse(method: Method, cells: Cells, model: Autoencoder) -> float:

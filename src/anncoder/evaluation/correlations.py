@@ -48,12 +48,8 @@ def invented(model: Autoencoder, cells: Cells, seed: int) -> dict[str, float]:
         Fewer than twenty genes are found in a tenth of the cells.
     """
     if not (model.reads_counts and model.config.decodes):
-        raise ConfigError(
-            "no-decoder",
-            f"{model.name!r}, as it is set, gives no expected counts",
-            "guard",
-            "evaluate it without the guard",
-        )
+        what = f"{model.name!r}, as it is set, gives no expected counts"
+        raise ConfigError("no-decoder", what, "guard", "evaluate it without the guard")
     genes = _chosen(cells.matrix, seed)
     other = cells._replace(matrix=permuted(cells.matrix, genes, seed))
     settings = model.training_.model_dump() | {"valid_stratify": None, "valid_groups": None, "progress": False}
@@ -107,12 +103,8 @@ def correlated(values: Any) -> float:
 def _chosen(matrix: csr_matrix, seed: int) -> Any:
     frequent = np.flatnonzero(np.diff(csc_matrix(matrix).indptr) >= LEAST * matrix.shape[0])
     if len(frequent) < FEWEST:
-        raise InputError(
-            "too-few-genes",
-            f"{len(frequent)} genes are found in a tenth of the cells: too few to permute",
-            "guard",
-            "evaluate without the guard",
-        )
+        what = f"{len(frequent)} genes are found in a tenth of the cells: too few to permute"
+        raise InputError("too-few-genes", what, "guard", "evaluate without the guard")
     n = min(GENES, len(frequent))
     return np.sort(np.random.default_rng([seed, 7]).choice(frequent, n, replace=False))
 

@@ -205,21 +205,13 @@ def checked_space(model: str, space: Space | None) -> Space:
         known = set(config.model_fields) | {"learning_rate"}
         space = {name: values for name, values in SPACE.items() if name in known}
     if not isinstance(space, Mapping):
-        raise ConfigError(
-            "bad-value",
-            f"space is a {type(space).__name__}, not a mapping",
-            "space",
-            "name each setting with its values: {'n_latent': [8, 16]}",
-        )
+        what = f"space is a {type(space).__name__}, not a mapping"
+        raise ConfigError("bad-value", what, "space", "name each setting with its values: {'n_latent': [8, 16]}")
     split_settings(dict.fromkeys(space), config, where="space")
     for name, values in space.items():
         if not _ranged(values) and not (isinstance(values, list) and values):
-            raise ConfigError(
-                "bad-value",
-                f"{name}: {values!r} is neither a list of values nor a range",
-                "space",
-                "write [8, 16] or {low: 0.001, high: 0.01, log: true}",
-            )
+            what = f"{name}: {values!r} is neither a list of values nor a range"
+            raise ConfigError("bad-value", what, "space", "write [8, 16] or {low: 0.001, high: 0.01, log: true}")
         # of a range the ends, and what it gives between them: no whole number, where one end is none
         drawn = [draw({name: values}, 0, 0)[name], values["low"], values["high"]] if _ranged(values) else values
         _refuse_values(model, name, drawn)
@@ -228,12 +220,8 @@ def checked_space(model: str, space: Space | None) -> Space:
 
 def _refuse_unscored(model: str, *, reads_counts: bool) -> None:
     if not reads_counts or not find(model).config_class.decodes:
-        raise ConfigError(
-            "no-decoder",
-            f"{model!r} (as it is set) gives no expected counts: trials cannot be scored on molecules",
-            "model",
-            "search among models of raw counts",
-        )
+        what = f"{model!r} (as it is set) gives no expected counts: trials cannot be scored on molecules"
+        raise ConfigError("no-decoder", what, "model", "search among models of raw counts")
 
 
 def _refuse_values(model: str, name: str, values: Sequence[Any]) -> None:
@@ -261,31 +249,19 @@ def _journal(path: Path, about: Settings) -> list[Trial]:
             return []
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise FileError(
-            "unreadable",
-            f"cannot use {str(path)!r} as a journal: {getattr(error, 'strerror', None) or error}",
-            "journal",
-            "name a file, in a folder that exists",
-        ) from error
+        what = f"cannot use {str(path)!r} as a journal: {getattr(error, 'strerror', None) or error}"
+        raise FileError("unreadable", what, "journal", "name a file, in a folder that exists") from error
     lines = text.splitlines()
     head, trials = _parsed(lines)
     if head is None:  # killed while it wrote its last line
         lines = lines[:-1]
         head, trials = _parsed(lines)
     if [trial.number for trial in trials] != list(range(len(trials))):
-        raise FileError(
-            "bad-journal",
-            f"{path.name} is damaged: its trials are not those of one search, each once and in order",
-            str(path),
-            "remove it: the search then starts anew",
-        )
+        what = f"{path.name} is damaged: its trials are not those of one search, each once and in order"
+        raise FileError("bad-journal", what, str(path), "remove it: the search then starts anew")
     if head != about:
-        raise ConfigError(
-            "other-search",
-            f"{path.name} is the journal of another search",
-            str(path),
-            "give the settings of that search to go on with it, or remove the file",
-        )
+        remedy = "give the settings of that search to go on with it, or remove the file"
+        raise ConfigError("other-search", f"{path.name} is the journal of another search", str(path), remedy)
     whole = "".join(line + "\n" for line in lines)
     if text != whole:  # or the next trial would be written into the line that was cut, even if only its end is missing
         with atomic_path(path) as temporary:

@@ -16,11 +16,7 @@ from anncoder.types import CSR, LinearOutput, materialize
 
 
 def poisson_nll(
-    counts: CSR,
-    log_mean: Tensor | LinearOutput,
-    size_factor: Tensor | None = None,
-    *,
-    mean: MeanName = "exp",
+    counts: CSR, log_mean: Tensor | LinearOutput, size_factor: Tensor | None = None, *, mean: MeanName = "exp"
 ) -> Tensor:
     """Return the Poisson negative log-likelihood of each cell, (b,).
 

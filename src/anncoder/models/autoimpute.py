@@ -269,12 +269,8 @@ class AutoImpute(Autoencoder):
             As :meth:`fit` does.
         """
         if not 0 < mask_frac < 1:
-            raise ConfigError(
-                "bad-value",
-                f"mask_frac = {mask_frac:g} is not between 0 and 1",
-                "mask_frac",
-                "give the share of values to hide, such as 0.1",
-            )
+            what = f"mask_frac = {mask_frac:g} is not between 0 and 1"
+            raise ConfigError("bad-value", what, "mask_frac", "give the share of values to hide, such as 0.1")
         adata = open_data(data)
         matrix = self._network_input(adata, self.layer_ if layer is None and self.network_ is not None else layer)
         hidden = hidden_values(matrix, mask_frac, seed)

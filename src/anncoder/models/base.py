@@ -508,12 +508,8 @@ def refuse_no_model(model: Any) -> None:
 def refuse_no_decoder(config: NetworkConfig) -> None:
     """Raise a ConfigError if the model cannot give expected expression."""
     if not config.decodes:
-        raise ConfigError(
-            "no-decoder",
-            "the model has no decoder: it gives a latent, not expected expression",
-            "denoise",
-            "use a model that reconstructs, such as CountAutoencoder",
-        )
+        what = "the model has no decoder: it gives a latent, not expected expression"
+        raise ConfigError("no-decoder", what, "denoise", "use a model that reconstructs, such as CountAutoencoder")
 
 
 def refuse_scale(config: NetworkConfig, scale: str) -> None:
@@ -582,12 +578,9 @@ def blocks(
 
 def _code_of(model: Autoencoder, batch: object) -> int:
     if not model.config.decodes_as or not model.batches_:
-        raise ConfigError(
-            "batches-unused",
-            f"batch = {batch!r}, but this model (as it was fitted) does not decode by batch",
-            "batch",
-            "leave batch out, or fit a VariationalAutoencoder with batch_key",
-        )
+        what = f"batch = {batch!r}, but this model (as it was fitted) does not decode by batch"
+        remedy = "leave batch out, or fit a VariationalAutoencoder with batch_key"
+        raise ConfigError("batches-unused", what, "batch", remedy)
     name = batch_name(batch)
     if name not in model.batches_:
         raise unknown_key(name, model.batches_, where="batch")

@@ -41,8 +41,7 @@ class CountConfig(LayeredConfig):
 
     likelihood: Annotated[LikelihoodName, Field(description="distribution of the counts")] = "nb"
     dispersion: Annotated[
-        DispersionName,
-        Field(description="inverse dispersion: one a gene, one an entry, or one a cell (shared)"),
+        DispersionName, Field(description="inverse dispersion: one a gene, one an entry, or one a cell (shared)")
     ] = "gene"
     ridge_pi: Annotated[Weight, Field(description="penalty on the squared dropout probability (zinb)")] = 0.0
 
@@ -59,12 +58,9 @@ class CountConfig(LayeredConfig):
     def model_post_init(self, context: Any, /) -> None:
         """Refuse an input that the likelihood cannot have."""
         if self.transform == "none" and self.likelihood != "gaussian":
-            raise ConfigError(
-                "bad-value",
-                f"likelihood={self.likelihood!r} is of raw counts, which the network reads log-normalised",
-                "CountConfig.transform",
-                "set transform='log1p', or likelihood='gaussian' for expression values",
-            )
+            what = f"likelihood={self.likelihood!r} is of raw counts, which the network reads log-normalised"
+            remedy = "set transform='log1p', or likelihood='gaussian' for expression values"
+            raise ConfigError("bad-value", what, "CountConfig.transform", remedy)
 
 
 class CountNetwork(nn.Module):
@@ -79,11 +75,7 @@ class CountNetwork(nn.Module):
         self.decoder = Decoder(config.decoder_layers, config.n_latent, noise)
         hold_bias(self.encoder.last, config.decoder_layers)  # between the two there is nothing but products
         self.heads = CountHeads(
-            self.decoder.n_out,
-            n_vars,
-            likelihood=config.likelihood,
-            dispersion=config.dispersion,
-            noise=noise,
+            self.decoder.n_out, n_vars, likelihood=config.likelihood, dispersion=config.dispersion, noise=noise
         )
         self.basis = LatentBasis(config.n_latent)
         self.penalty = WeightPenalty(config.l1, config.l2, config.warmup_steps)
@@ -257,11 +249,8 @@ class CountAutoencoder(Autoencoder):
             gene_theta: Array = network.heads.gene_log_theta.detach().clamp(*LOG_THETA_RANGE).exp().cpu().numpy()
             return gene_theta
         if data is None:
-            raise ConfigError(
-                "no-data",
-                f"dispersion={self.config.dispersion!r} differs between cells",
-                remedy="give the data: model.dispersion(adata)",
-            )
+            what = f"dispersion={self.config.dispersion!r} differs between cells"
+            raise ConfigError("no-data", what, remedy="give the data: model.dispersion(adata)")
 
         def theta(batch: Batch) -> torch.Tensor:
             log_theta: torch.Tensor = network.parameters_of(batch).log_theta

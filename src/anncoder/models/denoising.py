@@ -64,19 +64,13 @@ class DenoisingConfig(LayeredConfig):
     def model_post_init(self, context: Any, /) -> None:
         """Refuse a strength or an input that the corruption cannot have."""
         if self.corruption != "gaussian" and self.strength >= 1:
-            raise ConfigError(
-                "bad-value",
-                f"strength = {self.strength:g} is not a probability below 1",
-                "DenoisingConfig.strength",
-                f"for corruption={self.corruption!r} give the share of entries to change, such as 0.4",
-            )
+            what = f"strength = {self.strength:g} is not a probability below 1"
+            remedy = f"for corruption={self.corruption!r} give the share of entries to change, such as 0.4"
+            raise ConfigError("bad-value", what, "DenoisingConfig.strength", remedy)
         if self.corruption == "thinning" and self.transform == "none":
-            raise ConfigError(
-                "bad-value",
-                "thinning removes molecules: it needs counts",
-                "DenoisingConfig.corruption",
-                "set transform='log1p' and fit raw counts, or choose another corruption",
-            )
+            what = "thinning removes molecules: it needs counts"
+            remedy = "set transform='log1p' and fit raw counts, or choose another corruption"
+            raise ConfigError("bad-value", what, "DenoisingConfig.corruption", remedy)
 
 
 class DenoisingNetwork(nn.Module):

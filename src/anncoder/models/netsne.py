@@ -236,12 +236,9 @@ class NetsneNetwork(nn.Module):
 
     def _checked(self, target: Tensor) -> Tensor:
         if target.shape[1] != self.config.n_latent:
-            raise InputError(
-                "bad-coordinates",
-                f"obsm[{self.config.target!r}] has {target.shape[1]} axes, and n_latent = {self.config.n_latent}",
-                f"obsm[{self.config.target!r}]",
-                f"set n_latent={target.shape[1]}",
-            )
+            what = f"obsm[{self.config.target!r}] has {target.shape[1]} axes, and n_latent = {self.config.n_latent}"
+            remedy = f"set n_latent={target.shape[1]}"
+            raise InputError("bad-coordinates", what, f"obsm[{self.config.target!r}]", remedy)
         return target
 
 

@@ -86,26 +86,16 @@ class SAUCIEConfig(NetworkConfig):
     def model_post_init(self, context: Any, /) -> None:
         """Refuse penalties that have nothing to act on."""
         if self.lambda_d and not self.lambda_c:
-            raise ConfigError(
-                "bad-value",
-                f"lambda_d = {self.lambda_d:g} draws cells together within clusters, and lambda_c = 0 makes none",
-                "SAUCIEConfig.lambda_d",
-                "set lambda_c too (the author's rule: lambda_d about 2 * lambda_c), or lambda_d=0",
-            )
+            what = f"lambda_d = {self.lambda_d:g} draws cells together within clusters, and lambda_c = 0 makes none"
+            remedy = "set lambda_c too (the author's rule: lambda_d about 2 * lambda_c), or lambda_d=0"
+            raise ConfigError("bad-value", what, "SAUCIEConfig.lambda_d", remedy)
         if self.reference is not None and not self.lambda_b:
-            raise ConfigError(
-                "bad-value",
-                f"reference = {self.reference!r}, but lambda_b = 0 corrects no batches",
-                "SAUCIEConfig.reference",
-                "set lambda_b (such as 0.1) and batch_key, or leave reference out",
-            )
+            what = f"reference = {self.reference!r}, but lambda_b = 0 corrects no batches"
+            remedy = "set lambda_b (such as 0.1) and batch_key, or leave reference out"
+            raise ConfigError("bad-value", what, "SAUCIEConfig.reference", remedy)
         if self.faithful and self.lambda_b and self.lambda_c:
-            raise ConfigError(
-                "bad-value",
-                "the published network cannot have lambda_b and lambda_c at once: its cluster layer is negative then",
-                "SAUCIEConfig.faithful",
-                "set faithful=False, or one of them to 0",
-            )
+            what = "the published network cannot have lambda_b and lambda_c at once: its cluster layer is negative then"
+            raise ConfigError("bad-value", what, "SAUCIEConfig.faithful", "set faithful=False, or one of them to 0")
 
 
 class SAUCIENetwork(nn.Module):
@@ -296,12 +286,9 @@ def _largest(inputs: LogNormalize, cells: Loader) -> float:
 
 def _refuse_empty(codes: Tensor, n_batches: int) -> None:
     if int(torch.bincount(codes, minlength=n_batches).min()) == 0:
-        raise InputError(
-            "empty-batch-group",
-            f"a minibatch of {len(codes)} cells has none of some experimental batch: there is nothing to compare",
-            "batch_key",
-            "raise batch_size, so that every minibatch has cells of each, or leave out the small batches",
-        )
+        what = f"a minibatch of {len(codes)} cells has none of some experimental batch: there is nothing to compare"
+        remedy = "raise batch_size, so that every minibatch has cells of each, or leave out the small batches"
+        raise InputError("empty-batch-group", what, "batch_key", remedy)
 
 
 class Clusters(NamedTuple):
@@ -383,12 +370,8 @@ class SAUCIE(Autoencoder):
         """
         network = self._network()
         if not self.config.lambda_c:
-            raise ConfigError(
-                "no-clusters",
-                "the model makes no clusters: lambda_c = 0",
-                "lambda_c",
-                "fit SAUCIE(lambda_c=0.1, lambda_d=0.2), or cluster the latent: sc.tl.leiden(adata)",
-            )
+            remedy = "fit SAUCIE(lambda_c=0.1, lambda_d=0.2), or cluster the latent: sc.tl.leiden(adata)"
+            raise ConfigError("no-clusters", "the model makes no clusters: lambda_c = 0", "lambda_c", remedy)
         labels = np.concatenate(list(self._blocks(self._source(data, layer, allow_missing), network.clusters)))
         return Clusters(labels.astype(np.int64), int(network.n_clusters), 100 * float((labels >= 0).mean()))
 

@@ -106,12 +106,8 @@ class ScvisConfig(NetworkConfig):
     def model_post_init(self, context: Any, /) -> None:
         """Refuse a latent for which the published similarity is not defined."""
         if self.dof < 1:
-            raise ConfigError(
-                "bad-value",
-                "with n_latent = 1 the published t-SNE term divides by n_latent - 1 = 0",
-                "ScvisConfig.n_latent",
-                "set n_latent=2, or faithful=False",
-            )
+            what = "with n_latent = 1 the published t-SNE term divides by n_latent - 1 = 0"
+            raise ConfigError("bad-value", what, "ScvisConfig.n_latent", "set n_latent=2, or faithful=False")
 
 
 class Posterior(NamedTuple):

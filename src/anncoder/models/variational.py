@@ -98,12 +98,9 @@ class VariationalConfig(NetworkConfig):
     def model_post_init(self, context: Any, /) -> None:
         """Refuse an input that is no counts."""
         if self.transform == "none":
-            raise ConfigError(
-                "bad-value",
-                f"likelihood={self.likelihood!r} is of raw counts, and transform='none' reads expression values",
-                "VariationalConfig.transform",
-                "set transform='log1p' and fit raw counts; for expression values use another model",
-            )
+            what = f"likelihood={self.likelihood!r} is of raw counts, and transform='none' reads expression values"
+            remedy = "set transform='log1p' and fit raw counts; for expression values use another model"
+            raise ConfigError("bad-value", what, "VariationalConfig.transform", remedy)
 
 
 class VariationalNetwork(nn.Module):
@@ -397,12 +394,8 @@ class VariationalAutoencoder(Autoencoder):
         """
         network = self._network()
         if not self.config.linear_decoder:
-            raise ConfigError(
-                "no-loadings",
-                "a decoder with hidden layers has no loadings",
-                "loadings",
-                "fit with linear_decoder=True",
-            )
+            what = "a decoder with hidden layers has no loadings"
+            raise ConfigError("no-loadings", what, "loadings", "fit with linear_decoder=True")
         loadings: Array = network.loadings().cpu().numpy()
         return loadings
 

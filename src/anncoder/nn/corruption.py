@@ -83,8 +83,7 @@ def swap(x: CSR, strength: float, generator: torch.Generator) -> Corrupted:
     # an entry that both rows hold is counted once, on the side of the row's own value; else the clean value is 0
     incoming = select(other, take & ~both & (other.values != 0))
     changed = _interleave(
-        select(x, leave & _differs(x, other, partner, both)),
-        incoming.with_values(torch.zeros_like(incoming.values)),
+        select(x, leave & _differs(x, other, partner, both)), incoming.with_values(torch.zeros_like(incoming.values))
     )
     return Corrupted(corrupted, changed)
 

@@ -211,12 +211,9 @@ class FitCheckpointer:
             return b""
         other = self._differences(numbers)
         if other and refuses:
-            raise ConfigError(
-                "other-run",
-                f"the unfinished run in {str(self.path.parent)!r} is another one: {listed(other)}",
-                str(self.path),
-                "go on with its settings and data, or choose another folder (--no-resume starts anew)",
-            )
+            what = f"the unfinished run in {str(self.path.parent)!r} is another one: {listed(other)}"
+            remedy = "go on with its settings and data, or choose another folder (--no-resume starts anew)"
+            raise ConfigError("other-run", what, str(self.path), remedy)
         if other:
             logger.warning("the unfinished run that is there is another one (%s); starting anew", listed(other))
         return b"" if other else content
@@ -287,12 +284,8 @@ def decoded(content: bytes, path: Path) -> Kept:
 
 def damaged(path: Path, why: str) -> FileError:
     """Return the error for a checkpoint that must not be used."""
-    return FileError(
-        "bad-checkpoint",
-        f"the checkpoint {path.name!r} cannot be used: {why}",
-        str(path),
-        "remove it, and the run starts anew (--no-resume does the same)",
-    )
+    remedy = "remove it, and the run starts anew (--no-resume does the same)"
+    return FileError("bad-checkpoint", f"the checkpoint {path.name!r} cannot be used: {why}", str(path), remedy)
 
 
 def _digest(text: str, tensors: dict[str, Tensor]) -> str:

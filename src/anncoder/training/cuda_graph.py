@@ -118,10 +118,6 @@ def recorded_step_or_none(
     else:
         return RecordedStep(loader.in_one_place())
     if training.cuda_graph:
-        raise ConfigError(
-            "no-cuda-graph",
-            f"the step cannot be recorded: {reason}",
-            "cuda_graph",
-            "leave cuda_graph out: the steps are the same, only slower",
-        )
+        remedy = "leave cuda_graph out: the steps are the same, only slower"
+        raise ConfigError("no-cuda-graph", f"the step cannot be recorded: {reason}", "cuda_graph", remedy)
     return None

@@ -155,9 +155,6 @@ def _gone() -> Iterator[None]:
         signs = ("connection closed", "connection reset", "connection refused", "timed out", "nccl", "gloo", "tcpstore")
         if not any(sign in text.lower() for sign in signs):
             raise
-        raise ResourceError(
-            "rank-lost",
-            f"another process of the run has gone: {text.splitlines()[0][:200]}",
-            "torch.distributed",
-            "look at the other processes' messages; torchrun --max-restarts starts all of them again",
-        ) from error
+        what = f"another process of the run has gone: {text.splitlines()[0][:200]}"
+        remedy = "look at the other processes' messages; torchrun --max-restarts starts all of them again"
+        raise ResourceError("rank-lost", what, "torch.distributed", remedy) from error

@@ -265,12 +265,8 @@ class RunningMean:
     def add(self, loss: Loss, n_cells: int) -> None:
         """Add the loss of a minibatch of n_cells."""
         if "loss" in loss.terms:
-            raise ConfigError(
-                "bad-name",
-                "a term of the model's loss is called 'loss', which is the name of their sum",
-                "Loss.terms",
-                "give the term another name in the model's forward",
-            )
+            what = "a term of the model's loss is called 'loss', which is the name of their sum"
+            raise ConfigError("bad-name", what, "Loss.terms", "give the term another name in the model's forward")
         for name, value in loss.terms.items():
             # in float64: a million small minibatches must not drown in the sum
             here = value.item() if value.device.type == "cpu" else value.double()

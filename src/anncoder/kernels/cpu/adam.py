@@ -65,13 +65,7 @@ def _square_sum(row: Vector) -> Scalar:
 
 @njit(fastmath=EXACT, error_model="numpy")
 def _step(
-    parameter: Vector,
-    gradient: Vector,
-    first: Vector,
-    second: Vector,
-    size: Scalar,
-    root: Scalar,
-    numbers: Vector,
+    parameter: Vector, gradient: Vector, first: Vector, second: Vector, size: Scalar, root: Scalar, numbers: Vector
 ) -> None:
     factor, decay, epsilon = F(numbers[0]), F(numbers[2]), F(numbers[5])
     new_first, new_second = F(1 - numbers[3]), F(1 - numbers[4])

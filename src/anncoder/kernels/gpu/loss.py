@@ -292,12 +292,7 @@ def agreement(
 
 @triton.jit
 def scale_rows(
-    gradient: tl.tensor,
-    per_cell: tl.tensor,
-    step: tl.tensor,
-    common: tl.tensor,
-    g: tl.tensor,
-    COLUMNS: tl.constexpr,
+    gradient: tl.tensor, per_cell: tl.tensor, step: tl.tensor, common: tl.tensor, g: tl.tensor, COLUMNS: tl.constexpr
 ) -> None:
     """Multiply rows of a gradient, (n, g), by what the weight of a cell is over the one that it was written with."""
     i, j = tl.program_id(0).to(tl.int64), tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
