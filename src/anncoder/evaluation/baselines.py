@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
@@ -14,7 +15,8 @@ from scipy.special import gammaln
 
 from anncoder.data.summary import library_sizes
 from anncoder.models.base import Array, Autoencoder, observed
-from anncoder.training.progress import logger
+
+logger = logging.getLogger("anncoder")
 
 BLOCK = 1024  # cells that are dense at a time
 HELD_OUT = 0.1  # share of molecules set aside

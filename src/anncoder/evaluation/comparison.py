@@ -174,7 +174,7 @@ def evaluate(
     truth = None if labels is None else adata.obs[labels].to_numpy(dtype=object, na_value=np.nan)
     if truth is not None and not comparable(truth):
         logger.warning(
-            "no clusters are scored: the labels %r say the same of all cells that have one, or of no two", labels
+            "no clusters are scored: the labels %r are the same for all cells that have one, or for no two", labels
         )
     scored, others, which = _apart(model, sample, cells, seed)
     methods: dict[str, Method] = {

@@ -115,7 +115,7 @@ class AutoImputeNetwork(nn.Module):
         """Return the squared error of the non-zero values and the penalty on the weights.
 
         In evaluation a share of the values is hidden from the network, and they are scored in place of all: an
-        autoencoder as wide as this one can copy what it sees. Which ones is a function of the minibatch.
+        autoencoder as wide as this one can copy its input. They are a function of the minibatch.
         """
         x = self.inputs(batch)
         seen, scored = self._hide(x, batch) if not self.training and self.config.valid_mask else (x, x)

@@ -348,8 +348,8 @@ def _unsized(batch: Batch) -> Batch:
 class DCA(Autoencoder):
     """The deep count autoencoder: counts denoised under a likelihood of counts.
 
-    Eraslan et al. 2019, doi 10.1038/s41467-018-07931-2. What it optimises, what is fixed against the published
-    implementation and what it reaches: docs/models/dca.md. :func:`anncoder.tl.dca` takes the keywords of the
+    Eraslan et al. 2019, doi 10.1038/s41467-018-07931-2. Objective, corrections of the published
+    implementation and results: docs/models/dca.md. :func:`anncoder.tl.dca` takes the keywords of the
     function that scanpy had, and fills its slots.
 
     Parameters

@@ -85,8 +85,8 @@ class ScScopeNetwork(nn.Module):
         self.of_batch = nn.Parameter(torch.zeros(shape.n_batches, n_vars)) if shape.n_batches else None
         # the published form has 0 and 1 for these
         self.register_buffer("scale", torch.ones(()))  # of the whole input
-        self.register_buffer("center", torch.zeros(n_vars))  # what the encoder subtracts
-        self.register_buffer("gene_scale", torch.ones(n_vars))  # what the output is in units of
+        self.register_buffer("center", torch.zeros(n_vars))  # subtracted by the encoder
+        self.register_buffer("gene_scale", torch.ones(n_vars))  # unit of the output
 
     @torch.no_grad()
     def start_from(self, summary: Summary, cells: Loader) -> None:
@@ -122,7 +122,7 @@ class ScScopeNetwork(nn.Module):
             assert code is not None
             at = code[x.rows()] * x.n_vars + x.indices
             for total, values in zip(sums, (x.values, x.values != 0), strict=True):
-                total.view(-1).index_add_(0, at, values.double())  # in one order, whatever the number of threads
+                total.view(-1).index_add_(0, at, values.double())  # in one order for any number of threads
         means = torch.where(sums[1] > 0, sums[0] / sums[1].clamp(min=1), torch.nan)
         mean = means.nanmean(dim=0).nan_to_num(0)  # a gene without any count stays at 0
         self.gene_scale.copy_(mean)
@@ -146,7 +146,7 @@ class ScScopeNetwork(nn.Module):
         return Loss.of({f"round_{t}": observed_error(target, decoded) / size for t, (_, decoded) in rounds})
 
     def encode(self, batch: Batch) -> Tensor:
-        """Return the latent as ``readout`` says, (b, k) or (b, T k)."""
+        """Return the latent by ``readout``, (b, k) or (b, T k)."""
         latents = [latent for latent, _ in self._rounds(self._input(batch), batch.batch_code)]
         if self.config.readout == "concat":
             return torch.cat(latents, dim=1)
