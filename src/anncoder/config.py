@@ -36,16 +36,16 @@ Weight = Annotated[float, Field(ge=0, le=1e9)]
 T = TypeVar("T")
 
 
-def _untrue(value: Any, kind: Any) -> Any:
-    # pydantic takes true for 1, and n_latent: true for a width
+def _refuse_bool(value: Any, kind: Any) -> Any:
+    # to pydantic true is 1, and `n_latent: true` a width
     listed = value if isinstance(value, list | tuple) else [value]
-    if any(isinstance(item, bool) for item in listed) and not _may_be_true(kind):
+    if any(isinstance(item, bool) for item in listed) and not _allows_bool(kind):
         raise PydanticCustomError("no_bool", "true and false are no values of this setting")
     return value
 
 
-def _may_be_true(kind: Any) -> bool:
-    return kind in (bool, Any) or any(_may_be_true(part) for part in get_args(kind))
+def _allows_bool(kind: Any) -> bool:
+    return kind in (bool, Any) or any(_allows_bool(part) for part in get_args(kind))
 
 
 class Settings(BaseModel):
@@ -54,7 +54,7 @@ class Settings(BaseModel):
     Raises
     ------
     ConfigError
-        For an unknown key, naming the nearest known one; for a value that is out of range, saying what it should be.
+        An unknown key (the nearest known one is named), or a value out of range (the range is named).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -69,14 +69,14 @@ class Settings(BaseModel):
 
     @pydantic.field_validator("*", mode="before")
     @classmethod
-    def _no_truth_for_a_number(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
-        return _untrue(value, cls.model_fields[str(info.field_name)].annotation)
+    def _no_bool_for_a_number(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
+        return _refuse_bool(value, cls.model_fields[str(info.field_name)].annotation)
 
     @classmethod
     def refuse_value(cls, name: str, value: Any) -> None:
-        """Raise a ConfigError if a setting cannot have a value, whatever the others have."""
+        """Raise a ConfigError if a setting cannot have a value, independently of the others."""
         field = cls.model_fields[name]
-        checked = pydantic.BeforeValidator(lambda given: _untrue(given, field.annotation))
+        checked = pydantic.BeforeValidator(lambda given: _refuse_bool(given, field.annotation))
         alone: Any = Annotated[(field.annotation, checked, *field.metadata)]
         try:
             pydantic.TypeAdapter(alone, config=ConfigDict(allow_inf_nan=False)).validate_python(value)
@@ -84,11 +84,10 @@ class Settings(BaseModel):
             raise _config_error(error, [], cls.__name__, (name,)) from None
 
 
-# a model that has another default names the type again, not its bounds and description
+# types with bounds and description, for the models to give their own defaults
 LatentUnits = Annotated[int, Field(ge=1, le=4096, description="number of latent units")]
 HiddenWidths = Annotated[
-    tuple[Width, ...],
-    Field(max_length=16, description="encoder widths; the decoder mirrors them; [] for none"),
+    tuple[Width, ...], Field(max_length=16, description="encoder widths; the decoder mirrors them; [] for none")
 ]
 Activation = Annotated[ActivationName, Field(description="activation of the hidden layers")]
 Norm = Annotated[NormName, Field(description="normalisation of the hidden layers")]
@@ -96,16 +95,16 @@ LinearDecoder = Annotated[bool, Field(description="decode without hidden layers"
 
 
 class NetworkConfig(Settings):
-    """What every model has: a latent, an input, and settings of a fit that suit it.
+    """Base of all hyper-parameters: latent, input, and defaults of a fit.
 
-    A model overrides the class attributes and properties that do not hold for it.
+    A model overrides the class attributes and properties in which it differs.
     """
 
     decodes: ClassVar[bool] = True  # whether it can give expected expression
     compresses: ClassVar[bool] = True  # whether the latent must be narrower than the data
-    encodes_batches: ClassVar[bool] = False  # whether what is said of a cell depends on its experimental batch
+    encodes_batches: ClassVar[bool] = False  # whether the results for a cell depend on its experimental batch
     decodes_as: ClassVar[bool] = False  # whether cells can be decoded as if of another batch
-    loss_unit: ClassVar[str] = "mean of cells and genes"  # what the loss is measured in, for people; empty for no unit
+    loss_unit: ClassVar[str] = "mean of cells and genes"  # unit of the loss in plots; empty for none
 
     n_latent: LatentUnits = 16
     transform: Annotated[
@@ -135,19 +134,19 @@ class NetworkConfig(Settings):
     def recordable(self) -> bool:
         """Whether a step does the same for every minibatch, so that it can be recorded as a CUDA graph.
 
-        Its forward is then made of the kernels and dense products alone, draws no random numbers, keeps nothing in
-        Python, and never waits for the device.
+        Its forward then consists of kernels and dense products alone: no random numbers, no state in Python, no waiting
+        for the device.
         """
         return False
 
     @property
     def batches(self) -> Literal["unused", "optional", "needed"]:
-        """What becomes of ``batch_key``."""
+        """Whether the model uses or needs ``batch_key``."""
         return "unused"
 
     @property
     def instead_of_batches(self) -> str:
-        """What to do where ``batch_key`` is of no use."""
+        """The remedy for a ``batch_key`` of no use."""
         return "leave batch_key out, or use a model that corrects for batches; see docs/models.md"
 
     @property
@@ -157,17 +156,17 @@ class NetworkConfig(Settings):
 
     @property
     def fits_slot(self) -> str | None:
-        """The slot of obsm whose coordinates the latent is fitted to, where a model can be told so."""
+        """Slot of obsm with coordinates that the latent is fitted to, for models that can do so."""
         return None
 
     @property
     def fewest_cells(self) -> int:
-        """The fewest cells that a minibatch may be asked to have."""
+        """Smallest possible ``batch_size``."""
         return 2
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """Settings of a fit where they are left to the model; an override names those in which it differs."""
+        """Default settings of a fit; an override names those in which it differs."""
         return {
             "max_epochs": 400,
             "max_steps": None,
@@ -190,7 +189,7 @@ class NetworkConfig(Settings):
 
 
 class Layers(NamedTuple):
-    """Hidden layers: their widths in order, and what follows each product."""
+    """Hidden layers: their widths in order, and the activation, normalisation and dropout behind each product."""
 
     widths: tuple[int, ...]
     activation: ActivationName = "relu"
@@ -199,7 +198,7 @@ class Layers(NamedTuple):
 
 
 class LayeredConfig(NetworkConfig):
-    """Hyper-parameters of the models whose layers can be chosen freely."""
+    """Hyper-parameters of the models with freely chosen layers."""
 
     n_hidden: HiddenWidths = (256,)
     activation: Activation = "relu"
@@ -227,7 +226,7 @@ class LayeredConfig(NetworkConfig):
 
 
 class TrainingConfig(Settings):
-    """How a network is fitted; null stands for what suits the model, :attr:`NetworkConfig.defaults`."""
+    """Settings of a fit; null stands for the default of the model, :attr:`NetworkConfig.defaults`."""
 
     max_epochs: Annotated[int | None, Field(ge=1, description="most passes over the data")] = None
     max_steps: Annotated[int | None, Field(ge=1, description="most minibatches, in whole epochs")] = None
@@ -267,7 +266,7 @@ class TrainingConfig(Settings):
     ] = None
 
     def with_defaults_of(self, model: NetworkConfig) -> Self:
-        """Return the settings with what is left open filled in by what suits the model.
+        """Return the settings with open ones (None) replaced by the defaults of the model.
 
         Raises
         ------
@@ -275,12 +274,9 @@ class TrainingConfig(Settings):
             The model needs a ``batch_key``, or cannot use one.
         """
         if self.batch_key is None and model.batches == "needed":
-            raise ConfigError(
-                "no-batch-key",
-                "the model needs the experimental batch of each cell",
-                "batch_key",
-                "batch_key='COLUMN' names the column of obs that has it (--set batch_key=COLUMN)",
-            )
+            what = "the model needs the experimental batch of each cell"
+            remedy = "batch_key='COLUMN' names the column of obs that has it (--set batch_key=COLUMN)"
+            raise ConfigError("no-batch-key", what, "batch_key", remedy)
         if self.batch_key is not None and model.batches == "unused":
             what = f"batch_key = {self.batch_key!r}, but this model (as it is set) makes no use of batches"
             raise ConfigError("batches-unused", what, "batch_key", model.instead_of_batches)
@@ -289,12 +285,12 @@ class TrainingConfig(Settings):
 
 
 def arguments(local: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a constructor, whose ``locals()`` are given: the hyper-parameters by name."""
+    """Return the hyper-parameters by name, from the ``locals()`` of a constructor."""
     return {name: value for name, value in local.items() if name not in ("self", "__class__")}
 
 
 def given(value: T | None) -> T:
-    """Return a setting that is no longer open: :meth:`TrainingConfig.with_defaults_of` has filled it in."""
+    """Return a setting that is not None: :meth:`TrainingConfig.with_defaults_of` has filled it in."""
     assert value is not None
     return value
 
@@ -302,21 +298,9 @@ def given(value: T | None) -> T:
 def split_settings(
     values: Mapping[str, Any], model_config: type[NetworkConfig], *, where: str = "settings"
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Sort flat settings into a model's hyper-parameters and the training settings.
+    """Split flat settings into a model's hyper-parameters and the training settings.
 
-    Parameters
-    ----------
-    values
-        Settings of both kinds.
-    model_config
-        The model's configuration.
-    where
-        Where the settings stand, for the message.
-
-    Raises
-    ------
-    ConfigError
-        A key belongs to neither; the nearest known key is named.
+    A key that belongs to neither is a ConfigError at ``where``, with the nearest known key.
     """
     model_keys, training_keys = set(model_config.model_fields), set(TrainingConfig.model_fields)
     for key in values:
@@ -340,9 +324,5 @@ def _config_error(
     key = ".".join(str(part) for part in (*within, *first["loc"]))
     if first["type"] == "extra_forbidden":
         return unknown_key(key, known, where=where)
-    return ConfigError(
-        "bad-value",
-        f"{key} = {reprlib.repr(first['input'])}: {first['msg'][0].lower()}{first['msg'][1:]}",
-        f"{where}.{key}",
-        "see: anncoder config" if key else "",
-    )
+    what = f"{key} = {reprlib.repr(first['input'])}: {first['msg'][0].lower()}{first['msg'][1:]}"
+    return ConfigError("bad-value", what, f"{where}.{key}", "see: anncoder config" if key else "")

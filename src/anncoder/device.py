@@ -20,8 +20,8 @@ RESIDENT_SHARE = 0.4  # of the free memory of a GPU, for the data
 def choose_device(name: str) -> torch.device:
     """Return the device of a name; ``"auto"`` is a CUDA GPU if there is one, else the CPU.
 
-    Of several processes on a machine each gets a GPU of its own, by either of ``"auto"`` and ``"cuda"``. Apple's
-    ``mps`` is used only where it is asked for: some operations there are wrong or missing.
+    Each of several processes on a machine gets a GPU of its own, with ``"auto"`` and with ``"cuda"``. Apple's ``mps``
+    has to be asked for: some operations there are wrong or missing.
 
     Raises
     ------
@@ -35,27 +35,20 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(
-            "no-device",
-            f"device {name!r} cannot be used here: {str(error).splitlines()[0]}",
-            "device",
-            "device='auto' or device='cpu'",
-        ) from error
+        what = f"device {name!r} cannot be used here: {str(error).splitlines()[0]}"
+        raise ConfigError("no-device", what, "device", "device='auto' or device='cpu'") from error
     return device
 
 
 def own_gpu() -> str:
-    """Return the GPU of this process: one each of those that torchrun started on a machine, else torch's current.
-
-    Where a process sees a single GPU, that is the one it was given.
-    """
+    """Return the GPU of this process: under torchrun by its local rank (unless it sees but one), else torch's own."""
     alone = "LOCAL_RANK" not in os.environ or torch.cuda.device_count() == 1
     return "cuda" if alone else f"cuda:{os.environ['LOCAL_RANK']}"
 
 
 @contextmanager
 def threads_set(threads: int | None) -> Iterator[None]:
-    """Set torch's CPU threads, which are the kernels' too, for the time of a block; None leaves them as they are."""
+    """Set the CPU threads of torch and the kernels for the time of a block; None leaves them as they are."""
     before = torch.get_num_threads()
     if threads is not None:
         torch.set_num_threads(threads)
@@ -70,12 +63,12 @@ _one_at_a_time = threading.Lock()
 
 
 def one_thread_here() -> None:
-    """Let torch compute in the calling thread alone; all others, those that start later too, keep their number."""
+    """Make torch single-threaded in the calling thread; others, and later ones, keep their number of threads."""
     with _one_at_a_time:
-        of_others = torch.get_num_threads()
+        n_threads = torch.get_num_threads()
         torch.set_num_threads(1)
-        # which is now what new threads begin with, and is put right from one
-        other = threading.Thread(target=torch.set_num_threads, args=(of_others,))
+        # this also is the start of new threads; another thread sets that back
+        other = threading.Thread(target=torch.set_num_threads, args=(n_threads,))
         other.start()
         other.join()
 
@@ -84,8 +77,8 @@ def one_thread_here() -> None:
 def products_in(precision: str, device: torch.device) -> Iterator[None]:
     """Compute matrix products on a CUDA GPU in this precision for the time of a block.
 
-    TF32 rounds the factors to 11 bits and adds up in float32. Everything else stays in float32, as torch does it, and
-    so do products where the precision is ``"float32"`` or the device another, unless torch was told otherwise.
+    TF32 rounds the factors to 11 bits and adds up in float32. With ``"float32"``, and on other devices, torch's setting
+    stays.
     """
     if precision == "float32" or device.type != "cuda":
         yield
@@ -94,8 +87,8 @@ def products_in(precision: str, device: torch.device) -> Iterator[None]:
         yield
 
 
-class _OfProcess:
-    """A setting of the process: of blocks that overlap in several threads, the last puts back what was before."""
+class _ProcessSetting:
+    """A setting of the process for the time of a block; of blocks that overlap in threads, the last restores it."""
 
     def __init__(self, wanted: Any, get: Callable[[], Any], put: Callable[[Any], None]) -> None:
         self.wanted, self.get, self.put = wanted, get, put
@@ -115,16 +108,15 @@ class _OfProcess:
                 self.put(self.before)
 
 
-_tf32 = _OfProcess("high", torch.get_float32_matmul_precision, torch.set_float32_matmul_precision)
-_float32 = _OfProcess(torch.float32, torch.get_default_dtype, torch.set_default_dtype)
+_tf32 = _ProcessSetting("high", torch.get_float32_matmul_precision, torch.set_float32_matmul_precision)
+_float32 = _ProcessSetting(torch.float32, torch.get_default_dtype, torch.set_default_dtype)
 
 
 @contextmanager
 def usual_torch() -> Iterator[None]:
-    """Let torch be for the time of a block as it is when nobody has told it otherwise.
+    """Set torch to its defaults for the time of a block: gradients on, float32, CPU.
 
-    Gradients are recorded, and what is made without a type or a device is float32 and on the CPU: networks and kernels
-    are of float32, wherever ``fit`` is called from.
+    Networks and kernels are float32, also if ``fit`` is called under other settings.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -136,7 +128,7 @@ def usual_torch() -> Iterator[None]:
 
 
 def available_memory() -> int | None:
-    """Return the bytes of memory that can still be taken, or None where the system does not say."""
+    """Return the bytes of free memory, or None where the system does not report it."""
     meminfo = Path("/proc/meminfo")
     if not meminfo.exists():
         return None
@@ -149,40 +141,34 @@ def available_memory() -> int | None:
 
 
 def _reclaimable() -> int:
-    # bytes of files that were read counts as used, and the kernel gives them up as soon as memory is wanted
+    # the cache of files counts as used, but the kernel frees it on demand
     stat = CGROUP / "memory.stat"
     lines = stat.read_text(encoding="ascii").splitlines() if stat.exists() else []
     return int(dict(line.split(maxsplit=1) for line in lines).get("inactive_file", "0"))
 
 
 def fits(n_bytes: int, device: torch.device) -> bool:
-    """Tell whether so many bytes fit on a CUDA GPU and leave most of what is free now to the network and its steps."""
+    """Return whether data of this size fit on a CUDA GPU, leaving most of its free memory to the network."""
     return device.type == "cuda" and n_bytes <= RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]
 
 
 def refuse_size(n_bytes: int) -> None:
-    """Raise a ResourceError if a dense result of so many bytes does not fit into memory."""
+    """Raise a ResourceError if a dense result of this size does not fit into memory."""
     available = available_memory()
     if available is not None and n_bytes > 0.8 * available:
-        raise ResourceError(
-            "too-large-for-memory",
-            f"the denoised matrix needs {n_bytes / 2**30:.1f} GiB, {available / 2**30:.1f} GiB are free",
-            "denoise",
-            "denoise fewer genes (genes=[...]) or fewer cells at a time",
-        )
+        what = f"the denoised matrix needs {n_bytes / 2**30:.1f} GiB, {available / 2**30:.1f} GiB are free"
+        remedy = "denoise fewer genes (genes=[...]) or fewer cells at a time"
+        raise ResourceError("too-large-for-memory", what, "denoise", remedy)
 
 
 @contextmanager
 def memory_errors(where: str) -> Iterator[None]:
-    """Say what to do when memory runs out, on the CPU or a GPU, instead of a traceback."""
+    """Turn running out of memory, on the CPU or a GPU, into a ResourceError."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        raise ResourceError(
-            "out-of-memory",
-            f"out of memory: {str(error).splitlines()[0] if str(error) else 'allocation failed'}",
-            where,
-            "use a smaller batch_size, fewer genes or narrower layers",
-        ) from error
+        what = f"out of memory: {str(error).splitlines()[0] if str(error) else 'allocation failed'}"
+        remedy = "use a smaller batch_size, fewer genes or narrower layers"
+        raise ResourceError("out-of-memory", what, where, remedy) from error

@@ -1,7 +1,4 @@
-"""Errors, one class an exit code, each with the fault, the place and the remedy.
-
-One class per exit code of the command line, so that a pipeline can tell a wrong option from a wrong file.
-"""
+"""Errors with fault, place and remedy; one class an exit code of the command line."""
 
 from __future__ import annotations
 
@@ -49,7 +46,7 @@ class ConfigError(AnncoderError):
 
 
 class FileError(AnncoderError):
-    """A file or folder that cannot be read, or is not what it should be (exit code 3)."""
+    """A file or folder that cannot be read, or is of the wrong kind (exit code 3)."""
 
     exit_code = 3
 
@@ -83,10 +80,10 @@ class DivergenceError(AnncoderError):
         self.term = term
         self.rows = rows
         self.columns = columns
-        self.history: Any = None  # what training did until then, set by the loop
+        self.history: Any = None  # of the training until then, set by the loop
 
     def named(self, obs_names: Sequence[str], var_names: Sequence[str]) -> DivergenceError:
-        """Return the error with names in place of positions: those of the cells ``rows``, and those of all genes."""
+        """Return the error with names: of the cells ``rows``, and of all genes."""
         cells = listed(obs_names) if self.rows else "no single cell"
         genes = listed([var_names[column] for column in self.columns]) if self.columns else "no single gene"
         places = f"; cells: {cells}; genes: {genes}" if self.rows or self.columns else ""
@@ -110,8 +107,8 @@ def listed(names: object, limit: int = 5) -> str:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Tell whether an exception means that memory could not be had; torch says so in words only."""
-    said = str(error)
+    """Return whether an exception means that memory ran out; torch has no type for it, only words."""
+    message = str(error)
     return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and ("can't allocate memory" in said or "out of memory" in said)
+        isinstance(error, RuntimeError) and ("can't allocate memory" in message or "out of memory" in message)
     )

@@ -1,8 +1,8 @@
 """Plots: training curves, embeddings beside PCA, gene pairs before and after denoising.
 
-Every function draws into axes and returns them; none changes matplotlib's settings or shows a window. Groups have the
-colours that scanpy keeps in ``uns``, if there are any, else those of seaborn's palette "colorblind"; beyond ten groups
-the points differ in shape too.
+Every function draws into axes and returns them; none changes matplotlib's settings or shows a window. Groups have
+scanpy's colours in ``uns``, if there are any, else those of seaborn's palette "colorblind"; beyond ten groups the
+points differ in shape too.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ JITTER = 0.06  # in log(1 + counts): counts are integers, and equal pairs would 
 
 
 class Groups(NamedTuple):
-    """An obs column of categories, ready to be drawn."""
+    """Categories of an obs column, with colours."""
 
     names: list[str]
     codes: np.ndarray[Any, Any]  # (n_obs,) position among the names; -1: without a group
@@ -51,7 +51,7 @@ class Groups(NamedTuple):
             ax.scatter(x, y, s=size, c=colors, marker=SHAPES[shape], linewidths=0, alpha=0.8)
 
     def legend(self, figure: Any) -> None:
-        """Name the groups to the right of the panels; the figure grows by the room that takes."""
+        """Name the groups to the right of the panels, in a wider figure."""
         if not self.names:
             return
         names = [*self.names, "no label"] if (self.codes < 0).any() else self.names
@@ -67,7 +67,7 @@ class Groups(NamedTuple):
 
 
 def history(source: Autoencoder | anndata.AnnData, *, key: str = "ae", ax: Axes | None = None) -> Axes:
-    """Draw the training and validation loss of every epoch; the one whose weights the model has is marked.
+    """Draw the training and validation loss of every epoch, and mark the epoch of the model's weights.
 
     Parameters
     ----------
@@ -86,11 +86,11 @@ def history(source: Autoencoder | anndata.AnnData, *, key: str = "ae", ax: Axes 
     Raises
     ------
     ConfigError
-        The model is not fitted, or none at all.
+        The source is not a fitted model.
     InputError
-        The AnnData holds no results of that name.
+        The AnnData has no results of that name.
     """
-    losses, name, taken = _training_of(source, key)
+    losses, name, best = _training_of(source, key)
     if ax is None:
         _, ax = plt.subplots(figsize=(5, 3.5), layout="constrained")
     epochs = losses["epoch"].to_numpy() + 1
@@ -98,8 +98,8 @@ def history(source: Autoencoder | anndata.AnnData, *, key: str = "ae", ax: Axes 
     if "valid_loss" in losses:
         ax.plot(epochs, losses["valid_loss"], label="validation", color=PALETTE[1])
     watched = losses["valid_loss" if "valid_loss" in losses else "train_loss"].to_numpy()
-    called = "best epoch" if watched[taken] == np.nanmin(watched) else "weights are of epoch"
-    ax.plot(epochs[taken], watched[taken], "o", color="black", label=f"{called}: {epochs[taken]:.0f}")
+    called = "best epoch" if watched[best] == np.nanmin(watched) else "weights are of epoch"
+    ax.plot(epochs[best], watched[best], "o", color="black", label=f"{called}: {epochs[best]:.0f}")
     unit = find(name).config_class.loss_unit if name in names() else ""
     ax.set(xlabel="epoch", ylabel=f"loss, {unit}" if unit else "loss", title="training")
     ax.legend(frameon=False)
@@ -117,7 +117,7 @@ def embeddings(
     adata
         Cells with the embeddings in obsm, each (n_obs, >= 2).
     panels
-        Title of each panel, and the obsm slot it shows; or slots, which are their own titles, or one.
+        Title of each panel and its obsm slot; or slots, or one, with their names as titles.
     color
         obs column of categories.
 
@@ -129,7 +129,7 @@ def embeddings(
     Raises
     ------
     ConfigError
-        There is no such slot or column, or its values are no categories.
+        There is no such slot or column, or its values are not categories.
     InputError
         A slot has a single column.
     """
@@ -159,8 +159,8 @@ def gene_pair(
 ) -> np.ndarray[Any, Any]:
     """Draw two genes against each other, as counted and as denoised, on the same axes.
 
-    Counts are drawn a little beside their place, at random, so that equal pairs do not hide each other. Where the layer
-    was written with ``scale="normalized"``, the measured ones are scaled to the same library size, cell by cell.
+    Counts are jittered, so that equal pairs do not hide each other. For a layer written with ``scale="normalized"``,
+    the measured counts are scaled to the same library size, cell by cell.
 
     Parameters
     ----------
@@ -169,7 +169,7 @@ def gene_pair(
     gene_x, gene_y
         Names of the genes.
     layer
-        Where the raw counts are; None for where the model read them, ``"X"`` for ``X``.
+        Where the raw counts are; None for the layer of the fit, ``"X"`` for ``X``.
     key
         Name of the results.
     color
@@ -185,7 +185,7 @@ def gene_pair(
     ConfigError
         There is no such gene, layer or column.
     InputError
-        Nothing was denoised under this name.
+        There is no denoised layer of this name.
     """
     if f"{key}_denoised" not in adata.layers:
         raise InputError(
@@ -222,17 +222,14 @@ def _plane(adata: anndata.AnnData, slot: str) -> np.ndarray[Any, Any]:
     values = adata.obsm[slot]
     values = values.tocsr()[:, :2].toarray() if sparse.issparse(values) else np.asarray(values)[:, :2]
     if values.shape[1] < 2:
-        raise InputError(
-            "bad-coordinates",
-            f"obsm[{slot!r}] has a single column, and a picture has two axes",
-            f"obsm[{slot!r}]",
-            "draw another slot, such as X_umap after sc.pp.neighbors(adata, use_rep=...) and sc.tl.umap(adata)",
-        )
+        what = f"obsm[{slot!r}] has a single column, and a picture has two axes"
+        remedy = "draw another slot, such as X_umap after sc.pp.neighbors(adata, use_rep=...) and sc.tl.umap(adata)"
+        raise InputError("bad-coordinates", what, f"obsm[{slot!r}]", remedy)
     return values
 
 
 def _training_of(source: Any, key: str) -> tuple[Any, str, int]:
-    # the history of the loss, the name of the model, and the epoch whose weights it has
+    # the history of the loss, the name of the model, and the epoch of its weights
     if isinstance(source, anndata.AnnData):
         read = _results(source, key)
         params = json.loads(read["params_json"])
@@ -256,7 +253,7 @@ def _pair(adata: anndata.AnnData, genes: tuple[str, str], layer: str | None) -> 
 
 
 def _sizes(adata: anndata.AnnData, layer: str | None) -> np.ndarray[Any, Any]:
-    # (n_obs, 1) library sizes; by blocks of rows, as a file can be read; a cell without counts stays without
+    # (n_obs, 1) library sizes, at least 1; by blocks of rows, for files
     matrix = adata.X if layer is None else adata.layers[layer]
     starts = range(0, adata.n_obs, READ)
     sums = [np.asarray(matrix[start : start + READ].sum(axis=1), np.float64).reshape(-1, 1) for start in starts]
@@ -271,12 +268,9 @@ def _groups(adata: anndata.AnnData, color: str | None) -> Groups:
     values = obs_column(adata, color, what="color").astype("category").cat
     names = [str(name) for name in values.categories]
     if len(names) > MOST_GROUPS:
-        raise ConfigError(
-            "too-many-groups",
-            f"obs[{color!r}] has {len(names):,} different values; {MOST_GROUPS} groups can be told apart",
-            "color",
-            "draw numbers with scanpy: sc.pl.embedding(adata, 'X_ae', color=...)",
-        )
+        what = f"obs[{color!r}] has {len(names):,} different values; {MOST_GROUPS} groups can be told apart"
+        remedy = "draw numbers with scanpy: sc.pl.embedding(adata, 'X_ae', color=...)"
+        raise ConfigError("too-many-groups", what, "color", remedy)
     known = [str(value) for value in adata.uns.get(f"{color}_colors", ())]
     own = [PALETTE[i % len(PALETTE)] for i in range(len(names))]
     return Groups(names, values.codes.to_numpy(), [*(known if len(known) == len(names) else own), UNKNOWN])
@@ -284,12 +278,8 @@ def _groups(adata: anndata.AnnData, color: str | None) -> Groups:
 
 def _results(adata: anndata.AnnData, key: str) -> Any:
     if overwritten_by_scanpy(adata, key):
-        raise InputError(
-            "no-results",
-            f"uns[{key!r}] holds no results of anncoder: scanpy wrote there",
-            "uns",
-            f"write them under another name, key_added; scanpy's own key_added should not be {key!r}",
-        )
+        remedy = f"write them under another name, key_added; scanpy's own key_added should not be {key!r}"
+        raise InputError("no-results", f"uns[{key!r}] holds no results of anncoder: scanpy wrote there", "uns", remedy)
     if not isinstance(adata.uns.get(key), Mapping) or "history" not in adata.uns[key]:
         raise InputError(
             "no-results", f"uns[{key!r}] holds no results of anncoder", "uns", "ac.tl.autoencode(adata) first"

@@ -1,7 +1,7 @@
 """Types that pass between rooms: CSR, Batch, LinearOutput, Loss, Summary, Loader, Noise.
 
 ``Batch`` and ``Loss`` are NamedTuples, not dictionaries: a wrong name fails where it is written, and
-``DistributedDataParallel`` and ``torch.compile`` know how to walk through them.
+``DistributedDataParallel`` and ``torch.compile`` can traverse them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class CSR(NamedTuple):
     def rows(self) -> Tensor:
         """Return the row of every stored value, (nnz,) int64."""
         every = torch.arange(self.n_rows, device=self.indptr.device)
-        # told how many there are, a GPU need not be waited for
+        # with output_size, a GPU is not waited for
         return torch.repeat_interleave(every, self.indptr.diff(), output_size=self.indices.numel())
 
     def flat(self) -> Tensor:
@@ -42,10 +42,7 @@ class CSR(NamedTuple):
         return self.rows() * self.n_vars + self.indices
 
     def changeable(self) -> tuple[Tensor, ...]:
-        """Return the tensors whose changes autograd notices if they are saved for a backward pass.
-
-        Those of inference mode count none, and may not be saved.
-        """
+        """Return the tensors to save for a backward pass, so that autograd notices changes; none of inference mode."""
         return tuple(t for t in self[:3] if not t.is_inference())
 
     def with_values(self, values: Tensor) -> CSR:
@@ -83,17 +80,17 @@ class Batch(NamedTuple):
 
 
 class LinearOutput(NamedTuple):
-    """An output layer whose product has not been taken: ``hidden @ weight.T + bias``, (b, g).
+    """An output layer with its product not yet computed: ``hidden @ weight.T + bias``, (b, g).
 
-    A likelihood takes it by blocks of cells and puts the gradient in the place of each, so that what is as large as the
-    data, made dense, never is in memory.
+    A likelihood computes it by blocks of cells and puts the gradient in the place of each: the dense (b, g) matrix is
+    never in memory as a whole.
     """
 
     hidden: Tensor  # (b, h)
     weight: Tensor  # (g, h)
     bias: Tensor  # (g,)
 
-    def taken(self) -> Tensor:
+    def materialize(self) -> Tensor:
         """Return the product, (b, g)."""
         return linear(self.hidden, self.weight, self.bias)
 
@@ -104,19 +101,19 @@ class LinearOutput(NamedTuple):
 
 
 def materialize(parameter: Tensor | LinearOutput) -> Tensor:
-    """Return a parameter whose product has been taken, if it is one."""
-    return parameter.taken() if isinstance(parameter, LinearOutput) else parameter
+    """Return a parameter as a tensor, with its product computed if it is an output layer."""
+    return parameter.materialize() if isinstance(parameter, LinearOutput) else parameter
 
 
 class Loss(NamedTuple):
-    """What a model's ``forward`` returns; ``total`` is the sum of ``terms``, each a mean over the cells."""
+    """Result of a network's ``forward``; ``total`` is the sum of ``terms``, each a mean over the cells."""
 
-    total: Tensor  # () what is differentiated
+    total: Tensor  # (), differentiable
     terms: dict[str, Tensor]  # () each, detached, by name
 
     @classmethod
     def of(cls, terms: dict[str, Tensor]) -> Loss:
-        """Return the sum of some terms, () each."""
+        """Return the loss with these terms, () each."""
         total, *others = terms.values()
         for term in others:
             total = total + term
@@ -124,7 +121,7 @@ class Loss(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """What of the data decides the shapes of a network."""
+    """Numbers of genes and experimental batches, which decide the shapes of a network."""
 
     n_vars: int  # genes, g
     n_batches: int = 0  # experimental batches; 0 where none are given
@@ -132,7 +129,7 @@ class Shape(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """What one pass over the fitted cells tells a network before training; g genes, float32 tensors."""
+    """Moments of the fitted cells, from one pass before training; g genes, float32 tensors."""
 
     n_obs: int  # number of fitted cells
     smallest: float  # smallest value of the data
@@ -141,13 +138,13 @@ class Summary(NamedTuple):
     gene_var: Tensor  # (g,) variance of counts / size_factor
     x_mean: Tensor  # (g,) mean of the network input
     x_std: Tensor  # (g,) standard deviation of the network input, 1 where it is 0
-    n_steps: int = 0  # minibatches in an epoch: what a warm-up over epochs counts in
-    target: Tensor | None = None  # (n, d) what the model is told to give each cell of the data, by ``Batch.rows``
+    n_steps: int = 0  # minibatches in an epoch, for a warm-up over epochs
+    target: Tensor | None = None  # (n, d) coordinates to fit to, of each cell of the data by ``Batch.rows``
     inverse_size: float = 1.0  # mean of 1 / size_factor: how much wider counts / size_factor are than counts
 
 
 class Loader(Protocol):
-    """Minibatches of one set of rows; going through ``epoch(number)`` is one epoch."""
+    """Minibatches of one set of rows, epoch by epoch."""
 
     n_obs: int
 
@@ -171,9 +168,9 @@ SINGLE = Rank()
 
 
 class Noise:
-    """A network's own random stream, on whatever device its tensors are.
+    """A network's own random stream, on the device of its tensors.
 
-    Layers that draw random numbers share one of these, so that no global random state is read or changed.
+    All layers that draw random numbers share it; no global random state is read or changed.
 
     Parameters
     ----------
@@ -187,25 +184,25 @@ class Noise:
 
     def on(self, device: torch.device) -> torch.Generator:
         """Return the generator of a device, made at first use."""
-        if device.type == "meta":  # it has none, draws nothing, and its operations take one of the CPU
+        if device.type == "meta":  # draws nothing, and its operations accept a generator of the CPU
             return torch.Generator("cpu").manual_seed(self.seed)
         if device not in self._streams:
             self._streams[device] = torch.Generator(device).manual_seed(self._start)
         return self._streams[device]
 
     def seed_for_rank(self, rank: int) -> None:
-        """Let the streams of each process but the first, rank 0, go on as others than those of the rest."""
-        if rank:  # hashed into the 32 bits that torch's generator on the CPU looks at
+        """Give the streams of every process but the first, rank 0, seeds of their own."""
+        if rank:  # hashed into the 32 bits that torch's generator on the CPU uses
             self._start = int(np.random.SeedSequence([self.seed, rank]).generate_state(1)[0])
             for generator in self._streams.values():
                 generator.manual_seed(self._start)
 
     def state(self) -> dict[str, Tensor]:
-        """Return where the stream on each kind of device stands, (k,) uint8, for :meth:`restore`."""
+        """Return the state of the stream on each kind of device, (k,) uint8, for :meth:`restore`."""
         return {device.type: generator.get_state() for device, generator in self._streams.items()}
 
     def restore(self, states: dict[str, Tensor], device: torch.device) -> None:
-        """Let the streams of the CPU and of ``device`` go on from where they stood."""
+        """Set the streams of the CPU and of ``device`` to the states of :meth:`state`."""
         for here in {torch.device("cpu"), device}:
             if here.type in states:
                 self.on(here).set_state(states[here.type])

@@ -131,7 +131,7 @@ def test_the_last_block_may_be_one_cell(theta: str, monkeypatch: pytest.MonkeyPa
         of_theta: Any = leaves[3]
         if in_blocks and theta == "gene-cell":
             of_theta = LinearOutput(leaves[3], torch.eye(g), torch.zeros(g))
-        loss = nb_nll(csr(x.to(precision)), mean if in_blocks else mean.taken(), of_theta)
+        loss = nb_nll(csr(x.to(precision)), mean if in_blocks else mean.materialize(), of_theta)
         found.append([loss.detach().double(), *(p.double() for p in torch.autograd.grad(loss.mean(), leaves))])
     for fast, exact in zip(*found, strict=True):
         torch.testing.assert_close(fast, exact, rtol=1e-5, atol=1e-5 * float(exact.abs().max()))
@@ -396,7 +396,8 @@ def test_an_output_layer_in_blocks_is_the_layer_and_the_loss(
     for in_blocks, precision in ((True, torch.float32), (False, torch.float64)):
         leaves = [p.to(precision, copy=True).requires_grad_() for p in layers]
         products = [LinearOutput(*leaves[k : k + 3]) for k in (0, 3, 6)]
-        value = loss(csr(x.to(precision)), sizes.to(precision), *(p if in_blocks else p.taken() for p in products))
+        parameters = (p if in_blocks else p.materialize() for p in products)
+        value = loss(csr(x.to(precision)), sizes.to(precision), *parameters)
         gradients = torch.autograd.grad((value * weight.to(precision)).sum(), leaves, allow_unused=True)
         found.append([value.detach().double(), *(gradient.double() for gradient in gradients if gradient is not None)])
     assert len(found[0]) == 1 + 3 * {"nb": 2, "zinb": 3, "poisson": 1, "squared": 1}[likelihood]

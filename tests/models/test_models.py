@@ -17,6 +17,7 @@ from anncoder.data.loaders.memory import MemoryLoader, Stored
 from anncoder.data.summary import library_sizes, summarize
 from anncoder.errors import ConfigError, InputError, ResourceError
 from anncoder.models import find, names
+from anncoder.models.base import blocks
 from anncoder.models.count import moment_log_theta
 from anncoder.models.dca import TYPES
 from anncoder.types import Batch, Noise, Shape
@@ -247,8 +248,8 @@ def test_a_second_fit_that_fails_leaves_the_first(counts: Any, tmp_path: Path) -
 
 def test_inference_mode_is_not_left_on_between_two_blocks(counts: Any) -> None:
     model = CountAutoencoder(**SMALL).fit(counts, max_epochs=1, progress=False)
-    blocks = model._blocks(model._source(counts, None, 0.0), model._network().encode)
-    next(blocks)  # as in whoever fails to write the first block and is kept by the exception
+    latents = blocks(model, model._source(counts, None, 0.0), model._network().encode)
+    next(latents)  # as in whoever fails to write the first block and is kept by the exception
     assert not torch.is_inference_mode_enabled()
     CountAutoencoder(**SMALL).fit(counts, max_epochs=1, progress=False)
 

@@ -77,7 +77,7 @@ class TestProjection:
         r = np.random.default_rng(0)
         matrix = (r.normal(size=(150, 5)) * [9, 7, 5, 4, 3]) @ r.normal(size=(5, 40)) + r.normal(size=(150, 40)) * 0.1
         matrix = np.maximum(matrix, 0).astype(np.float32)
-        monkeypatch.setattr(projection, "EXACT", 2048 if exact else 10)
+        monkeypatch.setattr(projection, "EXACT_GENES", 2048 if exact else 10)
         layer, loader = Projection(40, 5), loader_of(matrix)
         layer.start_from(loader, lambda batch: batch.counts)
         scores = torch.cat([layer(batch.counts) for batch in loader.epoch(0)]).numpy()

@@ -241,13 +241,13 @@ def test_an_empty_folder_of_the_users_stays(counts: anndata.AnnData, tmp_path: P
 def test_a_checkpoint_is_written_after_the_first_epoch_and_then_seldom(
     counts: anndata.AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keep, kept = checkpoint.FitCheckpointer._keep, []
+    keep, kept = checkpoint.FitCheckpointer._store, []
 
     def counted(self: checkpoint.FitCheckpointer, state: Any) -> None:
         kept.append((len(state.records), state.mean.n_steps))
         keep(self, state)
 
-    monkeypatch.setattr(checkpoint.FitCheckpointer, "_keep", counted)
+    monkeypatch.setattr(checkpoint.FitCheckpointer, "_store", counted)
     CountAutoencoder(n_latent=3, n_hidden=(8,)).fit(counts, checkpoint=tmp_path, **SETTINGS)
     assert kept == [(1, 0)]
     monkeypatch.setattr(checkpoint, "EVERY", 0.0)
@@ -263,9 +263,9 @@ def test_a_process_more_than_before_begins_its_own_noise(
     cpu = torch.device("cpu")
 
     def restored(self: checkpoint.FitCheckpointer, state: Any) -> None:
-        kept = self.kept
+        stored = self.stored
         for rank in range(2):
-            self.kept, self.process, self.noise = kept, Rank(rank, 2), Noise(3)
+            self.stored, self.process, self.noise = stored, Rank(rank, 2), Noise(3)
             self.noise.seed_for_rank(rank)
             restore(self, state)
             drawn.append(torch.rand(4, generator=self.noise.on(cpu)).tolist())

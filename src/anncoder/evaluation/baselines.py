@@ -1,7 +1,8 @@
-"""Baselines - PCA of the same width, gene means - and likelihood of held-out molecules."""
+"""Baselines (PCA of the same width, gene means) and the likelihood of held-out molecules."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
@@ -14,16 +15,19 @@ from scipy.special import gammaln
 
 from anncoder.data.summary import library_sizes
 from anncoder.models.base import Array, Autoencoder, observed
-from anncoder.training.progress import logger
+
+logger = logging.getLogger("anncoder")
 
 BLOCK = 1024  # cells that are dense at a time
+HELD_OUT = 0.1  # share of molecules set aside
+FLOOR = 0.01  # share of the gene mean mixed into every expectation: none may be zero for a molecule set aside
 
 
 class Cells(NamedTuple):
     """Some cells, in the model's gene order."""
 
     matrix: csr_matrix  # (n, g)
-    batches: Any = None  # (n,) names of their experimental batches, for the models that ask for them
+    batches: Any = None  # (n,) names of their experimental batches, for models that read them
 
     def take(self, rows: Any) -> Cells:
         """Return some of the cells: a slice, a mask or positions."""
@@ -31,10 +35,10 @@ class Cells(NamedTuple):
 
 
 class Method(Protocol):
-    """Something that gives a latent and an expectation."""
+    """A model or baseline: a latent and expected expression."""
 
     def latent(self, cells: Cells) -> Array | None:
-        """Return the latent, (n, k), or None for a method that has none."""
+        """Return the latent, (n, k), or None for a method without."""
         ...
 
     def expected(self, cells: Cells) -> Iterator[Array]:
@@ -42,7 +46,7 @@ class Method(Protocol):
         ...
 
     def reconstructed(self, cells: Cells) -> Iterator[Array]:
-        """Yield what the method says of :func:`input_of` the cells, block by block."""
+        """Yield the reconstruction of :func:`input_of` the cells, block by block."""
         ...
 
 
@@ -57,10 +61,10 @@ class Trained:
         return self.model.embed(as_adata(self.model, cells), layer="X")
 
     def expected(self, cells: Cells) -> Iterator[Array]:
-        """Yield what the model expects to be observed, zero inflation included, block of cells by block."""
+        """Yield expected expression, zero inflation included, block of cells by block."""
         for rows in blocks(cells.matrix.shape[0]):
             found = observed(self.model, as_adata(self.model, cells.take(rows)))
-            yield found.clip(min=0) if self.model.reads_counts else found  # a model of squared errors may go below
+            yield found.clip(min=0) if self.model.reads_counts else found  # squared errors allow negative values
 
     def reconstructed(self, cells: Cells) -> Iterator[Array]:
         """Yield the logarithm of that, or the expected expression as it is."""
@@ -95,19 +99,19 @@ class Principal:
         return latent
 
     def expected(self, cells: Cells) -> Iterator[Array]:
-        """Yield what the first components say, back on the normalised scale, block of cells by block."""
+        """Yield the reconstruction on the normalised scale, block of cells by block."""
         for block in self.reconstructed(cells):
             yield np.expm1(block) if self.model.reads_counts else block
 
     def reconstructed(self, cells: Cells) -> Iterator[Array]:
-        """Yield what the first components say; no logarithm of counts is below zero."""
+        """Yield the reconstruction by the first components, at least 0 for logarithms of counts."""
         for rows in blocks(cells.matrix.shape[0]):
             x = self.pca.inverse_transform(self.pca.transform(input_of(self.model, cells.matrix[rows])))
             yield x.clip(min=0) if self.model.reads_counts else x
 
 
 class GeneMean:
-    """Every cell is the average cell: the share of each gene among all molecules, and the mean of its logarithms.
+    """The average cell for every cell: the share of each gene among all molecules, and the mean of its logarithms.
 
     Parameters
     ----------
@@ -142,14 +146,14 @@ class GeneMean:
 
 
 def as_adata(model: Autoencoder, cells: Cells) -> anndata.AnnData:
-    """Return cells as a model reads them, with its names of genes and, where it asks for them, their batches."""
+    """Return cells as AnnData for a model, with its gene names and the batches that it reads."""
     names = pd.Index(np.arange(cells.matrix.shape[0]).astype(str))
     obs = pd.DataFrame({} if cells.batches is None else {model.training_.batch_key: cells.batches}, index=names)
     return anndata.AnnData(cells.matrix, obs=obs, var=pd.DataFrame(index=model.var_names_))
 
 
 def blocks(n: int) -> Iterator[slice]:
-    """Yield consecutive slices of n cells, all of about one size: a last block of one cell would be no data."""
+    """Yield consecutive slices of n cells, all of about one size: no last block of a single cell."""
     edges = np.linspace(0, n, -(-n // BLOCK) + 1).astype(int)
     for start, stop in pairwise(edges.tolist()):
         yield slice(start, stop)
@@ -165,28 +169,11 @@ def _normalized(matrix: csr_matrix, library_size: float) -> csr_matrix:
     return csr_matrix((matrix.data / per_entry, matrix.indices, matrix.indptr), shape=matrix.shape)
 
 
-HELD_OUT = 0.1  # share of molecules set aside
-FLOOR = 0.01  # share of the gene mean mixed into every expectation: none may be zero where a molecule is found
-
-
 def thin(cells: Cells, seed: int) -> tuple[Cells, csr_matrix]:
-    """Split counts at random into molecules kept and molecules set aside, a tenth; cells left with none are dropped.
+    """Split counts by binomial thinning: return cells with nine tenths of their molecules, and the counts set aside.
 
-    Parameters
-    ----------
-    cells
-        Those whose counts are split; left as they are.
-    seed
-        Start of the thinning.
-
-    Returns
-    -------
-    kept, aside
-        The same cells with the rest of their counts, and the counts set aside, (n, g): together they are the counts.
-
-    References
-    ----------
-    Batson, Royer, Webber 2019, doi 10.1101/786269.
+    Both are copies, of n cells and g genes; cells left without molecules are dropped. Batson, Royer, Webber 2019,
+    doi 10.1101/786269.
     """
     generator, matrix = np.random.default_rng([seed, 2]), cells.matrix
     aside = generator.binomial(matrix.data.astype(np.int64), HELD_OUT).astype(np.float32)
@@ -202,31 +189,31 @@ def thin(cells: Cells, seed: int) -> tuple[Cells, csr_matrix]:
 
 
 def whole(matrix: csr_matrix) -> bool:
-    """Tell whether all counts are whole; of others no molecules can be set aside (and there is a warning)."""
+    """Return whether all counts are whole, and warn if not: of others no molecules can be set aside."""
     found = bool((matrix.data == np.floor(matrix.data)).all())
     if not found:
         logger.warning("no heldout_nll: of counts that are not whole no molecules can be set aside")
     return found
 
 
-def heldout_nll(method: Method, kept: Cells, aside: csr_matrix, others: Cells, floor: Any) -> float:
+def heldout_nll(method: Method, cells: Cells, aside: csr_matrix, others: Cells, floor: Any) -> float:
     """Return the Poisson negative log-likelihood of molecules set aside, in nats a cell.
 
     Parameters
     ----------
     method
-        What gives the expected expression.
-    kept, aside
-        Counts of n cells, as :func:`thin` splits them; the method reads the first and is scored on the second, (n, g).
+        Source of the expected expression.
+    cells, aside
+        The two parts of :func:`thin`; the method reads the first and is scored on the second, (n, g).
     others
-        Cells that are not scored, for one factor a gene: there the method then expects as many molecules as there are.
+        Cells that are not scored, for one factor a gene that makes the expected molecules the observed ones there.
     floor
-        (g,) expression of which every expectation has a hundredth mixed in, above zero wherever a molecule is found.
+        (g,) expression mixed into every expectation by a hundredth, above zero for every molecule set aside.
     """
-    expected_aside = library_sizes(kept.matrix) * HELD_OUT / (1 - HELD_OUT)
+    expected_aside = library_sizes(cells.matrix) * HELD_OUT / (1 - HELD_OUT)
     factor = gene_factors(method, others)
     total, start = 0.0, 0
-    for block in method.expected(kept):
+    for block in method.expected(cells):
         stop = start + len(block)
         scaled = block * factor
         share = (1 - FLOOR) * scaled / _positive(scaled.sum(axis=1, keepdims=True)) + FLOOR * floor / floor.sum()
@@ -235,14 +222,11 @@ def heldout_nll(method: Method, kept: Cells, aside: csr_matrix, others: Cells, f
         logs = found.data * np.log(rate[found.row, found.col]) - gammaln(found.data + 1)
         total += float(rate.sum(dtype=np.float64) - logs.sum(dtype=np.float64))
         start = stop
-    return total / float(kept.matrix.shape[0])
+    return total / float(cells.matrix.shape[0])
 
 
 def gene_factors(method: Method, cells: Cells) -> Any:
-    """Return the molecules of each gene in some cells over those that a method expects there, (g,) float64.
-
-    One molecule is added to both: a gene with hardly any keeps a factor near 1.
-    """
+    """Return observed over expected molecules of each gene, (g,) float64, with one molecule added to both."""
     sizes, start = library_sizes(cells.matrix), 0
     expected = np.zeros(cells.matrix.shape[1])
     for block in method.expected(cells):
@@ -255,5 +239,5 @@ def gene_factors(method: Method, cells: Cells) -> Any:
 
 
 def _positive(totals: Any) -> Any:
-    # a row of which nothing is expected stays a row of zeros
+    # a row without expected molecules stays a row of zeros
     return np.where(totals > 0, totals, 1)

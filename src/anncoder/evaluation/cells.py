@@ -21,12 +21,12 @@ READ = 8192  # cells at a time
 
 
 class Sample(NamedTuple):
-    """Some cells of data, as seen from a model."""
+    """A sample of cells, matched to the fit of a model."""
 
     adata: anndata.AnnData
-    held_out: Any  # (n,) int64, position of each cell among those that the fit held out, ``valid_obs_``; -1: not one
-    layer: str | None  # where their counts are; None for where they were in the fit
-    new: bool  # whether the fit held out cells, and none of these is one of them: then it had none of these data
+    held_out: Any  # (n,) int64, position of each cell among those held out in the fit, ``valid_obs_``; -1 for others
+    layer: str | None  # of the counts; None for that of the fit
+    new: bool  # whether the fit held out cells, but none of these: they are new data
 
 
 def some_cells(
@@ -39,67 +39,60 @@ def some_cells(
     seed: int,
     allow_missing: float = 0.0,
 ) -> Sample:
-    """Return cells taken at random, in their order; all where there are no more than that.
+    """Return a random sample of cells in their order; all cells if there are no more than ``max_cells``.
 
     Parameters
     ----------
     model
-        A fitted model, for where its counts were.
+        A fitted model.
     data
-        AnnData, of which cells are returned with all they have; or files, of which these cells are read and no others.
+        AnnData, sampled with all its slots; or files, of which only the sample is read, its counts into ``X``.
     layer
-        Where the counts are in files; None for where they were in ``fit``. They are in ``X`` of the result.
+        Where the counts are in files; None for the layer of the fit.
     columns
-        What else is needed, of obs.
+        Columns of obs to read.
     max_cells, seed
-        How many, and the start of the random stream.
+        Size of the sample, and start of the random stream.
     allow_missing
-        Share of the model's genes that a reader may lack; they are taken as zero. Others are returned as they are.
+        Share of the model's genes that a reader may lack; their counts are then zero.
 
     Raises
     ------
-    ConfigError
-        There is no such column of obs.
-    FileError
-        A file cannot be read.
-    InputError
-        There is no such layer, files have no cells, or the cells of a reader are not what the model needs.
+    ConfigError, FileError, InputError
+        As :meth:`Autoencoder.embed`, and for a missing column of obs.
     """
     if isinstance(data, Reader):
         genes, integers = Genes(model.var_names_, allow_missing), model.config.integers
         source = data.opened(genes, counts=model.reads_counts, to_fit=False, integers=integers)
-        return _some(model, source, columns, max_cells, seed)
+        return _sample_of(model, source, columns, max_cells, seed)
     shards = open_files(data, model.layer_ if layer is None else layer, layer_is_of_fit=layer is None)
     if shards is not None:
         if not any(shard.n_obs for shard in shards):
-            raise InputError(
-                "too-few-cells",
-                "there are no cells",
-                ", ".join(shard.path.name for shard in shards[:3]),
-                "check the filters that ran before",
-            )
-        return _some(model, DiskSource(Shards(shards), counts=False), columns, max_cells, seed)
+            what = "there are no cells"
+            remedy = "check the filters that ran before"
+            raise InputError("too-few-cells", what, ", ".join(shard.path.name for shard in shards[:3]), remedy)
+        return _sample_of(model, DiskSource(Shards(shards), counts=False), columns, max_cells, seed)
     assert isinstance(data, anndata.AnnData)
     for key in columns:
         obs_column(data, key, what="batch_key" if key == model.training_.batch_key else "labels")
     chosen = np.ones(data.n_obs, dtype=bool)
-    held_out, new = match_held_out(model, data.n_obs, chosen, *_of_cells(data))
+    held_out, new = match_held_out(model, data.n_obs, chosen, *_accessors(data))
     if data.n_obs <= max_cells:
         return Sample(data, held_out, layer, new)
     rows = _rows(data.n_obs, max_cells, seed)
     if data.isbacked and data.is_view:  # a view of a file has no views of its own
         data = data.to_memory()
-    some = data[rows].to_memory() if data.isbacked else data[rows].copy()
-    return Sample(some, held_out[rows], layer, new)
+    sample = data[rows].to_memory() if data.isbacked else data[rows].copy()
+    return Sample(sample, held_out[rows], layer, new)
 
 
 def match_held_out(
     model: Autoencoder, n_obs: int, rows: Any, names: Callable[[Any], pd.Index], column: Callable[..., Any]
 ) -> tuple[Any, bool]:
-    """Return the position of cells among those that the fit held out, or -1, and whether the fit had none of the data.
+    """Return the position of cells among those held out in the fit, or -1, and whether all the data are new to it.
 
-    The split of the fit is drawn again: in the same cells in the same order it holds out cells of the same names. In
-    other data cells are known by their names, and where those repeat, or are mere numbers, none is known.
+    The split of the fit is drawn again: for the same cells in the same order it holds out cells of the same names.
+    Other data are matched by name; where names repeat, or are mere numbers, no cell is matched.
 
     Parameters
     ----------
@@ -108,20 +101,20 @@ def match_held_out(
     n_obs
         Number of cells in the data.
     rows
-        The cells that are asked about: a mask, or (n,) positions.
+        The cells to match: a mask, or (n,) positions.
     names, column
-        Give the names of cells by mask or positions, and a column of obs by its name.
+        Functions to the names of cells, by mask or positions, and to a column of obs, by name.
     """
     try:
         again = split_cells(n_obs, column, model.training_).valid
-    except (ConfigError, InputError):  # other data, which cannot be split as those of the fit
+    except (ConfigError, InputError):  # other data may not allow the split of the fit
         again = np.empty(0, dtype=np.int64)
     if len(again) == len(model.valid_obs_) and (names(again) == model.valid_obs_).all():
         positions = np.full(n_obs, -1)
         positions[again] = np.arange(len(again))
         return positions[rows], False
     of_rows = names(rows)
-    if (of_rows == np.arange(n_obs)[rows].astype(str)).all():  # numbers that stand in for names
+    if (of_rows == np.arange(n_obs)[rows].astype(str)).all():  # numbers in place of names
         return np.full(len(of_rows), -1), False
     if not of_rows.isin(model.valid_obs_).any():
         return np.full(len(of_rows), -1), len(model.valid_obs_) > 0
@@ -130,15 +123,15 @@ def match_held_out(
     return model.valid_obs_.get_indexer(of_rows), False
 
 
-def _of_cells(data: anndata.AnnData) -> tuple[Callable[[Any], pd.Index], Callable[..., Any]]:
+def _accessors(data: anndata.AnnData) -> tuple[Callable[[Any], pd.Index], Callable[..., Any]]:
     def column(key: str, *, what: str) -> Any:
         return obs_column(data, key, what=what)
 
     return lambda rows: pd.Index(data.obs_names[rows].astype(str), dtype=object), column
 
 
-def _some(model: Autoencoder, source: Source, columns: list[str], max_cells: int, seed: int) -> Sample:
-    of_cells: dict[str, Any] = {key: source.column(key, what="labels") for key in columns}
+def _sample_of(model: Autoencoder, source: Source, columns: list[str], max_cells: int, seed: int) -> Sample:
+    values: dict[str, Any] = {key: source.column(key, what="labels") for key in columns}
     chosen = np.ones(source.n_obs, dtype=bool)
     if source.n_obs > max_cells:
         chosen[:] = False
@@ -148,7 +141,7 @@ def _some(model: Autoencoder, source: Source, columns: list[str], max_cells: int
     order = np.argsort(rows)
     matrix = vstack([matrix for matrix, _ in blocks], format="csr")[order]
     rows = rows[order]
-    obs = pd.DataFrame({key: values[rows] for key, values in of_cells.items()}, index=source.names(rows))
+    obs = pd.DataFrame({key: column[rows] for key, column in values.items()}, index=source.names(rows))
     adata = anndata.AnnData(matrix, obs=obs, var=pd.DataFrame(index=pd.Index(source.var_names, dtype=object)))
     held_out, new = match_held_out(model, source.n_obs, rows, source.names, source.column)
     return Sample(adata, held_out, "X", new)

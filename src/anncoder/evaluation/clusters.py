@@ -22,7 +22,7 @@ def cluster_scores(latent: Array | None, truth: Any, seed: int) -> dict[str, flo
     Parameters
     ----------
     latent
-        (n, k), or None for a method without one: all its cells are one cluster, which agrees with nothing.
+        (n, k), or None for a method without: all its cells are one cluster, with agreement 0.
     truth
         (n,) labels, None or NaN where a cell has none; such cells are clustered, but not scored. None for no labels.
     seed
@@ -62,7 +62,7 @@ def leiden(latent: Array, resolutions: tuple[float, ...], seed: int) -> list[Any
     import scanpy as sc
 
     cells = anndata.AnnData(obs=pd.DataFrame(index=[str(i) for i in range(len(latent))]), obsm={"latent": latent})
-    # numba's first parallel loop gives the OpenMP that it shares with torch as many threads as there are cores
+    # numba's first parallel loop sets the OpenMP that it shares with torch to one thread a core
     with threads_set(torch.get_num_threads()):
         sc.pp.neighbors(cells, use_rep="latent", n_neighbors=min(15, len(latent) - 1), random_state=seed)
     for resolution in resolutions:
@@ -79,7 +79,7 @@ def leiden(latent: Array, resolutions: tuple[float, ...], seed: int) -> list[Any
 
 
 def comparable(truth: Any) -> bool:
-    """Tell whether labels, None or NaN where a cell has none, put some cells together and others apart."""
+    """Return whether labels (None or NaN for none) put some cells together and others apart."""
     labels = truth[pd.notna(truth)].astype(str)
     return 1 < len(set(labels)) < len(labels)
 
@@ -95,8 +95,8 @@ def _silhouette(latent: Array, labels: Any, seed: int) -> float:
     from sklearn.metrics import silhouette_score
 
     if len(latent) > LARGEST_SILHOUETTE:
-        some = np.random.default_rng([seed, 5]).choice(len(latent), LARGEST_SILHOUETTE, replace=False)
-        latent, labels = latent[some], labels[some]
+        sample = np.random.default_rng([seed, 5]).choice(len(latent), LARGEST_SILHOUETTE, replace=False)
+        latent, labels = latent[sample], labels[sample]
     if not 1 < len(set(labels)) < len(labels):  # it compares clusters
         return float("nan")
     return float(silhouette_score(latent, labels))

@@ -4,27 +4,24 @@ Three yardsticks:
 
 - **Held-out molecules** (count data): a tenth of each cell's molecules is set aside by binomial thinning, the rest is
   embedded and denoised, and the expected counts are scored on the molecules set aside by their Poisson negative
-  log-likelihood. It compares models whatever their own likelihood is (Batson, Royer, Webber 2019, doi 10.1101/786269).
-  Expectations are of what is observed, zero inflation included. A model of logarithms expects too few molecules (the
-  exponential of a mean logarithm is below the mean), of some genes more than of others, and that alone should not
-  decide: so every method's expectations are multiplied by one factor a gene, which makes them right on the cells that
-  PCA was fitted to, and scaled to the cell's number of molecules.
+  log-likelihood. It compares models of any likelihood (Batson, Royer, Webber 2019, doi 10.1101/786269). Expectations
+  include zero inflation. A model of logarithms expects too few molecules (the exponential of a mean logarithm is below
+  the mean), differently for each gene, and that alone should not decide: every method's expectations are multiplied by
+  one factor a gene, which makes them right on the cells that PCA was fitted to, and scaled to the molecules of a cell.
 - **Reconstruction**: mean squared error of log-normalised expression (of the values themselves, for models of
-  expression). It is what PCA minimises, and rewards copying noise: read it as a check, not as a race. The gene means
-  are means of logarithms here; a count model says the logarithm of a mean, which is above them.
-- **Clusters**: Leiden (the best of eleven resolutions, for all rows alike) and k-means against labels, and the
-  silhouette of the labels (of the Leiden clusters, where there are no labels).
+  expression). PCA minimises it, and it rewards copying noise: read it as a check, not as a race. The gene means are
+  means of logarithms here; a count model gives the logarithm of a mean, which is larger.
+- **Clusters** of all cells: Leiden (the best of eleven resolutions, for all rows alike) and k-means against labels, and
+  the silhouette of the labels (without labels, of the Leiden clusters).
 
-Which cells the first two are of stands in ``scored``:
+``scored`` tells the cells of the first two:
 
 - ``"held-out"``: those that were held out for validation when the model was fitted; PCA and the gene means are fitted
-  to the others. No method was fitted to them; the model chose the epoch to stop at by them, which PCA did not.
-- ``"new"``: a random half of data without any held-out cell; PCA and the gene means are fitted to the other half (and
-  so to cells more like these than the model's may be). A selection of fitted cells only passes for new: beware.
-- ``"seen"``: all cells, where fewer than twenty were held out, or cannot be told from the others. All methods have seen
-  them, and ``heldout_nll`` is not given: it would reward memory.
-
-Clusters are of all cells.
+  to the others. No method was fitted to them, but the model chose its last epoch by them.
+- ``"new"``: a random half of data without any held-out cell; PCA and the gene means are fitted to the other half, which
+  may be more like these cells than the model's were. Beware: fitted cells alone, too, pass for new.
+- ``"seen"``: all cells, if fewer than twenty were held out, or they cannot be identified. All methods have seen them,
+  and ``heldout_nll`` is left out: it would reward memory.
 """
 
 from __future__ import annotations
@@ -61,7 +58,7 @@ from anncoder.models.base import Autoencoder, refuse_no_model
 
 logger = logging.getLogger("anncoder")
 
-FEWEST = 20  # cells that tell anything
+FEWEST = 20  # cells of a meaningful score
 SCHEMA = 1
 
 Scored = Literal["held-out", "new", "seen"]
@@ -74,20 +71,19 @@ WHICH: dict[Scored, str] = {
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What :func:`evaluate` found.
+    """Result of :func:`evaluate`.
 
     Attributes
     ----------
     table
         A row for the model, one for PCA of the same width, one for the gene means. ``heldout_nll``: nats a cell, lower
-        is better; NaN without cells that were held out.
-        ``reconstruction_mse``: lower is better. ``leiden_ari``, ``leiden_nmi``, ``kmeans_ari``,
-        ``kmeans_nmi``, ``silhouette``: higher is better; NaN where they have no meaning. With ``guard`` also
-        ``invented_correlations``: lower is better.
+        is better; NaN without cells that were held out. ``reconstruction_mse``: lower is better. ``leiden_ari``,
+        ``leiden_nmi``, ``kmeans_ari``, ``kmeans_nmi``, ``silhouette``: higher is better; NaN where undefined. With
+        ``guard`` also ``invented_correlations``: lower is better.
     n_obs
-        Cells that were looked at.
+        Number of cells.
     n_scored, scored
-        Cells that ``heldout_nll`` and ``reconstruction_mse`` are of: how many, and which: ``"held-out"``, ``"new"`` or
+        Number and kind of the cells of ``heldout_nll`` and ``reconstruction_mse``: ``"held-out"``, ``"new"`` or
         ``"seen"``; see the top of :mod:`anncoder.evaluation.comparison`.
     labels
         The obs column, or None.
@@ -126,25 +122,25 @@ def evaluate(
 ) -> Evaluation:
     """Compare a fitted model with PCA of the same width and with the gene means.
 
-    What is compared, and on which cells, stands at the top of :mod:`anncoder.evaluation.comparison`.
+    The scores and their cells are described at the top of :mod:`anncoder.evaluation.comparison`.
 
     Parameters
     ----------
     model
         A fitted model.
     data
-        AnnData or files; genes are matched by name. Of files only the cells that are compared are read.
+        AnnData or files; genes are matched by name. Of files only the compared cells are read.
     labels
         obs column with the cell types; None for no labels.
     layer
-        Where the counts are; None for where they were in ``fit``.
+        Where the counts are; None for the layer of the fit.
     allow_missing
         Share of the model's genes that may be missing.
     max_cells
-        At most so many cells, taken at random.
+        Largest number of cells; more are sampled.
     guard
-        Whether to add the column ``invented_correlations``: the share of pairs of genes that the method correlates
-        significantly though they were permuted (:mod:`anncoder.evaluation.correlations`). It takes another fit.
+        Whether to add ``invented_correlations``, the share of significantly correlated pairs among permuted genes
+        (:mod:`anncoder.evaluation.correlations`), which takes another fit.
     seed
         Start of every random stream.
 
@@ -156,14 +152,14 @@ def evaluate(
     Raises
     ------
     InputError
-        There are too few cells, or the data are not what the model was fitted on.
+        There are too few cells, or the data do not fit the model.
     ConfigError
         There is no such obs column, or the seed or max_cells is out of range.
     """
     refuse_no_model(model)
     TrainingConfig.refuse_value("seed", seed)
     max_cells = _enough(max_cells)
-    # the guard fits again, which may take the batches where embedding does not
+    # the guard fits again, which may need batches that embedding does not
     key = model.training_.batch_key if model.config.encodes_batches or guard else None
     columns = [column for column in (labels, key) if column is not None]
     sample = some_cells(model, data, layer, columns, max_cells=max_cells, seed=seed, allow_missing=allow_missing)
@@ -171,17 +167,14 @@ def evaluate(
     matrix = model.aligned_matrix(adata, sample.layer, allow_missing)
     if min(matrix.shape) <= width or matrix.shape[0] < FEWEST:
         of_genes = matrix.shape[1] <= width
-        raise InputError(
-            "too-few-cells",
-            f"{matrix.shape[0]} cells x {matrix.shape[1]} genes are too few for {width} components",
-            "evaluate",
-            "compare a model with a narrower latent" if of_genes else "evaluate more cells",
-        )
+        what = f"{matrix.shape[0]} cells x {matrix.shape[1]} genes are too few for {width} components"
+        remedy = "compare a model with a narrower latent" if of_genes else "evaluate more cells"
+        raise InputError("too-few-cells", what, "evaluate", remedy)
     cells = Cells(matrix, None if key is None else obs_column(adata, key, what="batch_key").to_numpy())
     truth = None if labels is None else adata.obs[labels].to_numpy(dtype=object, na_value=np.nan)
     if truth is not None and not comparable(truth):
         logger.warning(
-            "no clusters are scored: the labels %r say the same of all cells that have one, or of no two", labels
+            "no clusters are scored: the labels %r are the same for all cells that have one, or for no two", labels
         )
     scored, others, which = _apart(model, sample, cells, seed)
     methods: dict[str, Method] = {
@@ -206,28 +199,13 @@ def evaluate(
 def _enough(max_cells: Any) -> int:
     # 1e4 is as good as 10_000
     if not (isinstance(max_cells, int | float | np.number) and float(max_cells).is_integer() and max_cells >= FEWEST):
-        raise ConfigError(
-            "bad-value",
-            f"max_cells = {max_cells!r} is no number of cells that tells anything",
-            "max_cells",
-            f"a whole number from {FEWEST} on",
-        )
+        what = f"max_cells = {max_cells!r} is no number of cells that tells anything"
+        raise ConfigError("bad-value", what, "max_cells", f"a whole number from {FEWEST} on")
     return int(max_cells)
 
 
 def heldout_score(model: Autoencoder, data: anndata.AnnData, *, layer: str | None = None, seed: int = 0) -> float:
-    """Return the held-out molecules' negative log-likelihood alone, nats a cell, of the cells that the fit held out.
-
-    Parameters
-    ----------
-    model, data, layer, seed
-        As in :func:`evaluate`.
-
-    Raises
-    ------
-    ConfigError
-        The fit held out none of these cells.
-    """
+    """Return ``heldout_nll`` of :func:`evaluate` alone, for the cells held out in the fit; ConfigError if none."""
     matrix = model.aligned_matrix(data, layer)
     refuse_not_whole(matrix, reads_counts=model.reads_counts)
     sample = some_cells(model, data, layer, [], max_cells=data.n_obs, seed=seed)
@@ -238,25 +216,17 @@ def heldout_score(model: Autoencoder, data: anndata.AnnData, *, layer: str | Non
 
 
 def refuse_not_whole(matrix: csr_matrix, *, reads_counts: bool = True) -> None:
-    """Raise a ConfigError where no molecules can be set aside: of what is not counts, or not whole."""
+    """Raise a ConfigError for values that are not whole counts: no molecules can be set aside of them."""
     if not reads_counts or not whole(matrix):
-        raise ConfigError(
-            "no-decoder",
-            "no molecules can be set aside of values that are not whole counts",
-            "search",
-            "search with the raw counts, and leave transform='none' out",
-        )
+        what = "no molecules can be set aside of values that are not whole counts"
+        raise ConfigError("no-decoder", what, "search", "search with the raw counts, and leave transform='none' out")
 
 
 def refuse_none_held_out(held_out: float) -> None:
-    """Raise a ConfigError where no cells are held out, by their number or their share."""
+    """Raise a ConfigError for no held-out cells, by their number or share."""
     if not held_out:
-        raise ConfigError(
-            "bad-value",
-            "no cells are held out of the fit to score it on",
-            "valid_fraction",
-            "leave it out, or hold out a share of the cells: valid_fraction=0.1",
-        )
+        remedy = "leave it out, or hold out a share of the cells: valid_fraction=0.1"
+        raise ConfigError("bad-value", "no cells are held out of the fit to score it on", "valid_fraction", remedy)
 
 
 def reconstruction_mse(method: Method, cells: Cells, model: Autoencoder) -> float:
@@ -276,27 +246,27 @@ def _batches_of(model: Autoencoder, adata: anndata.AnnData) -> Any:
 
 
 def _apart(model: Autoencoder, sample: Sample, cells: Cells, seed: int) -> tuple[Cells, Cells, Scored]:
-    # the cells to score, those to fit the baselines to, and which they are
+    # cells to score, cells to fit the baselines to, and their kind
     which: Scored = "new" if sample.new else "held-out"
     apart = sample.held_out >= 0
     if sample.new:
         apart = np.random.default_rng([seed, 6]).permutation(len(apart)) < len(apart) // 2
-    elif not _are_those(model, sample, cells):
+    elif not _same_totals(model, sample, cells):
         apart[:] = False
     enough = apart.sum() >= FEWEST and (~apart).sum() > max(FEWEST, model.config.width)
     return (cells.take(apart), cells.take(~apart), which) if enough else (cells, cells, "seen")
 
 
 def _only_numbered(model: Autoencoder) -> bool:
-    # whether the names are the numbers that stand in for names: those are of any cells
+    # whether the names are numbers, which identify no cells
     if not model.valid_obs_.str.isdigit().all():
         return False
     n_fitted = len(model.valid_obs_) / max(given(model.training_.valid_fraction), 1e-9)
     return bool(model.valid_obs_.astype(float).max() <= n_fitted)
 
 
-def _are_those(model: Autoencoder, sample: Sample, cells: Cells) -> bool:
-    # cells of other data may have the same names: they have other totals
+def _same_totals(model: Autoencoder, sample: Sample, cells: Cells) -> bool:
+    # cells of other data may have the same names, but have other totals
     known = sample.held_out >= 0
     all_genes = model.var_names_.isin(sample.adata.var_names.astype(str)).all()
     if not (model.reads_counts and len(model.valid_sizes_) and all_genes):

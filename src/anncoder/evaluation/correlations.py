@@ -1,10 +1,9 @@
 """Invented gene-gene correlations: how many a method finds between permuted genes.
 
-Denoised genes come from a few numbers a cell, and so are correlated with each other whether they have anything to do
-with each other or not (Andrews, Hemberg 2019, doi 10.12688/f1000research.16613.2). Here the counts of some genes are
-exchanged between cells of nearly the same number of molecules, which leaves each gene its distribution and takes every
-relation to other genes away. The model is fitted anew to that, and pairs of permuted genes are looked at as the method
-gives them back.
+Denoised genes are functions of a few numbers a cell, and thus correlated even where the genes are not (Andrews, Hemberg
+2019, doi 10.12688/f1000research.16613.2). Here the counts of some genes are permuted between cells of nearly the same
+number of molecules, which preserves the distribution of each gene and removes all correlations. The model is fitted
+anew, and the denoised pairs of permuted genes are tested.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ from anncoder.models.base import Autoencoder
 
 GENES = 100  # permuted, at most
 FEWEST = 20
-LEAST = 0.1  # share of the cells that have a molecule of a gene that is permuted
-NEIGHBOURS = 20  # cells of nearly the same library size, between which counts are exchanged
-LEVEL = 0.05  # of a two-sided test, over the number of pairs
+LEAST = 0.1  # share of the cells with a molecule of a gene to permute
+NEIGHBOURS = 20  # cells of nearly the same library size, between which counts are permuted
+LEVEL = 0.05  # of a two-sided test, divided by the number of pairs
 
 
 def invented(model: Autoencoder, cells: Cells, seed: int) -> dict[str, float]:
@@ -34,7 +33,7 @@ def invented(model: Autoencoder, cells: Cells, seed: int) -> dict[str, float]:
     Parameters
     ----------
     model
-        A fitted model, which is left as it is: another of the same settings is fitted to the permuted counts.
+        A fitted model, left unchanged: another with its settings is fitted to the permuted counts.
     cells
         Raw counts of n cells in the model's gene order.
     seed
@@ -48,12 +47,8 @@ def invented(model: Autoencoder, cells: Cells, seed: int) -> dict[str, float]:
         Fewer than twenty genes are found in a tenth of the cells.
     """
     if not (model.reads_counts and model.config.decodes):
-        raise ConfigError(
-            "no-decoder",
-            f"{model.name!r}, as it is set, gives no expected counts",
-            "guard",
-            "evaluate it without the guard",
-        )
+        what = f"{model.name!r}, as it is set, gives no expected counts"
+        raise ConfigError("no-decoder", what, "guard", "evaluate it without the guard")
     genes = _chosen(cells.matrix, seed)
     other = cells._replace(matrix=permuted(cells.matrix, genes, seed))
     settings = model.training_.model_dump() | {"valid_stratify": None, "valid_groups": None, "progress": False}
@@ -63,17 +58,7 @@ def invented(model: Autoencoder, cells: Cells, seed: int) -> dict[str, float]:
 
 
 def permuted(matrix: csr_matrix, genes: Any, seed: int) -> csr_matrix:
-    """Return counts in which each of some genes is permuted between cells of nearly the same total, (n, g) CSR.
-
-    Parameters
-    ----------
-    matrix
-        (n, g) counts; left as they are.
-    genes
-        Positions of the genes.
-    seed
-        Start of the permutations, one a gene.
-    """
+    """Return (n, g) counts with the genes at these positions permuted between cells of nearly the same total."""
     generator = np.random.default_rng([seed, 8])
     by_size = np.argsort(library_sizes(matrix), kind="stable")
     group = np.empty(len(by_size), dtype=np.int64)
@@ -81,7 +66,7 @@ def permuted(matrix: csr_matrix, genes: Any, seed: int) -> csr_matrix:
     columns = csc_matrix(matrix, copy=True)
     for gene in genes:
         values = columns[:, [gene]].toarray().ravel()
-        # in the order of group and then of chance: every group is filled by its own cells
+        # ordered by group and then at random: every group is filled by its own cells
         shuffled = np.lexsort((generator.random(len(values)), group))
         in_order = np.lexsort((np.arange(len(values)), group))
         moved = np.empty_like(values)
@@ -107,12 +92,8 @@ def correlated(values: Any) -> float:
 def _chosen(matrix: csr_matrix, seed: int) -> Any:
     frequent = np.flatnonzero(np.diff(csc_matrix(matrix).indptr) >= LEAST * matrix.shape[0])
     if len(frequent) < FEWEST:
-        raise InputError(
-            "too-few-genes",
-            f"{len(frequent)} genes are found in a tenth of the cells: too few to permute",
-            "guard",
-            "evaluate without the guard",
-        )
+        what = f"{len(frequent)} genes are found in a tenth of the cells: too few to permute"
+        raise InputError("too-few-genes", what, "guard", "evaluate without the guard")
     n = min(GENES, len(frequent))
     return np.sort(np.random.default_rng([seed, 7]).choice(frequent, n, replace=False))
 

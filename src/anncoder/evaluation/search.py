@@ -1,9 +1,9 @@
 """Hyper-parameter search: random trials scored on held-out molecules.
 
-A validation loss cannot be compared between likelihoods. Molecules set aside can (Batson, Royer, Webber 2019, doi
-10.1101/786269): every trial is fitted with the same cells held out, sees nine tenths of their molecules, and is scored
-on the rest. Random search is as good as a grid of many times its size where few of the settings matter (Bergstra,
-Bengio 2012, JMLR 13:281).
+Validation losses are not comparable between likelihoods, held-out molecules are (Batson, Royer, Webber 2019, doi
+10.1101/786269): every trial is fitted with the same cells held out, reads nine tenths of their molecules, and is scored
+on the rest. Where few settings matter, random search is as good as a grid of many times its size (Bergstra, Bengio
+2012, JMLR 13:281).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from anncoder.models.base import Autoencoder
 Settings = dict[str, Any]
 Space = Mapping[str, Any]
 
-# for a model that has them; a setting that it does not have is left out
+# settings that a model does not have are left out
 SPACE: Space = {
     "n_latent": [8, 16, 32],
     "n_hidden": [[64], [128], [256], [512], [256, 128]],
@@ -43,7 +43,7 @@ SPACE: Space = {
 
 
 class Trial(NamedTuple):
-    """One set of settings, and how it did."""
+    """One set of settings and its score."""
 
     number: int
     settings: Settings
@@ -74,21 +74,20 @@ def search(
     model
         Name of the model.
     space
-        For each setting a list of values, or ``{"low": a, "high": b}`` with ``"log": True`` for equal ratios (whole
-        numbers where both are); None for
-        a space that suits most data.
+        For each setting a list of values, or ``{"low": a, "high": b}`` with ``"log": True`` for equal ratios (integers
+        if both are); None for ``SPACE``.
     n_trials
-        How many to try. Settings of a trial depend on the seed and its number alone.
+        Number of trials. The settings of a trial depend on the seed and its number alone.
     layer
         Where the counts are; None for ``X``.
     seed
         Start of the trials and of every fit.
     journal
-        File to which each trial is written as it ends; a search that finds its own goes on after the last of them.
+        File to which each trial is appended; a search that finds its own continues after the last trial.
     report
-        Told of every trial.
+        Called with every trial.
     **settings
-        Settings that all trials share (``max_epochs``, ``threads``, ``batch_key``...).
+        Settings common to all trials (``max_epochs``, ``threads``, ``batch_key``...).
 
     Returns
     -------
@@ -98,13 +97,13 @@ def search(
     Raises
     ------
     ConfigError
-        Unknown setting, a space that is none, or a journal of another search.
+        Unknown setting, invalid space, or journal of another search.
     FileError
         The journal cannot be used, or is damaged.
     InputError
         The data are not raw counts.
     KeyboardInterrupt
-        Stopped by a signal; the trial that it cut off is not in the journal.
+        Stopped by a signal; the unfinished trial is not in the journal.
 
     Examples
     --------
@@ -142,11 +141,11 @@ def search(
 
 def _rank(trial: Trial) -> float:
     nll = math.inf if trial.heldout_nll is None else trial.heldout_nll
-    return math.inf if math.isnan(nll) else nll  # which would leave the others in any order
+    return math.inf if math.isnan(nll) else nll  # NaN has no order
 
 
 def _digest(adata: anndata.AnnData, layer: str | None) -> str:
-    # of what the trials were fitted to: genes, and the molecules of every cell
+    # hash of the data of the trials: genes, and the molecules of every cell
     digest = hashlib.sha256("\n".join(map(str, adata.var_names)).encode())
     matrix = adata.X if layer is None or layer not in adata.layers else adata.layers[layer]
     if matrix is not None:
@@ -177,11 +176,11 @@ def _run(
     try:
         hyper, training = split_settings(shared | drawn, find(model).config_class)
         fitted: Autoencoder = find(model)(**hyper).fit(adata, layer=layer, progress=False, **training)
-        if fitted.stopped_ == "interrupted":  # the fit ends as if it were over; the trial is not, nor is the search
+        if fitted.stopped_ == "interrupted":  # the fit returns, but trial and search are unfinished
             raise KeyboardInterrupt(f"interrupted in trial {number + 1}")
         score = heldout_score(fitted, adata, layer=layer)
-    except (DivergenceError, ConfigError, InputError) as error:  # this one cannot be fitted; others can
-        if isinstance(error, InputError) and error.code != "empty-batch-group":  # which takes larger minibatches
+    except (DivergenceError, ConfigError, InputError) as error:  # other trials may succeed
+        if isinstance(error, InputError) and error.code != "empty-batch-group":  # solved by larger minibatches
             raise
         return Trial(number, drawn, None, time.perf_counter() - began, 0, error.what)
     seconds, epochs = time.perf_counter() - began, len(fitted.history_)
@@ -191,13 +190,9 @@ def _run(
 
 
 def checked_space(model: str, space: Space | None) -> Space:
-    """Return the space of a search, the usual one for None.
+    """Return the space of a search, ``SPACE`` for None.
 
-    Raises
-    ------
-    ConfigError
-        It names something that is no setting, or a value that the setting cannot have; the model is unknown, or cannot
-        be scored.
+    Unknown settings, invalid values, and models that are unknown or cannot be scored are a ConfigError.
     """
     config = find(model).config_class
     _refuse_unscored(model, reads_counts=config().reads_counts)
@@ -205,22 +200,14 @@ def checked_space(model: str, space: Space | None) -> Space:
         known = set(config.model_fields) | {"learning_rate"}
         space = {name: values for name, values in SPACE.items() if name in known}
     if not isinstance(space, Mapping):
-        raise ConfigError(
-            "bad-value",
-            f"space is a {type(space).__name__}, not a mapping",
-            "space",
-            "name each setting with its values: {'n_latent': [8, 16]}",
-        )
+        what = f"space is a {type(space).__name__}, not a mapping"
+        raise ConfigError("bad-value", what, "space", "name each setting with its values: {'n_latent': [8, 16]}")
     split_settings(dict.fromkeys(space), config, where="space")
     for name, values in space.items():
         if not _ranged(values) and not (isinstance(values, list) and values):
-            raise ConfigError(
-                "bad-value",
-                f"{name}: {values!r} is neither a list of values nor a range",
-                "space",
-                "write [8, 16] or {low: 0.001, high: 0.01, log: true}",
-            )
-        # of a range the ends, and what it gives between them: no whole number, where one end is none
+            what = f"{name}: {values!r} is neither a list of values nor a range"
+            raise ConfigError("bad-value", what, "space", "write [8, 16] or {low: 0.001, high: 0.01, log: true}")
+        # of a range its ends, and a value between them, which is no integer unless both ends are
         drawn = [draw({name: values}, 0, 0)[name], values["low"], values["high"]] if _ranged(values) else values
         _refuse_values(model, name, drawn)
     return space
@@ -228,16 +215,12 @@ def checked_space(model: str, space: Space | None) -> Space:
 
 def _refuse_unscored(model: str, *, reads_counts: bool) -> None:
     if not reads_counts or not find(model).config_class.decodes:
-        raise ConfigError(
-            "no-decoder",
-            f"{model!r} (as it is set) gives no expected counts: trials cannot be scored on molecules",
-            "model",
-            "search among models of raw counts",
-        )
+        what = f"{model!r} (as it is set) gives no expected counts: trials cannot be scored on molecules"
+        raise ConfigError("no-decoder", what, "model", "search among models of raw counts")
 
 
 def _refuse_values(model: str, name: str, values: Sequence[Any]) -> None:
-    # now, not trial by trial; what a value is beside the others is seen when they are drawn
+    # before the first trial; combinations of values are checked when they are drawn
     for config in (find(model).config_class, TrainingConfig):
         for value in values if name in config.model_fields else ():
             config.refuse_value(name, value)
@@ -253,7 +236,7 @@ def _ranged(values: Any) -> bool:
 
 
 def _journal(path: Path, about: Settings) -> list[Trial]:
-    """Return the trials in a file, made if it is not there."""
+    """Return the trials in a file, which is created if missing."""
     about = json.loads(json.dumps(about))
     try:
         if not path.exists():
@@ -261,40 +244,28 @@ def _journal(path: Path, about: Settings) -> list[Trial]:
             return []
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise FileError(
-            "unreadable",
-            f"cannot use {str(path)!r} as a journal: {getattr(error, 'strerror', None) or error}",
-            "journal",
-            "name a file, in a folder that exists",
-        ) from error
+        what = f"cannot use {str(path)!r} as a journal: {getattr(error, 'strerror', None) or error}"
+        raise FileError("unreadable", what, "journal", "name a file, in a folder that exists") from error
     lines = text.splitlines()
     head, trials = _parsed(lines)
-    if head is None:  # killed while it wrote its last line
+    if head is None:  # killed while writing the last line
         lines = lines[:-1]
         head, trials = _parsed(lines)
     if [trial.number for trial in trials] != list(range(len(trials))):
-        raise FileError(
-            "bad-journal",
-            f"{path.name} is damaged: its trials are not those of one search, each once and in order",
-            str(path),
-            "remove it: the search then starts anew",
-        )
+        what = f"{path.name} is damaged: its trials are not those of one search, each once and in order"
+        raise FileError("bad-journal", what, str(path), "remove it: the search then starts anew")
     if head != about:
-        raise ConfigError(
-            "other-search",
-            f"{path.name} is the journal of another search",
-            str(path),
-            "give the settings of that search to go on with it, or remove the file",
-        )
+        remedy = "give the settings of that search to go on with it, or remove the file"
+        raise ConfigError("other-search", f"{path.name} is the journal of another search", str(path), remedy)
     whole = "".join(line + "\n" for line in lines)
-    if text != whole:  # or the next trial would be written into the line that was cut, even if only its end is missing
+    if text != whole:  # else the next trial would be appended to a cut line
         with atomic_path(path) as temporary:
             temporary.write_text(whole, encoding="utf-8")
     return trials
 
 
 def _parsed(lines: list[str]) -> tuple[Any, list[Trial]]:
-    """Return what a journal begins with, and its trials; None, and no trials, if the lines are not a journal's."""
+    """Return head and trials of a journal; None, and no trials, for lines of another format."""
     try:
         head, *rest = [json.loads(line) for line in lines]
         return head, [Trial(**line) for line in rest]

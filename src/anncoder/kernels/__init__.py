@@ -1,8 +1,8 @@
 """Fused passes: on the CPU compiled by numba at first use and cached, on CUDA GPUs by Triton.
 
-Each stands beside an exact reference: the likelihoods' eager torch forms and their float64 textbook forms, and torch's
-own sparse products. :func:`fused` and :func:`on_gpu` say whether the kernels serve some tensors; the environment
-variable ``ANNCODER_KERNELS=torch`` and :func:`use` switch them off.
+Each has an exact reference: the likelihoods' eager torch forms and float64 textbook forms, and torch's own sparse
+products. :func:`fused` and :func:`on_gpu` choose the kernels by tensor; the environment variable
+``ANNCODER_KERNELS=torch`` and :func:`use` switch them off.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _backend: Backend = "torch" if os.environ.get("ANNCODER_KERNELS") == "torch" els
 
 
 def use(backend: Backend) -> Backend:
-    """Choose the kernels from here on; return what it was before.
+    """Set the backend of the kernels; return the previous one.
 
-    ``"numba"``, the default, is numba on the CPU and Triton on CUDA GPUs. ``"torch"`` is neither. ``"triton"`` is
-    Triton on the CPU too, which is for its interpreter (``TRITON_INTERPRET=1``) and very slow.
+    ``"numba"``, the default, is numba on the CPU and Triton on CUDA GPUs; ``"torch"`` no kernels at all; ``"triton"``
+    Triton on the CPU too, for its interpreter (``TRITON_INTERPRET=1``, very slow).
     """
     global _backend
     before, _backend = _backend, backend
@@ -32,24 +32,24 @@ def use(backend: Backend) -> Backend:
 
 
 def fused(*tensors: Tensor | tuple[Tensor, ...] | None) -> bool:
-    """Tell whether the numba kernels serve these tensors: float32, on the CPU, and not switched off."""
+    """Return whether to use the numba kernels: float32 tensors on the CPU, and not switched off."""
     return _backend == "numba" and all(t.dtype == torch.float32 and t.device.type == "cpu" for t in _each(tensors))
 
 
 def on_gpu(*tensors: Tensor | tuple[Tensor, ...] | None) -> bool:
-    """Tell whether the Triton kernels serve these tensors: float32, on a CUDA GPU, and not switched off."""
+    """Return whether to use the Triton kernels: float32 tensors on a CUDA GPU, and not switched off."""
     return _backend != "torch" and all(
         t.dtype == torch.float32 and _has_kernels(t.device, interpreted=_backend == "triton") for t in _each(tensors)
     )
 
 
 def constant(*tensors: Tensor | None) -> bool:
-    """Tell whether nothing is differentiated by these tensors, for which the kernels have no gradient."""
+    """Return whether no gradient by these tensors is wanted; the kernels have none."""
     return not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in tensors)
 
 
 def empty_float32(*shape: int) -> Tensor:
-    """Return memory for a kernel to write: float32, on the CPU, whatever torch makes by default."""
+    """Return memory for a kernel to write: float32 on the CPU, under any default of torch."""
     return torch.empty(shape, dtype=torch.float32, device="cpu")
 
 
@@ -63,7 +63,7 @@ def _each(tensors: Iterable[Tensor | tuple[Tensor, ...] | None]) -> Iterator[Ten
 
 @cache
 def _has_kernels(device: torch.device, *, interpreted: bool) -> bool:
-    # kernels take tuples, which Triton knows since 3.4; CUDA builds of torch bring it since 2.8
+    # kernels have tuple arguments, which Triton has since 3.4; it comes with CUDA builds of torch since 2.8
     if device.type not in (("cuda", "cpu") if interpreted else ("cuda",)):
         return False
     if device.type == "cuda" and (torch.version.hip or torch.cuda.get_device_capability(device) < (7, 0)):

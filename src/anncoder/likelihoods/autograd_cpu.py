@@ -1,7 +1,7 @@
 """Autograd of the CPU kernels: loss and gradients in one pass, output layer by blocks.
 
-A parameter is a tensor, or the :class:`~anncoder.types.LinearOutput` of an output layer. Then the pass goes by blocks
-of cells: the product of a block, its loss, the gradient in place of the product, and the products of that gradient with
+A parameter is a tensor, or the :class:`~anncoder.types.LinearOutput` of an output layer. The latter is computed by
+blocks of cells: the product, its loss, the gradient in place of the product, and the products of that gradient with
 weights and hidden units, while the block is in a cache.
 """
 
@@ -26,22 +26,18 @@ FEWEST = 64  # rows of a block: products of fewer are slow
 
 
 class LossSpec(NamedTuple):
-    """A kernel and what it reads beside its parameters."""
+    """A kernel and its data."""
 
-    kernel: Kernel  # of parameters, offset, weight, indptr, indices, values, limits, loss, gradients
+    kernel: Kernel  # arrays: parameters, offset, weight, indptr, indices, values, limits, loss, gradients
     counts: CSR
     size_factor: Tensor | None  # (b,)
     limits: Tensor  # (6,) float32; see anncoder.kernels.cpu.nb.nb
 
     def run(self, parameters: list[Tensor | LinearOutput], weight: Tensor | None) -> tuple[Tensor, list[Tensor]]:
-        """Return the loss of each cell, (b,) float64, and the gradients of the weighted sum, none for no weight.
+        """Return the loss of each cell, (b,) float64, and the gradients of the weighted sum, none without a weight.
 
-        A product has three: for hidden units, weight and bias.
-
-        Raises
-        ------
-        ValueError
-            Counts, parameters and size factors are not of the same cells and genes.
+        A :class:`LinearOutput` has three: for hidden units, weight and bias. A ValueError if counts, parameters and
+        size factors do not have the same cells and genes.
         """
         counts, wanted = self.counts, weight is not None
         n, g = parameters[0].shape
@@ -63,7 +59,7 @@ class LossSpec(NamedTuple):
         return loss, [gradient for part in parts for gradient in part.gradients]
 
     def _refuse_other_shapes(self, n: int, g: int, parameters: list[Tensor | LinearOutput]) -> None:
-        # the kernel follows addresses: what does not fit would be read from, and written to, memory of others
+        # the kernel works on addresses: wrong shapes would read and write foreign memory
         counts, size = self.counts, self.size_factor
         same = (counts.n_rows, counts.n_vars) == (n, g) and len(counts.values) == len(counts.indices)
         if not same or (size is not None and size.shape != (n,)):
@@ -74,7 +70,7 @@ class LossSpec(NamedTuple):
             )
         indptr, indices = counts.indptr.numpy(), counts.indices.numpy()
         rising = indptr[0] == 0 and indptr[-1] == len(indices) and not (indptr[1:] < indptr[:-1]).any()
-        # a negative index, too, is beyond the genes when it is read without its sign
+        # read as unsigned, a negative index is beyond the genes too
         if not rising or (len(indices) and indices.astype(np.int64, copy=False).view(np.uint64).max() >= g):
             raise ValueError("counts have a gene, or a row, that lies outside of them")
         for parameter in parameters:
@@ -82,68 +78,68 @@ class LossSpec(NamedTuple):
                 raise ValueError(f"a parameter of {n} cells and {g} genes has the shape {tuple(parameter.shape)}")
 
 
-def cpu_loss(what: LossSpec, *parameters: Tensor | LinearOutput) -> Tensor:
+def cpu_loss(spec: LossSpec, *parameters: Tensor | LinearOutput) -> Tensor:
     """Return the loss of each cell, (b,); differentiable once.
 
-    Gradients are written with the weight that a mean over cells and genes has, so that in training nothing is left to
-    do when they are asked for; another common weight multiplies them, and different ones run the pass again.
+    Gradients are written with the weight of a mean over cells and genes, so that nothing is left to do for the backward
+    pass of a training step. Another common weight multiplies them; different weights run the pass again.
 
     Parameters
     ----------
-    what
+    spec
         The kernel, with its data.
     parameters
-        What is differentiated, float32: (b, g) tensors or products, (b, 1), or (g,).
+        Differentiable, float32: (b, g) tensors or output layers, (b, 1), or (g,).
     """
     tensors = [t for p in parameters for t in (p if isinstance(p, LinearOutput) else (p,))]
     products = tuple(isinstance(p, LinearOutput) for p in parameters)
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        loss: Tensor = _OnePass.apply(what, products, *tensors)  # type: ignore[no-untyped-call]
+        loss: Tensor = _OnePass.apply(spec, products, *tensors)  # type: ignore[no-untyped-call]
         return loss
-    return what.run(_gathered(products, tensors), None)[0].float()
+    return spec.run(_gathered(products, tensors), None)[0].float()
 
 
 class _OnePass(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, what: LossSpec, products: tuple[bool, ...], *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, spec: LossSpec, products: tuple[bool, ...], *tensors: Tensor) -> Tensor:
         parameters = _gathered(products, tensors)
         n, g = parameters[0].shape
-        ctx.what, ctx.products, ctx.weight = what, products, 1 / max(n * g, 1)
-        ctx.save_for_backward(*tensors, *what.counts.changeable())
-        loss, ctx.gradients = what.run(parameters, empty_float32(n).fill_(ctx.weight))
+        ctx.spec, ctx.products, ctx.weight = spec, products, 1 / max(n * g, 1)
+        ctx.save_for_backward(*tensors, *spec.counts.changeable())
+        loss, ctx.gradients = spec.run(parameters, empty_float32(n).fill_(ctx.weight))
         return loss.float()
 
     @staticmethod
     @differentiated_once
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         per_cell = upstream[0]
-        gradients, ctx.gradients = ctx.gradients, None  # handed out once: whoever gets them may change them
-        alike = per_cell.stride() == (0,) or bool((per_cell == per_cell[:1]).all())  # a sum hands on one number
+        gradients, ctx.gradients = ctx.gradients, None  # handed out once: the receiver may change them
+        alike = per_cell.stride() == (0,) or bool((per_cell == per_cell[:1]).all())  # of a sum: one number
         if gradients is None or not alike:
-            gradients = ctx.what.run(_gathered(ctx.products, ctx.saved_tensors), per_cell.contiguous())[1]
+            gradients = ctx.spec.run(_gathered(ctx.products, ctx.saved_tensors), per_cell.contiguous())[1]
             return (None, None, *gradients)
         factor = float(per_cell[0]) / ctx.weight if per_cell.numel() else 1.0
-        if not abs(factor - 1) <= 1e-6:  # nearer than that is the rounding of the weight itself; a NaN is not near
+        if not abs(factor - 1) <= 1e-6:  # closer is the rounding of the weight itself; also false for NaN
             gradients = [gradient * factor for gradient in gradients]
         return (None, None, *gradients)
 
 
 class _Part(Protocol):
-    """A parameter, as the kernel sees it block by block, and its gradients."""
+    """A parameter block by block, for the kernel, and its gradients."""
 
     gradients: tuple[Tensor, ...]
 
     def open(self, rows: slice) -> tuple[Tensor, Tensor]:
-        """Return the values of a block, and where its gradient is to be written: (0, g) if none is wanted."""
+        """Return the values of a block, and memory for its gradient: (0, g) if none is wanted."""
         ...
 
     def close(self, rows: slice) -> None:
-        """Take in the gradient of a block."""
+        """Process the gradient of a block."""
         ...
 
 
-class _OfEntries:
-    """Of every entry or every cell, (b, g) or (b, 1)."""
+class _PerEntry:
+    """A parameter of every entry or every cell, (b, g) or (b, 1)."""
 
     def __init__(self, value: Tensor, *, wanted: bool) -> None:
         self.value, self.wanted = value.contiguous(), wanted
@@ -156,11 +152,11 @@ class _OfEntries:
         return self.value[rows], gradient[rows] if self.wanted else gradient
 
     def close(self, rows: slice) -> None:
-        """Do nothing: the kernel has written the gradient where it belongs."""
+        """Do nothing: the kernel has written the gradient in place."""
 
 
-class _OfGenes:
-    """Of every gene, (g,); the gradient of a block is a partial sum for each chunk of rows."""
+class _PerGene:
+    """A parameter of every gene, (g,); the gradient of a block is a partial sum for each chunk of rows."""
 
     def __init__(self, value: Tensor, *, wanted: bool) -> None:
         self.value, self.wanted = value.contiguous()[None], wanted
@@ -176,8 +172,8 @@ class _OfGenes:
             self.gradients[0].add_(self.partial.sum(dim=0))
 
 
-class _OfLayer:
-    """The product of an output layer; the gradient takes its place."""
+class _Layer:
+    """The product of an output layer; the gradient overwrites it."""
 
     def __init__(self, place: int, product: LinearOutput, *, wanted: bool) -> None:
         self.place, self.product, self.wanted = place, product, wanted
@@ -207,8 +203,8 @@ class _OfLayer:
 
 def _part(place: int, parameter: Tensor | LinearOutput, *, wanted: bool) -> _Part:
     if isinstance(parameter, LinearOutput):
-        return _OfLayer(place, parameter, wanted=wanted)
-    return _OfGenes(parameter, wanted=wanted) if parameter.dim() == 1 else _OfEntries(parameter, wanted=wanted)
+        return _Layer(place, parameter, wanted=wanted)
+    return _PerGene(parameter, wanted=wanted) if parameter.dim() == 1 else _PerEntry(parameter, wanted=wanted)
 
 
 def _blocks(n: int, g: int, parameters: list[Tensor | LinearOutput]) -> Iterator[slice]:
@@ -220,7 +216,7 @@ def _blocks(n: int, g: int, parameters: list[Tensor | LinearOutput]) -> Iterator
 
 
 def _gathered(products: tuple[bool, ...], tensors: Any) -> list[Tensor | LinearOutput]:
-    # the parameters whose tensors these are, outside autograd
+    # the parameters made of these tensors, outside autograd
     each = iter(tensors)
     return [
         LinearOutput(*(next(each).detach().contiguous() for _ in LinearOutput._fields))
@@ -231,14 +227,14 @@ def _gathered(products: tuple[bool, ...], tensors: Any) -> list[Tensor | LinearO
 
 
 class _Scratch(threading.local):
-    """Memory of a thread that is used again and again: to get it from the system costs as much as the product."""
+    """Reused memory of a thread: allocating it costs as much as the product."""
 
     def __init__(self) -> None:
-        # arrays, because a tensor remembers whether it was made in inference mode
+        # arrays: a tensor keeps the inference mode in which it was made
         self.arrays: dict[int, np.ndarray[Any, np.dtype[np.float32]]] = {}
 
     def block(self, place: int, n: int, g: int) -> Tensor:
-        """Return (n, g) float32 of what is kept for a place, with what happens to be there."""
+        """Return uninitialised (n, g) float32 memory of a place."""
         if place not in self.arrays or self.arrays[place].size < n * g:
             self.arrays[place] = np.empty(n * g, dtype=np.float32)
         return torch.from_numpy(self.arrays[place][: n * g]).view(n, g)

@@ -1,7 +1,7 @@
 """Autograd of the Triton kernels: loss and gradients in one pass.
 
-Nothing here waits for the device: whether the gradients have to be written again, because they are wanted with other
-weights, it decides itself.
+Nothing here waits for the device, which itself decides whether the gradients have to be written again with other
+weights.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ RANGES = tuple(float(limit) for limit in LIMITS)
 
 
 class GpuLossSpec(NamedTuple):
-    """What the loss is of, beside its parameters."""
+    """A likelihood and its data."""
 
     kind: str  # as kernels.gpu.Kind
     counts: CSR
@@ -35,21 +35,14 @@ def gpu_loss(
 ) -> Tensor:
     """Return the loss of each cell, (n,), differentiable once.
 
-    Where mean and dropout are products of output layers, the gradients take the memory of the products. If the cells
-    are then not weighed alike, the gradient for a dispersion of each gene is NaN.
-
-    Parameters
-    ----------
-    of
-        Likelihood and data.
-    log_mean, log_theta, pi_logits
-        What is differentiated.
+    Where mean and dropout are products of output layers, the gradients overwrite the products. If the cells then have
+    different weights, the gradient for a dispersion of each gene is NaN.
     """
     overwrite = isinstance(log_mean, LinearOutput) and not isinstance(pi_logits, Tensor)
     log_mean = materialize(log_mean)
     log_theta, pi_logits = (None if p is None else materialize(p) for p in (log_theta, pi_logits))
     n, g = log_mean.shape
-    if of.mean == "softmax":  # limited after the size, which the kernel then need not know
+    if of.mean == "softmax":  # limited after the size factor, which the kernel then does not read
         log_size = 0.0 if of.size_factor is None else of.size_factor.log().unsqueeze(1)
         log_mean, of = log_softmax(log_mean, dim=1) + log_size, of._replace(size_factor=None)
     tensors = (log_mean, log_theta, None if pi_logits is None else pi_logits.expand(n, g))
@@ -74,7 +67,7 @@ class _GpuPass(torch.autograd.Function):
         loss, ctx.gradients = loss_pass(parameters, ctx.weight, over_logits=overwrite)
         if overwrite:
             changed = [log_mean] if pi_logits is None else [log_mean, pi_logits]
-            torch.autograd.graph.increment_version(changed)  # so that autograd notices other readers
+            torch.autograd.graph.increment_version(changed)  # autograd then notices other readers
         else:
             ctx.save_for_backward(log_mean, log_theta, pi_logits)
         return loss
@@ -84,7 +77,7 @@ class _GpuPass(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         from anncoder.kernels.gpu.launch import gradients_for, scale, write_again
 
-        gradients, ctx.gradients = ctx.gradients, None  # handed out once: whoever gets them may change them
+        gradients, ctx.gradients = ctx.gradients, None  # handed out once: the receiver may change them
         if ctx.overwrite:
             if gradients is None:
                 raise RuntimeError("the loss of a product is differentiated once")

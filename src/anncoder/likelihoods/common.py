@@ -1,4 +1,4 @@
-"""Limits of means and dispersions, stored entries in dense tensors, one backward pass."""
+"""Limits of means and dispersions, stored entries of dense tensors, single derivatives."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ from anncoder.types import CSR, LinearOutput
 
 logger = logging.getLogger("anncoder")
 
-# Inside these float32 neither overflows nor loses the gradient, and hardly a count is beyond them. They are float32
-# numbers, so that every precision has the same limits.
+# within these float32 neither overflows nor loses the gradient; float32 numbers, the same limits in every precision
 LIMITS = np.log(np.array([1e-8, 1e6, 1e-4, 1e6])).astype(np.float32)
 LOG_MEAN_RANGE = (float(LIMITS[0]), float(LIMITS[1]))
 LOG_THETA_RANGE = (float(LIMITS[2]), float(LIMITS[3]))
 
 MeanName = Literal["exp", "softmax"]
 
-_AS_KERNELS_TAKE_THEM = {
+_KERNEL_LIMITS = {
     (mean, per_gene): torch.tensor(
         [*LIMITS, float(mean == "softmax"), float(per_gene)], dtype=torch.float32, device="cpu"
     )
@@ -33,12 +32,12 @@ _AS_KERNELS_TAKE_THEM = {
 
 
 def limits_of(mean: MeanName = "exp", log_theta: Tensor | LinearOutput | None = None) -> Tensor:
-    """Return the limits as the kernels take them, (6,), with the kind of mean and dispersion: see ``kernels.nb.nb``."""
-    return _AS_KERNELS_TAKE_THEM[mean, isinstance(log_theta, Tensor) and log_theta.dim() == 1]
+    """Return the limits for the kernels, (6,), with the kinds of mean and dispersion: see ``kernels.cpu.nb.nb``."""
+    return _KERNEL_LIMITS[mean, isinstance(log_theta, Tensor) and log_theta.dim() == 1]
 
 
 def warn_of_large_means(gene_mean: Tensor) -> None:
-    """Warn of genes, (g,), whose mean is beyond what a model of counts can expect."""
+    """Warn of genes, (g,), with means above the limit."""
     n_large = int((gene_mean.log() > LOG_MEAN_RANGE[1]).sum())
     if n_large:
         logger.warning("%d genes have more than a million counts a cell: the model expects a million of them", n_large)
@@ -70,20 +69,17 @@ def put_entries(dense: Tensor, flat: Tensor, values: Tensor) -> Tensor:
 
 
 def weighted_to_shape(per_cell: Tensor, gradient: Tensor, parameter_shape: tuple[int, ...]) -> Tensor:
-    """Chain rule: weight the rows of a (b, g) gradient by (b,) and sum it to a parameter's shape.
-
-    ``per_cell`` is the gradient that arrives for each cell's likelihood.
-    """
+    """Chain rule: weight a (b, g) gradient by upstream gradients, (b,), and sum it to a parameter's shape."""
     if parameter_shape == gradient.shape[1:]:
         return per_cell @ gradient
     return (gradient * per_cell.unsqueeze(1)).sum_to_size(parameter_shape)
 
 
 def differentiated_once(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a second derivative an error, for the ``backward`` of an autograd function.
+    """Make second derivatives an error, for the ``backward`` of an autograd function.
 
-    torch's own decorator does so only where the gradient that arrives is differentiated: that of a sum is not, and
-    then a gradient penalty, or a product with the Hessian, would lack the likelihood's part without a word.
+    torch's own decorator does so only if the upstream gradient is differentiable. That of a sum is not: a gradient
+    penalty, or a product with the Hessian, would silently lack the part of the likelihood.
     """
     inner = once_differentiable(backward)
 
@@ -96,6 +92,6 @@ def differentiated_once(backward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def refuse_moving(counts: CSR) -> None:
-    """Raise a ValueError where counts are to be differentiated by: a count likelihood has no such gradient."""
+    """Raise a ValueError for counts that require a gradient: a count likelihood has none."""
     if torch.is_grad_enabled() and counts.values.requires_grad:
         raise ValueError("a likelihood of counts is not differentiated by them: counts.values.detach()")

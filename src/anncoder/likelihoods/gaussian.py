@@ -63,6 +63,6 @@ def gaussian_nll(x: CSR, mean: Tensor, log_sigma: Tensor) -> Tensor:
     stored_sigma = at_entries(log_sigma, x, flat)
     stored = 0.5 * ((x.values.double() - at_entries(mean, x, flat)) * torch.exp(-stored_sigma)).square() + stored_sigma
     everywhere = 0.5 * (mean * torch.exp(-log_sigma)).square() + log_sigma.expand_as(mean)
-    # what is stored takes the place of a zero: added to it, it would cancel most of its digits
+    # stored entries replace their zeros: a sum of differences would cancel most digits
     whole = everywhere.double().reshape(-1).index_copy(0, flat, stored).view_as(mean)
     return (whole.sum(dim=1) + 0.5 * LOG_2_PI * x.n_vars).to(mean.dtype)

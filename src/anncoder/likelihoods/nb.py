@@ -44,7 +44,7 @@ class NBTerms(NamedTuple):
 
 
 def softplus(x: Tensor) -> Tensor:
-    """Return log(1 + exp(x)) without torch's switch to the identity above 20, which costs 2e-9 in float64."""
+    """Return log(1 + exp(x)); torch's own switches to the identity above 20, an error of 2e-9 in float64."""
     return -logsigmoid(-x)
 
 
@@ -105,11 +105,10 @@ def nb_nll(
     counts
         (b, g) raw counts, each entry once.
     log_mean
-        (b, g) logarithm of the expected count at size factor 1, or the output layer that gives it; limited to
-        ``LOG_MEAN_RANGE`` here.
+        (b, g) logarithm of the expected count at size factor 1, or its output layer; limited to ``LOG_MEAN_RANGE``.
     log_theta
-        Logarithm of the inverse dispersion: (g,) one a gene, (b, 1) one a cell, or (b, g); limited to
-        ``LOG_THETA_RANGE`` here.
+        Logarithm of the inverse dispersion: (g,) one a gene, (b, 1) one a cell, (b, g), or its output layer; limited to
+        ``LOG_THETA_RANGE``.
     size_factor
         (b,) factor of the mean; None for 1.
     mean
@@ -131,7 +130,7 @@ def nb_nll(
 
 
 def known_shape(log_theta: Tensor | LinearOutput, shape: tuple[int, ...]) -> Tensor | LinearOutput:
-    """Return a parameter in a shape that all forms know: (g,), (b, 1) or (b, g)."""
+    """Return a dispersion in one of the shapes (g,), (b, 1) or (b, g)."""
     n, g = shape
     if isinstance(log_theta, LinearOutput) or log_theta.dim() == 1 or log_theta.shape in ((n, 1), (n, g)):
         return log_theta

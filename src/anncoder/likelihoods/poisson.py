@@ -16,26 +16,9 @@ from anncoder.types import CSR, LinearOutput, materialize
 
 
 def poisson_nll(
-    counts: CSR,
-    log_mean: Tensor | LinearOutput,
-    size_factor: Tensor | None = None,
-    *,
-    mean: MeanName = "exp",
+    counts: CSR, log_mean: Tensor | LinearOutput, size_factor: Tensor | None = None, *, mean: MeanName = "exp"
 ) -> Tensor:
-    """Return the Poisson negative log-likelihood of each cell, (b,).
-
-    Parameters
-    ----------
-    counts
-        (b, g) raw counts, each entry once.
-    log_mean
-        (b, g) logarithm of the expected count at size factor 1, or the output layer that gives it; limited to
-        ``LOG_MEAN_RANGE`` here.
-    size_factor
-        (b,) factor of the mean; None for 1.
-    mean
-        See :func:`anncoder.likelihoods.nb_nll`.
-    """
+    """Return the Poisson negative log-likelihood of each cell, (b,); arguments as of :func:`nb_nll`."""
     refuse_moving(counts)
     plain = constant(size_factor)
     if plain and fused(log_mean):

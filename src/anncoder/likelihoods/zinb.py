@@ -43,31 +43,17 @@ def zinb_nll(
 ) -> Tensor:
     """Return the zero-inflated negative binomial negative log-likelihood of each cell, (b,).
 
-    Parameters
-    ----------
-    counts
-        (b, g) raw counts, each entry once.
-    log_mean
-        (b, g) logarithm of the expected count before zero inflation at size factor 1, or the output layer that gives
-        it, as with the next two; limited to ``LOG_MEAN_RANGE``.
-    log_theta
-        Logarithm of the inverse dispersion: (g,) one a gene, (b, 1) one a cell, or (b, g); limited to
-        ``LOG_THETA_RANGE``.
-    pi_logits
-        Logit of the dropout probability: (b, g), (g,) or (b, 1).
-    size_factor
-        (b,) factor of the mean; None for 1.
-    mean
-        See :func:`anncoder.likelihoods.nb_nll`.
+    The mean is that before zero inflation, ``pi_logits`` the logit of the dropout probability: (b, g), (g,), (b, 1), or
+    an output layer. Other arguments as of :func:`anncoder.likelihoods.nb_nll`.
     """
     refuse_moving(counts)
     log_theta, plain = known_shape(log_theta, log_mean.shape), constant(size_factor)
     if plain and fused(log_mean, log_theta, pi_logits):
         from anncoder.kernels.cpu.zinb import zinb
 
-        what = LossSpec(zinb, counts, size_factor, limits_of(mean, log_theta))
+        spec = LossSpec(zinb, counts, size_factor, limits_of(mean, log_theta))
         dropout = pi_logits if isinstance(pi_logits, LinearOutput) else pi_logits.expand(log_mean.shape)
-        return cpu_loss(what, log_mean, log_theta, dropout)
+        return cpu_loss(spec, log_mean, log_theta, dropout)
     if plain and on_gpu(log_mean, log_theta, pi_logits):
         return gpu_loss(GpuLossSpec("zinb", counts, size_factor, mean), log_mean, log_theta, pi_logits)
     log_mu = at_size(materialize(log_mean), size_factor, mean)

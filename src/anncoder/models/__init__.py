@@ -6,20 +6,20 @@ A network is built from ``(config, shape, noise)`` and offers
 
 - ``forward(batch) -> Loss``: the objective, and the only place where it is put together;
 - ``encode(batch) -> (b, k)``: the latent, deterministic in evaluation;
-- ``denoise(batch) -> (b, g)``: expected expression at the median library size; with zero inflation, before it, and then
-  ``observed(batch) -> (b, g)`` is the same with what it takes away;
-- ``start_from(summary, cells)`` and ``finish(batch)``: set what one pass over the data can set before training (or more
-  passes of its own, over the loader ``cells``), and what a sample of the cells can set after it.
+- ``denoise(batch) -> (b, g)``: expected expression at the median library size, before zero inflation; a model with zero
+  inflation also has ``observed(batch) -> (b, g)``, the expectation after it;
+- ``start_from(summary, cells)``: initial values from the summary of the fitted cells, or from passes over ``cells``;
+- ``finish(batch)``: settings after training, from a sample of the fitted cells.
 
-What the rest relies on:
+The contract:
 
-- A loaded model is built on the ``meta`` device, where nothing has a value, and takes its values from the file: no
-  ``__init__`` may read a number out of a tensor. ``noise.on(device)`` works there.
-- What must be kept is a parameter or a persistent buffer under one name, finite, and of a shape that ``config`` and
-  ``shape`` decide. All else is lost in saving and when an unfinished fit is resumed; ``save`` refuses what it can see.
+- A loaded model is built on the ``meta`` device, where nothing has a value, and filled from the file: no ``__init__``
+  may read a number out of a tensor. ``noise.on(device)`` works there.
+- All state is in parameters and persistent buffers, each under one name, finite, and of a shape that ``config`` and
+  ``shape`` decide. Anything else is lost in saving and in resuming; ``save`` refuses what it can detect.
 - ``cells`` yields minibatches on the CPU, also where the network is on a GPU.
 - ``start_from`` runs with gradients on unless it turns them off (``torch.no_grad``).
-- No term of the loss is called ``"loss"``: the history has the sum under this name.
+- No term of the loss is called ``"loss"``, the name of their sum in the history.
 """
 
 from __future__ import annotations
@@ -30,18 +30,12 @@ from typing import Any
 
 
 def names() -> list[str]:
-    """Return the names of all models: those of the files here."""
+    """Return the names of all models: the files of this folder."""
     return sorted(module.name for module in iter_modules(__path__) if module.name != "base")
 
 
 def find(name: str, where: str = "model") -> type[Any]:
-    """Return the :class:`anncoder.models.base.Autoencoder` of a name; the error says ``where`` it was asked for.
-
-    Raises
-    ------
-    ConfigError
-        There is none; the nearest known one is named.
-    """
+    """Return the class of a model by its name; a ConfigError at ``where`` names the nearest known one."""
     if name not in names():
         from anncoder.config import unknown_key
 

@@ -93,7 +93,7 @@ class AutoImputeNetwork(nn.Module):
         Raises
         ------
         InputError
-            There are negative values: zero is then not what is missing.
+            There are negative values: zeros are then not missing values.
         """
         if summary.smallest < 0:
             raise InputError(
@@ -115,7 +115,7 @@ class AutoImputeNetwork(nn.Module):
         """Return the squared error of the non-zero values and the penalty on the weights.
 
         In evaluation a share of the values is hidden from the network, and they are scored in place of all: an
-        autoencoder as wide as this one can copy what it sees. Which ones is a function of the minibatch.
+        autoencoder as wide as this one can copy its input. They are a function of the minibatch.
         """
         x = self.inputs(batch)
         seen, scored = self._hide(x, batch) if not self.training and self.config.valid_mask else (x, x)
@@ -147,7 +147,7 @@ class AutoImputeNetwork(nn.Module):
         return latent
 
     def _hide(self, x: CSR, batch: Batch) -> tuple[CSR, CSR]:
-        # what the network sees, and what is scored: the values, each on one side
+        # each value is either an input of the network, or hidden and scored
         generator = Noise(self.noise.seed + int(batch.rows[0])).on(x.values.device)
         hidden = torch.rand(x.values.shape, generator=generator, device=x.values.device) < self.config.valid_mask
         return x.with_values(x.values * ~hidden), x.with_values(x.values * hidden)
@@ -186,10 +186,10 @@ def _nonzero_means(inputs: LogNormalize, cells: Loader, n_vars: int) -> Tensor:
 
 
 class AutoImpute(Autoencoder):
-    """Fitted to the non-zero values alone, to fill in the zeros.
+    """An autoencoder fitted to the non-zero values alone, to impute the zeros.
 
     Talwar et al. 2018, doi 10.1038/s41598-018-34688-x; see docs/models/autoimpute.md. It is meant for data in which
-    most zeros are missing values; it cannot say that a gene is off.
+    most zeros are missing values; it cannot tell that a gene is off.
 
     Parameters
     ----------
@@ -199,7 +199,7 @@ class AutoImpute(Autoencoder):
         Weight of the squared weights, halved, beside the squared error of the whole matrix; None for 100, and with
         ``faithful`` for the published 1.
     replace
-        What ``denoise`` gives anew: ``"zeros"``, the others as observed, or ``"all"`` (as published).
+        Values that ``denoise`` imputes: ``"zeros"``, the others as observed, or ``"all"`` (as published).
     valid_mask
         Share of the values of the held-out cells that is hidden from the network and scored, to know when to stop; 0 to
         score all of them.
@@ -236,7 +236,7 @@ class AutoImpute(Autoencoder):
         layer: str | None = None,
         max_epochs: int | None = None,
     ) -> pd.DataFrame:
-        """Hide some of the non-zero values, fit another model of these settings to the rest, and score what it imputes.
+        """Hide some non-zero values, fit another model of these settings to the rest, and score the imputed ones.
 
         All of it on the scale of the network input: log-normalised counts (hidden after the normalisation), or
         expression as it is.
@@ -248,7 +248,7 @@ class AutoImpute(Autoencoder):
         mask_frac
             Share of the non-zero values that is hidden.
         seed
-            Start of the mask; the fit has the seed of the model's own, if that is fitted, else this.
+            Start of the mask; the fit has the seed of this model's fit, or this one if it is not fitted.
         layer
             Where the values are; None for where they were in ``fit``, ``"X"`` for ``X``.
         max_epochs
@@ -264,29 +264,23 @@ class AutoImpute(Autoencoder):
         Raises
         ------
         ConfigError
-            ``mask_frac`` is not between 0 and 1.
-        InputError
-            As :meth:`fit` does.
+            ``mask_frac`` is not between 0 and 1. Else as :meth:`fit`.
         """
         if not 0 < mask_frac < 1:
-            raise ConfigError(
-                "bad-value",
-                f"mask_frac = {mask_frac:g} is not between 0 and 1",
-                "mask_frac",
-                "give the share of values to hide, such as 0.1",
-            )
+            what = f"mask_frac = {mask_frac:g} is not between 0 and 1"
+            raise ConfigError("bad-value", what, "mask_frac", "give the share of values to hide, such as 0.1")
         adata = open_data(data)
         matrix = self._network_input(adata, self.layer_ if layer is None and self.network_ is not None else layer)
         hidden = hidden_values(matrix, mask_frac, seed)
-        kept = csr_matrix((matrix.data * ~hidden, matrix.indices, matrix.indptr), shape=matrix.shape, copy=True)
-        kept.eliminate_zeros()
+        left = csr_matrix((matrix.data * ~hidden, matrix.indices, matrix.indptr), shape=matrix.shape, copy=True)
+        left.eliminate_zeros()
         model = AutoImpute(**{**dict(self.config), "transform": "none", "replace": "all"})
         settings = self._settings(seed)
         if max_epochs is not None:
             settings["max_epochs"] = max_epochs
-        cells = anndata.AnnData(kept, obs=adata.obs, var=pd.DataFrame(index=adata.var_names))
+        cells = anndata.AnnData(left, obs=adata.obs, var=pd.DataFrame(index=adata.var_names))
         imputed = model.fit(cells, progress=False, **settings).denoise(cells, scale="normalized")
-        return _scores(matrix, hidden, imputed, _gene_means(kept))
+        return _scores(matrix, hidden, imputed, _gene_means(left))
 
     def _settings(self, seed: int) -> dict[str, Any]:
         fitted = self.training_ if self.network_ is not None else TrainingConfig(seed=seed)
@@ -316,7 +310,7 @@ def hidden_values(matrix: csr_matrix, share: float, seed: int) -> Any:
 def _gene_means(matrix: csr_matrix) -> Any:
     found = np.bincount(matrix.indices, minlength=matrix.shape[1])
     total = np.bincount(matrix.indices, weights=matrix.data.astype(np.float64), minlength=matrix.shape[1])
-    # a gene of which nothing is left has the mean of all values
+    # a gene without values left has the mean of all values
     return np.where(found > 0, total / np.maximum(found, 1), matrix.data.mean())
 
 

@@ -1,7 +1,7 @@
 """Autoencoder, the estimator that every model is: fit, embed, denoise, save, load.
 
-AnnData comes in here and numpy arrays go out; what happens between is :mod:`anncoder.training.loop` and the network of
-the model.
+AnnData comes in here and numpy arrays go out; between the two stand the network of the model and
+:mod:`anncoder.training.loop`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ BLOCK = 1024  # cells at a time: a few (1024, n_vars) blocks are all that is eve
 
 
 class Fitted(NamedTuple):
-    """What a fit gives a model, under these names with an underscore; see :class:`Autoencoder`."""
+    """Result of a fit: the attributes of :class:`Autoencoder`, each without its underscore."""
 
     network: nn.Module | None  # None where the fit diverged before there were any good weights
     training: TrainingConfig
@@ -58,7 +58,7 @@ class Fitted(NamedTuple):
 
 
 class Start(NamedTuple):
-    """A network that is ready to be trained, and who follows it."""
+    """A network that is ready to be trained, and its checkpoint, step function and progress report."""
 
     network: Any
     training: TrainingConfig  # with the epochs that ``max_steps`` leaves
@@ -96,8 +96,8 @@ class Autoencoder:
     name: ClassVar[str]
     config_class: ClassVar[type[NetworkConfig]]
     network_class: ClassVar[type[Any]]
-    cell_results: ClassVar[tuple[str, ...]] = ()  # names of what `of_cells` gives: columns of obs
-    gene_results: ClassVar[tuple[str, ...]] = ()  # names of what `of_genes` may give: columns of var, or varm
+    cell_results: ClassVar[tuple[str, ...]] = ()  # names of the results of `of_cells`: columns of obs
+    gene_results: ClassVar[tuple[str, ...]] = ()  # names of the possible results of `of_genes`: columns of var, or varm
 
     training_: TrainingConfig
     layer_: str | None
@@ -183,8 +183,8 @@ class Autoencoder:
             Start of every random stream. The same seed, machine and number of threads give the same arrays.
         device, threads, precision, cuda_graph
             ``"auto"`` (a CUDA GPU if there is one, else the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``; CPU
-            threads, None for torch's choice (which scanpy's neighbour graphs raise: ``training_.threads`` says what it
-            was); ``"tf32"`` for faster products on a CUDA GPU, of factors with three digits; whether to record a step
+            threads, None for torch's choice (scanpy's neighbour graphs raise it; ``training_.threads`` has the number
+            used); ``"tf32"`` for faster products on a CUDA GPU, of factors with three digits; whether to record a step
             there and replay it, None for where that can be done (count autoencoder, data in memory).
         progress
             True for a progress bar, False for silence, None for a bar in a terminal, or a notebook with ipywidgets.
@@ -196,14 +196,14 @@ class Autoencoder:
         Raises
         ------
         ConfigError
-            A value is out of range, a column of obs does not exist, or the model_folder is of another run.
+            A value is out of range, a column of obs does not exist, or the checkpoint is of another run.
         FileError
             The file cannot be read.
         InputError
-            The data are not what the model needs; see :func:`anncoder.check`.
+            The data do not fit the model; see :func:`anncoder.check`.
         DivergenceError
-            The loss stopped being finite. The model then holds the best weights until then; after any other error it is
-            what it was before, fitted or not.
+            The loss stopped being finite. The model then holds the best weights until then; any other error leaves it
+            unchanged, fitted or not.
         """
         settings = {k: v for k, v in locals().items() if k in TrainingConfig.model_fields}
         training = TrainingConfig(**settings).with_defaults_of(self.config)
@@ -241,15 +241,14 @@ class Autoencoder:
         layer
             Where the counts are; None for where they were in ``fit``, ``"X"`` for ``X``.
         allow_missing
-            Share of the model's genes that may be missing from the data; they are taken as zero.
+            Share of the model's genes that may be missing from the data; their counts are then zero.
 
         Raises
         ------
         InputError
-            Too many genes are missing, or the values are not what the model was fitted on.
+            Too many genes are missing, or the values are of another kind than those of the fit.
         """
-        source = self._source(data, layer, allow_missing)
-        return np.concatenate(list(latents(self, source)))
+        return np.concatenate(list(latents(self, self._source(data, layer, allow_missing))))
 
     def denoise(
         self,
@@ -275,13 +274,13 @@ class Autoencoder:
         genes
             Only these columns, in this order, or one gene; None for all genes of the model.
         batch
-            Decode every cell as if of this experimental batch, whichever it is of; None for its own. Only of models
-            that decode by batch (:class:`VariationalAutoencoder` with ``batch_key``).
+            Decode every cell as if of this experimental batch; None for its own. For models that decode by batch only
+            (:class:`VariationalAutoencoder` with ``batch_key``).
 
         Raises
         ------
         InputError
-            As in :meth:`embed`.
+            As :meth:`embed`.
         ResourceError
             The result would not fit into memory.
         """
@@ -326,7 +325,7 @@ class Autoencoder:
         model_folder.write_model(folder, record, list(self.var_names_), weights)
 
     def unfitted(self) -> Autoencoder:
-        """Return a model with the same settings that is not fitted; of a stand-in under the name of ours, ours."""
+        """Return an unfitted model with the same settings; of a name of this package, by the class of this package."""
         kind = find(self.name) if self.name in names() else type(self)
         again: Autoencoder = kind(**dict(self.config))
         return again
@@ -334,10 +333,7 @@ class Autoencoder:
     def aligned_matrix(
         self, adata: anndata.AnnData, layer: str | None = None, allow_missing: float = 0.0
     ) -> csr_matrix:
-        """Return a copy of what :meth:`embed` reads: checked, in the model's gene order, (n_obs, n_vars) CSR.
-
-        Raises as :meth:`embed` does.
-        """
+        """Return a copy of the matrix that :meth:`embed` reads, (n_obs, n_vars): checked, in the model's gene order."""
         source = self._source(open_data(adata), layer, allow_missing)
         assert isinstance(source, MemorySource)
         return source.matrix.copy()
@@ -345,16 +341,16 @@ class Autoencoder:
     def of_cells(
         self, data: Data, *, layer: str | None = None, allow_missing: float = 0.0
     ) -> dict[str, np.ndarray[Any, Any]]:
-        """Return what the model says of each cell beside the latent, (n_obs,), by the names of ``cell_results``."""
+        """Return further results for each cell, (n_obs,), by the names of ``cell_results``."""
         return {}
 
     def of_genes(self) -> dict[str, Array]:
-        """Return what the model says of each gene, (n_vars,) or (n_vars, k), by the names of ``gene_results``."""
+        """Return results for each gene, (n_vars,) or (n_vars, k), by the names of ``gene_results``."""
         return {}
 
     @property
     def reads_counts(self) -> bool:
-        """Whether the model wants raw counts (and not expression values as they are)."""
+        """Whether the model reads raw counts (and not expression values as they are)."""
         return self.config.reads_counts
 
     def _start(
@@ -372,8 +368,8 @@ class Autoencoder:
         training = limited(ready.training, len(ready.train))
         step_fn = recorded_step_or_none(ready.train, self.config, training, process)
         network = self._build(Shape(len(source.var_names), len(ready.batches), tuple(ready.batches)), noise)
-        network.to(ready.device).start_from(ready.summary, ready.in_order)  # of the same weights in all processes,
-        noise.seed_for_rank(process.rank)  # whose noise in training is not
+        network.to(ready.device).start_from(ready.summary, ready.in_order)
+        noise.seed_for_rank(process.rank)  # all processes start from the same weights, and differ in their noise
         if progress is not False:
             n_threads = torch.get_num_threads()
             announce(f"training on {ready.device} ({n_threads} threads): {ready.size}{resume_note(checkpointer)}")
@@ -389,10 +385,10 @@ class Autoencoder:
             warn_interrupted(history)
         elif start.checkpointer is not None:
             start.checkpointer.forget()
-        self._take(
+        self._assign(
             Fitted(
                 network=start.network if history.records else None,
-                training=ready.training.model_copy(update={"threads": torch.get_num_threads()}),  # bits are of so many
+                training=ready.training.model_copy(update={"threads": torch.get_num_threads()}),  # bits depend on it
                 layer=None if layer == "X" else layer,
                 var_names=source.var_names,
                 batches=ready.batches,
@@ -405,8 +401,8 @@ class Autoencoder:
             )
         )
 
-    def _take(self, fitted: Fitted) -> None:
-        # all at once: a fit that fails leaves the model as it was
+    def _assign(self, fitted: Fitted) -> None:
+        # all at once: a fit that fails leaves the model unchanged
         vars(self).update({f"{name}_": value for name, value in fitted._asdict().items()})
 
     def _build(self, shape: Shape, noise: Noise) -> Any:
@@ -421,8 +417,9 @@ class Autoencoder:
             raise ConfigError("not-fitted", "the model is not fitted", remedy="fit(adata), or anncoder.load(folder)")
         return self.network_
 
-    def _blocks(self, source: Source, compute: Callable[[Batch], Tensor]) -> Iterator[Array]:
-        return blocks(self, source, compute)
+    def _apply(self, data: Data, compute: Callable[[Batch], Tensor], layer: str | None, allow_missing: float) -> Array:
+        # a function of minibatches, for all cells: (n_obs, ...)
+        return np.concatenate(list(blocks(self, self._source(data, layer, allow_missing), compute)))
 
     def _source(self, data: Data, layer: str | None, allow_missing: float) -> Source:
         self._network()
@@ -448,7 +445,7 @@ def load(folder: str | Path, model: type[Autoencoder] | None = None) -> Autoenco
     ConfigError
         ``model`` is not the class of an autoencoder.
     FileError
-        The folder is no model, or is damaged, or was written by a newer version, or is a model of another kind.
+        The folder is not a model, is damaged, was written by a newer version, or has a model of another kind.
     """
     given: Any = model
     if given is not None and not (isinstance(given, type) and issubclass(given, Autoencoder)):
@@ -471,10 +468,10 @@ def _restore(kind: type[Autoencoder], stored: model_folder.StoredModel, folder: 
     model = kind(**dict(kind.config_class(**config.hyperparameters)))
     training = TrainingConfig(**config.training)
     shape = Shape(len(stored.genes), len(config.batches), tuple(config.batches))
-    # nothing is allocated before the file is known to fit; from the seed some evaluations draw, too
+    # nothing is allocated before the file is known to fit; some models draw from the seed in evaluation, too
     network = model_folder.shapes_only(lambda noise: model._build(shape, noise), training.seed)
     model_folder.read_weights(folder, network)
-    model._take(
+    model._assign(
         Fitted(
             network=network.eval(),
             training=training,
@@ -508,12 +505,8 @@ def refuse_no_model(model: Any) -> None:
 def refuse_no_decoder(config: NetworkConfig) -> None:
     """Raise a ConfigError if the model cannot give expected expression."""
     if not config.decodes:
-        raise ConfigError(
-            "no-decoder",
-            "the model has no decoder: it gives a latent, not expected expression",
-            "denoise",
-            "use a model that reconstructs, such as CountAutoencoder",
-        )
+        what = "the model has no decoder: it gives a latent, not expected expression"
+        raise ConfigError("no-decoder", what, "denoise", "use a model that reconstructs, such as CountAutoencoder")
 
 
 def refuse_scale(config: NetworkConfig, scale: str) -> None:
@@ -527,7 +520,7 @@ def refuse_scale(config: NetworkConfig, scale: str) -> None:
 def expecting(
     model: Autoencoder, scale: str, genes: list[str] | None, batch: object | None = None
 ) -> Callable[[Batch], Tensor]:
-    """Return what gives the expected expression of cells, (b, n_genes); see :meth:`Autoencoder.denoise`."""
+    """Return the function from a minibatch to expected expression, (b, n_genes); see :meth:`Autoencoder.denoise`."""
     refuse_scale(model.config, scale)
     network, columns = model._network(), columns_of(model.var_names_, genes)
     code = None if batch is None else _code_of(model, batch)
@@ -541,33 +534,29 @@ def expecting(
 
 
 def observed(model: Autoencoder, adata: anndata.AnnData) -> Array:
-    """Return what is expected to be counted in each cell, at the median library size, (n_obs, n_vars) float32.
-
-    That is :meth:`Autoencoder.denoise` but for zero inflation, which takes its share of each expectation here.
-    """
+    """Return the expected counts at the median library size, zero inflation included, (n_obs, n_vars) float32."""
     network = model._network()
-    source = model._source(adata, "X", 0.0)
-    return np.concatenate(list(blocks(model, source, getattr(network, "observed", network.denoise))))
+    return model._apply(adata, getattr(network, "observed", network.denoise), "X", 0.0)
 
 
 def denoised(
     model: Autoencoder, source: Source, compute: Callable[[Batch], Tensor], batch: object | None
 ) -> Iterator[Array]:
-    """Yield what :func:`expecting` gives of the cells; where it is of a chosen batch, their own is not needed."""
+    """Yield expected expression, block by block; ``compute`` is of :func:`expecting`, for the same ``batch``."""
     return blocks(model, source, compute, by_batch=None if batch is None else model.config.embeds_batches)
 
 
 def latents(model: Autoencoder, source: Source) -> Iterator[Array]:
-    """Yield the latent of cells, (b, k), as :func:`blocks` does; batches are read only if the encoder reads them."""
+    """Yield the latent of cells, (b, k), as :func:`blocks`; batches are read only if the encoder reads them."""
     return blocks(model, source, model._network().encode, by_batch=model.config.embeds_batches)
 
 
 def blocks(
     model: Autoencoder, source: Source, compute: Callable[[Batch], Tensor], *, by_batch: bool | None = None
 ) -> Iterator[Array]:
-    """Yield what is computed of the cells, (b, ...), in their order; all at once where they come in another.
+    """Yield a function of minibatches, (b, ...), in the order of the cells; all at once where a reader has its own.
 
-    ``by_batch`` says whether the experimental batch of each cell is needed; None for as the model has it.
+    ``by_batch``: whether the experimental batch of each cell is read; None for the model's ``encodes_batches``.
     """
     by_batch = model.config.encodes_batches if by_batch is None else by_batch
     factors = (source.sizes / (model.library_size_ if model.reads_counts else 1)).astype(np.float32)
@@ -582,12 +571,9 @@ def blocks(
 
 def _code_of(model: Autoencoder, batch: object) -> int:
     if not model.config.decodes_as or not model.batches_:
-        raise ConfigError(
-            "batches-unused",
-            f"batch = {batch!r}, but this model (as it was fitted) does not decode by batch",
-            "batch",
-            "leave batch out, or fit a VariationalAutoencoder with batch_key",
-        )
+        what = f"batch = {batch!r}, but this model (as it was fitted) does not decode by batch"
+        remedy = "leave batch out, or fit a VariationalAutoencoder with batch_key"
+        raise ConfigError("batches-unused", what, "batch", remedy)
     name = batch_name(batch)
     if name not in model.batches_:
         raise unknown_key(name, model.batches_, where="batch")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -41,30 +40,26 @@ class CountConfig(LayeredConfig):
 
     likelihood: Annotated[LikelihoodName, Field(description="distribution of the counts")] = "nb"
     dispersion: Annotated[
-        DispersionName,
-        Field(description="inverse dispersion: one a gene, one an entry, or one a cell (shared)"),
+        DispersionName, Field(description="inverse dispersion: one a gene, one an entry, or one a cell (shared)")
     ] = "gene"
     ridge_pi: Annotated[Weight, Field(description="penalty on the squared dropout probability (zinb)")] = 0.0
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """A likelihood of counts has small gradients: at a step of 1e-3 it takes four times the epochs."""
+        """Likelihoods of counts have small gradients: a step of 1e-3 takes four times the epochs."""
         return {**super().defaults, "learning_rate": 5e-3}
 
     @property
     def recordable(self) -> bool:
-        """All of it, but for the likelihood that has no kernel and the layers that draw random numbers."""
+        """Every step does the same, but for the likelihood without a kernel and for random numbers (dropout)."""
         return self.likelihood != "gaussian" and self.transform == "log1p" and self.dropout_rate == 0
 
     def model_post_init(self, context: Any, /) -> None:
-        """Refuse an input that the likelihood cannot have."""
+        """Refuse expression values for a likelihood of counts."""
         if self.transform == "none" and self.likelihood != "gaussian":
-            raise ConfigError(
-                "bad-value",
-                f"likelihood={self.likelihood!r} is of raw counts, which the network reads log-normalised",
-                "CountConfig.transform",
-                "set transform='log1p', or likelihood='gaussian' for expression values",
-            )
+            what = f"likelihood={self.likelihood!r} is of raw counts, which the network reads log-normalised"
+            remedy = "set transform='log1p', or likelihood='gaussian' for expression values"
+            raise ConfigError("bad-value", what, "CountConfig.transform", remedy)
 
 
 class CountNetwork(nn.Module):
@@ -77,13 +72,9 @@ class CountNetwork(nn.Module):
         self.standardize = Standardize(n_vars, scaled=config.standardize)
         self.encoder = Encoder(config.layers, n_vars, config.n_latent, noise)
         self.decoder = Decoder(config.decoder_layers, config.n_latent, noise)
-        hold_bias(self.encoder.last, config.decoder_layers)  # between the two there is nothing but products
+        hold_bias(self.encoder.last, config.decoder_layers)  # only products stand between the two
         self.heads = CountHeads(
-            self.decoder.n_out,
-            n_vars,
-            likelihood=config.likelihood,
-            dispersion=config.dispersion,
-            noise=noise,
+            self.decoder.n_out, n_vars, likelihood=config.likelihood, dispersion=config.dispersion, noise=noise
         )
         self.basis = LatentBasis(config.n_latent)
         self.penalty = WeightPenalty(config.l1, config.l2, config.warmup_steps)
@@ -115,7 +106,7 @@ class CountNetwork(nn.Module):
         """Return the negative log-likelihood, a mean over cells and genes, and the penalties."""
         log_mean, log_theta, pi_logits = self.heads(self.decoder(self.raw_latent(batch)))
         if self.config.ridge_pi and pi_logits is not None:
-            pi_logits = materialize(pi_logits)  # it is read twice
+            pi_logits = materialize(pi_logits)  # read twice
         if self.config.likelihood == "gaussian":
             assert log_theta is not None
             nll = gaussian_nll(self.inputs(batch), materialize(log_mean), materialize(log_theta))
@@ -136,7 +127,7 @@ class CountNetwork(nn.Module):
         return latent
 
     def raw_latent(self, batch: Batch) -> Tensor:
-        """Return the latent in the axes that training found, (b, k): what the decoder reads."""
+        """Return the latent in the axes of training, (b, k), which the decoder reads."""
         latent: Tensor = self.encoder(self.inputs(batch), self.standardize.mean, self.standardize.scale)
         return latent
 
@@ -150,9 +141,9 @@ class CountNetwork(nn.Module):
         return self._expected(self.parameters_of(batch))
 
     def observed(self, batch: Batch) -> Tensor:
-        """Return the same less what zero inflation takes away, (b, g)."""
+        """Return the expected expression after zero inflation, (b, g)."""
         parameters = self.parameters_of(batch)
-        return self._expected(parameters) * parameters.kept()
+        return self._expected(parameters) * parameters.not_inflated()
 
     def _expected(self, parameters: CountParameters) -> Tensor:
         gaussian = self.config.likelihood == "gaussian"
@@ -171,8 +162,8 @@ class CountNetwork(nn.Module):
 def moment_log_theta(summary: Summary) -> Tensor:
     """Return the moment estimate of log theta, (g,), from ``Var = m E[1/s] + m^2 / theta`` in normalised counts.
 
-    s are the size factors: divided by them, counts of small cells vary more. Genes with no more than Poisson variance
-    have theta = 100.
+    s are the size factors: counts of small cells, divided by them, vary more. Genes with at most Poisson variance have
+    theta = 100.
     """
     excess = (summary.gene_var - summary.gene_mean * summary.inverse_size).clamp(min=1e-8)
     theta = summary.gene_mean.square() / excess
@@ -180,7 +171,7 @@ def moment_log_theta(summary: Summary) -> Tensor:
 
 
 class CountAutoencoder(Autoencoder):
-    """Fitted to the likelihood of the raw counts themselves.
+    """An autoencoder fitted to the likelihood of the raw counts.
 
     The decoder gives the mean ``mu = size_factor * exp(decoder(latent))``; size factors are library sizes over their
     median (Eraslan et al. 2019, doi 10.1038/s41467-018-07931-2).
@@ -257,17 +248,9 @@ class CountAutoencoder(Autoencoder):
             gene_theta: Array = network.heads.gene_log_theta.detach().clamp(*LOG_THETA_RANGE).exp().cpu().numpy()
             return gene_theta
         if data is None:
-            raise ConfigError(
-                "no-data",
-                f"dispersion={self.config.dispersion!r} differs between cells",
-                remedy="give the data: model.dispersion(adata)",
-            )
-
-        def theta(batch: Batch) -> torch.Tensor:
-            log_theta: torch.Tensor = network.parameters_of(batch).log_theta
-            return log_theta.exp()
-
-        return np.concatenate(list(self._blocks(self._source(data, layer, allow_missing), theta)))
+            what = f"dispersion={self.config.dispersion!r} differs between cells"
+            raise ConfigError("no-data", what, remedy="give the data: model.dispersion(adata)")
+        return self._apply(data, lambda batch: network.parameters_of(batch).log_theta.exp(), layer, allow_missing)
 
     def dropout_probability(self, data: Data, *, layer: str | None = None, allow_missing: float = 0.0) -> Array:
         """Return the probability that an entry is zero for technical reasons, (n_obs, n_vars); ``"zinb"`` only.
@@ -279,16 +262,11 @@ class CountAutoencoder(Autoencoder):
         """
         network = self._network()
         refuse_no_dropout(self.config.likelihood)
-
-        def pi(batch: Batch) -> torch.Tensor:
-            logits: torch.Tensor = network.parameters_of(batch).pi_logits
-            return logits.sigmoid()
-
-        return np.concatenate(list(self._blocks(self._source(data, layer, allow_missing), pi)))
+        return self._apply(data, lambda batch: network.parameters_of(batch).pi_logits.sigmoid(), layer, allow_missing)
 
 
 def refuse_no_dropout(likelihood: str) -> None:
-    """Raise a ConfigError if a likelihood has no zero inflation."""
+    """Raise a ConfigError unless the likelihood is zero-inflated."""
     if likelihood != "zinb":
         raise ConfigError(
             "no-dropout", f"likelihood={likelihood!r} has no dropout probability", remedy="use likelihood='zinb'"

@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -66,7 +65,7 @@ InitName = Literal["glorot_uniform", "glorot_normal", "he_uniform", "he_normal"]
 
 
 class Parts(NamedTuple):
-    """What one of DCA's types is put together from."""
+    """Likelihood, dispersion and heads of one of DCA's types."""
 
     likelihood: LikelihoodName
     # one a gene; one an entry; or one a cell, which then holds for the dropout probability too
@@ -164,12 +163,9 @@ class DCAConfig(NetworkConfig):
     def model_post_init(self, context: Any, /) -> None:
         """Refuse a fork where there is nothing to fork."""
         if self.parts.heads == "fork" and not self.decoder_widths:
-            raise ConfigError(
-                "bad-value",
-                f"ae_type={self.ae_type!r} gives each head a last hidden layer of its own, and the decoder has none",
-                "DCAConfig.ae_type",
-                f"set ae_type={self.ae_type.replace('fork', 'conddisp')!r}, or a width in n_hidden_decoder",
-            )
+            what = f"ae_type={self.ae_type!r} gives each head a last hidden layer of its own, and the decoder has none"
+            remedy = f"set ae_type={self.ae_type.replace('fork', 'conddisp')!r}, or a width in n_hidden_decoder"
+            raise ConfigError("bad-value", what, "DCAConfig.ae_type", remedy)
 
 
 class DCANetwork(nn.Module):
@@ -248,9 +244,9 @@ class DCANetwork(nn.Module):
         return self._expected(self.parameters_of(batch), batch)
 
     def observed(self, batch: Batch) -> Tensor:
-        """Return the same less what zero inflation takes away, (b, g)."""
+        """Return the expected counts after zero inflation, (b, g)."""
         parameters = self.parameters_of(batch)
-        return self._expected(parameters, batch) * parameters.kept()
+        return self._expected(parameters, batch) * parameters.not_inflated()
 
     def _expected(self, parameters: CountParameters, batch: Batch) -> Tensor:
         mean = parameters.log_mean
@@ -350,10 +346,10 @@ def _unsized(batch: Batch) -> Batch:
 
 
 class DCA(Autoencoder):
-    """The deep count autoencoder, which denoises counts under a likelihood of counts.
+    """The deep count autoencoder: counts denoised under a likelihood of counts.
 
-    Eraslan et al. 2019, doi 10.1038/s41467-018-07931-2. What it optimises, what is fixed against the published
-    implementation and what it reaches: docs/models/dca.md. :func:`anncoder.tl.dca` takes the keywords of the
+    Eraslan et al. 2019, doi 10.1038/s41467-018-07931-2. Objective, corrections of the published
+    implementation and results: docs/models/dca.md. :func:`anncoder.tl.dca` takes the keywords of the
     function that scanpy had, and fills its slots.
 
     Parameters
@@ -420,22 +416,9 @@ class DCA(Autoencoder):
         return {"theta": self.dispersion()} if self.config.parts.dispersion == "gene" else {}
 
     def dispersion(self, data: Data | None = None, *, layer: str | None = None, allow_missing: float = 0.0) -> Array:
-        """Return theta, the inverse dispersion: Var = mu + mu^2 / theta.
+        """As :meth:`CountAutoencoder.dispersion`.
 
-        Parameters
-        ----------
-        data, layer, allow_missing
-            As in :meth:`embed`; the data are needed unless theta is one a gene.
-
-        Returns
-        -------
-        Array
-            (n_vars,) of ``"nb"`` and ``"zinb"``, (n_obs, 1) of the ``"-shared"`` types, (n_obs, n_vars) of the others.
-
-        Raises
-        ------
-        ConfigError
-            The likelihood has no dispersion, or the data are missing.
+        (n_vars,) for ``"nb"`` and ``"zinb"``, (n_obs, 1) for the ``"-shared"`` types, (n_obs, n_vars) for the others.
         """
         network = self._network()
         if self.config.parts.dispersion is None:
@@ -444,50 +427,19 @@ class DCA(Autoencoder):
             theta: Array = network.heads.log_theta().detach().exp().cpu().numpy()
             return theta
         if data is None:
-            raise ConfigError(
-                "no-data",
-                f"with ae_type={self.config.ae_type!r} the dispersion differs between cells",
-                remedy="give the data: model.dispersion(adata)",
-            )
-
-        def of_batch(batch: Batch) -> Tensor:
-            log_theta: Tensor = network.parameters_of(batch).log_theta
-            return log_theta.exp()
-
-        return self._of_cells(of_batch, data, layer, allow_missing)
+            what = f"with ae_type={self.config.ae_type!r} the dispersion differs between cells"
+            raise ConfigError("no-data", what, remedy="give the data: model.dispersion(adata)")
+        return self._apply(data, lambda batch: network.parameters_of(batch).log_theta.exp(), layer, allow_missing)
 
     def dropout_probability(self, data: Data, *, layer: str | None = None, allow_missing: float = 0.0) -> Array:
-        """Return the probability that an entry is zero for technical reasons; ``"zinb"`` types only.
+        """Return the probability that an entry is zero for technical reasons, (n_obs, n_vars); ``"zinb"`` types only.
 
-        Parameters
-        ----------
-        data, layer, allow_missing
-            As in :meth:`embed`.
-
-        Returns
-        -------
-        Array
-            (n_obs, n_vars), and (n_obs, 1) of ``"zinb-shared"``.
-
-        Raises
-        ------
-        ConfigError
-            The likelihood has no zero inflation.
+        (n_obs, 1) for ``"zinb-shared"``. Parameters as of :meth:`embed`; a ConfigError for other likelihoods.
         """
         network = self._network()
         if self.config.parts.likelihood != "zinb":
             raise self._without("dropout probability", "no-dropout", "zinb-conddisp")
-
-        def of_batch(batch: Batch) -> Tensor:
-            logits: Tensor = network.parameters_of(batch).pi_logits
-            return logits.sigmoid()
-
-        return self._of_cells(of_batch, data, layer, allow_missing)
-
-    def _of_cells(
-        self, of_batch: Callable[[Batch], Tensor], data: Data, layer: str | None, allow_missing: float
-    ) -> Array:
-        return np.concatenate(list(self._blocks(self._source(data, layer, allow_missing), of_batch)))
+        return self._apply(data, lambda batch: network.parameters_of(batch).pi_logits.sigmoid(), layer, allow_missing)
 
     def _without(self, what: str, code: str, other: AeTypeName) -> ConfigError:
         return ConfigError(code, f"ae_type={self.config.ae_type!r} has no {what}", remedy=f"use ae_type={other!r}")

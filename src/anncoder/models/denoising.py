@@ -58,25 +58,19 @@ class DenoisingConfig(LayeredConfig):
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """The mask predictor has many weights: it overfits at larger steps, and at ever smaller ones too."""
+        """The mask predictor has many weights: it overfits at larger steps, and at falling ones."""
         return {**super().defaults, "learning_rate": 1e-3, "reduce_lr_patience": 0}
 
     def model_post_init(self, context: Any, /) -> None:
-        """Refuse a strength or an input that the corruption cannot have."""
+        """Refuse a strength or an input that the corruption has no meaning for."""
         if self.corruption != "gaussian" and self.strength >= 1:
-            raise ConfigError(
-                "bad-value",
-                f"strength = {self.strength:g} is not a probability below 1",
-                "DenoisingConfig.strength",
-                f"for corruption={self.corruption!r} give the share of entries to change, such as 0.4",
-            )
+            what = f"strength = {self.strength:g} is not a probability below 1"
+            remedy = f"for corruption={self.corruption!r} give the share of entries to change, such as 0.4"
+            raise ConfigError("bad-value", what, "DenoisingConfig.strength", remedy)
         if self.corruption == "thinning" and self.transform == "none":
-            raise ConfigError(
-                "bad-value",
-                "thinning removes molecules: it needs counts",
-                "DenoisingConfig.corruption",
-                "set transform='log1p' and fit raw counts, or choose another corruption",
-            )
+            what = "thinning removes molecules: it needs counts"
+            remedy = "set transform='log1p' and fit raw counts, or choose another corruption"
+            raise ConfigError("bad-value", what, "DenoisingConfig.corruption", remedy)
 
 
 class DenoisingNetwork(nn.Module):
@@ -119,7 +113,7 @@ class DenoisingNetwork(nn.Module):
         return Loss.of(terms)
 
     def corrupt(self, batch: Batch, clean: CSR) -> Corrupted:
-        """Return a corrupted network input; the random numbers are the network's own."""
+        """Return a corrupted network input, by the network's own random numbers."""
         config, device = self.config, clean.values.device
         noise = self.noise if self.training else Noise(self.noise.seed + int(batch.rows[0]))
         generator = noise.on(device)
@@ -150,7 +144,7 @@ class DenoisingNetwork(nn.Module):
         return self.output(self.decoder(joint)), mask_logits
 
     def denoise(self, batch: Batch) -> Tensor:
-        """Return the expected expression at the median library size, (b, g); of ``transform="none"`` as it is."""
+        """Return the expected expression, (b, g), at the median library size (``transform="none"``: as it is)."""
         decoded, _ = self.decode(self._encode(self.inputs(batch)))
         return self.inputs.inverse(decoded)
 
@@ -176,7 +170,7 @@ def _mask_loss(logits: Tensor, changed: CSR) -> Tensor:
 
 
 class DenoisingAutoencoder(Autoencoder):
-    """Reconstructs clean expression from a corrupted input.
+    """An autoencoder that reconstructs clean expression from a corrupted input.
 
     The default is scMAE's objective (Fang et al. 2024, doi 10.1093/bioinformatics/btae020): values swapped between
     cells, changed entries weighted 0.75, and a head that predicts from the latent which entries were changed.
@@ -191,8 +185,8 @@ class DenoisingAutoencoder(Autoencoder):
     masked_weight
         Weight of changed entries in the squared error; the others have ``1 - masked_weight``.
     mask_predictor
-        Predict the changed entries from the latent with a linear head, and hand its output to the decoder too. The
-        decoder then has n_vars x n_vars weights: meant for a few thousand genes.
+        Predict the changed entries from the latent with a linear head, whose output the decoder reads too. The decoder
+        then has n_vars x n_vars weights: for a few thousand genes.
     mask_loss_weight
         Weight of that prediction's cross-entropy; the reconstruction has 1 minus it.
     n_latent, n_hidden, activation, norm, linear_decoder, dropout_rate

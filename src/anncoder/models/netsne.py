@@ -59,7 +59,7 @@ class NetsneConfig(NetworkConfig):
 
     @property
     def fewest_cells(self) -> int:
-        """A cell must have more neighbours than the perplexity; coordinates are learned of each cell alone."""
+        """A cell must have more neighbours than the perplexity; coordinates are learned cell by cell."""
         return 2 if self.target is not None else math.floor(self.perplexity) + 2
 
     @property
@@ -84,18 +84,18 @@ class NetsneConfig(NetworkConfig):
         }
 
 
-class Fitted(NamedTuple):
-    """What is known of the cells to fit on before training, N of them, E pairs of neighbours (both ways round)."""
+class FittedCells(NamedTuple):
+    """The fitted cells before training: N of them, with E pairs of neighbours (in both directions)."""
 
     position: Tensor  # (n,) place of each cell of the data among them, -1 for none
-    inputs: Tensor  # (N, d) what the encoder reads
+    inputs: Tensor  # (N, d) input of the encoder
     starts: Tensor  # (N + 1,) of each cell's pairs
     neighbours: Tensor  # (E,)
     p: Tensor  # (E,) joint probability, 1 in sum
     negentropy: Tensor  # () sum of p log p
 
     def among(self, rows: Tensor) -> Tensor:
-        """Return the places of some cells of the data, (b,), -1 for those that are not among the fitted."""
+        """Return the positions of cells of the data among the fitted ones, (b,); -1 for others."""
         known = rows < len(self.position)
         return torch.where(known, self.position[rows.clamp(max=len(self.position) - 1)], -1)
 
@@ -103,7 +103,7 @@ class Fitted(NamedTuple):
 class NetsneNetwork(nn.Module):
     """Encoder and t-SNE objective; see :mod:`anncoder.models` for the interface.
 
-    What it knows of the fitted cells is no part of its state: a saved model has none of it, nor one whose fit is over.
+    The fitted cells are not part of its state: they are neither saved nor kept after the fit.
     """
 
     mean: Tensor
@@ -122,7 +122,7 @@ class NetsneNetwork(nn.Module):
         self.register_buffer("mean", torch.zeros(widths[0]))
         self.register_buffer("scale", torch.ones(widths[0]))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        self.fitted: Fitted | None = None
+        self.fitted: FittedCells | None = None
         self.target: Tensor | None = None
 
     @torch.no_grad()
@@ -147,10 +147,10 @@ class NetsneNetwork(nn.Module):
         position[place] = torch.arange(len(place))
         starts, neighbours, values = (torch.from_numpy(array) for array in (p.indptr, p.indices, p.data))
         pairs = (starts.long(), neighbours.long(), values.float(), torch.xlogy(values, values).sum().float())
-        self.fitted = Fitted(*(array.to(device) for array in (position, self.standardized(x), *pairs)))
+        self.fitted = FittedCells(*(array.to(device) for array in (position, self.standardized(x), *pairs)))
 
     def finish(self, batch: Batch) -> None:
-        """Forget the fitted cells."""
+        """Drop the fitted cells."""
         self.fitted = self.target = None
 
     def forward(self, batch: Batch) -> Loss:
@@ -179,7 +179,7 @@ class NetsneNetwork(nn.Module):
         return scores
 
     def standardized(self, scores: Tensor) -> Tensor:
-        """Return what the encoder reads, (b, d)."""
+        """Return the input of the encoder, (b, d)."""
         return (scores - self.mean) / self.scale
 
     def _divergence(self, batch: Batch) -> dict[str, Tensor]:
@@ -198,16 +198,16 @@ class NetsneNetwork(nn.Module):
             terms["exaggeration"] = factor * attraction
         return terms
 
-    def _of_all(self, fitted: Fitted) -> tuple[Tensor, Tensor, Tensor]:
+    def _of_all(self, fitted: FittedCells) -> tuple[Tensor, Tensor, Tensor]:
         places = self.encoder(fitted.inputs)
         rows = torch.repeat_interleave(fitted.starts.diff())
         apart = rows_of(places, rows) - rows_of(places, fitted.neighbours)
         attraction = (fitted.p * stretched(apart)).sum()
         return fitted.negentropy, attraction, log_similarities(places, places)
 
-    def _of_some(self, fitted: Fitted, chosen: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor]:
-        # attraction to a few neighbours of each cell, repulsion among the cells; neither is off on average but for the
-        # logarithm, whose argument is a mean over millions of pairs
+    def _of_some(self, fitted: FittedCells, chosen: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor]:
+        # attraction to a few neighbours of each cell, repulsion among the cells of the minibatch: unbiased, but for the
+        # logarithm of a mean over millions of pairs
         n_fitted, n_chosen, n_local = len(fitted.inputs), len(chosen), self.config.n_local
         generator = (self.noise if self.training else Noise(self.noise.seed + first)).on(chosen.device)
         degree = fitted.starts.diff()[chosen].unsqueeze(1)
@@ -236,12 +236,9 @@ class NetsneNetwork(nn.Module):
 
     def _checked(self, target: Tensor) -> Tensor:
         if target.shape[1] != self.config.n_latent:
-            raise InputError(
-                "bad-coordinates",
-                f"obsm[{self.config.target!r}] has {target.shape[1]} axes, and n_latent = {self.config.n_latent}",
-                f"obsm[{self.config.target!r}]",
-                f"set n_latent={target.shape[1]}",
-            )
+            what = f"obsm[{self.config.target!r}] has {target.shape[1]} axes, and n_latent = {self.config.n_latent}"
+            remedy = f"set n_latent={target.shape[1]}"
+            raise InputError("bad-coordinates", what, f"obsm[{self.config.target!r}]", remedy)
         return target
 
 
@@ -280,7 +277,7 @@ def log_similarities(places: Tensor, columns: Tensor) -> Tensor:
 
 
 class NetSNE(Autoencoder):
-    """A parametric t-SNE: a network that learns the picture, and puts new cells into it at once.
+    """A parametric t-SNE: a network that learns the picture, and places new cells in it at once.
 
     A reimplementation of the published objective of net-SNE (Cho, Berger, Peng 2018,
     doi 10.1016/j.cels.2018.05.017). It has no decoder: :meth:`embed` is all it does, :meth:`denoise` is refused.
@@ -305,7 +302,7 @@ class NetSNE(Autoencoder):
         the number of cells (5,000 unless it is given) the objective is exact, and nothing is drawn.
     target
         Slot of obsm, such as ``"X_tsne"`` or ``"X_umap"``, with coordinates to learn: the network is then fitted to
-        these by regression, so that new cells can be put into a picture that exists already.
+        these by regression, and places new cells in a picture that exists already.
     l2
         Penalty on the squared weights.
     transform

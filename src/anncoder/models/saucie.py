@@ -2,8 +2,8 @@
 
 Amodio et al. 2019, doi 10.1038/s41592-019-0576-7, written from the published objective. A reconstruction error, and
 three penalties on activations: the maximum mean discrepancy between experimental batches in the latent
-(``lambda_b``), the entropy of the use of the units of the last hidden layer, whose pattern of active units is a cell's
-cluster (``lambda_c``), and the distance of cells within a cluster (``lambda_d``).
+(``lambda_b``), the entropy of the use of the units of the last hidden layer (``lambda_c``; the pattern of active units
+of a cell is its cluster), and the distance of cells within a cluster (``lambda_d``).
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class SAUCIEConfig(NetworkConfig):
 
     @property
     def batches(self) -> Any:
-        """Batches are corrected for where ``lambda_b`` is set, and mean nothing else."""
+        """Needed for ``lambda_b``, which corrects for batches, and else unused."""
         return "needed" if self.lambda_b else "unused"
 
     @property
@@ -86,26 +86,16 @@ class SAUCIEConfig(NetworkConfig):
     def model_post_init(self, context: Any, /) -> None:
         """Refuse penalties that have nothing to act on."""
         if self.lambda_d and not self.lambda_c:
-            raise ConfigError(
-                "bad-value",
-                f"lambda_d = {self.lambda_d:g} draws cells together within clusters, and lambda_c = 0 makes none",
-                "SAUCIEConfig.lambda_d",
-                "set lambda_c too (the author's rule: lambda_d about 2 * lambda_c), or lambda_d=0",
-            )
+            what = f"lambda_d = {self.lambda_d:g} draws cells together within clusters, and lambda_c = 0 makes none"
+            remedy = "set lambda_c too (the author's rule: lambda_d about 2 * lambda_c), or lambda_d=0"
+            raise ConfigError("bad-value", what, "SAUCIEConfig.lambda_d", remedy)
         if self.reference is not None and not self.lambda_b:
-            raise ConfigError(
-                "bad-value",
-                f"reference = {self.reference!r}, but lambda_b = 0 corrects no batches",
-                "SAUCIEConfig.reference",
-                "set lambda_b (such as 0.1) and batch_key, or leave reference out",
-            )
+            what = f"reference = {self.reference!r}, but lambda_b = 0 corrects no batches"
+            remedy = "set lambda_b (such as 0.1) and batch_key, or leave reference out"
+            raise ConfigError("bad-value", what, "SAUCIEConfig.reference", remedy)
         if self.faithful and self.lambda_b and self.lambda_c:
-            raise ConfigError(
-                "bad-value",
-                "the published network cannot have lambda_b and lambda_c at once: its cluster layer is negative then",
-                "SAUCIEConfig.faithful",
-                "set faithful=False, or one of them to 0",
-            )
+            what = "the published network cannot have lambda_b and lambda_c at once: its cluster layer is negative then"
+            raise ConfigError("bad-value", what, "SAUCIEConfig.faithful", "set faithful=False, or one of them to 0")
 
 
 class SAUCIENetwork(nn.Module):
@@ -140,7 +130,7 @@ class SAUCIENetwork(nn.Module):
         self.register_buffer("codebook", codes)
         self.register_buffer("n_clusters", torch.zeros((), dtype=torch.int64))
         self.register_buffer("largest_activation", torch.ones(()))
-        self._cells: Loader | None = None  # from start_from to finish, if that looks for clusters among them
+        self._cells: Loader | None = None  # the fitted cells, from start_from to finish, to find clusters in
         # cells in a whole minibatch: the last one of an epoch may have fewer
         self.register_buffer("n_whole", torch.zeros((), dtype=torch.int64))
 
@@ -158,7 +148,7 @@ class SAUCIENetwork(nn.Module):
             self.standardize.mean.copy_(summary.x_mean * self.factor)
             with torch.no_grad():
                 self.output.bias.copy_(summary.x_mean * self.factor)
-        self._cells = cells if self.config.lambda_c else None  # or the model would keep them alive
+        self._cells = cells if self.config.lambda_c else None  # a reference keeps the data in memory
 
     @torch.no_grad()
     def finish(self, batch: Batch) -> None:
@@ -171,10 +161,10 @@ class SAUCIENetwork(nn.Module):
             found.update(self._codes(part))
         # the largest first; among equal ones an order that does not depend on that of the cells
         ranked = sorted(found.items(), key=lambda item: (-item[1], item[0]))
-        kept = [code for code, n_cells in ranked if n_cells > self.config.min_cells][:MOST_CLUSTERS]
-        for i, code in enumerate(kept):
+        clusters = [code for code, n_cells in ranked if n_cells > self.config.min_cells][:MOST_CLUSTERS]
+        for i, code in enumerate(clusters):
             self.codebook[i] = torch.tensor(list(code), dtype=torch.uint8)
-        self.n_clusters.fill_(len(kept))
+        self.n_clusters.fill_(len(clusters))
         self._cells = None
 
     def forward(self, batch: Batch) -> Loss:
@@ -207,7 +197,7 @@ class SAUCIENetwork(nn.Module):
         return self.inputs.inverse(decoded / self.factor)
 
     def clusters(self, batch: Batch) -> Tensor:
-        """Return the cluster of each cell, (b,) int64; -1 for a cell whose pattern is none of theirs."""
+        """Return the cluster of each cell, (b,) int64; -1 for a cell outside of all clusters."""
         assert self.codebook is not None
         known = {bytes(code.tolist()): i for i, code in enumerate(self.codebook[: int(self.n_clusters)].cpu())}
         return torch.tensor([known.get(code, -1) for code in self._codes(batch)])
@@ -236,7 +226,7 @@ class SAUCIENetwork(nn.Module):
     def _batch_codes(self, batch: Batch) -> Tensor:
         assert batch.batch_code is not None
         if self.training:
-            # in evaluation, and in what is left at the end of an epoch, the batches that are there are compared
+            # in evaluation, and in the smaller last minibatch of an epoch, the batches present are compared
             self.n_whole.clamp_(min=len(batch.rows))
             if len(batch.rows) == int(self.n_whole):
                 _refuse_empty(batch.batch_code, self.n_batches)
@@ -296,20 +286,17 @@ def _largest(inputs: LogNormalize, cells: Loader) -> float:
 
 def _refuse_empty(codes: Tensor, n_batches: int) -> None:
     if int(torch.bincount(codes, minlength=n_batches).min()) == 0:
-        raise InputError(
-            "empty-batch-group",
-            f"a minibatch of {len(codes)} cells has none of some experimental batch: there is nothing to compare",
-            "batch_key",
-            "raise batch_size, so that every minibatch has cells of each, or leave out the small batches",
-        )
+        what = f"a minibatch of {len(codes)} cells has none of some experimental batch: there is nothing to compare"
+        remedy = "raise batch_size, so that every minibatch has cells of each, or leave out the small batches"
+        raise InputError("empty-batch-group", what, "batch_key", remedy)
 
 
 class Clusters(NamedTuple):
     """The clusters of some cells."""
 
     labels: np.ndarray[Any, np.dtype[np.int64]]  # (n_obs,) from 0, the largest of the fitted cells first; -1 for none
-    n_clusters: int  # those that the model knows; -1 is none of them
-    pct_assigned: float  # cells in one of them, in percent
+    n_clusters: int  # clusters of the model, -1 not counted
+    pct_assigned: float  # cells in a cluster, in percent
 
 
 class SAUCIE(Autoencoder):
@@ -369,7 +356,7 @@ class SAUCIE(Autoencoder):
         super().__init__(SAUCIEConfig(**arguments(locals())))
 
     def clusters(self, data: Data, *, layer: str | None = None, allow_missing: float = 0.0) -> Clusters:
-        """Return the cluster of each cell, of those that were found among the fitted cells.
+        """Return the cluster of each cell, among the clusters of the fitted cells.
 
         Parameters
         ----------
@@ -383,13 +370,9 @@ class SAUCIE(Autoencoder):
         """
         network = self._network()
         if not self.config.lambda_c:
-            raise ConfigError(
-                "no-clusters",
-                "the model makes no clusters: lambda_c = 0",
-                "lambda_c",
-                "fit SAUCIE(lambda_c=0.1, lambda_d=0.2), or cluster the latent: sc.tl.leiden(adata)",
-            )
-        labels = np.concatenate(list(self._blocks(self._source(data, layer, allow_missing), network.clusters)))
+            remedy = "fit SAUCIE(lambda_c=0.1, lambda_d=0.2), or cluster the latent: sc.tl.leiden(adata)"
+            raise ConfigError("no-clusters", "the model makes no clusters: lambda_c = 0", "lambda_c", remedy)
+        labels = self._apply(data, network.clusters, layer, allow_missing)
         return Clusters(labels.astype(np.int64), int(network.n_clusters), 100 * float((labels >= 0).mean()))
 
     def of_cells(

@@ -85,8 +85,8 @@ class ScScopeNetwork(nn.Module):
         self.of_batch = nn.Parameter(torch.zeros(shape.n_batches, n_vars)) if shape.n_batches else None
         # the published form has 0 and 1 for these
         self.register_buffer("scale", torch.ones(()))  # of the whole input
-        self.register_buffer("center", torch.zeros(n_vars))  # what the encoder subtracts
-        self.register_buffer("gene_scale", torch.ones(n_vars))  # what the output is in units of
+        self.register_buffer("center", torch.zeros(n_vars))  # subtracted by the encoder
+        self.register_buffer("gene_scale", torch.ones(n_vars))  # unit of the output
 
     @torch.no_grad()
     def start_from(self, summary: Summary, cells: Loader) -> None:
@@ -95,7 +95,7 @@ class ScScopeNetwork(nn.Module):
         Raises
         ------
         InputError
-            There are negative values, of which nobody can say whether they were observed.
+            There are negative values: only zeros stand for values that were not observed.
         """
         if summary.smallest < 0:
             raise InputError(
@@ -111,8 +111,8 @@ class ScScopeNetwork(nn.Module):
             self._start_at_observed_means(cells)
 
     def _start_at_observed_means(self, cells: Loader) -> None:
-        # every gene near the mean of its observed entries, and its batch effects at what the batches' own means
-        # differ by: at a step that suits the rest, effects that start at zero would never get there
+        # every gene near the mean of its observed entries, and its batch effects at the differences of the means of the
+        # batches: from zero they would never get there at a step that suits the rest
         n_batches = 1 if self.of_batch is None else len(self.of_batch)
         sums = torch.zeros(2, n_batches, len(self.center), dtype=torch.float64, device=self.center.device)
         for host_batch in cells.epoch(0):
@@ -122,7 +122,7 @@ class ScScopeNetwork(nn.Module):
             assert code is not None
             at = code[x.rows()] * x.n_vars + x.indices
             for total, values in zip(sums, (x.values, x.values != 0), strict=True):
-                total.view(-1).index_add_(0, at, values.double())  # in one order, whatever the number of threads
+                total.view(-1).index_add_(0, at, values.double())  # in one order for any number of threads
         means = torch.where(sums[1] > 0, sums[0] / sums[1].clamp(min=1), torch.nan)
         mean = means.nanmean(dim=0).nan_to_num(0)  # a gene without any count stays at 0
         self.gene_scale.copy_(mean)
@@ -146,14 +146,14 @@ class ScScopeNetwork(nn.Module):
         return Loss.of({f"round_{t}": observed_error(target, decoded) / size for t, (_, decoded) in rounds})
 
     def encode(self, batch: Batch) -> Tensor:
-        """Return the latent as ``readout`` says, (b, k) or (b, T k)."""
+        """Return the latent by ``readout``, (b, k) or (b, T k)."""
         latents = [latent for latent, _ in self._rounds(self._input(batch), batch.batch_code)]
         if self.config.readout == "concat":
             return torch.cat(latents, dim=1)
         return latents[-1] if self.config.readout == "last" else torch.stack(latents).mean(dim=0)
 
     def denoise(self, batch: Batch) -> Tensor:
-        """Return what the last round says of every entry, without the effects of batches, (b, g)."""
+        """Return the reconstruction of the last round, without batch effects, (b, g)."""
         x = self._input(batch)
         decoded = self._rounds(x, batch.batch_code)[-1][1]
         if self.config.keep_observed:
@@ -162,7 +162,7 @@ class ScScopeNetwork(nn.Module):
         return self.inputs.inverse(decoded * self.scale)
 
     def batch_effects(self) -> Tensor:
-        """Return what is subtracted from the cells of each batch, (n_batches, g), on the scale of the network input."""
+        """Return the effects subtracted from the cells of each batch, (n_batches, g), in units of the network input."""
         assert self.of_batch is not None
         return self._shifts() * self.scale
 
@@ -192,8 +192,8 @@ class ScScopeNetwork(nn.Module):
         return x.with_values(x.values / self.scale)
 
     def _target(self, x: CSR, batch_code: Tensor | None) -> CSR:
-        # the observed entries, less the effect of the batch; stored zeros, and in the published form what the
-        # subtraction left nothing of, are not observed
+        # the observed entries, less the effect of the batch; not observed are stored zeros, and in the published form
+        # entries that the subtraction makes zero
         if self.of_batch is None:
             return select(x, x.values != 0)
         assert batch_code is not None
@@ -203,8 +203,7 @@ class ScScopeNetwork(nn.Module):
         return select(x.with_values(corrected), counted)
 
     def _shifts(self) -> Tensor:
-        # in units of each gene, and about their mean: shifts that all grow would shrink what is to be reconstructed,
-        # and the error with it
+        # in units of each gene, and about their mean: shifts that all grow would shrink the target, and the error
         assert self.of_batch is not None
         if self.config.faithful:
             return self.of_batch
@@ -238,10 +237,10 @@ def _start_as_published(parameter: Tensor, noise: Noise) -> None:
 class ScScope(Autoencoder):
     """An autoencoder run several times with the same weights, each time on its own guesses of the zeros.
 
-    Reimplementation of the objective of Deng et al. 2019, doi 10.1038/s41592-019-0353-7. Zeros are taken as not
+    Reimplementation of the objective of Deng et al. 2019, doi 10.1038/s41592-019-0353-7. Zeros count as not
     observed: only the other entries are reconstructed, and from the second round on the zeros are filled in. With
-    ``batch_key`` a layer learns what each experimental batch adds to each gene, and takes it away. The data must not
-    be negative.
+    ``batch_key`` a layer learns and subtracts the effect of each experimental batch on each gene. The data must not be
+    negative.
 
     Parameters
     ----------
@@ -259,12 +258,12 @@ class ScScope(Autoencoder):
         ``"concat"``: the latent of a cell is that of all rounds side by side, n_rounds * n_latent columns; ``"last"``;
         ``"mean"``.
     keep_observed
-        Whether ``denoise`` keeps what was observed and fills in the zeros, instead of giving every entry anew.
+        Whether ``denoise`` keeps the observed values and fills in the zeros, or reconstructs every entry.
     transform
         ``"normalize"`` (library-size normalised counts without the logarithm, as published), ``"log1p"``, or
         ``"none"`` for expression values.
     faithful
-        Start, mask and train as published: weights of standard deviation 0.1 whatever the scale of the data, entries
+        Start, mask and train as published: weights of standard deviation 0.1 at any scale of the data, entries
         that the batch layer brings to zero no longer count, 100 epochs at a step of 1e-4 without early stopping.
     """
 
@@ -291,7 +290,7 @@ class ScScope(Autoencoder):
     def of_genes(self) -> dict[str, Array]:
         """Return ``batch_effects``, (n_vars, n_batches), where there are batches.
 
-        It is what is subtracted from each batch's cells, on the scale of the network input, in the order of
+        They are subtracted from the cells of each batch, on the scale of the network input, in the order of
         ``batches_``.
         """
         network = self._network()

@@ -10,7 +10,6 @@ import math
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, NamedTuple
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -74,7 +73,7 @@ class ScvisConfig(NetworkConfig):
 
     @property
     def effective_perplexity(self) -> float:
-        """The perplexity that the affinities have; as published, an entropy in nats is held against one in bits."""
+        """Perplexity of the affinities; as published, an entropy in nats is compared with one in bits."""
         return self.perplexity ** (1 / math.log(2)) if self.faithful else self.perplexity
 
     @property
@@ -89,7 +88,7 @@ class ScvisConfig(NetworkConfig):
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """As published; where not faithful, cells are held out and the best weights kept."""
+        """As published; unless faithful, with cells held out and the best weights."""
         published = {
             "max_epochs": 3000,
             "max_steps": 3000,
@@ -106,16 +105,12 @@ class ScvisConfig(NetworkConfig):
     def model_post_init(self, context: Any, /) -> None:
         """Refuse a latent for which the published similarity is not defined."""
         if self.dof < 1:
-            raise ConfigError(
-                "bad-value",
-                "with n_latent = 1 the published t-SNE term divides by n_latent - 1 = 0",
-                "ScvisConfig.n_latent",
-                "set n_latent=2, or faithful=False",
-            )
+            what = "with n_latent = 1 the published t-SNE term divides by n_latent - 1 = 0"
+            raise ConfigError("bad-value", what, "ScvisConfig.n_latent", "set n_latent=2, or faithful=False")
 
 
 class Posterior(NamedTuple):
-    """What the encoder says of a cell's latent: independent normal distributions."""
+    """Posterior of the latent of each cell: independent normal distributions."""
 
     mean: Tensor  # (b, k)
     var: Tensor  # (b, k)
@@ -205,7 +200,7 @@ class ScvisNetwork(nn.Module):
         return torch.minimum(self.steps, n_inputs), (n_inputs / self.steps).clamp(min=LEAST_KL_WEIGHT)
 
     def scaled(self, batch: Batch) -> Tensor:
-        """Return what the encoder reads, (b, d): scores or expression over the largest absolute value fitted."""
+        """Return the input of the encoder, (b, d): scores or expression over the largest absolute value fitted."""
         scores: Tensor = self.projection(self.inputs(batch))
         return scores / self.largest
 
@@ -231,7 +226,7 @@ class ScvisNetwork(nn.Module):
     def log_likelihood(self, batch: Batch) -> Tensor:
         """Return the mean log density of each cell over five samples of its latent, (b,).
 
-        The same five standard normal numbers serve all cells: a cell's result is its own, whatever is beside it.
+        All cells use the same five standard normal draws, so a cell's result does not depend on the others.
         """
         x = self.scaled(batch)
         generator = Noise(0).on(x.device)
@@ -240,7 +235,7 @@ class ScvisNetwork(nn.Module):
         return torch.stack([self.log_density(x, posterior.at(draw)) for draw in standard]).mean(dim=0)
 
     def denoise(self, batch: Batch) -> Tensor:
-        """Return the expected expression at the median library size, (b, g); of ``transform="none"`` as it is."""
+        """Return the expected expression, (b, g), at the median library size (``transform="none"``: as it is)."""
         decoded = self.mean(self.decoder(self.encode(batch))) * self.largest
         return self.inputs.inverse(self.projection.inverse(decoded))
 
@@ -316,12 +311,12 @@ def tsne_term(latent: Tensor, p: Tensor, dof: int) -> Tensor:
 
 
 class SCVIS(Autoencoder):
-    """A variational autoencoder for pictures: two latent units, whose neighbours are those of the expression.
+    """A variational autoencoder for pictures: two latent units that preserve the neighbours of each cell.
 
     A reimplementation of the published objective of scvis (Ding, Condon, Shah 2018, doi 10.1038/s41467-018-04368-5):
     the likelihood of the cells' principal components under a Student-t decoder, the divergence from the prior, and a
-    t-SNE term of every minibatch. New cells are put into the picture by :meth:`embed`, and :meth:`log_likelihood` tells
-    which of them are like none of the fitted ones.
+    t-SNE term of every minibatch. :meth:`embed` places new cells in the picture, and :meth:`log_likelihood` is low for
+    those unlike the fitted cells.
 
     Parameters
     ----------
@@ -344,7 +339,7 @@ class SCVIS(Autoencoder):
         As in :class:`UndercompleteAutoencoder`; ``"none"`` for data such as PCA scores.
     faithful
         With the quirks of the published implementation: a perplexity p acts as p^1.44, dropped weights in the
-        likelihood too, no cells held out, the last weights kept.
+        likelihood too, no cells held out, the last weights.
     """
 
     name = "scvis"
@@ -374,22 +369,11 @@ class SCVIS(Autoencoder):
     def log_likelihood(self, data: Data, *, layer: str | None = None, allow_missing: float = 0.0) -> Array:
         """Return the log density of each cell's input, (n_obs,), the mean over five samples of its latent, in nats.
 
-        Low for cells that are like none of the fitted ones. It is the density of what the network reads (scores over
-        their largest absolute value, say), summed over its components: values of one model can be compared. The same
-        cell has the same value whatever is beside it.
-
-        Parameters
-        ----------
-        data, layer, allow_missing
-            As in :meth:`embed`.
-
-        Raises
-        ------
-        InputError
-            As in :meth:`embed`.
+        Low for cells unlike the fitted ones. It is the density of the network input (such as scores over their largest
+        absolute value), summed over its components: comparable within one model. A cell's value does not depend on the
+        other cells. Parameters and errors as of :meth:`embed`.
         """
-        source = self._source(data, layer, allow_missing)
-        return np.concatenate(list(self._blocks(source, self._network().log_likelihood)))
+        return self._apply(data, self._network().log_likelihood, layer, allow_missing)
 
 
 MODEL = SCVIS

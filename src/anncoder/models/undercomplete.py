@@ -31,7 +31,7 @@ class UndercompleteConfig(LayeredConfig):
     tied: Annotated[bool, Field(description="decoder weights are the encoder's, transposed")] = False
 
     def model_post_init(self, context: Any, /) -> None:
-        """Refuse what cannot be tied."""
+        """Refuse layers that cannot be tied."""
         if self.tied and (self.norm != "none" or self.linear_decoder):
             raise ConfigError(
                 "bad-value",
@@ -61,7 +61,7 @@ class UndercompleteNetwork(nn.Module):
         else:
             self.decoder = Decoder(config.decoder_layers, config.n_latent, noise)
             self.output = linear(self.decoder.n_out, n_vars, noise)
-            hold_bias(self.encoder.last, config.decoder_layers)  # between the two there is nothing but products
+            hold_bias(self.encoder.last, config.decoder_layers)  # only products stand between the two
 
     def start_from(self, summary: Summary, cells: Loader) -> None:
         """Start the output at the mean expression of each gene, and set the standardisation."""
@@ -87,8 +87,7 @@ class UndercompleteNetwork(nn.Module):
         else:
             error = squared_error(x, product_of(self.output, self.decoder(latent)))
         reconstruction = error.sum() / (len(error) * x.n_vars)
-        terms = {"reconstruction": reconstruction, **self.penalty(self.parameters())}
-        return Loss.of(terms)
+        return Loss.of({"reconstruction": reconstruction, **self.penalty(self.parameters())})
 
     def encode(self, batch: Batch) -> Tensor:
         """Return the latent in its natural axes, (b, k)."""
@@ -96,7 +95,7 @@ class UndercompleteNetwork(nn.Module):
         return latent
 
     def raw_latent(self, batch: Batch) -> Tensor:
-        """Return the latent in the axes that training found, (b, k): what the decoder reads."""
+        """Return the latent in the axes of training, (b, k), which the decoder reads."""
         latent: Tensor = self.encoder(self.inputs(batch), self.standardize.mean, self.standardize.scale)
         return latent
 
@@ -106,7 +105,7 @@ class UndercompleteNetwork(nn.Module):
         return decoded
 
     def denoise(self, batch: Batch) -> Tensor:
-        """Return the expected expression at the median library size, (b, g); of ``transform="none"`` as it is."""
+        """Return the expected expression, (b, g), at the median library size (``transform="none"``: as it is)."""
         decoded = self.decode(self.raw_latent(batch))
         return self.inputs.inverse(decoded)
 
@@ -131,7 +130,7 @@ class TiedDecoder(nn.Module):
 
 
 class UndercompleteAutoencoder(Autoencoder):
-    """Fewer latent units than genes, fitted to reconstruct log-normalised expression.
+    """An autoencoder of log-normalised expression with fewer latent units than genes.
 
     With ``activation="linear"`` and squared error its optimum is PCA, up to a rotation (Baldi & Hornik 1989,
     doi 10.1016/0893-6080(89)90014-2). Training reaches the leading components that are well apart in variance; the

@@ -73,17 +73,17 @@ class VariationalConfig(NetworkConfig):
 
     @property
     def batches(self) -> Literal["optional", "needed"]:
-        """The decoder sees the batch where there is one."""
+        """The decoder reads the batch where there is one."""
         return "needed" if self.batches_in_encoder or self.dispersion == "gene-batch" else "optional"
 
     @property
     def embeds_batches(self) -> bool:
-        """The encoder sees the batch only where it is told to; the decoder always does."""
+        """The encoder reads the batch with ``batches_in_encoder`` only; the decoder always does."""
         return self.batches_in_encoder
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """As scvi-tools trains it; epsilon is of the loss in nats a cell."""
+        """The training of scvi-tools; its epsilon is for a loss in nats a cell."""
         published = {
             "learning_rate": 1e-3,
             "weight_decay": 1e-6,
@@ -96,20 +96,17 @@ class VariationalConfig(NetworkConfig):
         return {**super().defaults, **published, **quirks}
 
     def model_post_init(self, context: Any, /) -> None:
-        """Refuse an input that is no counts."""
+        """Refuse expression values."""
         if self.transform == "none":
-            raise ConfigError(
-                "bad-value",
-                f"likelihood={self.likelihood!r} is of raw counts, and transform='none' reads expression values",
-                "VariationalConfig.transform",
-                "set transform='log1p' and fit raw counts; for expression values use another model",
-            )
+            what = f"likelihood={self.likelihood!r} is of raw counts, and transform='none' reads expression values"
+            remedy = "set transform='log1p' and fit raw counts; for expression values use another model"
+            raise ConfigError("bad-value", what, "VariationalConfig.transform", remedy)
 
 
 class VariationalNetwork(nn.Module):
     """Encoder, decoder and evidence lower bound; see :mod:`anncoder.models` for the interface.
 
-    The loss is in nats a cell - the sum over the genes - as the divergence is, and as it is published.
+    The loss is in nats a cell, the sum over the genes, as published.
     """
 
     log_library: Tensor
@@ -134,7 +131,7 @@ class VariationalNetwork(nn.Module):
         self.register_buffer("log_library", torch.zeros(()))
 
     def _head(self, n_batches: int) -> ConditionalLayers:
-        # a linear decoder is this layer alone: it sees the batch, and is normalised, as LDVAE's
+        # a linear decoder is this layer alone: it reads the batch, and is normalised, as LDVAE's
         direct = not self.decoder.products
         layers = Layers((self.n_vars,), "linear", self.config.norm if direct else "none")
         return ConditionalLayers(layers, self.decoder.n_out, n_batches if direct else 0, self.noise)
@@ -211,22 +208,26 @@ class VariationalNetwork(nn.Module):
         """Return the posterior mean, (b, k)."""
         return self.posterior(batch)[0]
 
+    def parameters_of(self, batch: Batch) -> CountParameters:
+        """Return the parameters of the distribution of each entry, at the posterior mean and median library size."""
+        return self.decode(self.encode(batch), batch.batch_code)
+
     def denoise(self, batch: Batch) -> Tensor:
         """Return the expected expression at the median library size and before zero inflation, (b, g)."""
-        return self.decode(self.encode(batch), batch.batch_code).log_mean.exp()
+        return self.parameters_of(batch).log_mean.exp()
 
     def observed(self, batch: Batch) -> Tensor:
-        """Return the same less what zero inflation takes away, (b, g)."""
-        decoded = self.decode(self.encode(batch), batch.batch_code)
-        return decoded.log_mean.exp() * decoded.kept()
+        """Return the expected expression after zero inflation, (b, g)."""
+        parameters = self.parameters_of(batch)
+        return parameters.log_mean.exp() * parameters.not_inflated()
 
     def denoise_as(self, batch: Batch, code: int) -> Tensor:
-        """Return what :meth:`denoise` would if all cells were of one experimental batch, (b, g); read as they are."""
+        """Return :meth:`denoise` as if all cells were of one batch, (b, g); the encoder reads their own."""
         latent = self.encode(batch)
         return self.decode(latent, torch.full((len(latent),), code, device=latent.device)).log_mean.exp()
 
     def loadings(self) -> Tensor:
-        """Return what one unit of each latent adds to the log expression of each gene, (g, k); linear decoder only."""
+        """Return the change of log expression of each gene by a unit of each latent, (g, k); linear decoder only."""
         product, follow = self._layer("scale")
         if not isinstance(follow, nn.BatchNorm1d):
             return product.weight.detach()  # type: ignore[no-any-return]
@@ -235,7 +236,7 @@ class VariationalNetwork(nn.Module):
         return (product.weight * factor.unsqueeze(1)).detach()  # type: ignore[no-any-return]
 
     def _log_theta(self, of_entries: Any, batch_code: Tensor | None) -> Any:
-        # (g,), or (b, g) where each experimental batch has its own; or what the decoder says of the entries
+        # (g,), or (b, g) where each experimental batch has its own; or the output of the decoder
         if self.log_theta is None:
             return of_entries
         if len(self.log_theta) == 1:
@@ -244,7 +245,7 @@ class VariationalNetwork(nn.Module):
         return rows_of(self.log_theta, batch_code)
 
     def _output(self, name: str, hidden: Tensor, batch_code: Tensor | None) -> Any:
-        # a head that is a product and no more is left to the likelihood
+        # the product of a head without normalisation is left to the likelihood
         product, follow = self._layer(name)
         if self.decoder.products and isinstance(follow, nn.Identity):
             return product_of(product, hidden)
@@ -280,12 +281,12 @@ def _outputs(config: VariationalConfig) -> list[str]:
 
 
 class VariationalAutoencoder(Autoencoder):
-    """A Gaussian posterior in the latent, the likelihood of raw counts behind it: scVI's evidence lower bound.
+    """A variational autoencoder of raw counts: Gaussian posterior in the latent, scVI's evidence lower bound.
 
     Reimplementation of the objective of Lopez et al. 2018 (scVI), doi 10.1038/s41592-018-0229-2; with
     ``linear_decoder=True`` of Svensson et al. 2020 (LDVAE), doi 10.1093/bioinformatics/btaa169. The latent is the
-    posterior mean. Losses are in nats a cell. ``batch_key`` is optional: the decoder then has each cell's experimental
-    batch in all its hidden layers, so that the latent need not have it.
+    posterior mean. Losses are in nats a cell. ``batch_key`` is optional: all hidden layers of the decoder then
+    read the experimental batch of a cell, and the latent need not encode it.
 
     Parameters
     ----------
@@ -295,13 +296,13 @@ class VariationalAutoencoder(Autoencoder):
         Inverse dispersion theta, Var = mu + mu^2 / theta: ``"gene"`` one a gene, ``"gene-batch"`` one a gene in each
         experimental batch, ``"gene-cell"`` one an entry.
     size_factors
-        Divide the counts by the size factor before the network reads them: the latent then does not see the depth.
+        Divide the counts by the size factor before the network reads them: the latent then is free of the depth.
     batches_in_encoder
         Show the experimental batch to the encoder too.
     warmup_epochs
         Epochs over which the weight of the divergence rises to 1; validation losses always have it in full.
     linear_decoder
-        Decode without hidden layers: ``of_genes()["loadings"]`` says what each latent unit does to each gene.
+        Decode without hidden layers: ``of_genes()["loadings"]`` has the effect of each latent unit on each gene.
     dropout_rate
         Share of the encoder's hidden units dropped in training.
     faithful
@@ -343,7 +344,7 @@ class VariationalAutoencoder(Autoencoder):
         return {"elbo": self.elbo(data, layer=layer, allow_missing=allow_missing)}
 
     def of_genes(self) -> dict[str, Array]:
-        """Return ``theta``, (n_vars,) or (n_vars, n_batches), and ``loadings``, (n_vars, n_latent), where there are."""
+        """Return ``theta``, (n_vars,) or (n_vars, n_batches), and ``loadings``, (n_vars, n_latent), where defined."""
         network, found = self._network(), {}
         if network.log_theta is not None:
             theta: Tensor = network.log_theta.detach().clamp(*LOG_THETA_RANGE).exp().cpu()
@@ -363,32 +364,16 @@ class VariationalAutoencoder(Autoencoder):
             Samples of the latent to average over; the same draws serve all cells.
         """
         network = self._network()
-
-        def bound(batch: Batch) -> Tensor:
-            values: Tensor = network.elbo(batch, n_samples)
-            return values
-
-        return np.concatenate(list(self._blocks(self._source(data, layer, allow_missing), bound)))
+        return self._apply(data, lambda batch: network.elbo(batch, n_samples), layer, allow_missing)
 
     def dropout_probability(self, data: Data, *, layer: str | None = None, allow_missing: float = 0.0) -> Array:
-        """Return the probability that an entry is zero for technical reasons, (n_obs, n_vars); ``"zinb"`` only.
-
-        Raises
-        ------
-        ConfigError
-            The likelihood has no zero inflation.
-        """
+        """As :meth:`CountAutoencoder.dropout_probability`."""
         network = self._network()
         refuse_no_dropout(self.config.likelihood)
-
-        def pi(batch: Batch) -> Tensor:
-            probability: Tensor = network.decode(network.encode(batch), batch.batch_code).pi_logits.sigmoid()
-            return probability
-
-        return np.concatenate(list(self._blocks(self._source(data, layer, allow_missing), pi)))
+        return self._apply(data, lambda batch: network.parameters_of(batch).pi_logits.sigmoid(), layer, allow_missing)
 
     def loadings(self) -> Array:
-        """Return what one unit of each latent adds to the log expression of each gene, (n_vars, n_latent).
+        """Return the change of log expression of each gene by a unit of each latent, (n_vars, n_latent).
 
         Raises
         ------
@@ -397,12 +382,8 @@ class VariationalAutoencoder(Autoencoder):
         """
         network = self._network()
         if not self.config.linear_decoder:
-            raise ConfigError(
-                "no-loadings",
-                "a decoder with hidden layers has no loadings",
-                "loadings",
-                "fit with linear_decoder=True",
-            )
+            what = "a decoder with hidden layers has no loadings"
+            raise ConfigError("no-loadings", what, "loadings", "fit with linear_decoder=True")
         loadings: Array = network.loadings().cpu().numpy()
         return loadings
 

@@ -1,11 +1,11 @@
 """Natural axes of the latent: Fisher metric of the decoder, principal directions.
 
-A network does not care how its latent units are scaled, sheared or turned: the decoder undoes it. Neighbours, and so
-clusters and trajectories, do care. After training the latent is therefore given the one linear change of axes in which
-a small step in any direction is as long as the change of the *output distribution* it makes: with the Jacobian J of
-the decoder and the Fisher information W of its outputs, the metric ``M = E[J' W J]`` becomes the identity. The axes
-are then turned to their principal directions, largest variance first. For a linear autoencoder with squared error what
-remains is PCA itself: components, order and scale.
+A decoder undoes any scaling, shear or rotation of the latent, but neighbours, and so clusters and trajectories, depend
+on them. After training the latent therefore gets the linear change of axes in which a small step in any direction is
+as long as the change of the *output distribution* that it causes: with the Jacobian J of the decoder and the Fisher
+information W of its outputs, the metric ``M = E[J' W J]`` becomes the identity. The axes are then turned to their
+principal directions, largest variance first. For a linear autoencoder with squared error the result is PCA itself:
+components, order and scale.
 
 Arvanitidis, Gonzalez-Duque, Pouplin, Kalatzis, Hauberg 2022, "Pulling back information geometry" (AISTATS).
 """
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from anncoder.types import Batch
 
 METRIC_CELLS = 512  # a k x k average needs no more, and every one costs k passes of the decoder
-JACOBIAN, FEWEST = 1 << 25, 32  # bytes of the derivatives at a time, and cells of which they are at least
+JACOBIAN, FEWEST = 1 << 25, 32  # bytes of derivatives at a time, and the least number of cells
 
 
 class LatentBasis(nn.Module):
@@ -55,7 +55,7 @@ class LatentBasis(nn.Module):
             (k, k) symmetric, positive semi-definite.
         """
         if not bool(torch.isfinite(metric).all()):
-            return  # weights that ran away have no geometry: the network's own axes stay
+            return  # diverged weights have no geometry: the network's own axes stay
         origin = latent.double().mean(dim=0)
         # the eigenvalues of float32 noise may be below zero: a direction that the decoder ignores has no length
         lengths, directions = torch.linalg.eigh(metric.double())

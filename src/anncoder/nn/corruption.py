@@ -19,7 +19,7 @@ class Corrupted(NamedTuple):
     """A corrupted input and where it differs from the clean one."""
 
     x: CSR | Tensor  # (b, g)
-    changed: CSR | None  # (b, g) the clean value of every entry that was changed; None where that means nothing
+    changed: CSR | None  # (b, g) the clean value of every changed entry; None for noise on every entry, or none at all
 
 
 def corrupt(x: CSR, kind: CorruptionName, strength: float, generator: torch.Generator) -> Corrupted:
@@ -55,11 +55,11 @@ def corrupt(x: CSR, kind: CorruptionName, strength: float, generator: torch.Gene
 def thin(counts: CSR, strength: float, generator: torch.Generator) -> CSR:
     """Remove each molecule with probability ``strength``: binomial thinning of counts.
 
-    What is kept and what is removed are independent for Poisson counts, which is what molecular cross-validation
-    rests on (Batson, Royer, Webber 2019, doi 10.1101/786269).
+    The two parts are independent for Poisson counts, the basis of molecular cross-validation (Batson, Royer, Webber
+    2019, doi 10.1101/786269).
     """
-    kept = torch.binomial(counts.values, torch.full_like(counts.values, 1 - strength), generator=generator)
-    return counts.with_values(kept)
+    remaining = torch.binomial(counts.values, torch.full_like(counts.values, 1 - strength), generator=generator)
+    return counts.with_values(remaining)
 
 
 def swap(x: CSR, strength: float, generator: torch.Generator) -> Corrupted:
@@ -83,8 +83,7 @@ def swap(x: CSR, strength: float, generator: torch.Generator) -> Corrupted:
     # an entry that both rows hold is counted once, on the side of the row's own value; else the clean value is 0
     incoming = select(other, take & ~both & (other.values != 0))
     changed = _interleave(
-        select(x, leave & _differs(x, other, partner, both)),
-        incoming.with_values(torch.zeros_like(incoming.values)),
+        select(x, leave & _differs(x, other, partner, both)), incoming.with_values(torch.zeros_like(incoming.values))
     )
     return Corrupted(corrupted, changed)
 

@@ -25,8 +25,8 @@ def multiscale_kernel(squared_distance: Tensor) -> Tensor:
 def batch_discrepancy(latent: Tensor, codes: Tensor) -> Tensor:
     """Return the maximum mean discrepancy of the latent, a mean over the pairs of batches, ().
 
-    ``|mean K11 + mean K22 - 2 mean K12|`` with K of D / max D over all cells, so that the scale of the latent has no
-    part in it; the diagonal is kept, as published.
+    ``|mean K11 + mean K22 - 2 mean K12|`` with K of D / max D over all cells: independent of the scale of the latent.
+    The diagonal is included, as published.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ def usage_entropy(activations: Tensor) -> Tensor:
 
 
 def within_clusters(x: Tensor, activations: Tensor) -> Tensor:
-    """Return the mean distance of pairs of cells, (), weighted by how alike their activations are.
+    """Return the mean distance of pairs of cells, (), weighted by the similarity of their activations.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ def within_clusters(x: Tensor, activations: Tensor) -> Tensor:
 
 
 def _squared_distances(points: Tensor) -> Tensor:
-    # by one product; centred, and with a diagonal of zeros, because the narrowest kernels see what is rounded
+    # by one product; centred, and with a diagonal of zeros: the narrowest kernels are sensitive to rounding
     centred = points - points.detach().mean(dim=0)
     length = centred.square().sum(dim=1)
     distance = (length.unsqueeze(1) + length - 2 * centred @ centred.T).clamp(min=0)
@@ -87,7 +87,7 @@ def _squared_distances(points: Tensor) -> Tensor:
 
 
 class _MultiscaleKernel(torch.autograd.Function):
-    # by hand: autograd would keep every one of the 19 terms
+    # by hand: autograd would store all 19 terms
     @staticmethod
     def forward(ctx: Any, distance: Tensor) -> Tensor:
         total, slope = torch.zeros_like(distance), torch.zeros_like(distance)

@@ -14,19 +14,19 @@ from anncoder.types import LinearOutput, Noise, materialize
 
 
 class CountParameters(NamedTuple):
-    """What the decoder says of each entry."""
+    """Parameters of the distribution of each entry."""
 
     log_mean: Tensor  # (b, g) log expected count at size factor 1; for "gaussian" the mean itself
     log_theta: Tensor | None  # (g,), (b, 1) or (b, g) log inverse dispersion; for "gaussian" log sigma
     pi_logits: Tensor | None  # (b, g) logit of the dropout probability
 
-    def kept(self) -> Tensor | float:
-        """Return the probability that zero inflation leaves an entry as it is, (b, g); 1 where there is none."""
+    def not_inflated(self) -> Tensor | float:
+        """Return 1 - pi, the probability that zero inflation leaves an entry as it is, (b, g); 1 without inflation."""
         return 1.0 if self.pi_logits is None else torch.sigmoid(-self.pi_logits)
 
 
 class CountProducts(NamedTuple):
-    """The same before the products of the output layers are taken."""
+    """:class:`CountParameters` as output layers, their products not yet computed."""
 
     log_mean: LinearOutput
     log_theta: Tensor | LinearOutput | None
@@ -72,7 +72,7 @@ class CountHeads(nn.Module):
         """Return the parameters for (b, n_in) hidden values, not yet limited: the likelihoods do that."""
         log_theta: Tensor | LinearOutput | None = self.gene_log_theta
         if self.theta is not None:
-            # one value a cell is no product worth putting off
+            # with one value a cell, nothing is gained by leaving the product to the likelihood
             log_theta = self.theta(hidden) if self.theta.out_features == 1 else product_of(self.theta, hidden)
         pi_logits = None if self.pi is None else product_of(self.pi, hidden)
         return CountProducts(product_of(self.mean, hidden), log_theta, pi_logits)
@@ -87,7 +87,7 @@ class CountHeads(nn.Module):
 
 
 class PiOfMean(nn.Module):
-    """Dropout logits as a line in the log mean, with a slope and an offset of each gene."""
+    """Dropout logits linear in the log mean, with a slope and an offset for each gene."""
 
     def __init__(self, n_vars: int) -> None:
         super().__init__()

@@ -12,14 +12,17 @@ from anncoder.kernels.cpu import sparse
 from anncoder.nn.sparse import sparse_matmul, transposed_matmul
 from anncoder.types import CSR, Batch, Loader, Summary
 
+EXACT_GENES = 2048  # up to here the whole covariance is computed, beyond only its products with few vectors
+OVERSAMPLING = 10  # directions iterated beside the requested ones
+PASSES = 8  # over the data, without the covariance
+
 
 class LogNormalize(nn.Module):
     """``log1p(counts / size_factor)`` of the stored values.
 
-    With ``transform="normalize"`` without the logarithm, with ``"none"`` the values as they are.
-
-    The size factor is the library size over the median library size of the fitted data, so this is
-    ``scanpy.pp.normalize_total`` (target: the median) and ``scanpy.pp.log1p``.
+    ``transform="normalize"`` is without the logarithm, ``"none"`` leaves the values as they are. The size factor is the
+    library size over the median library size of the fitted data: this is ``scanpy.pp.normalize_total`` (target: the
+    median) and ``scanpy.pp.log1p``.
     """
 
     def __init__(self, transform: str) -> None:
@@ -48,7 +51,7 @@ class LogNormalize(nn.Module):
         return counts.with_values(torch.log1p(normalized) if self.transform == "log1p" else normalized)
 
     def inverse(self, x: Tensor) -> Tensor:
-        """Return expression at the median library size for what the network says of its input, (b, g)."""
+        """Return the expression at the median library size of a reconstructed network input, (b, g)."""
         if self.transform == "none":
             return x
         return (x.expm1() if self.transform == "log1p" else x).clamp(min=0)
@@ -57,9 +60,8 @@ class LogNormalize(nn.Module):
 class Standardize(nn.Module):
     """Mean and standard deviation of each gene of the network input, (g,), from the fitted cells.
 
-    They go to the first layer, which folds them into its weights and bias: nothing is made dense. The input is always
-    centred (with the mean left in, its direction would drown the others), and divided by the standard deviation only
-    where that is asked for.
+    The first layer folds them into its weights and bias: nothing is made dense. The input is always centred (the mean
+    expression would dominate all other directions), and optionally scaled to unit variance.
 
     Parameters
     ----------
@@ -84,7 +86,7 @@ class Standardize(nn.Module):
             self.scale.copy_(summary.x_std)
 
     def start_from_inputs(self, inputs: Iterable[CSR]) -> None:
-        """Take the moments of these network inputs, where they are not those that the summary has."""
+        """Take the moments of network inputs, where they are not those of the summary."""
         n_cells, total = 0, torch.zeros(2, len(self.mean), dtype=torch.float64)
         for x in inputs:
             n_cells += x.n_rows
@@ -98,18 +100,13 @@ class Standardize(nn.Module):
             self.scale.copy_(torch.where(std > 0, std, 1))
 
     def forward(self, x: CSR) -> Tensor:
-        """Return the standardised input, (b, g): dense, for what cannot be folded into a layer."""
+        """Return the standardised input, (b, g), dense: for dropout, which cannot be folded into a layer."""
         centred = x.to_dense() - self.mean
         return centred if self.scale is None else centred / self.scale
 
 
-EXACT = 2048  # genes up to which the whole covariance is made: beyond, its products with few vectors are cheaper
-MORE = 10  # directions followed beside those that are wanted
-PASSES = 8  # over the data, where the covariance is not made
-
-
 class Projection(nn.Module):
-    """``(x - mean) @ components``, or x itself as a dense matrix where no components are asked for.
+    """Principal component scores, ``(x - mean) @ components``; without components x itself, dense.
 
     Parameters
     ----------
@@ -130,21 +127,21 @@ class Projection(nn.Module):
         self.register_buffer("components", torch.zeros(self.mean.shape[0], self.n_pcs))
 
     def forward(self, x: CSR) -> Tensor:
-        """Return the scores, (b, n_pcs); without components x, (b, g)."""
+        """Return the scores, (b, n_pcs); without components x, (b, g), dense."""
         if not self.n_pcs:
             return x.to_dense()
         return sparse_matmul(x, self.components) - self.mean @ self.components
 
     def inverse(self, scores: Tensor) -> Tensor:
-        """Return the network input that has these scores and nothing beside them, (b, g)."""
+        """Return the network input of the given scores, (b, g)."""
         return scores @ self.components.T + self.mean if self.n_pcs else scores
 
     @torch.no_grad()
     def start_from(self, cells: Loader, inputs: Callable[[Batch], CSR]) -> None:
-        """Take the components of the fitted cells; ``inputs`` makes a minibatch the network input.
+        """Find the components of the fitted cells; ``inputs`` maps a minibatch to the network input.
 
-        Up to 2,048 genes from the covariance itself. Beyond, by eight rounds of subspace iteration (Halko, Martinsson,
-        Tropp 2011, doi 10.1137/090771806): where the spectrum falls, that is as good. The same cells give the same
+        Up to 2,048 genes from the covariance itself, beyond by eight rounds of subspace iteration (Halko, Martinsson,
+        Tropp 2011, doi 10.1137/090771806), which is as good where the spectrum falls. The same cells give the same
         components: the largest loading of each is positive. Fewer cells than components leave the others at zero.
         """
         if not self.n_pcs:
@@ -154,7 +151,7 @@ class Projection(nn.Module):
             for batch in cells.epoch(0):
                 yield inputs(batch)
 
-        find = _exact if len(self.mean) <= EXACT else _iterated
+        find = _exact if len(self.mean) <= EXACT_GENES else _iterated
         mean, directions, variances = find(blocks, self.n_pcs)
         found = variances > 1e-12 * variances.max().clamp(min=1e-300)
         largest = directions.gather(0, directions.abs().argmax(dim=0, keepdim=True))
@@ -180,7 +177,7 @@ def _iterated(blocks: Callable[[], Iterator[CSR]], k: int) -> Found:
     for x in blocks():
         n, total = n + x.n_rows, total + transposed_matmul(x, x.values.new_ones(x.n_rows, 1).double()).ravel()
     mean = total / n
-    start = torch.randn(len(mean), k + MORE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    start = torch.randn(len(mean), k + OVERSAMPLING, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     directions = torch.linalg.qr(start)[0]
 
     def spread(directions: Tensor) -> Tensor:  # (X - mean)' (X - mean) @ directions

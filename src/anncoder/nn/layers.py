@@ -1,4 +1,4 @@
-"""Dense layers, encoder and decoder, and hidden layers conditioned on a batch."""
+"""Dense layers: encoder, decoder, and hidden layers conditioned on an experimental batch."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Dropout(nn.Module):
 
 
 def linear(n_in: int, n_out: int, noise: Noise) -> nn.Linear:
-    """Return a ``torch.nn.Linear`` whose initial weights come from ``noise``, not from the global stream."""
+    """Return a ``torch.nn.Linear`` with initial weights from ``noise``, not from the global random stream."""
     device = torch.get_default_device()
     layer: nn.Linear = nn.utils.skip_init(nn.Linear, n_in, n_out, device=device)  # type: ignore[no-untyped-call]
     reset(layer.weight, n_in, noise)
@@ -72,28 +72,28 @@ def linear(n_in: int, n_out: int, noise: Noise) -> nn.Linear:
 
 
 def rows_of(values: Tensor, rows: Tensor) -> Tensor:
-    """Return rows of a matrix, some more than once: by the form whose gradient has one order of the sum."""
-    # torch.use_deterministic_algorithms says which: indexing on a GPU, index_select on the CPU
+    """Return rows of a matrix, repeats allowed, by the operation with a deterministic gradient."""
+    # by torch.use_deterministic_algorithms: indexing on a GPU, index_select on the CPU
     return values.index_select(0, rows) if values.device.type == "cpu" else values[rows]
 
 
 def product_of(layer: nn.Linear, hidden: Tensor) -> LinearOutput:
-    """Return the product of an output layer, not yet taken: for a likelihood, or a squared error."""
+    """Return an output layer with its product not yet computed: for a likelihood, or a squared error."""
     return LinearOutput(hidden, layer.weight, layer.bias)
 
 
 def after(width: int, layers: Layers, noise: Noise) -> nn.Sequential:
-    """Return what follows every hidden product: normalisation, activation, dropout."""
+    """Return the layers behind a hidden product: normalisation, activation, dropout."""
     return nn.Sequential(
         NORMS[layers.norm](width), ACTIVATIONS[layers.activation](), Dropout(layers.dropout_rate, noise)
     )
 
 
 def hold_bias(product: nn.Module, layers: Layers) -> None:
-    """Leave the bias of a product where it is, if it goes into layers with batch normalisation, which take it away.
+    """Do not train the bias of a product in front of batch normalisation, which subtracts it again.
 
-    Its gradient is zero but for rounding, of which Adam makes steps of full size; the running means lag behind them, so
-    that two runs that agree in training do not in evaluation.
+    Its gradient is zero but for rounding, and Adam makes steps of full size of that. The running means lag behind these
+    steps, and two runs that agree in training would differ in evaluation.
     """
     if layers.widths and layers.norm.startswith("batch"):
         assert isinstance(product.bias, nn.Parameter)
@@ -110,7 +110,7 @@ class Encoder(nn.Module):
     n_vars
         Number of genes, g.
     n_out
-        Number of units at the end, k; nothing follows their product.
+        Number of linear units at the end, k.
     noise
         Random stream of the initial weights and of the dropout.
     """
@@ -126,7 +126,7 @@ class Encoder(nn.Module):
 
     @property
     def last(self) -> nn.Module:
-        """The product that gives the units at the end."""
+        """The product of the units at the end."""
         product: nn.Module = self.rest[-1] if len(self.rest) else self.first
         return product
 
@@ -161,18 +161,18 @@ class Decoder(nn.Sequential):
 
 
 class ConditionalLayers(nn.Module):
-    """Hidden layers, each of which reads its input and, where there are batches, the batch in one-hot code.
+    """Hidden layers that read the experimental batch beside their input, in one-hot code.
 
-    The product with a one-hot vector is a row of the weights, so that is what is added.
+    The product with a one-hot vector is a row of the weights, which is added.
 
     Parameters
     ----------
     layers
-        Widths in order, and what follows each product.
+        The hidden layers.
     n_in
         Width of the input.
     n_batches
-        Experimental batches; 0 for layers that do not see them.
+        Experimental batches; 0 for layers without.
     noise
         Random stream of the initial weights and of the dropout.
     sparse
@@ -194,7 +194,7 @@ class ConditionalLayers(nn.Module):
             reset(weight, a + n_batches, noise)
 
     def forward(self, x: CSR | Tensor, batch_code: Tensor | None) -> Any:
-        """Return the last hidden layer, (b, n_out), for a (b, n_in) input and (b,) batches; x itself without any."""
+        """Return the last hidden layer, (b, n_out), of a (b, n_in) input and (b,) batch codes."""
         hidden: Any = x
         for i, (product, follow) in enumerate(zip(self.products, self.after, strict=True)):
             hidden = product(hidden)

@@ -13,9 +13,8 @@ from anncoder.types import Summary
 class WarmUp(nn.Module):
     """A factor that rises linearly from 0 to 1 over the first training steps.
 
-    The number of steps taken is a buffer: it is saved with the weights, so a resumed run goes on where it was. In
-    evaluation the factor is 1: losses of different epochs can be compared, and the first is not the best for its
-    small penalty.
+    The number of steps is a buffer, saved with the weights, for resumed runs. In evaluation the factor is 1: losses of
+    different epochs are comparable, and the first epoch is not the best by its small penalty.
 
     Parameters
     ----------
@@ -31,7 +30,7 @@ class WarmUp(nn.Module):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def forward(self) -> Tensor:
-        """Return the factor, (); a training step counts itself."""
+        """Return the factor, (), and count the step in training."""
         if self.n_steps == 0 or not self.training:
             return torch.ones((), device=self.steps.device)
         self.steps += 1
@@ -87,7 +86,7 @@ class WeightPenalty(nn.Module):
         self.warm_up = WarmUp(warmup_steps)
 
     def forward(self, parameters: Iterable[Tensor]) -> dict[str, Tensor]:
-        """Return the weighted terms that are not switched off, by name."""
+        """Return the weighted terms with a factor above 0, by name."""
         if not (self.l1 or self.l2):
             return {}
         weights = [p for p in parameters if p.dim() == 2]

@@ -49,7 +49,7 @@ class SparseLinear(nn.Module):
 
 
 def reset(parameter: Tensor, fan_in: int, noise: Noise) -> None:
-    """Fill a parameter uniformly within 1 / sqrt(fan_in); nothing to do while only shapes are wanted."""
+    """Fill a parameter uniformly within 1 / sqrt(fan_in); does nothing on the ``meta`` device."""
     if not parameter.is_meta:
         bound = 1 / math.sqrt(max(fan_in, 1))
         with torch.no_grad():
@@ -60,7 +60,7 @@ def sparse_matmul(x: CSR | Tensor, weight: Tensor) -> Tensor:
     """Return ``x @ weight``, (b, h), for a CSR or dense (b, g) x and a (g, h) weight."""
     if isinstance(x, Tensor):
         return x @ weight
-    if not constant(x.values):  # what a cell's expression does to the loss: torch's product has that gradient, too
+    if not constant(x.values):  # torch's product also has the gradient by the expression values
         return bag(x, weight)
     if fused(x.values, weight):
         centred: Tensor = _Centred.apply(weight, weight.new_zeros(weight.shape[1]), x, None)  # type: ignore[no-untyped-call]
@@ -72,7 +72,7 @@ def sparse_matmul(x: CSR | Tensor, weight: Tensor) -> Tensor:
 
 
 def bag(x: CSR, weight: Tensor) -> Tensor:
-    """Return ``x @ weight`` by the fastest of torch's sparse products, whose own gradient is the slowest."""
+    """Return ``x @ weight`` by the fastest of torch's sparse products (its own gradient is the slowest)."""
     values = x.values.to(weight.dtype)
     return embedding_bag(x.indices, weight, x.indptr, mode="sum", per_sample_weights=values, include_last_offset=True)
 
@@ -89,7 +89,7 @@ class _Centred(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        _ = ctx.saved_tensors  # an error, if they were changed since
+        _ = ctx.saved_tensors  # raises if they were changed since
         return (*centred_transposed_matmul(ctx.x, ctx.mean, upstream[0]), None, None)
 
 
@@ -120,7 +120,7 @@ class _SparseMatmul(torch.autograd.Function):
 
 
 def _dense(x: CSR) -> Tensor:
-    # on a GPU the matrix units are faster than gathering, and the weights' gradient wants the same dense matrix
+    # on a GPU dense products are faster than gathering, and the gradient of the weights reads the same dense matrix
     from anncoder.kernels.gpu.launch import densify
 
     return densify((x.indptr, x.indices, x.values), x.n_vars)

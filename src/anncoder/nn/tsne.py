@@ -15,8 +15,8 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 ITERATIONS = 100  # at most; 5 to 12 are needed
-LONGEST = 2.0  # step of the logarithm of a precision
-WIDEST = 50.0  # it is looked for within this, in units of the mean distance
+LONGEST = 2.0  # Newton step, at most
+WIDEST = 50.0  # bounds of the log precision, in units of the mean distance
 EXACT = 65_536  # cells up to which every pair is compared to find the nearest
 
 Array = np.ndarray[Any, Any]
@@ -30,16 +30,16 @@ def squared_distances(x: Tensor) -> Tensor:
 
 
 def without_self(distances: Tensor) -> Tensor:
-    """Return (n, n) distances in which nobody is a neighbour of himself."""
+    """Return (n, n) distances with an infinite diagonal: no cell is its own neighbour."""
     return distances.detach().clone().fill_diagonal_(float("inf"))
 
 
 @torch.no_grad()
 def affinities(distances: Tensor, perplexity: float) -> Tensor:
-    """Return how much each column is a neighbour of each row: ``p_ij ~ exp(-beta_i d_ij)``, rows sum to 1, (n, m).
+    """Return the affinities of the rows to the columns, ``p_ij ~ exp(-beta_i d_ij)``, (n, m); rows sum to 1.
 
-    The precision beta_i is the one whose perplexity is as asked. All rows at once take Newton steps on its logarithm,
-    and halve the interval that is known where a step would leave it.
+    The precision beta_i gives each row the perplexity asked for. All rows at once take Newton steps on its logarithm,
+    and bisect the known interval where a step would leave it.
 
     Parameters
     ----------
@@ -119,7 +119,7 @@ def nearest(x: Array, k: int) -> tuple[Array, Array]:
 
 
 def others(indices: Array, distances: Array) -> tuple[Array, Array]:
-    """Return neighbours without the cells themselves, (n, k) of (n, k + 1); else without the last."""
+    """Return neighbours without the cells themselves, (n, k) of (n, k + 1); or without the last, if missing."""
     own = indices == np.arange(len(indices))[:, None]
     own[~own.any(axis=1), -1] = True  # among many duplicates a cell may not find itself
     return indices[~own].reshape(len(indices), -1), distances[~own].reshape(len(indices), -1)

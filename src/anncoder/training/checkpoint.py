@@ -1,10 +1,10 @@
 """Checkpoints: the state of an unfinished fit in a file, and resume to the same bits.
 
 The file is safetensors: weights, best weights, the optimizer's moments, sums of losses, random streams; numbers and
-history are JSON in its header, and a sha256 stands for all of it. No pickle. One process keeps its state after any
-minibatch, several after an epoch. The order of the cells is a function of the seed and the epoch, so the number of
-minibatches done is all there is to say of it; of cells that come in an order of their own the state is kept after an
-epoch, for which of them are done would be another thing in the next pass.
+history are JSON in its header, with a sha256 of everything. No pickle. One process stores its state after any
+minibatch, several after an epoch. The order of the cells is a function of the seed and the epoch, so the position is
+the number of minibatches done; for readers with an order of their own, which differs between passes, the state is
+stored after an epoch only. A state is resumed by the same run alone: same model, settings and data (:func:`run_of`).
 """
 
 from __future__ import annotations
@@ -38,25 +38,24 @@ logger = logging.getLogger("anncoder")
 
 NAME = "checkpoint.safetensors"
 SCHEMA = 1
-WATCHED = ("best", "best_epoch", "mark", "waited", "waited_at_rate")  # numbers of EarlyStopping
-EVERY = 10.0  # seconds from one checkpoint to the next at least,
-COST = 0.02  # and as many as make writing them so much of the time at most
+HASHED = ("gene names", "library sizes", "gene means", "batch codes", "coordinates to fit to", "cells held out")
+ELSEWHERE = ("device", "threads", "cuda_graph")  # settings of where and how to compute, not of the result
+EARLY_STOPPING = ("best", "best_epoch", "mark", "waited", "waited_at_rate")  # numbers of EarlyStopping
+EVERY = 10.0  # seconds between checkpoints, at least,
+COST = 0.02  # and share of the time spent on writing them, at most
 
 
 class Checkpoint(NamedTuple):
-    """Where the state of a fit is kept, and what becomes of one that is there.
-
-    ``fit(checkpoint="folder")`` is ``Checkpoint(Path("folder"))``.
-    """
+    """Where and how to store the state of a fit; ``fit(checkpoint="folder")`` is ``Checkpoint(Path("folder"))``."""
 
     folder: Path
-    resume: bool | None = True  # go on with it and refuse another run's; None: start anew if it is another's; False: do
+    resume: bool | None = True  # refuse the state of another run; None: start anew then; False: always start anew
     remove: bool = True  # when the fit is over
-    stops: Callable[[], bool] | None = None  # asked after every minibatch: keep the state now, and stop
+    stops: Callable[[], bool] | None = None  # asked after every minibatch: store the state now, and stop
 
 
-class Kept(NamedTuple):
-    """What a checkpoint holds."""
+class Stored(NamedTuple):
+    """Content of a checkpoint."""
 
     numbers: dict[str, Any]
     tensors: dict[str, Tensor]
@@ -71,27 +70,25 @@ def checkpointer_of(
     *,
     in_order: bool = True,
 ) -> FitCheckpointer | None:
-    """Return who keeps the state of a fit, if that is asked for; see :class:`FitCheckpointer`."""
+    """Return the :class:`FitCheckpointer` of a fit, or None if no checkpoint is asked for."""
     if isinstance(checkpoint, str | Path):
         checkpoint = Checkpoint(Path(checkpoint))
     return None if checkpoint is None else FitCheckpointer(checkpoint, run, noise, process, device, in_order=in_order)
 
 
 class FitCheckpointer:
-    """Keeps the state of a fit; see :class:`anncoder.training.loop.Checkpointer`.
+    """Stores and restores the state of a fit; see :class:`anncoder.training.loop.Checkpointer`.
 
     Parameters
     ----------
     checkpoint
-        Where; of several processes the first one's counts.
+        Folder and policy; of several processes the first one's counts.
     run
-        Of :func:`anncoder.training.checkpoint.run_of`.
+        Identity of the run, :func:`run_of`.
     noise
         The network's random streams.
-    process
-        Which of several processes this is.
-    device
-        Where the network is.
+    process, device
+        Rank of this process, and where the network is.
     in_order
         Whether the order of the cells is a function of the seed and the epoch.
 
@@ -100,7 +97,7 @@ class FitCheckpointer:
     ConfigError
         The folder has the checkpoint of another run.
     FileError
-        The checkpoint that is there is damaged.
+        The checkpoint is damaged.
     ResourceError
         The folder cannot be written.
     """
@@ -131,21 +128,21 @@ class FitCheckpointer:
             if checkpoint.resume is not False and self.path.exists():
                 found = self._read(refuses=bool(checkpoint.resume))
         found = sent(found, process, device)
-        self.kept = decoded(found, self.path) if found else None
-        # a folder of the user's stays when the fit is over, even if nothing else is in it
-        self._made = self.kept is not None and bool(self.kept.numbers.get("made"))
+        self.stored = decoded(found, self.path) if found else None
+        # a folder that the user made stays after the fit, even if empty
+        self._made = self.stored is not None and bool(self.stored.numbers.get("made"))
         self._last, self._took = time.perf_counter(), 0.0
 
     def restore(self, state: State) -> None:
-        """Put the kept state in place of that of a start."""
-        if self.kept is None:
+        """Replace the initial state by the stored one, if there is one."""
+        if self.stored is None:
             return
-        numbers, tensors = self.kept
-        self.kept = None  # it is as large as four networks
+        numbers, tensors = self.stored
+        self.stored = None  # as large as four networks
         device = next(state.network.parameters()).device
         try:
             _put_back(numbers, tensors, state, device)
-            # a process that there was not before has none, and begins its own
+            # a new process has no stored streams, and starts its own
             streams = _group(tensors, f"noise.{self.process.rank}")
             self.noise.restore({name: value.cpu() for name, value in streams.items()}, device)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -153,16 +150,16 @@ class FitCheckpointer:
         where = numbers["where"]
         changed = [name for name, value in self.where.items() if value != where.get(name)]
         if changed:
-            said = "; ".join(f"{name} {self.where[name]}, until then {where.get(name)}" for name in changed)
-            logger.warning("the result may differ from that of an undisturbed run: %s", said)
+            changes = "; ".join(f"{name} {self.where[name]}, until then {where.get(name)}" for name in changed)
+            logger.warning("the result may differ from that of an undisturbed run: %s", changes)
 
     def after_step(self, state: State) -> None:
-        """Keep the state if that is due: as ``EVERY`` and ``COST`` say, the first time at the latest after an epoch.
+        """Store the state if that is due (``EVERY``, ``COST``), for the first time after an epoch at the latest.
 
         Raises
         ------
         KeyboardInterrupt
-            It was asked to stop, and did so here: within a step half of the state is of the next one.
+            ``Checkpoint.stops`` asked for it; within a step the state would be inconsistent.
         """
         over = not state.mean.n_steps
         if not over and (self.process.size > 1 or not self.in_order):
@@ -175,20 +172,20 @@ class FitCheckpointer:
             due = bool(summed(torch.tensor(float(due and not self.process.rank), device=self.device), self.process))
         if due and bool(state.healthy):
             began = time.perf_counter()
-            self._keep(state)
+            self._store(state)
             self._last = time.perf_counter()
             self._took = self._last - began
         if stops:
             raise KeyboardInterrupt
 
     def forget(self) -> None:
-        """Remove the checkpoint of a fit that is over, unless somebody else will."""
+        """Remove the checkpoint of a finished fit, unless the caller does (``Checkpoint.remove``)."""
         if self.remove and self.process.rank == 0:
             forget(self.path.parent)
             if self._made and self.path.parent.is_dir() and not any(self.path.parent.iterdir()):
                 self.path.parent.rmdir()
 
-    def _keep(self, state: State) -> None:
+    def _store(self, state: State) -> None:
         tensors = _tensors_of(state)
         for kind, stream in sorted(self.noise.state().items()):
             streams = gathered(stream, self.process, self.device)
@@ -211,12 +208,9 @@ class FitCheckpointer:
             return b""
         other = self._differences(numbers)
         if other and refuses:
-            raise ConfigError(
-                "other-run",
-                f"the unfinished run in {str(self.path.parent)!r} is another one: {listed(other)}",
-                str(self.path),
-                "go on with its settings and data, or choose another folder (--no-resume starts anew)",
-            )
+            what = f"the unfinished run in {str(self.path.parent)!r} is another one: {listed(other)}"
+            remedy = "go on with its settings and data, or choose another folder (--no-resume starts anew)"
+            raise ConfigError("other-run", what, str(self.path), remedy)
         if other:
             logger.warning("the unfinished run that is there is another one (%s); starting anew", listed(other))
         return b"" if other else content
@@ -231,14 +225,14 @@ class FitCheckpointer:
 
 
 def resume_note(checkpointer: FitCheckpointer | None) -> str:
-    """Return where training goes on, as the end of a sentence; empty at a start."""
-    if checkpointer is None or checkpointer.kept is None:
+    """Return the position of a resumed training, as the end of a sentence; empty at a start."""
+    if checkpointer is None or checkpointer.stored is None:
         return ""
-    return f"; going on after {_position(checkpointer.kept.numbers)}"
+    return f"; going on after {_position(checkpointer.stored.numbers)}"
 
 
 def kept_until(folder: Path) -> str:
-    """Return where the checkpoint in a folder stands, as ``"epoch 5 and 3 minibatches"``; empty if there is none."""
+    """Return the position of the checkpoint in a folder, ``"epoch 5 and 3 minibatches"``; empty without one."""
     try:
         return _position(decoded((folder / NAME).read_bytes(), folder / NAME).numbers)
     except (OSError, FileError):
@@ -263,36 +257,26 @@ def encoded(numbers: dict[str, Any], tensors: dict[str, Tensor]) -> bytes:
     return content
 
 
-def decoded(content: bytes, path: Path) -> Kept:
-    """Return what :func:`encoded` made, verified.
-
-    Raises
-    ------
-    FileError
-        The content was cut or changed, or is of a newer schema.
-    """
+def decoded(content: bytes, path: Path) -> Stored:
+    """Invert :func:`encoded`; a FileError if the content was cut or changed, or is of a newer schema."""
     try:
         length = int.from_bytes(content[:8], "little")
-        said = json.loads(content[8 : 8 + length])["__metadata__"]
+        header = json.loads(content[8 : 8 + length])["__metadata__"]
         tensors = safetensors.torch.load(content)
-        text, numbers = said["state"], json.loads(said["state"])
-        if said["sha256"] != _digest(text, tensors):
+        text, numbers = header["state"], json.loads(header["state"])
+        if header["sha256"] != _digest(text, tensors):
             raise ValueError("it was changed since it was written")
         if numbers["schema"] > SCHEMA:
             raise ValueError("a newer version wrote it")
     except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise damaged(path, str(error).splitlines()[0] if str(error) else type(error).__name__) from None
-    return Kept(numbers, tensors)
+    return Stored(numbers, tensors)
 
 
 def damaged(path: Path, why: str) -> FileError:
     """Return the error for a checkpoint that must not be used."""
-    return FileError(
-        "bad-checkpoint",
-        f"the checkpoint {path.name!r} cannot be used: {why}",
-        str(path),
-        "remove it, and the run starts anew (--no-resume does the same)",
-    )
+    remedy = "remove it, and the run starts anew (--no-resume does the same)"
+    return FileError("bad-checkpoint", f"the checkpoint {path.name!r} cannot be used: {why}", str(path), remedy)
 
 
 def _digest(text: str, tensors: dict[str, Tensor]) -> str:
@@ -308,7 +292,7 @@ def _numbers_of(state: State) -> dict[str, Any]:
     return {
         "records": state.records,
         "learning_rate": state.optimizer.param_groups[0]["lr"],
-        "watch": {name: getattr(early_stopping, name) for name in WATCHED},
+        "watch": {name: getattr(early_stopping, name) for name in EARLY_STOPPING},
         "mean": {"names": list(mean.sums), "n_cells": mean.n_cells, "n_steps": mean.n_steps},
     }
 
@@ -329,13 +313,13 @@ def _tensors_of(state: State) -> dict[str, Tensor]:
 
 
 def _put_back(numbers: dict[str, Any], tensors: dict[str, Tensor], state: State, device: torch.device) -> None:
-    # cloned, into memory of torch's own: the last bit of a product may depend on how its factors are aligned
+    # cloned into memory of torch: the last bit of a product may depend on the alignment of its factors
     def group(name: str) -> dict[str, Tensor]:
         return {key: value.to(device, copy=True) for key, value in _group(tensors, name).items()}
 
     state.network.load_state_dict(group("network"))
     moments: dict[int, dict[str, Tensor]] = {}
-    for name, value in _group(tensors, "optimizer").items():  # the optimizer knows which of them stay on the CPU
+    for name, value in _group(tensors, "optimizer").items():  # the optimizer moves them to its devices
         number, _, what = name.partition(".")
         moments.setdefault(int(number), {})[what] = value.clone()
     optimizer = state.optimizer.state_dict()
@@ -355,14 +339,10 @@ def _group(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     return {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
 
 
-HASHED = ("gene names", "library sizes", "gene means", "batch codes", "coordinates to fit to", "cells held out")
-ELSEWHERE = ("device", "threads", "cuda_graph")  # settings that say where and how to compute, not what
-
-
 def run_of(
     model: str, config: NetworkConfig, training: TrainingConfig, source: Source, split: Split, data: TrainingData
 ) -> dict[str, Any]:
-    """Return what makes a run this run, by name; of the data what is known of them by now."""
+    """Return the identity of a run, by name: model, settings, and hashes of the data as far as they were read."""
     settings = config.model_dump(mode="json") | training.model_dump(mode="json")
     return {
         "model": model,
@@ -379,7 +359,7 @@ def run_of(
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Return in what two runs differ, in words; none if they are the same."""
+    """Return the differences of two runs in words; an empty list if they are the same."""
     other = [name for name in {**now, **before} if before.get(name) != now.get(name)]
     plain = [f"{name} was {before.get(name)}, is {now.get(name)}" for name in other if name not in HASHED]
     return plain or [f"other {name}" for name in other]  # with another seed, other cells are held out
@@ -397,7 +377,7 @@ def _bytes(names: Any) -> bytes:
 
 
 def _gene_means(source: Source, data: TrainingData) -> np.ndarray[Any, Any]:
-    # values that are no counts have no library sizes. Cells that come in another order in each pass have other last
-    # digits of their sums: of these, 12 bits are left out
+    # a hash of the values, also where they have no library sizes. Sums over cells in another order differ in their last
+    # digits: 12 bits are left out
     means = data.summary.gene_mean.numpy().astype("<f4")
     return means if source.in_order else means.view("<u4") >> 12

@@ -1,6 +1,6 @@
 """CUDA graph of a training step, recorded once and replayed.
 
-A step of a small network is a hundred short launches, and Python needs longer to make them than the GPU to do them.
+A step of a small network is a hundred short launches, which take Python longer than the GPU.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ WARM_UP = 3  # steps: kernels are compiled, libraries make their plans, the opti
 def plain_step(
     network: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer, config: TrainingConfig
 ) -> tuple[Loss, Tensor | bool]:
-    """Take a step; return the loss, and whether all is finite, () bool.
+    """Take a step; return the loss, and whether everything is finite, () bool.
 
-    Its graph ends here: nodes of it that lived on would be of the stream that they were made on.
+    The autograd graph ends here: its nodes are bound to the stream that they were made on.
     """
     loss: Loss = network(batch)
     finite = descend(optimizer, loss, config)
@@ -31,22 +31,22 @@ def plain_step(
 
 
 class RecordedStep:
-    """Takes steps on minibatches in one place; see :func:`anncoder.training.loop.train`.
+    """The ``step_fn`` of :func:`anncoder.training.loop.train` on minibatches at a fixed address.
 
-    The first steps are taken as ever. Then one is recorded, the making of its minibatch included, and replayed from
-    there on; it is recorded anew if the step size has changed, which is part of the recording. A minibatch in another
-    place, the last one of an epoch, is taken as ever.
+    The first steps are plain. Then one is recorded, the making of its minibatch included, and replayed; it is recorded
+    anew if the step size, a constant of the recording, has changed. The last minibatch of an epoch, at another address,
+    gets a plain step.
 
     Parameters
     ----------
     place
-        What makes the full minibatches; see :class:`anncoder.data.loaders.gpu.ResidentLoader`.
+        The full minibatches, of :class:`anncoder.data.loaders.gpu.ResidentLoader`.
     """
 
     def __init__(self, place: StaticBatch) -> None:
         self.place = place
         self.graph: torch.cuda.CUDAGraph | None = None
-        self.rate, self.taken = 0.0, 0
+        self.rate, self.n_plain = 0.0, 0
         self.result: tuple[Loss, Tensor | bool] | None = None  # in the memory of the recording
 
     def __call__(
@@ -56,8 +56,8 @@ class RecordedStep:
         if batch.rows.data_ptr() != self.place.batch.rows.data_ptr():
             return plain_step(network, batch, optimizer, config)
         with torch.cuda.device(batch.rows.device):
-            if self.taken < WARM_UP:
-                self.taken += 1
+            if self.n_plain < WARM_UP:
+                self.n_plain += 1
                 return self._on_the_side(network, batch, optimizer, config)
             rate = optimizer.param_groups[0]["lr"]
             if self.graph is None or rate != self.rate:
@@ -67,13 +67,13 @@ class RecordedStep:
             self.graph.replay()
         assert self.result is not None
         loss, finite = self.result
-        return loss, torch.as_tensor(finite).clone()  # looked at once an epoch, and the next step writes over it
+        return loss, torch.as_tensor(finite).clone()  # the next step overwrites it
 
     def _record(
         self, network: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer, config: TrainingConfig
     ) -> None:
-        # torch's own stream for this is of the device of the first recording in the process; and what another thread
-        # does meanwhile is its own affair
+        # torch's default stream for this belongs to the device of the first recording in the process; other threads may
+        # work meanwhile
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             self.place.fill()
@@ -83,7 +83,7 @@ class RecordedStep:
     def _on_the_side(
         self, network: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer, config: TrainingConfig
     ) -> tuple[Loss, Tensor | bool]:
-        # recording is done on a stream of its own, and so must be what makes a library ready for it
+        # libraries must be initialised on another stream than the default, as the recording itself
         here, aside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(here)
         with torch.cuda.stream(aside):
@@ -96,13 +96,7 @@ class RecordedStep:
 def recorded_step_or_none(
     loader: Loader, config: NetworkConfig, training: TrainingConfig, process: Rank
 ) -> StepFunction | None:
-    """Return how the steps of a fit are taken; None for simply.
-
-    Raises
-    ------
-    ConfigError
-        They are to be recorded, and cannot be.
-    """
+    """Return the step function of a fit; None for plain steps. A ConfigError if a required recording is impossible."""
     if training.cuda_graph is False:
         return None
     if not config.recordable:
@@ -118,10 +112,6 @@ def recorded_step_or_none(
     else:
         return RecordedStep(loader.in_one_place())
     if training.cuda_graph:
-        raise ConfigError(
-            "no-cuda-graph",
-            f"the step cannot be recorded: {reason}",
-            "cuda_graph",
-            "leave cuda_graph out: the steps are the same, only slower",
-        )
+        remedy = "leave cuda_graph out: the steps are the same, only slower"
+        raise ConfigError("no-cuda-graph", f"the step cannot be recorded: {reason}", "cuda_graph", remedy)
     return None

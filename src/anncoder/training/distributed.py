@@ -1,7 +1,7 @@
 """Distributed training (torchrun): averaged gradients, summed losses.
 
-Every process has the whole road and its own share of each minibatch. Gradients are averaged by
-``DistributedDataParallel``, and every number that decides anything is a sum over all of them, so that all decide alike.
+Every process has the whole network and its own share of each minibatch. Gradients are averaged by
+``DistributedDataParallel``; every number that decides anything is summed over all processes, so all decide alike.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ def processes(device: str = "auto") -> Iterator[Rank]:
     Parameters
     ----------
     device
-        On which kind of device they will compute, as ``fit`` takes it: NCCL sends nothing that is on the CPU.
+        Where they will compute, as for ``fit``: NCCL sends nothing that is on the CPU.
 
     Raises
     ------
     ResourceError
-        Another process has gone.
+        Another process has died.
     """
     ours = not distributed.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
     try:
@@ -57,7 +57,7 @@ def processes(device: str = "auto") -> Iterator[Rank]:
 
 
 def wrapped(network: nn.Module, process: Rank) -> nn.Module:
-    """Return the network whose gradients are averaged over all processes."""
+    """Return the network with gradients averaged over all processes."""
     if process.size == 1:
         return network
     # all parameters have a gradient in every step, and running statistics are averaged once an epoch instead
@@ -80,7 +80,7 @@ def summed(values: Tensor, process: Rank) -> Tensor:
 
 
 def average_buffers(network: nn.Module, process: Rank) -> None:
-    """Give running statistics, of which each process has its own, their mean."""
+    """Replace running statistics by their mean over the processes."""
     if process.size == 1:
         return
     for buffer in network.buffers():
@@ -90,7 +90,7 @@ def average_buffers(network: nn.Module, process: Rank) -> None:
 
 
 def sent(content: bytes, process: Rank, device: torch.device) -> bytes:
-    """Return what the first process has."""
+    """Return the content that the first process has."""
     if process.size == 1:
         return content
     length = torch.tensor([len(content)], device=device)
@@ -104,7 +104,7 @@ def sent(content: bytes, process: Rank, device: torch.device) -> bytes:
 
 
 def gathered(value: Tensor, process: Rank, device: torch.device) -> list[Tensor]:
-    """Return what each process has, on the CPU; all have the same shape and dtype."""
+    """Return the tensors of all processes, of one shape and dtype, on the CPU."""
     if process.size == 1:
         return [value.cpu()]
     parts = [torch.empty_like(value, device=device) for _ in range(process.size)]
@@ -113,7 +113,7 @@ def gathered(value: Tensor, process: Rank, device: torch.device) -> list[Tensor]
 
 
 def names_of_all(names: list[str], process: Rank, device: torch.device) -> list[str]:
-    """Return the names that any process has, in the same order in all."""
+    """Return the names that any process has, in the same order everywhere."""
     if process.size == 1:
         return names
     content = "\n".join(names).encode()
@@ -127,11 +127,10 @@ def names_of_all(names: list[str], process: Rank, device: torch.device) -> list[
 
 
 def _meeting(store: Store, rank: int, size: int) -> str:
-    """Return a name that the processes which are alive now have agreed on.
+    """Return a name on which the living processes have agreed.
 
-    torchrun gives processes that it starts again the store of those before them, and in it stand the addresses of the
-    dead (torch 2.13). Each process asks the first one under a name of its own, so that no old answer can be taken for a
-    new one.
+    torchrun gives restarted processes the store of their predecessors, with the addresses of the dead in it (torch
+    2.13). Each process asks the first one under a fresh name, so that no old answer can pass for a new one.
     """
     own = uuid.uuid4().hex
     if rank:
@@ -140,7 +139,8 @@ def _meeting(store: Store, rank: int, size: int) -> str:
         store.set(f"heard/{name}/{rank}", "")
         return str(name)
     for other in range(1, size):
-        while not store.check([f"heard/{own}/{other}"]):  # who asked before has died: the living one asks after it
+        # an older question may be of a dead process: the living one asks anew
+        while not store.check([f"heard/{own}/{other}"]):
             store.set(f"answer/{store.get(f'asks/{other}').decode()}", own)
             time.sleep(0.01)
     return own
@@ -155,9 +155,6 @@ def _gone() -> Iterator[None]:
         signs = ("connection closed", "connection reset", "connection refused", "timed out", "nccl", "gloo", "tcpstore")
         if not any(sign in text.lower() for sign in signs):
             raise
-        raise ResourceError(
-            "rank-lost",
-            f"another process of the run has gone: {text.splitlines()[0][:200]}",
-            "torch.distributed",
-            "look at the other processes' messages; torchrun --max-restarts starts all of them again",
-        ) from error
+        what = f"another process of the run has gone: {text.splitlines()[0][:200]}"
+        remedy = "look at the other processes' messages; torchrun --max-restarts starts all of them again"
+        raise ResourceError("rank-lost", what, "torch.distributed", remedy) from error

@@ -1,4 +1,4 @@
-"""Divergence (NaN, infinity): which loss term, cells and genes are to blame."""
+"""Divergence (NaN, infinity): the loss term, cells and genes at fault."""
 
 from __future__ import annotations
 
@@ -31,16 +31,13 @@ def in_minibatch(network: nn.Module, batch: Batch, loss: Loss, epoch: int, numbe
 
 
 def in_epoch(sums: Mapping[str, Any], epoch: int, *, held_out: bool = False) -> DivergenceError:
-    """Return the error for an epoch of which only the sums or means of the terms are known.
-
-    A GPU is not asked after every minibatch whether all is finite.
-    """
+    """Return the error for an epoch, from sums or means of the terms: a GPU is not asked after every minibatch."""
     bad_terms = [name for name, value in sums.items() if name != "loss" and not math.isfinite(float(value))]
     term = bad_terms[0] if bad_terms else "gradient"
-    whose = " of the cells held out" if held_out else ""
+    cells = " of the cells held out" if held_out else ""
     more = "" if held_out else " (device='cpu' names minibatch, cells and genes)"
     return DivergenceError(
-        f"the {term}{whose} stopped being finite in epoch {epoch + 1}",
+        f"the {term}{cells} stopped being finite in epoch {epoch + 1}",
         where=f"term {term!r}",
         remedy=f"lower learning_rate (a tenth){more}; the last good weights, if there are any, are kept",
         term=term,
@@ -49,7 +46,7 @@ def in_epoch(sums: Mapping[str, Any], epoch: int, *, held_out: bool = False) -> 
 
 @torch.no_grad()
 def _suspects(network: nn.Module, batch: Batch) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    # cells whose own loss is not finite; and genes whose weights are not, or else the largest counts of those cells
+    # cells with a loss that is not finite, and genes with weights that are not; else the largest counts of those cells
     network.eval()
     loss_of: Callable[[Batch], Any] = network
     counts = batch.counts

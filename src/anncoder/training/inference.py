@@ -19,16 +19,16 @@ MOST_BLOCKS = 8  # computed at once
 
 
 def infer(network: nn.Module, loader: Loader, compute: Callable[[Batch], Tensor]) -> Iterator[tuple[Array, Array]]:
-    """Yield row numbers, (b,), and what is computed of each minibatch, (b, ...), in the order of the loader.
+    """Yield row numbers, (b,), and the results of each minibatch, (b, ...), in the order of the loader.
 
-    On the CPU several minibatches are computed at a time, each by one thread: the last bits of a product depend on how
-    many threads share it, and those of one that a single thread computes do not.
+    On the CPU several minibatches are computed at a time, each by one thread: the last bits of a product depend on the
+    number of threads that share it.
     """
     device = next(network.parameters()).device
     network.eval()
 
     def computed(batch: Batch) -> tuple[Array, Array]:
-        with usual_torch(), torch.inference_mode():  # of the thread that computes, not of the caller's
+        with usual_torch(), torch.inference_mode():  # settings of the computing thread, not of the caller's
             return batch.rows.numpy(), compute(batch.to(device)).cpu().numpy()
 
     n_threads = min(torch.get_num_threads(), MOST_BLOCKS) if device.type == "cpu" else 1
@@ -46,7 +46,7 @@ def infer(network: nn.Module, loader: Loader, compute: Callable[[Batch], Tensor]
 
 
 def put_in_order(found: Iterator[tuple[Array, Array]], n_obs: int) -> Array:
-    """Return what :func:`infer` yields as one array, (n_obs, ...), each row in its place."""
+    """Return the results of :func:`infer` as one array, (n_obs, ...), in the order of the rows."""
     whole: Array | None = None
     for rows, values in found:
         if whole is None:

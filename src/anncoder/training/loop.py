@@ -1,7 +1,7 @@
 """Training loop: epochs, early stopping, learning-rate schedule, best weights.
 
-It knows no model, no file format and no AnnData. A network is anything whose ``forward(batch)`` returns a
-:class:`~anncoder.types.Loss`; data are anything that yields :class:`~anncoder.types.Batch`.
+It knows no model, no file format and no AnnData. A network is any module with ``forward(batch)`` returning a
+:class:`~anncoder.types.Loss`; data are any iterable of :class:`~anncoder.types.Batch`.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from anncoder.training.optimizer import optimizer_of, step
 from anncoder.types import SINGLE, Batch, Loader, Loss, Rank
 
 Record = dict[str, float]
-# takes a step, where that is not simply done; returns the loss, and whether all is finite, () bool
+# a replacement of forward, backward and step; returns the loss, and whether everything is finite, () bool
 StepFunction = Callable[[nn.Module, Batch, torch.optim.Optimizer, TrainingConfig], tuple[Loss, Tensor | bool]]
 
 
 class Progress(Protocol):
-    """Somebody to tell how training goes."""
+    """Listener to the progress of training."""
 
     def step(self) -> None:
         """Follow one minibatch."""
@@ -40,19 +40,19 @@ class Progress(Protocol):
 
 
 class Checkpointer(Protocol):
-    """Somebody who keeps the state of training where a later process finds it again."""
+    """Storage of the state of training, for a later process."""
 
     def restore(self, state: State) -> None:
-        """Put the state that was kept, if there is one, in place of that of a start."""
+        """Replace the initial state by the stored one, if there is one."""
         ...
 
     def after_step(self, state: State) -> None:
-        """Look at the state after a minibatch or an epoch, and keep it if that is due."""
+        """Store the state after a minibatch or an epoch, if that is due."""
         ...
 
 
 class History(NamedTuple):
-    """What happened in training; the network holds the best weights."""
+    """Record of a training; the network holds the best weights."""
 
     records: list[Record]  # one an epoch: epoch, learning_rate, seconds, train_<term>, valid_<term>
     best_epoch: int
@@ -78,7 +78,7 @@ class EarlyStopping:
         self.waited_at_rate = 0
 
     def after_epoch(self, loss: float, epoch: int, network: nn.Module) -> None:
-        """Take note of an epoch's loss, and keep the weights if they are the best (or, without keep_best, the last)."""
+        """Record an epoch's loss; copy the weights if they are the best (without ``keep_best``, always)."""
         if loss < self.best or not self.config.keep_best:
             self.best, self.best_epoch = loss, epoch
             self.weights = {name: value.detach().clone() for name, value in network.state_dict().items()}
@@ -89,7 +89,7 @@ class EarlyStopping:
         self.waited_at_rate = 0 if improved else self.waited_at_rate + 1
 
     def reduces_rate(self) -> bool:
-        """Tell whether the learning rate should fall now; starts the next wait if so."""
+        """Return whether the learning rate should fall now, and if so restart the wait."""
         patience = self.config.reduce_lr_patience
         if not patience or self.waited_at_rate < patience:
             return False
@@ -97,25 +97,20 @@ class EarlyStopping:
         return True
 
     def gives_up(self) -> bool:
-        """Tell whether to stop early."""
+        """Return whether to stop early."""
         return bool(self.config.early_stopping) and self.waited >= given(self.config.patience)
 
 
 class State:
-    """Where training stands: all that is needed to go on from here, beside the network's random streams.
+    """State of training: all that a resume needs, beside the network's random streams.
 
-    Parameters
-    ----------
-    network, optimizer
-        The network itself, not a wrapper of it, and what moves its weights.
-    config
-        Training settings.
+    ``network`` is the network itself, not a wrapper of it.
     """
 
     def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, config: TrainingConfig) -> None:
         self.network, self.optimizer, self.early_stopping = network, optimizer, EarlyStopping(config)
-        self.records: list[Record] = []  # of the epochs that are over
-        self.mean = RunningMean()  # of the losses in the epoch that is not
+        self.records: list[Record] = []  # of the finished epochs
+        self.mean = RunningMean()  # of the losses in the current epoch
         self.healthy: Tensor | bool = True  # whether everything was finite in it, () bool
 
 
@@ -137,19 +132,17 @@ def train(
     network
         ``network(batch)`` is the loss.
     loader, valid_loader
-        Cells to fit on, and cells held out. Without the latter the training loss is watched instead.
-    config
-        Training settings.
-    device
-        Where to compute.
+        Cells to fit on, and cells held out. Without the latter, early stopping follows the training loss.
+    config, device
+        Training settings, and where to compute.
     progress
-        Told of every step and epoch.
+        Called after every step and epoch.
     process
-        Which of several processes this is.
+        Rank of this process.
     checkpointer
-        Has the state to go on from, and keeps the later ones.
+        Restores the state of an unfinished run, and stores later ones.
     step_fn
-        Takes the steps, where they are not simply taken; see :mod:`anncoder.training.cuda_graph`.
+        Replaces the plain step; see :mod:`anncoder.training.cuda_graph`.
 
     Raises
     ------
@@ -157,7 +150,7 @@ def train(
         The loss, on the cells to fit on or on those held out, or the gradient stopped being finite; the network holds
         the best weights until then, if there are any.
     ConfigError
-        A term of the loss has a name that is taken.
+        A term of the loss is called ``"loss"``.
     """
     network.to(device)
     optimizer = optimizer_of(network, config, device)
@@ -196,7 +189,7 @@ def train(
         if early_stopping.weights:
             network.load_state_dict(early_stopping.weights)
         network.eval()
-        for parameter in network.parameters():  # as large as the network, and of no use to a fitted one
+        for parameter in network.parameters():  # as large as the network, and useless after the fit
             parameter.grad = None
     return History(records, early_stopping.best_epoch, stopped)
 
@@ -211,7 +204,7 @@ def fit_epoch(
     checkpointer: Checkpointer | None = None,
     step_fn: StepFunction | None = None,
 ) -> Record:
-    """Take the steps that are left of an epoch, one a minibatch; return the mean of each term over all its cells."""
+    """Take the remaining steps of an epoch, one a minibatch; return the mean of each term over all its cells."""
     network.train()
     device = next(network.parameters()).device
     epoch, done = len(state.records), state.mean.n_steps
@@ -223,7 +216,7 @@ def fit_epoch(
         else:
             loss, finite = step_fn(network, batch, state.optimizer, config)
         state.healthy = finite & state.healthy
-        # on the CPU the answer is there; a GPU would have to be waited for, and is asked once an epoch
+        # on the CPU the answer costs nothing; a GPU would have to be waited for, and is asked once an epoch
         if device.type == "cpu" and not bool(finite):
             raise divergence.in_minibatch(network, batch, loss, epoch, number)
         state.mean.add(loss, len(batch.rows))
@@ -236,8 +229,8 @@ def fit_epoch(
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: Loss, config: TrainingConfig) -> Tensor | bool:
-    """Take a step down the gradient of a loss; return whether all is finite, () bool."""
-    for group in optimizer.param_groups:  # as zero_grad does, which takes forty times as long
+    """Take a step down the gradient of a loss; return whether everything is finite, () bool."""
+    for group in optimizer.param_groups:  # zero_grad does the same in forty times the time
         for parameter in group["params"]:
             parameter.grad = None
     loss.total.backward()  # type: ignore[no-untyped-call]
@@ -255,7 +248,7 @@ def mean_loss(network: nn.Module, loader: Loader, device: torch.device, process:
 
 
 class RunningMean:
-    """Mean of losses over cells, accumulated where the losses are: from a GPU nothing is copied until the end."""
+    """Mean of losses over cells, accumulated on the device: a GPU is not waited for until the end."""
 
     def __init__(self) -> None:
         self.sums: dict[str, Any] = {}  # float64 numbers, or tensors on a GPU
@@ -265,21 +258,17 @@ class RunningMean:
     def add(self, loss: Loss, n_cells: int) -> None:
         """Add the loss of a minibatch of n_cells."""
         if "loss" in loss.terms:
-            raise ConfigError(
-                "bad-name",
-                "a term of the model's loss is called 'loss', which is the name of their sum",
-                "Loss.terms",
-                "give the term another name in the model's forward",
-            )
+            what = "a term of the model's loss is called 'loss', which is the name of their sum"
+            raise ConfigError("bad-name", what, "Loss.terms", "give the term another name in the model's forward")
         for name, value in loss.terms.items():
-            # in float64: a million small minibatches must not drown in the sum
-            here = value.item() if value.device.type == "cpu" else value.double()
-            self.sums[name] = self.sums.get(name, 0.0) + here * n_cells
+            # in float64: the sum is of a million small minibatches
+            loss_of_cell = value.item() if value.device.type == "cpu" else value.double()
+            self.sums[name] = self.sums.get(name, 0.0) + loss_of_cell * n_cells
         self.n_cells += n_cells
         self.n_steps += 1
 
     def result(self, device: torch.device, process: Rank = SINGLE) -> Record:
-        """Return the means, over the cells of all processes; this one may have seen none."""
+        """Return the means over the cells of all processes; this process may have had none."""
         names = names_of_all(list(self.sums), process, device)
         numbers = (*(self.sums.get(name, 0.0) for name in names), self.n_cells)
         sums = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=device) for v in numbers])

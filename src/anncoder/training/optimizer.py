@@ -30,10 +30,10 @@ def optimizer_of(network: nn.Module, config: TrainingConfig, device: torch.devic
 
 
 def step(optimizer: torch.optim.Optimizer, total: Tensor, config: TrainingConfig) -> Tensor | bool:
-    """Clip the gradients and take a step, unless something is not finite; return whether all is, () bool.
+    """Clip the gradients and take a step, unless something is not finite; return whether everything is, () bool.
 
-    Off the CPU, a step of RMSprop, or of Adam with ``clip_value``, is then one of zero gradient: nothing is waited for,
-    the weights stay finite, and only what the optimizer remembers moves them.
+    Off the CPU, RMSprop, and Adam with ``clip_value``, then take a step of zero gradient: the device is not waited for,
+    the weights stay finite, and only the moments move them.
     """
     clip_norm = config.clip_norm or float("inf")
     if isinstance(optimizer, Adam):
@@ -44,8 +44,8 @@ def step(optimizer: torch.optim.Optimizer, total: Tensor, config: TrainingConfig
     norm = nn.utils.get_total_norm([p.grad for p in parameters])
     finite = torch.isfinite(total + norm)
     if optimizer.defaults.get("fused"):
-        # the fused step divides by the one and does nothing for the other, as it reads the gradients anyway; these are
-        # the attributes by which torch's own GradScaler tells it
+        # the fused step divides the gradients by grad_scale, and does nothing for found_inf: the attributes by which
+        # torch's own GradScaler works
         optimizer.grad_scale = (norm / clip_norm).clamp(min=1)  # type: ignore[attr-defined]
         optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
     else:
@@ -66,10 +66,7 @@ Array = np.ndarray[Any, Any]
 
 
 class Adam(torch.optim.Adam):
-    """torch's Adam for float32 on the CPU, with steps in two passes over memory and next to no Python.
-
-    Its state is torch's, so that either can go on from the other.
-    """
+    """torch's Adam for float32 on the CPU, with steps in two passes over memory; its state is torch's."""
 
     _plan: AdamPlan | None = None
 
@@ -77,13 +74,13 @@ class Adam(torch.optim.Adam):
     def descend(self, total: float, clip_norm: float) -> bool:
         """Take a step down the gradient, scaled to a norm of at most ``clip_norm``; return whether all was finite.
 
-        Nothing is changed where the norm or the loss, ``total``, is not finite.
+        If the norm or the loss, ``total``, is not finite, nothing changes.
         """
         from anncoder.kernels.cpu.adam import adam, sum_squares
 
         (group,) = self.param_groups
         parameters = [p for p in group["params"] if p.grad is not None]
-        # a parameter may keep its name and get other memory: `p.data = ...`
+        # a parameter may get other memory: `p.data = ...`
         places = [_address(p) for p in parameters]
         if self._plan is None or self._plan.places != places:
             self._plan = self._planned(parameters, places)
@@ -94,10 +91,10 @@ class Adam(torch.optim.Adam):
         norm = math.sqrt(float(plan.sums.sum()))
         if not math.isfinite(norm + total):
             return False
-        plan.taken.add_(1)
+        plan.n_steps.add_(1)
         factor = min(1.0, clip_norm / norm) if norm else 1.0
         numbers = np.array([factor, group["lr"], group["weight_decay"], *group["betas"], group["eps"]])
-        adam(len(plan.pieces), plan.pieces, plan.taken, numbers)
+        adam(len(plan.pieces), plan.pieces, plan.n_steps, numbers)
         return True
 
     def load_state_dict(self, state_dict: Any) -> None:
@@ -108,58 +105,55 @@ class Adam(torch.optim.Adam):
     def _planned(self, parameters: list[Tensor], places: list[int]) -> AdamPlan:
         from anncoder.kernels.cpu.adam import PIECE
 
-        taken = counted(self, parameters)
-        kept, pieces, starts = [], [], []
+        n_steps = counted(self, parameters)
+        tensors, pieces, starts = [], [], []
         for number, p in enumerate(parameters):
             state = self.state[p]
-            kept += [p.detach(), state["exp_avg"], state["exp_avg_sq"]]
-            p_at, m_at, v_at = (_address(t) for t in kept[-3:])
+            tensors += [p.detach(), state["exp_avg"], state["exp_avg_sq"]]
+            p_at, m_at, v_at = (_address(t) for t in tensors[-3:])
             for start in range(0, 4 * p.numel(), 4 * PIECE):
                 length = min(PIECE, p.numel() - start // 4)
                 pieces.append([p_at + start, 0, m_at + start, v_at + start, length, number])
                 starts.append(start)
         table = np.array(pieces, dtype=np.int64).reshape(-1, 6)
-        return AdamPlan(places, kept, taken, table, np.array(starts, dtype=np.int64), np.empty(len(table)))
+        return AdamPlan(places, tensors, n_steps, table, np.array(starts, dtype=np.int64), np.empty(len(table)))
 
 
 class GpuAdam(torch.optim.Adam):
-    """torch's Adam for float32 on a CUDA GPU: norm, clipping and step in a few launches, and nothing is waited for.
+    """torch's Adam for float32 on a CUDA GPU, with steps of a few launches, never waiting; its state is torch's."""
 
-    Its state is torch's.
-    """
-
-    _taken: Tensor | None = None  # (n_parameters,) number of steps, the same for all
-    _moved: tuple[int, ...] = ()  # identities of the parameters
+    _n_steps: Tensor | None = None  # (n_parameters,) the same for all
+    _parameters: tuple[int, ...] = ()  # identities
 
     @torch.no_grad()
     def descend(self, total: Tensor, clip_norm: float) -> Tensor:
-        """Do what :meth:`Adam.descend` does; whether all was finite is said on the device, () bool."""
+        """As :meth:`Adam.descend`; the result, () bool, stays on the device."""
         from anncoder.kernels.gpu.launch import AdamSettings, Moved, adam_step
 
         (group,) = self.param_groups
         parameters = [p for p in group["params"] if p.grad is not None]
         identities = tuple(id(p) for p in parameters)
-        if self._taken is None or self._moved != identities:
-            if self._taken is not None:
+        if self._n_steps is None or self._parameters != identities:
+            if self._n_steps is not None:
                 raise RuntimeError("the parameters that have a gradient are others than in the steps before")
-            self._taken, self._moved = counted(self, parameters), identities
+            self._n_steps, self._parameters = counted(self, parameters), identities
         states = [self.state[p] for p in parameters]
         moved = [
             Moved(p, p.grad, state["exp_avg"], state["exp_avg_sq"]) for p, state in zip(parameters, states, strict=True)
         ]
         settings = AdamSettings(group["lr"], group["betas"], group["eps"], group["weight_decay"], clip_norm)
-        return adam_step(moved, self._taken, total, settings)
+        return adam_step(moved, self._n_steps, total, settings)
 
     def load_state_dict(self, state_dict: Any) -> None:
         """Take the state of another optimizer of the same parameters."""
-        self._taken = None
+        self._n_steps = None
         super().load_state_dict(state_dict)
 
 
 def counted(optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> Tensor:
-    """Give the parameters that have none the state of Adam's start; return the steps taken, (n,), that the states view.
+    """Initialise missing states of Adam; return the step counts as one tensor, (n,), which the states view.
 
-    One addition then counts a step of all of them.
+    One addition then counts a step of all parameters.
     """
     for p in parameters:
         if not optimizer.state[p]:
@@ -168,21 +162,21 @@ def counted(optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> Tenso
                 "exp_avg": torch.zeros_like(p),
                 "exp_avg_sq": torch.zeros_like(p),
             }
-    taken = torch.stack([optimizer.state[p]["step"] for p in parameters])
-    for p, steps in zip(parameters, taken.unbind(), strict=True):
+    n_steps = torch.stack([optimizer.state[p]["step"] for p in parameters])
+    for p, steps in zip(parameters, n_steps.unbind(), strict=True):
         optimizer.state[p]["step"] = steps
-    return taken
+    return n_steps
 
 
 class AdamPlan(NamedTuple):
-    """Where the pieces of parameters and moments lie, for :mod:`anncoder.kernels.cpu.adam`."""
+    """Addresses of the pieces of parameters and moments, for :mod:`anncoder.kernels.cpu.adam`."""
 
     places: list[int]  # addresses of the parameters
-    kept: list[Tensor]  # parameters and moments: what is written to must not be freed
-    taken: Tensor  # (n_parameters,) number of steps; the state has views of it
+    tensors: list[Tensor]  # parameters and moments, referenced so that their memory is not freed
+    n_steps: Tensor  # (n_parameters,); the state has views of it
     pieces: Array  # (n, 6) int64, see the kernel; the addresses of the gradients are written before each step
-    starts: Array  # (n,) how many bytes into its parameter each begins
-    sums: Array  # (n,) float64, room for the kernel
+    starts: Array  # (n,) offset of each in its parameter, in bytes
+    sums: Array  # (n,) float64, working memory of the kernel
 
 
 def _address(tensor: Tensor | None) -> int:

@@ -14,8 +14,8 @@ logger = logging.getLogger("anncoder")
 
 
 def announce(message: str) -> None:
-    """Say one line: to the log if anybody listens to it, else to stderr."""
-    if logger.level > logging.INFO:  # set so by somebody who wants silence
+    """Write one line: to the log if it has a handler for it, else to stderr."""
+    if logger.level > logging.INFO:  # silenced by the caller
         return
     if logger.isEnabledFor(logging.INFO) and logger.hasHandlers():
         logger.info(message)
@@ -24,13 +24,7 @@ def announce(message: str) -> None:
 
 
 def warn_interrupted(history: History) -> None:
-    """Say which weights the model of an interrupted fit has.
-
-    Raises
-    ------
-    KeyboardInterrupt
-        It has none.
-    """
+    """Warn which weights the model of an interrupted fit has; a KeyboardInterrupt if it has none."""
     if not history.records:
         raise KeyboardInterrupt("interrupted before the first epoch was over: there is no model")
     logger.warning("interrupted: the model has the best weights until then (epoch %d)", history.best_epoch + 1)
@@ -38,7 +32,7 @@ def warn_interrupted(history: History) -> None:
 
 def bar(total: int, unit: str, *, always: bool = False, **settings: Any) -> Any:
     """Return a tqdm bar: where stderr is a terminal, in a notebook with ipywidgets, or ``always``."""
-    if find_spec("ipywidgets") is None:  # tqdm.auto warns in a notebook without it, and takes the plain bar then
+    if find_spec("ipywidgets") is None:  # tqdm.auto warns without it in a notebook, and uses the plain bar
         from tqdm import tqdm
     else:
         from tqdm.auto import tqdm
@@ -47,7 +41,7 @@ def bar(total: int, unit: str, *, always: bool = False, **settings: Any) -> Any:
 
 
 class TrainingReport:
-    """Follows a training run; a context manager.
+    """Progress bar and log lines of a training run; a context manager.
 
     Parameters
     ----------
@@ -73,9 +67,9 @@ class TrainingReport:
             self.bar.update()
 
     def epoch(self, record: Record) -> None:
-        """Follow one epoch: losses, and the longest that training can still take."""
+        """Follow one epoch: its losses, and an upper bound of the time left."""
         done = int(record["epoch"]) + 1
-        self.first = done if self.first < 0 else self.first  # a run that goes on does not start with epoch 1
+        self.first = done if self.first < 0 else self.first  # a resumed run does not start with epoch 1
         left = (time.perf_counter() - self.began) / (done - self.first + 1) * (self.max_epochs - done)
         logger.log(self.level, "epoch %d/%d  %s  at most %.0f s left", done, self.max_epochs, losses(record), left)
         if self.bar is None:

@@ -1,7 +1,7 @@
 """Adam on the CPU: gradient norm, clipping and step of all parameters in two passes.
 
-Parameters, gradients and moments lie anywhere in memory; a table says where. Its rows are pieces of them, of a fixed
-size, so that the sum of squares has one order, whatever the number of threads.
+A table has the addresses of parameters, gradients and moments. Its rows are pieces of a fixed size, so that the sum of
+squares has one order for any number of threads.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def sum_squares(address: Scalar) -> None:
 def adam(address: Scalar) -> None:
     """Take the step of Kingma & Ba 2015, arXiv 1412.6980, algorithm 1, in place.
 
-    Arrays, in order: pieces, as those of :func:`sum_squares`; taken, (n_parameters,), which step this is for each;
+    Arrays, in order: pieces, as those of :func:`sum_squares`; taken, (n_parameters,), number of this step;
     numbers, (6,): factor of the gradient, step size, weight decay, beta1, beta2, epsilon.
     """
     table = arguments(address)
@@ -65,13 +65,7 @@ def _square_sum(row: Vector) -> Scalar:
 
 @njit(fastmath=EXACT, error_model="numpy")
 def _step(
-    parameter: Vector,
-    gradient: Vector,
-    first: Vector,
-    second: Vector,
-    size: Scalar,
-    root: Scalar,
-    numbers: Vector,
+    parameter: Vector, gradient: Vector, first: Vector, second: Vector, size: Scalar, root: Scalar, numbers: Vector
 ) -> None:
     factor, decay, epsilon = F(numbers[0]), F(numbers[2]), F(numbers[5])
     new_first, new_second = F(1 - numbers[3]), F(1 - numbers[4])

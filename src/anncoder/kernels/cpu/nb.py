@@ -1,8 +1,8 @@
 """Negative binomial kernel (numba): loss and gradients in one pass over the rows.
 
-Formulae in :mod:`anncoder.likelihoods.nb`. Every entry is first taken for a zero, in float32, in loops that become
-vector instructions; the stored values then replace theirs, in float64. Rows go in chunks of fixed size, so that sums
-over cells have one order, whatever the number of threads.
+Formulae in :mod:`anncoder.likelihoods.nb`. Every entry is first computed as a zero, in float32, in loops that become
+vector instructions; the stored values then replace theirs, in float64. Rows are computed in chunks of fixed size: sums
+over cells have one order for any number of threads.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from anncoder.kernels.cpu.vector_math import (
 
 F = np.float32
 CHUNK = 16  # rows
-STORED = 9  # numbers that are kept of a stored value
+STORED = 9  # intermediate numbers of a stored value
 LANES = 8  # float64 numbers of a vector instruction: fewer would be computed one by one, each in as much time as all
 STEPS = 12  # nearly all counts are below
 LARGE = 32  # up to here lgamma(x + theta) - lgamma(theta) is a product of x factors
@@ -108,7 +108,7 @@ def longest(indptr: Vector, n: Scalar) -> Scalar:
 
 @njit(fastmath=EXACT, error_model="numpy")
 def working_row(values: Vector, room: Vector) -> Vector:
-    """Return a row to compute in, with these values: the gradient takes the place of what it is of."""
+    """Return a row with these values to compute in: the gradient overwrites them."""
     if room.ctypes.data != values.ctypes.data:
         room[:] = values
     return room
@@ -116,7 +116,7 @@ def working_row(values: Vector, room: Vector) -> Vector:
 
 @njit(fastmath=EXACT, error_model="numpy")
 def remember(row: Vector, indices: Vector, before: Vector, wanted: bool) -> None:
-    """Write what a row has at the stored entries before zeros are added everywhere; 0 where nothing is added."""
+    """Save the stored entries of a row of sums before zeros are added everywhere; 0 for rows that are overwritten."""
     for k in range(indices.shape[0]):
         before[k] = row[indices[k]] if wanted else F(0)
 
@@ -130,7 +130,7 @@ def limited(x: Scalar, low: Scalar, high: Scalar) -> Scalar:
 
 @njit(fastmath=EXACT, error_model="numpy")
 def softmax_of(logits: Vector, offset: Scalar, limits: Vector, share: Vector, bounds: Vector) -> Scalar:
-    """Write the softmax of a row, and the bounds of its logits; return the offset that makes them log means."""
+    """Write the softmax of a row, and the bounds of its logits; return the offset from logits to log means."""
     largest = logits[0]
     for j in range(logits.shape[0]):
         largest = max(largest, logits[j])
@@ -207,8 +207,7 @@ def nb_stored(
 ) -> None:
     """Write, for the stored counts of a row, loss and gradients into ``out[0], out[1], out[2]``, in float64.
 
-    ``out`` is (STORED, >= nnz + LANES), and row 3 is left alone. An offset of the loss that no parameter
-    changes, log x!, is included.
+    ``out`` is (STORED, >= nnz + LANES); row 3 is not written. The constant log x! is included.
     """
     u, theta, x, factors, slopes = out[0], out[1], out[2], out[4], out[5]
     log_x, by_x, free = out[6], out[7], out[8]
@@ -252,8 +251,7 @@ def nb_stored(
 def rising_factorials(x: Vector, theta: Vector, factors: Vector, slopes: Vector) -> None:
     """Write ``theta (theta + 1) ... (theta + x - 1)`` and its derivative by theta, for whole x up to ``STEPS``.
 
-    Every entry takes all the steps, and keeps those that are its own: a loop as long as the count would be guessed
-    wrong by the processor at every entry.
+    Every entry computes all steps and uses its own: the branch predictor would fail on loops as long as the counts.
     """
     for k in range(x.shape[0]):
         factor, slope = 1.0, 0.0
@@ -302,7 +300,7 @@ def put_stored(
 
 @njit(fastmath=EXACT, error_model="numpy")
 def keep_theta(by_theta: Vector, row: Vector, i: int, log_theta: Vector, limits: Vector) -> None:
-    """Put a row of the gradient for log theta where its shape wants it; none beyond the limits."""
+    """Write a row of the gradient for log theta in the shape of log theta; 0 beyond the limits."""
     if by_theta.shape[0] == 0:
         return
     if by_theta.shape[1] == 1:
@@ -316,7 +314,7 @@ def keep_theta(by_theta: Vector, row: Vector, i: int, log_theta: Vector, limits:
 
 @njit(fastmath=EXACT, error_model="numpy")
 def keep_within(by_theta: Vector, log_theta: Vector, limits: Vector) -> None:
-    """Leave no gradient for what is beyond the limits of log theta."""
+    """Set the gradient for log theta beyond its limits to 0."""
     for j in range(by_theta.shape[0]):
         v = log_theta[j]
         by_theta[j] = by_theta[j] if limits[2] <= v <= limits[3] else F(0)

@@ -20,7 +20,7 @@ GENES = 128  # rows of the gradient at a time: with STRIP columns half of a core
 
 
 def pieces(n: int, size: int) -> int:
-    """Return how many tickets n things make."""
+    """Return the number of tickets for n items."""
     return -(-n // size)
 
 
@@ -47,7 +47,7 @@ def take_rows(address: Scalar) -> None:
 
 @kernel("i8", "f4", "f4", "f4")
 def log_normalize(address: Scalar) -> None:
-    """Write ``log1p(values / size_factor)``; arrays, in order: indptr, values, size_factor, and what is written."""
+    """Write ``log1p(values / size_factor)``; arrays, in order: indptr, values, size_factor, and the result."""
     table = arguments(address)
     indptr, values, size_factor, out = i64_line(table, 0), f32_line(table, 1), f32_line(table, 2), f32_line(table, 3)
     part = take_ticket(table)
@@ -67,10 +67,10 @@ def _log_row(values: Vector, per_count: Scalar, out: Vector) -> None:
 def transposed_matmul(address: Scalar) -> None:
     """Write ``(x - mean).T @ dense``, (g, h), for a CSR x, and the sums of the columns of ``dense``.
 
-    Arrays, in order: indptr, indices, values of x; mean, (g,), or (0,) for none; dense, (b, h); what is written, (g, h)
-    and (h,). A ticket is a strip of ``STRIP`` columns, which one thread takes gene block by gene block, so that what it
-    adds to is in its nearest cache. Columns of x that are sorted within a row make that so; no result depends on it.
-    The cells come one after the other: no sorting by genes, and one order of the sum, whatever the number of threads.
+    Arrays, in order: indptr, indices, values of x; mean, (g,), or (0,) for none; dense, (b, h); the results, (g, h)
+    and (h,). A ticket is a strip of ``STRIP`` columns, which one thread computes gene block by gene block, so that the
+    sums stay in its nearest cache (if the columns of x are sorted within a row; no result depends on that). The cells
+    come one after the other: no sorting by genes, and one order of the sum for any number of threads.
     """
     table = arguments(address)
     indptr, indices, values = i64_line(table, 0), i64_line(table, 1), f32_line(table, 2)
@@ -121,9 +121,9 @@ def _put_scaled(out: Vector, row: Vector, factor: Scalar) -> None:
 def _add_strips(
     _context: Any, _out: Any, _stride: Any, _line: Any, _indices: Any, _values: Any, _k: Any, _stop: Any, _end: Any
 ) -> Any:
-    # out[indices[k], :STRIP] += values[k] * line[:STRIP] for the entries of a row from k on, until one is of a column
-    # from end on; its number is returned. On addresses, the line in registers; stride is that of the rows of out, in
-    # bytes. LLVM would not see by itself that out and line are apart, and numba looks for negative indices.
+    # out[indices[k], :STRIP] += values[k] * line[:STRIP] for the entries of a row from k on, up to the first with a
+    # column >= end, which is returned. On addresses, the line in registers; stride of the rows of out in bytes. LLVM by
+    # itself would not know that out and line do not overlap, and numba checks for negative indices.
     def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
         out_at, stride, line_at, indices_at, values_at, start, stop, end = arguments
         indices = builder.inttoptr(indices_at, ir.IntType(64).as_pointer())

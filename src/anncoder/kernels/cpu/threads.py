@@ -1,9 +1,9 @@
 """Threads of the CPU kernels: numba functions run on torch's own OpenMP threads.
 
-numba brings a second pool of OpenMP threads: after every operation one pool spins for a while, waiting for more, and
-keeps the cores from the other (measured: on two cores a training step was not faster than on one). So numba only
-compiles here, and torch's OpenMP runs what it compiled. A function takes its arrays from a table of addresses, and
-its pieces of work by tickets, so that it does not matter how many threads there are.
+numba has a second pool of OpenMP threads: after every operation one pool spins for a while and keeps the cores from the
+other (measured: on two cores a training step was no faster than on one). So numba only compiles here, and torch's
+OpenMP runs the compiled functions. A function reads its arrays from a table of addresses, and takes its work by
+tickets, for any number of threads.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ DTYPES = {"f4": torch.float32, "f8": torch.float64, "i4": torch.int32, "i8": tor
 
 
 class Kernel:
-    """A function that threads run together.
+    """A compiled function, run by several threads together.
 
     Parameters
     ----------
     function
-        Takes the address of the table; see :func:`kernel`.
+        Of the address of the table; see :func:`kernel`.
     dtypes
-        Of its arrays, in order.
+        Types of its arrays, in order.
     """
 
     def __init__(self, function: Callable[[Any], None], dtypes: tuple[str, ...]) -> None:
@@ -47,12 +47,9 @@ class Kernel:
         self._compiled: Any = None
 
     def __call__(self, n_tickets: int, *arrays: Vector | Tensor) -> None:
-        """Run the function until so many tickets are taken; arrays and tensors have one or two dimensions.
+        """Run the function with this number of tickets, on arrays and tensors of one or two dimensions.
 
-        Raises
-        ------
-        TypeError
-            An array is not of the type that the function was compiled for, or not in memory: it would read garbage.
+        A TypeError for arrays of another type than compiled for, not contiguous, or not on the CPU.
         """
         if self._compiled is None:
             self._compiled = _compiled(self.function)
@@ -73,10 +70,10 @@ class Kernel:
 
 
 def kernel(*dtypes: str) -> Callable[[Callable[[Any], None]], Kernel]:
-    """Make a kernel of a function, compiled at its first call and cached; ``dtypes`` are those of its arrays.
+    """Make a kernel of a function, compiled at its first call and cached; ``dtypes`` are the types of its arrays.
 
-    The function begins with ``table = arguments(address)``, finds array k by ``f32(table, k)`` and the like, and
-    works as long as ``take_ticket(table)`` is not negative.
+    The function begins with ``table = arguments(address)``, gets array k by ``f32(table, k)`` and the like, and works
+    until ``take_ticket(table)`` is negative.
     """
     return lambda function: Kernel(function, dtypes)
 
@@ -93,7 +90,7 @@ def pointer(_context: Any, _address: Any) -> Any:
 
 @intrinsic
 def _next(_context: Any, _address: Any) -> Any:
-    # atomic, so that no two threads get one ticket
+    # atomic: no two threads get the same ticket
     def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
         counter = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
         return builder.atomic_rmw("add", counter, ir.Constant(ir.IntType(64), 1), "monotonic")
@@ -110,7 +107,7 @@ def arguments(address: Scalar) -> Any:
 
 @njit
 def take_ticket(table: Vector) -> Scalar:
-    """Return the next piece of work; -1 when there is none left."""
+    """Return the next ticket, or -1 at the end."""
     number = _next(table[1, 0])
     return number if number < table[0, 1] else -1
 
@@ -155,7 +152,7 @@ def _compiled(function: Callable[[Any], None]) -> Any:
     settings: dict[str, Any] = {"fastmath": EXACT, "error_model": "numpy"}
     try:
         return cfunc(types.void(types.voidptr), cache=True, **settings)(function)
-    except RuntimeError as error:  # neither the folder of the package nor the home of the user can be written to
+    except RuntimeError as error:  # neither the package nor the home of the user is writable
         if "no locator" not in str(error):
             raise
         return cfunc(types.void(types.voidptr), **settings)(function)
@@ -166,13 +163,13 @@ def _in_parallel(compiled: Any, address: int, threads: int) -> None:
         compiled.ctypes(address)
     elif (openmp := _torch_openmp()) is not None:
         openmp(compiled.address, address, threads, 0)
-    else:  # ctypes lets go of the interpreter lock
+    else:  # ctypes releases the interpreter lock
         list(_pool(threads).map(lambda _: compiled.ctypes(address), range(threads)))
 
 
 @cache
 def _torch_openmp() -> Any:
-    # the GNU entry point, which LLVM's and Intel's runtimes have on Linux too; found among what torch has loaded
+    # the GNU entry point, which LLVM's and Intel's runtimes have on Linux too; of the library that torch has loaded
     library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     if not library.exists():
         return None

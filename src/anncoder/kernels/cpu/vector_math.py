@@ -1,10 +1,9 @@
 """Vectorised exp, log, log1p and lgamma for the CPU kernels: no table, call or branch.
 
-Calls of ``math.exp`` and ``math.log1p`` keep a loop scalar, and so does a loop that also sums. These are polynomials
-with selects instead; loops over rows write into buffers, and sums are loops of their own. Coefficients are best
-polynomials (Remez) or Chebyshev interpolants of the functions named, computed for this file, or Taylor series. Terms
-are paired (Estrin's scheme) and not nested (Horner's): the shorter chain of dependent operations made the loops a
-quarter faster.
+Calls of ``math.exp`` and ``math.log1p``, and sums, keep a loop scalar. These are polynomials with selects instead;
+loops over rows write into buffers, and sums are loops of their own. Coefficients are best polynomials (Remez),
+Chebyshev interpolants, computed for this file, or Taylor series. Terms are paired (Estrin's scheme), not nested
+(Horner's): the shorter chain of dependent operations made the loops a quarter faster.
 
 numba keeps compiled kernels by the age of their own file: after a change here, touch the other files of this folder.
 """
@@ -17,10 +16,10 @@ import numpy as np
 from numba import njit
 
 Vector = np.ndarray[Any, Any]
-Scalar: TypeAlias = Any  # of the precision that the function's name says; numba knows no casts it is not told
+Scalar: TypeAlias = Any  # of the precision in the name of the function; all casts are explicit
 F = np.float32
 
-# "contract" fuses a multiply and an add; sums keep their order except where a function says "reassoc"
+# "contract" fuses a multiply and an add; sums keep their order except in functions with "reassoc"
 EXACT = {"contract", "nsz"}
 LOG2_E = 1.4426950408889634
 LN2_HIGH, LN2_LOW = 0.693359375, -2.12194440054690583e-4  # their sum is ln 2; the first has few bits

@@ -101,7 +101,7 @@ def zinb(address: Scalar) -> None:
 def inflate(weight: Scalar, loss: Vector, by_mean: Vector, by_theta: Vector, pi_row: Vector) -> None:
     """Turn loss and gradients of a row of NB zeros into those of zero-inflated ones, in place.
 
-    ``pi_row`` has the logits of the dropout before, and their gradients after.
+    ``pi_row`` has the logits of the dropout, and afterwards their gradients.
     """
     if _n_deep(loss, pi_row) > F(0):
         _inflate_deep(weight, loss, by_mean, by_theta, pi_row)
@@ -138,7 +138,7 @@ def _inflate(weight: Scalar, loss: Vector, by_mean: Vector, by_theta: Vector, pi
 
 @njit(fastmath=EXACT, error_model="numpy")
 def _inflate_deep(weight: Scalar, loss: Vector, by_mean: Vector, by_theta: Vector, pi_row: Vector) -> None:
-    # the same where a zero has no probability that float32 could hold, neither by dropout nor by NB: by the larger
+    # the same where the probability of a zero, by dropout and by NB, is below float32: by the larger of the two
     for j in range(pi_row.shape[0]):
         nb0, logit = loss[j], pi_row[j]  # nb0 = -log NB(0) >= 0
         t = exp_minus(abs(logit), F(0))

@@ -1,7 +1,7 @@
 """Adam on CUDA GPUs (Triton): gradient norm, clipping and step of all parameters.
 
-Parameters, gradients and moments are tuples of pointers, which are part of a recorded step. A program has a piece of
-one of them, and finds out of which. Sums have one order.
+Parameters, gradients and moments are tuples of pointers, constants of a recorded step. A program computes a piece of
+one of them. Sums have one order.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import triton.language as tl
 
 @triton.jit
 def sum_squares(gradients: tl.tensor, sizes: tl.tensor, sums: tl.tensor, BLOCK: tl.constexpr) -> None:
-    """Write the float64 sum of the squared entries of each piece of the gradients, which have so many entries."""
+    """Write the float64 sum of the squared entries of each piece of the gradients, (sizes[k],) each."""
     piece, first = tl.program_id(0), 0
     for k in tl.static_range(len(gradients)):
         n = tl.cdiv(sizes[k], BLOCK)
@@ -38,7 +38,7 @@ def settle(
     finite: tl.tensor,
     BLOCK: tl.constexpr,
 ) -> None:
-    """Find out whether loss and gradient are finite, and what the step needs beside them; count the step if they are.
+    """Compute the factors of the step, and whether loss and gradient are finite; if so, count the step.
 
     sums, n, total
         (n,) float64 sums of squares; () float32 loss.
@@ -65,7 +65,7 @@ def settle(
     tl.store(numbers + 1, (rate / left1).to(tl.float32))
     tl.store(numbers + 2, (1.0 / tl.sqrt(left2)).to(tl.float32))
     tl.store(finite, good)
-    tl.debug_barrier()  # everybody has read the number of steps
+    tl.debug_barrier()  # all threads have read the number of steps
     for at in range(0, n_parameters, BLOCK):
         i = at + tl.arange(0, BLOCK)
         tl.store(taken + i, tl.where(good, steps, steps - 1.0) + tl.zeros([BLOCK], tl.float32), mask=i < n_parameters)

@@ -1,6 +1,6 @@
 """Launches of the Triton kernels: torch tensors in and out, never a wait for the GPU.
 
-Only imported where :func:`anncoder.kernels.on_gpu` says that these kernels serve.
+Imported only if :func:`anncoder.kernels.on_gpu` is true for some tensors.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ Kind = Literal["nb", "zinb", "poisson", "squared"]
 Theta = Literal["gene", "cell", "entry", "none"]
 
 # with COLUMNS, and ENTRIES of the stored values, a program never has fewer numbers than threads
-ROWS = 8  # of a program; half as many where there are less than FEW
-FEW = 2048  # rows, of which there would be fewer programs than a large GPU runs at once
+ROWS = 8  # of a program; half as many below FEW
+FEW = 2048  # rows: with fewer there are fewer programs than a large GPU runs at once
 COLUMNS = 256
 ENTRIES = 256
 WARPS = 8
-FACTORIALS = 1024  # from here on the logarithm of a factorial is computed
+FACTORIALS = 1024  # size of the table of log factorials
 STORED = 128  # stored values at a time, where a program has one row
 SCALED = 1024  # numbers at a time that are only read and multiplied
-TOTALS = 16  # genes of a program that adds up what the others found
-PARTS = 128  # of those at a time
-PIECE = 1024  # numbers of a parameter, which a program of the optimizer has
-TENSORS = 32  # parameters of a launch, which has an upper limit of arguments
+TOTALS = 16  # genes of a program that adds up partial sums
+PARTS = 128  # partial sums at a time
+PIECE = 1024  # numbers of a parameter for a program of the optimizer
+TENSORS = 32  # parameters of a launch, which has a maximum of arguments
 
 
 Arrays: TypeAlias = tuple[Tensor, Tensor, Tensor]  # indptr (int64), indices (int64), values (float32)
@@ -40,7 +40,7 @@ Cells: TypeAlias = tuple[Tensor, Tensor | None]  # (n,) float32 size factors, (n
 
 
 class Parameters(NamedTuple):
-    """What the loss of a minibatch is computed from; every tensor contiguous, on one device."""
+    """Input of the loss of a minibatch; every tensor contiguous, on one device."""
 
     kind: Kind
     logits: Tensor  # (n, g) float32 log mean at size factor 1, before it is limited; for "squared" the mean
@@ -52,7 +52,7 @@ class Parameters(NamedTuple):
 
     @property
     def theta(self) -> Theta:
-        """Of what there is one dispersion."""
+        """Unit with a dispersion of its own."""
         if self.log_theta is None:
             return "none"
         if self.log_theta.dim() == 1:
@@ -61,7 +61,7 @@ class Parameters(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Of a weighted sum of the cells' losses."""
+    """Gradients of a weighted sum of the cells' losses."""
 
     by_mean: Tensor  # (n, g)
     by_theta: Tensor | None  # of the shape of log theta
@@ -69,7 +69,7 @@ class Gradients(NamedTuple):
 
 
 class Moved(NamedTuple):
-    """A parameter and what moves it; contiguous float32 tensors of one shape."""
+    """A parameter, its gradient and moments; contiguous float32 tensors of one shape."""
 
     parameter: Tensor
     gradient: Tensor
@@ -78,7 +78,7 @@ class Moved(NamedTuple):
 
 
 class Again(NamedTuple):
-    """Other weights than the gradients have, and by what factor they are others; see :func:`agreement`."""
+    """New weights for the gradients, and their common factor; see :func:`agreement`."""
 
     per_cell: Tensor  # (n,) float32, of any stride
     agreed: Tensor  # (1,)
@@ -110,17 +110,14 @@ def gradients_for(of: Parameters, per_cell: Tensor) -> Gradients:
 
 
 def write_again(of: Parameters, gradients: Gradients, weight: float, per_cell: Tensor) -> None:
-    """Write the gradients for other weights, (n,), than the one that they have.
-
-    Whether the weights are others is found out on the device; if they are not, it leaves the gradients as they are.
-    """
+    """Write the gradients again with weights (n,); the device leaves them unchanged if the weights are the same."""
     _launch(of, of.offset, gradients, weight, Again(per_cell, agreement(per_cell, weight)))
 
 
 def scale(gradients: Gradients, weight: float, per_cell: Tensor) -> None:
-    """Turn the gradients into those for other weights, (n,), where the logits are gone.
+    """Scale the gradients to other weights, (n,), after the logits were overwritten.
 
-    A dispersion of each gene gets NaN if the weights are not all the same: what each cell contributed to it is lost.
+    A dispersion of each gene gets NaN if the weights differ: the contributions of the cells are lost.
     """
     for gradient in gradients:
         if gradient is not None and gradient.dim() == 2 and gradient.numel():
@@ -132,7 +129,7 @@ def scale(gradients: Gradients, weight: float, per_cell: Tensor) -> None:
 
 
 def agreement(per_cell: Tensor, weight: float) -> Tensor:
-    """Return by what factor the weights of all cells are another than ``weight``, (1,); NaN if not all by the same."""
+    """Return the factor of the weights of all cells over ``weight``, (1,); NaN if they differ."""
     agreed = per_cell.new_ones(1)
     if per_cell.numel():
         with _device_of(per_cell):
@@ -160,7 +157,7 @@ def take_rows(matrix: Matrix, rows: Tensor, starts: Tensor, columns: Tensor, dat
 
 
 def fill(matrix: Matrix, plan: Arrays, cells: Cells, counts: Arrays, taken: Cells, rows: Tensor) -> None:
-    """Make a minibatch in memory that is there; which one is found on the device.
+    """Fill given arrays with a minibatch, the number of which is on the device.
 
     Parameters
     ----------
@@ -209,7 +206,7 @@ def densify(x: Arrays, n_vars: int) -> Tensor:
 
 
 class AdamSettings(NamedTuple):
-    """Of a step of Adam."""
+    """Settings of a step of Adam."""
 
     rate: float
     betas: tuple[float, float]
@@ -224,13 +221,13 @@ def adam_step(tensors: Sequence[Moved], taken: Tensor, total: Tensor, settings: 
     Parameters
     ----------
     tensors
-        Parameters with what moves them.
+        Parameters with gradients and moments.
     taken
         (len(tensors),) float32 number of steps taken, the same for all.
     total
         () float32 loss.
     settings
-        Step size, and so on. Numbers of a recorded step are those it was recorded with.
+        Step size, and so on; constants of a recorded step.
     """
     groups = [tensors[k : k + TENSORS] for k in range(0, len(tensors), TENSORS)]
     sizes = [tuple(of.parameter.numel() for of in group) for group in groups]
@@ -306,7 +303,7 @@ def _launch(of: Parameters, nll: Tensor, gradients: Gradients | None, weight: fl
 
 
 def _device_of(tensor: Tensor) -> AbstractContextManager[None]:
-    # Triton launches on the current device, whatever its arguments are on; nothing happens on the CPU
+    # Triton launches on the current device, not on that of its arguments; does nothing on the CPU
     on: AbstractContextManager[None] = torch.cuda.device_of(tensor)  # type: ignore[no-untyped-call]
     return on
 

@@ -1,10 +1,10 @@
 """Loss kernel (Triton): loss and gradients of a minibatch of counts in one pass.
 
 A program has a few rows and three parts, with a barrier between them. It computes the stored entries in float64 and
-keeps their gradients aside; goes through all entries as if they were zeros, in float32, and writes their gradients,
-over the logits if it is told to; and puts the gradients of the stored entries in their places. From the sums it takes
-back what the stored entries cost as zeros: the sums are in float64 and the terms the same bits both times, so nothing
-is left of them. No sum depends on the order in which programs run.
+sets their gradients aside; computes all entries as zeros, in float32, and writes their gradients, optionally over the
+logits; and writes the gradients of the stored entries in their places. It subtracts the cost of the stored entries as
+zeros from the sums, exactly: the sums are in float64, and the terms have the same bits both times. No sum depends on
+the order in which programs run.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def count_pass(
     logits, pi_logits
         (n, g) float32 log mean (for "squared" the mean) and logit of the dropout probability, before they are limited.
     log_theta
-        float32, (g,), (n,) or (n, g) as ``THETA`` says, before it is limited.
+        float32, (g,), (n,) or (n, g) by ``THETA``, before it is limited.
     offset, limits
         (n,) float32 log size factor; (4,) float32 least and largest log mean and log theta.
     known
@@ -99,7 +99,7 @@ def count_pass(
 
 @triton.jit
 def differ(agreed: tl.tensor, RERUN: tl.constexpr) -> tl.tensor:
-    """Tell whether gradients have to be written: in a rerun not for a factor of 1."""
+    """Return whether gradients have to be written: in a rerun not for a factor of 1."""
     factor = tl.load(agreed) if RERUN else tl.full((), 0.0, tl.float32)
     return (tl.abs(factor - 1.0) > 1e-6) | (factor != factor)  # nearer than that is the rounding of the weight itself
 
@@ -121,7 +121,7 @@ def stored_part(
     ENTRIES: tl.constexpr,
     FACTORIALS: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:
-    """Keep the gradients of the stored entries aside; return what they add to the sums of rows of zeros."""
+    """Set the gradients of the stored entries aside; return their contribution to the sums of rows of zeros."""
     logits, log_theta, pi_logits, offset, limits = parameters
     indptr, indices, values, known = counts
     kept, kept_theta, nnz = aside
@@ -218,7 +218,7 @@ def put_back_part(
     ROWS: tl.constexpr,
     ENTRIES: tl.constexpr,
 ) -> None:
-    """Put the gradients of the stored entries where they belong, a row at a time: in one no column comes twice."""
+    """Write the gradients of the stored entries in their places, row by row: no column is twice in a row."""
     _, log_theta, _, _, limits = parameters
     indptr, indices, values, _ = counts
     by_mean, by_theta, by_pi = gradients
@@ -282,7 +282,7 @@ def theta_total(
 def agreement(
     per_cell: tl.tensor, step: tl.tensor, common: tl.tensor, agreed: tl.tensor, n: tl.tensor, BLOCK: tl.constexpr
 ) -> None:
-    """Write by what factor the weights of n > 0 cells are another than ``common``; NaN if they are not all the same."""
+    """Write the factor of the weights of n > 0 cells over ``common``; NaN if they differ."""
     first, others = tl.load(per_cell), tl.zeros([BLOCK], tl.int32)
     for at in range(0, n, BLOCK):
         i = at + tl.arange(0, BLOCK)
@@ -292,14 +292,9 @@ def agreement(
 
 @triton.jit
 def scale_rows(
-    gradient: tl.tensor,
-    per_cell: tl.tensor,
-    step: tl.tensor,
-    common: tl.tensor,
-    g: tl.tensor,
-    COLUMNS: tl.constexpr,
+    gradient: tl.tensor, per_cell: tl.tensor, step: tl.tensor, common: tl.tensor, g: tl.tensor, COLUMNS: tl.constexpr
 ) -> None:
-    """Multiply rows of a gradient, (n, g), by what the weight of a cell is over the one that it was written with."""
+    """Multiply rows of a gradient, (n, g), by the weight of each cell over ``common``."""
     i, j = tl.program_id(0).to(tl.int64), tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     factor = tl.math.div_rn(tl.load(per_cell + i * step), common)
     if (tl.abs(factor - 1.0) > 1e-6) | (factor != factor):

@@ -1,9 +1,9 @@
 """exp, log and lgamma for the Triton kernels, with the polynomials of the CPU's.
 
 Everything in float32 is made of sums, products, quotients rounded to nearest, and selects, and the kernels are compiled
-without contraction of products and sums (``enable_fp_fusion=False``): a function gives the same bits wherever it stands
-in a kernel, which the loss relies on (it takes back what a stored entry would have cost as a zero), and the same as in
-Triton's interpreter but for the products named ``tl.fma``, which a GPU rounds once. float64 is for stored entries.
+without contraction of products and sums (``enable_fp_fusion=False``): a function gives the same bits at every place in
+a kernel, which the loss needs to subtract the cost of a stored entry as a zero, and the same as in Triton's interpreter
+but for products by ``tl.fma``, which a GPU rounds once. float64 is for stored entries.
 """
 
 from __future__ import annotations
@@ -87,13 +87,13 @@ def log1p_minus_half(q: tl.tensor) -> tl.tensor:
 def log1p_64(t: tl.tensor) -> tl.tensor:
     """Return ``log1p(t)`` in float64, for t >= 0."""
     whole = 1.0 + t
-    return tl.log(whole) + (t - (whole - 1.0)) / whole  # the second term is what rounding took from the sum
+    return tl.log(whole) + (t - (whole - 1.0)) / whole  # the second term is the rounding error of the sum
 
 
 @triton.jit
 def log_factorial(x: tl.tensor, known: tl.tensor, FACTORIALS: tl.constexpr) -> tl.tensor:
     """Return ``lgamma(x + 1)`` in float64, for x >= 0; ``known`` has the first ``FACTORIALS`` of the whole x."""
-    whole = tl.minimum(tl.maximum(x, 0.0), 1.0 * FACTORIALS - 1.0).to(tl.int32)  # within the table, whatever x is
+    whole = tl.minimum(tl.maximum(x, 0.0), 1.0 * FACTORIALS - 1.0).to(tl.int32)  # within the table for any x
     value = tl.load(known + whole)
     others = x != whole.to(tl.float64)
     if tl.max(others.to(tl.int32), axis=0) > 0:
@@ -104,10 +104,7 @@ def log_factorial(x: tl.tensor, known: tl.tensor, FACTORIALS: tl.constexpr) -> t
 
 @triton.jit
 def stirling_rest(inverse: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
-    """Return, in float64, what Stirling's formula lacks of lgamma(z) and what log z - 1 / (2 z) lacks of digamma(z).
-
-    The argument is 1 / z <= 1 / SHIFT.
-    """
+    """Return lgamma(z) less Stirling's formula, and digamma(z) less log z - 1 / (2 z), in float64, for z >= SHIFT."""
     y = inverse * inverse
     p = 1 / 1188 - y * (691 / 360360 - y * (1 / 156 - y * (3617 / 122400)))
     q = 1 / 132 - y * (691 / 32760 - y * (1 / 12 - y * (3617 / 8160)))

@@ -1,8 +1,7 @@
 """Terms of the Triton loss kernel: zeros in float32, stored values in float64.
 
 The formulae are those of :mod:`anncoder.kernels.cpu.nb`, ``zinb`` and ``poisson``. ``KIND`` is "nb", "zinb",
-"poisson" or "squared", ``THETA`` says of what there is one dispersion: "gene", "cell", "entry", or "none" where there
-is none.
+"poisson" or "squared", ``THETA`` the unit with a dispersion of its own: "gene", "cell", "entry", or "none".
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from anncoder.kernels.gpu.math import (
 @triton.jit
 def nb_zero(m: tl.tensor, offset: tl.tensor, lt: tl.tensor, theta: tl.tensor) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
     """Return the loss of an observed zero and its gradients for the log mean and log theta."""
-    # u = m + offset - log theta, and what rounding took from it: at |u| = 30 that is 1e-6, and exp keeps it
+    # u = m + offset - log theta, and its rounding error: at |u| = 30 that is 1e-6, which exp preserves
     a = m + offset
     back = a - m
     error = (m - (a - back)) + (offset - back)
@@ -115,7 +114,7 @@ def stored_terms(
     KIND: tl.constexpr,
     FACTORIALS: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
-    """Return what :func:`zero_terms` does, of observed values x, in float64; see :func:`log_factorial`."""
+    """As :func:`zero_terms`, of observed values x, in float64; ``known`` as of :func:`log_factorial`."""
     by_theta, by_pi = tl.zeros_like(x), tl.zeros_like(x)
     if KIND == "squared":
         loss, by_mean = (v - x) * (v - x), 2.0 * (v - x)
@@ -154,7 +153,7 @@ def theta_at(
     mask: tl.tensor,
     THETA: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:
-    """Return log theta where it stands, and limited; ``THETA`` says of what there is one: gene, cell or entry."""
+    """Return log theta, raw and limited, of a gene, a cell or an entry, by ``THETA``."""
     if THETA == "gene":
         raw = tl.load(log_theta + j, mask=mask, other=0.0)
     elif THETA == "cell":
