@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any
 
 import anndata
@@ -19,6 +20,7 @@ from anncoder.datasets import simulate
 from anncoder.device import threads_set
 from anncoder.errors import ConfigError, InputError
 from anncoder.models import base, find, names
+from anncoder.training import inference
 from anncoder.training.prepare import batches_in, prepare, split_cells
 from anncoder.types import Batch
 
@@ -148,3 +150,28 @@ def test_every_block_is_computed_by_one_thread_and_they_come_in_order(
             assert in_a_new_thread == [threads]
         np.testing.assert_array_equal(found[:, 0], 1)
         np.testing.assert_array_equal(found[:, 1], np.arange(counts.n_obs))
+
+
+def test_of_many_genes_few_blocks_are_computed_at_a_time(
+    fitted: CountAutoencoder, counts: anndata.AnnData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "BLOCK", 16)
+    source, block = open_source(counts, None, counts=True), 4 * 16 * counts.n_vars
+    inside, most, lock = 0, 0, Lock()
+
+    def slow(batch: Batch) -> torch.Tensor:
+        nonlocal inside, most
+        with lock:
+            inside += 1
+            most = max(most, inside)
+        time.sleep(0.02)
+        with lock:
+            inside -= 1
+        return batch.rows.float()
+
+    for n_bytes, expected in ((block // 2, 1), (block, 1), (2 * block, 2)):
+        monkeypatch.setattr(inference, "MOST_BYTES", n_bytes)
+        most = 0
+        with threads_set(4):
+            np.testing.assert_array_equal(np.concatenate(list(base.blocks(fitted, source, slow))), np.arange(120))
+        assert most == expected

@@ -15,7 +15,8 @@ from anncoder.device import one_thread_here, usual_torch
 from anncoder.types import Batch, Loader
 
 Array = np.ndarray[Any, Any]
-MOST_BLOCKS = 8  # computed at once
+MOST_BLOCKS = 8  # computed at once,
+MOST_BYTES = 2**28  # and no more than this, as dense matrices of cells x genes
 
 
 def infer(network: nn.Module, loader: Loader, compute: Callable[[Batch], Tensor]) -> Iterator[tuple[Array, Array]]:
@@ -39,7 +40,8 @@ def infer(network: nn.Module, loader: Loader, compute: Callable[[Batch], Tensor]
     with ThreadPoolExecutor(n_threads, "anncoder-inference", initializer=one_thread_here) as pool:
         for batch in loader.epoch(0):
             waiting.append(pool.submit(computed, batch))
-            if len(waiting) == n_threads:
+            dense = 4 * batch.counts.n_rows * batch.counts.n_vars
+            if len(waiting) >= min(n_threads, MOST_BYTES // dense):
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
