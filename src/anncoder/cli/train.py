@@ -19,14 +19,12 @@ from anncoder.cli.run_folder import (
     MODEL,
     SETTINGS,
     UNFINISHED,
-    forget_previous,
     logged,
-    new_run_folder,
-    older_kept,
     output_name,
     refuse_run_folder,
+    results_replaced,
     run_folder,
-    set_aside,
+    start_run,
     write_json,
     write_text,
 )
@@ -80,7 +78,7 @@ class TrainRequest(NamedTuple):
         """Where the state of training is kept; processes that torchrun starts again always go on."""
         restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
         resume = None if restarted and not self.resume else self.resume
-        return Checkpoint(run_folder(self.output), resume, remove=False)
+        return Checkpoint(run_folder(self.output) / UNFINISHED, resume, remove=False)
 
 
 class TrainPlan(NamedTuple):
@@ -114,25 +112,21 @@ def run_train(request: TrainRequest) -> None:
 
 def _train_and_write(request: TrainRequest, plan: TrainPlan) -> None:
     files, source = checked_input(request, plan)
-    with locked(run_folder(request.output)), threads_set(plan.training.threads):
-        folder = new_run_folder(request.output)
-        with older_kept(folder), logged(folder / LOG):
-            write_text(folder / SETTINGS, yaml.safe_dump(plan.resolved(), sort_keys=False))
-            began = time.perf_counter()
-            model = _fit(source, plan, request, folder)
-            with signals.held():
-                set_aside(folder)
-                _save(model, folder)
+    folder, began = run_folder(request.output), time.perf_counter()
+    with locked(folder), threads_set(plan.training.threads):
+        part = start_run(folder)
+        with logged(part / LOG):
+            write_text(part / SETTINGS, yaml.safe_dump(plan.resolved(), sort_keys=False))
+            model = _fit(source, plan, request, part)
+        with signals.held():
+            with results_replaced(folder, files.outputs), logged(part / LOG):
+                _save(model, part)
+                write_json(part / METRICS, _metrics(source, model, request, began))
                 write_results(model, source, files.outputs, _wanted(request, model), together=True)
-                forget_previous(folder)
-                metrics = {
-                    "output": output_name(request.output),
-                    **_metrics(source, model, time.perf_counter() - began),
-                }
-                write_json(folder / METRICS, metrics)
-                forget(folder)
-                if request.save is not None:  # last: if it fails, outputs and their model stand
-                    model.save(request.save)
+            if request.save is not None:  # last: if it fails, outputs and their model stand
+                model.save(request.save)
+        with logged(folder / LOG):
+            metrics = _metrics(source, model, request, began)
             write_json(folder / METRICS, {**metrics, "evaluation": _evaluate(source, model, request)})
             for shard, path in zip(*files, strict=True):
                 announce(f"{path}: {next_step(request.key, shard.n_obs, model.config.width)}")
@@ -218,31 +212,29 @@ def _refuse_save(request: TrainRequest) -> None:
     refuse_target(request.save)
 
 
-def _fit(source: DiskSource, plan: TrainPlan, request: TrainRequest, folder: Path) -> Autoencoder:
+def _fit(source: DiskSource, plan: TrainPlan, request: TrainRequest, part: Path) -> Autoencoder:
+    # part: the folder of what is unfinished. Under the name of the output it would be taken for a result
     model, training = plan.model, plan.training.model_dump()
     try:
         with signals.asked() as stops:
             kept = request.checkpoint._replace(stops=stops)
             model.fit(source, layer=request.layer, progress=request.progress, checkpoint=kept, **training)
     except DivergenceError:
-        forget(folder)  # it would diverge again
+        forget(part)  # it would diverge again
         if len(model.history_):  # the last good weights are worth keeping
-            set_aside(folder)
-            _save(model, folder)
+            _save(model, part)
         raise
     except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt(f"{stop}{_how_to_go_on(folder)}") from None
-    if model.stopped_ == "interrupted":  # under the name of the output it would be taken for a result
-        part = folder / UNFINISHED
-        with signals.held(f"the model until then is in {part}, no output was written{_how_to_go_on(folder)}"):
-            part.mkdir(exist_ok=True)
+        raise KeyboardInterrupt(f"{stop}{_how_to_go_on(part)}") from None
+    if model.stopped_ == "interrupted":
+        with signals.held(f"the model until then is in {part}, no output was written{_how_to_go_on(part)}"):
             _save(model, part)
         raise KeyboardInterrupt(signals.message)
     return model
 
 
-def _how_to_go_on(folder: Path) -> str:
-    place = kept_until(folder)
+def _how_to_go_on(part: Path) -> str:
+    place = kept_until(part)
     return f"; the same command again goes on after {place}" if place else ""
 
 
@@ -265,9 +257,10 @@ def _evaluate(source: DiskSource, model: Autoencoder, request: TrainRequest) -> 
     return found.to_dict()
 
 
-def _metrics(source: DiskSource, model: Autoencoder, seconds: float) -> dict[str, Any]:
+def _metrics(source: DiskSource, model: Autoencoder, request: TrainRequest, began: float) -> dict[str, Any]:
     best = model.history_.iloc[model.best_epoch_]
     return {
+        "output": output_name(request.output),
         "schema": SCHEMA,
         "model": model.name,
         "n_obs": source.n_obs,
@@ -275,7 +268,7 @@ def _metrics(source: DiskSource, model: Autoencoder, seconds: float) -> dict[str
         "epochs": len(model.history_),
         "best_epoch": model.best_epoch_ + 1,
         "stopped": model.stopped_,
-        "seconds": round(seconds, 2),
+        "seconds": round(time.perf_counter() - began, 2),
         "losses": {name: float(value) for name, value in best.items() if str(name).startswith(("train_", "valid_"))},
         "evaluation": None,
         "versions": versions(),
