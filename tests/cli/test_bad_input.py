@@ -147,7 +147,10 @@ class TestData:
             refused(*command, code=4, said=("damaged", "1,000,000,000"))
 
     def test_a_missing_layer_says_where_the_counts_are(self, refused: Callable[..., str], counts_file: Path) -> None:
-        for name, said in (("count", "leave out --layer: X holds counts"), ("logs", "leave out --layer")):
+        for name, said in (
+            ("count", "leave out layer (--layer): X holds counts"),
+            ("logs", "leave out layer (--layer)"),
+        ):
             words = ("train", counts_file, "-o", counts_file.with_name("out.h5ad"), "--layer", name, *QUICK)
             message = refused(*words, code=4, said=(said,))
         assert "not integers" in message

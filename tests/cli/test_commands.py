@@ -516,7 +516,7 @@ class TestOtherCommands:
         result = anncoder("check", counts_file, "--layer", "logs", "--json")
         assert result.exit_code == 4
         assert not json.loads(result.stdout)["ok"]
-        assert "leave out --layer" in result.stderr
+        assert "leave out layer (--layer)" in result.stderr
         assert anncoder("check", counts_file, "--layer", "logs", "--expression").exit_code == 0
 
     def test_evaluate(self, anncoder: Run, model_folder: Path, counts_file: Path, tmp_path: Path) -> None:
@@ -596,13 +596,14 @@ class TestOtherCommands:
         assert set(re.findall(r"\w+", MODELS)) == set(models.names()) | {"One", "of"}
 
 
-def test_a_remedy_names_the_option_not_the_argument(anncoder: Run, counts: anndata.AnnData, tmp_path: Path) -> None:
+def test_a_remedy_names_the_argument_and_the_option(anncoder: Run, counts: anndata.AnnData, tmp_path: Path) -> None:
     counts.layers["raw counts"] = counts.X.copy()
     counts.X = counts.X.log1p()
     counts.write_h5ad(tmp_path / "in.h5ad")
     words = ("train", tmp_path / "in.h5ad", "-o", tmp_path / "out.h5ad", *QUICK)
-    assert "remedy: say --layer 'raw counts', which holds counts\n" in anncoder(*words).stderr
-    assert "remedy: say --layer 'raw counts', which holds counts\n" in anncoder("check", tmp_path / "in.h5ad").stdout
+    remedy = "remedy: pass layer='raw counts' (--layer 'raw counts'), which holds counts\n"
+    assert remedy in anncoder(*words).stderr
+    assert remedy in anncoder("check", tmp_path / "in.h5ad").stdout
     assert anncoder(*words, "--layer", "raw counts").exit_code == 0
 
 

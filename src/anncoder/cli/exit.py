@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import re
 import signal
 import sys
 import traceback
@@ -18,15 +17,6 @@ from anncoder.errors import AnncoderError, ResourceError, out_of_memory
 
 BUG = 1
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}  # what shells expect of a process that a signal ended
-# remedies name the arguments of Python's functions; who typed a command gave options
-OPTIONS = (
-    (r"layer=NAME \(--layer NAME\)", "--layer NAME"),
-    (r"pass layer=(.+), which", r"say --layer \1, which"),
-    ("leave out `layer`", "leave out --layer"),
-    (r"output='([^']+)' \(-o [^)]+\)", r"-o \1"),
-    (" on the command line: ", ": "),
-    (r"allow_missing=(\S+) \(--allow-missing\)", r"--allow-missing \1"),
-)
 OURS = (errno.ENOENT, errno.EBADF, errno.EINVAL)  # the user's files are asked for before they are used
 
 
@@ -106,7 +96,6 @@ def outcome(*, debug: bool, quiet: bool = False) -> Iterator[None]:
                 message = f"{type(error).__name__}: {error}\n  this is a bug in anncoder"
                 _leave(f"error: {message}; run again with --debug and report it", BUG, debug=debug)
             else:
-                known.remedy = in_options(known.remedy)
                 _leave(f"error: {known}", known.exit_code, debug=debug)
 
 
@@ -115,13 +104,6 @@ def _of_signal(error: BaseException | None) -> bool:
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None
-
-
-def in_options(remedy: str) -> str:
-    """Return what a function's caller is told to do, as one does it on the command line."""
-    for words, option in OPTIONS:
-        remedy = re.sub(words, option, remedy)
-    return remedy
 
 
 def _known(error: Exception) -> AnncoderError | None:

@@ -9,7 +9,6 @@ from typing import Any
 import typer
 import yaml
 
-from anncoder.cli.exit import in_options
 from anncoder.cli.run_folder import write_json
 from anncoder.cli.settings import parse_assignments, set_in
 from anncoder.config import Settings, TrainingConfig, split_settings
@@ -31,8 +30,7 @@ def run_check(data: list[Path], *, layer: str | None, counts: bool, as_json: boo
         typer.echo(json.dumps(found if len(paths) > 1 else found[0], indent=2, allow_nan=False))
     else:
         heads = [f"{path}: " if len(paths) > 1 else "" for path in paths]
-        texts = [f"{head}{in_options(str(report))}" for head, report in zip(heads, reports, strict=True)]
-        typer.echo("\n\n".join(texts))
+        typer.echo("\n\n".join(f"{head}{report}" for head, report in zip(heads, reports, strict=True)))
     for report in reports:
         report.raise_if_bad()
 

@@ -116,7 +116,7 @@ def _asked(request: SearchRequest) -> tuple[str, Any, dict[str, Any]]:
     # the model, the seed, and the settings that all trials share; an option beats --set, as in train
     shared = parse_assignments(request.settings)
     if "layer" in shared:
-        raise ConfigError("bad-value", "layer is no setting", "--set", "say --layer")
+        raise ConfigError("bad-value", "layer is no setting", "--set", "--layer NAME")
     model, seed = shared.pop("model", "count"), shared.pop("seed", 0)
     model, seed = str(request.model or model), seed if request.seed is None else request.seed
     split_settings(shared, find(model).config_class, where="--set")

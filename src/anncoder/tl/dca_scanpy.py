@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
@@ -19,6 +18,7 @@ from scipy.sparse import csr_matrix
 from anncoder.config import unknown_key
 from anncoder.data.adata import read_matrix
 from anncoder.data.check import check
+from anncoder.data.matrix.problems import use
 from anncoder.data.summary import library_sizes
 from anncoder.device import refuse_size
 from anncoder.errors import ConfigError, InputError
@@ -238,7 +238,9 @@ def _refuse_data(adata: anndata.AnnData, *, check_counts: bool) -> None:
     try:
         report.raise_if_bad()
     except InputError as error:  # X is what is read here, as it was in scanpy's function
-        error.remedy = re.sub(r"pass layer=(.+), which", r"adata.X = adata.layers[\1].copy(), which", error.remedy)
+        for slot in report.counts_in:
+            if slot.startswith("layers[") and error.remedy == use(slot):
+                error.remedy = f"adata.X = adata.{slot}.copy(), which holds counts"
         raise
     for problem in report.problems:
         if problem.code == "empty-genes":
