@@ -372,40 +372,12 @@ def dca(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Denoise with DCA as its own command does: mean.tsv, latent.tsv, dispersion.tsv, dropout.tsv; and dca.h5ad."""
+    options = dict(locals())
     from anncoder.cli.exit import outcome
 
     with outcome(debug=debug, quiet=quiet):
-        from anncoder.cli.dca import DCARequest, refuse_unsupported, run_dca, widths
-        from anncoder.tl.dca_scanpy import DCASettings
+        from anncoder.cli.dca import DCARequest, refuse_unsupported, run_dca
 
         asked = {"--hyper": hyper, "--hypern": hypern, "--hyperepoch": hyperepoch, "--tensorboard": tensorboard}
         refuse_unsupported([name for name, value in asked.items() if value], normtype)
-        words = DCASettings(
-            ae_type=ae_type,
-            normalize_per_cell=sizefactors,
-            scale=norminput,
-            log1p=loginput,
-            hidden_size=widths(hiddensize),
-            hidden_dropout=dropoutrate,
-            input_dropout=inputdropout,
-            batchnorm=batchnorm,
-            activation=activation,
-            init=init,
-            ridge=ridge,
-            l1=l1,
-            l2=l2,
-            l1enc=l1enc,
-            l2enc=l2enc,
-            epochs=epochs,
-            reduce_lr=reducelr,
-            early_stop=earlystop,
-            batch_size=batchsize,
-            optimizer=optimizer,
-            learning_rate=learningrate,
-            clip_grad=gradclip,
-            random_state=seed,
-            threads=threads,
-            check_counts=checkcounts,
-            faithful=faithful,
-        )
-        run_dca(DCARequest(data, outdir, words, transpose, testsplit, saveweights, denoisesubset, quiet))
+        run_dca(DCARequest(data, outdir, options, transpose, testsplit, saveweights, denoisesubset, quiet))

@@ -16,7 +16,6 @@ from scipy.sparse import csr_matrix
 from anncoder.cli.exit import signals
 from anncoder.config import unknown_key
 from anncoder.data.adata import read_matrix
-from anncoder.data.check import check
 from anncoder.data.matrix.scan import scan, structure, unreadable
 from anncoder.data.summary import library_sizes
 from anncoder.device import refuse_size
@@ -27,7 +26,7 @@ from anncoder.io.model_folder import refuse_target
 from anncoder.io.output_paths import refuse_output
 from anncoder.models.base import Array
 from anncoder.models.dca import DCA
-from anncoder.tl.dca_scanpy import DCASettings, Results, results, write_info, write_obs
+from anncoder.tl.dca_scanpy import OURS, Results, in_our_words, refuse_data, results, write_info, write_obs
 from anncoder.training.progress import announce
 
 SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
@@ -37,11 +36,11 @@ TEST_SHARE = 0.1
 
 
 class DCARequest(NamedTuple):
-    """What was asked for on the command line."""
+    """Arguments and options of ``anncoder dca``."""
 
     data: Path
     outdir: Path
-    words: DCASettings
+    options: dict[str, Any]  # all, by the words of the command
     transpose: bool = False
     testsplit: bool = False
     saveweights: bool = False
@@ -51,7 +50,8 @@ class DCARequest(NamedTuple):
 
 def run_dca(request: DCARequest) -> None:
     """Read, fit, and write the tables, the h5ad file and, if asked, the model."""
-    model, training = request.words.model(), request.words.training()
+    words = {word: value for word, value in request.options.items() if word in OURS}
+    model, training = in_our_words(words | {"hiddensize": widths(words["hiddensize"])})
     _refuse_outdir(request)
     with locked(_claimed(request.outdir)):
         _fit_and_write(request, model, training)
@@ -59,11 +59,11 @@ def run_dca(request: DCARequest) -> None:
 
 def _fit_and_write(request: DCARequest, model: DCA, training: dict[str, Any]) -> None:
     adata = _with_counts(_read(request))
-    check(adata, integers=request.words.check_counts).raise_if_bad()
+    refuse_data(adata, check_counts=model.config.check_counts)
     refuse_unwritable(adata)
     genes = _columns(adata, request.denoisesubset)
     refuse_size(3 * adata.n_obs * adata.n_vars * 4)
-    split = _split(adata.n_obs, request)
+    split = _split(adata.n_obs, training["seed"], testsplit=request.testsplit)
     model.fit(adata[split == "train"], progress=None if not request.quiet else False, **training)
     found = results(model, adata, denoise=True, latent=True, info=True)
     with signals.held():
@@ -168,10 +168,10 @@ def _columns(adata: anndata.AnnData, path: Path | None) -> Any:
     return adata.var_names.get_indexer(names)
 
 
-def _split(n_obs: int, request: DCARequest) -> Any:
+def _split(n_obs: int, seed: int, *, testsplit: bool) -> Any:
     split = np.full(n_obs, "train", dtype="<U5")
-    if request.testsplit:
-        order = np.random.default_rng([request.words.random_state, 4]).permutation(n_obs)
+    if testsplit:
+        order = np.random.default_rng([seed, 4]).permutation(n_obs)
         split[order[: max(round(TEST_SHARE * n_obs), 1)]] = "test"
     return split
 
@@ -202,7 +202,7 @@ def _write(path: Path, frame: pd.DataFrame, *, header: bool) -> None:
 
 
 def _write_h5ad(request: DCARequest, adata: anndata.AnnData, found: Results, model: DCA, split: Any) -> None:
-    write_obs(adata, library_sizes(read_matrix(adata, None)), model.library_size_, request.words, split)
+    write_obs(adata, library_sizes(read_matrix(adata, None)), model, split)
     write_info(adata, found, model)
     adata.obsm["X_dca"], adata.layers["dca_denoised"] = found.latent, found.denoised
     write_output(adata, request.outdir / H5AD, wrote=("obsm/X_dca", "layers/dca_denoised"))
