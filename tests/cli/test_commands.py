@@ -612,7 +612,7 @@ class TestSignals:
         signals, done = Signals(), []
 
         def saves(*numbers: int) -> None:
-            with signals.held():
+            with signals.saving():
                 for number in numbers:
                     signals(number, None)
                 done.append("saved")
@@ -631,25 +631,25 @@ class TestSignals:
         signals, done = Signals(), []
         with pytest.raises(KeyboardInterrupt, match="no results were written"):
             signals(signal.SIGINT, None)
-        with pytest.raises(KeyboardInterrupt, match="were saved"), signals.held():
+        with pytest.raises(KeyboardInterrupt, match="were saved"), signals.saving():
             done.append("saved")
         assert done == ["saved"]
 
-    def test_where_somebody_asks_it_waits_until_then(self) -> None:
+    def test_where_it_is_polled_for_it_waits_until_then(self) -> None:
         signals = Signals()
-        with signals.asked() as stops:
+        with signals.polled() as stops:
             assert not stops()
             signals(signal.SIGTERM, None)
             assert stops()
             with pytest.raises(KeyboardInterrupt):
                 signals(signal.SIGTERM, None)
         signals.reset()
-        with signals.asked(), pytest.raises(KeyboardInterrupt):  # nobody has asked yet: the data are still read
+        with signals.polled(), pytest.raises(KeyboardInterrupt):  # not polled for yet: the data are still read
             signals(signal.SIGTERM, None)
         signals.reset()
-        with signals.asked() as stops:
+        with signals.polled() as stops:
             stops()
-        with pytest.raises(KeyboardInterrupt):  # and now nobody will
+        with pytest.raises(KeyboardInterrupt):  # and no longer
             signals(signal.SIGTERM, None)
 
 

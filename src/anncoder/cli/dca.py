@@ -69,7 +69,7 @@ def _fit_and_write(request: DCARequest, model: DCA, training: dict[str, Any]) ->
     split = _split(adata.n_obs, training["seed"], testsplit=request.testsplit)
     model.fit(adata[split == "train"], progress=None if not request.quiet else False, **training)
     found = results(model, adata, denoise=True, latent=True, info=True)
-    with signals.held():
+    with signals.saving():
         request.outdir.mkdir(parents=True, exist_ok=True)
         _write_tables(request.outdir, adata, found, genes)
         _write_h5ad(request, adata, found, model, split)

@@ -27,6 +27,8 @@ UNFINISHED = "unfinished"
 OUTPUTS, REPLACED = "outputs.json", "replaced"  # in it: what the outputs were before, and the model that is replaced
 PREVIOUS = "previous"  # where earlier versions, which trained in the run folder itself, kept the results before
 
+OTHER_NAME = "choose another name for the output"
+
 
 def run_folder(output: Path) -> Path:
     """Return the name of the run folder of an output: an ``.h5ad`` file without its ending, or a folder."""
@@ -47,22 +49,14 @@ def refuse_run_folder(output: Path) -> None:
     refuse_occupied(folder / MODEL, against_model)
     refuse_occupied(folder / UNFINISHED, _against_unfinished)
     if (folder / MODEL).exists() and not os.access(folder / MODEL, os.W_OK):  # a folder that is moved is written to
-        raise FileError(
-            "not-ours",
-            f"{str(folder / MODEL)!r} cannot be replaced: it may not be written",
-            str(output),
-            "choose another name for the output, or change the permissions",
-        )
+        what = f"{str(folder / MODEL)!r} cannot be replaced: it may not be written"
+        raise FileError("not-ours", what, str(output), f"{OTHER_NAME}, or change the permissions")
     other = ""
     with suppress(OSError, ValueError, AttributeError):
         other = str(json.loads((folder / METRICS).read_text(encoding="utf-8")).get("output", ""))
     if other not in ("", output_name(output)) and (output.parent / other).exists():  # "out.h5ad" and "out/" share one
-        raise FileError(
-            "not-ours",
-            f"{str(folder)!r} has the model of {other!r}, which it would replace",
-            str(output),
-            "choose another name for the output",
-        )
+        what = f"{str(folder)!r} has the model of {other!r}, which it would replace"
+        raise FileError("not-ours", what, str(output), OTHER_NAME)
 
 
 def _against_run(folder: Path) -> str:

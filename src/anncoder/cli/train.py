@@ -53,7 +53,7 @@ EVALUATED = 5000  # cells at most: enough for the comparison with PCA, and over 
 
 
 class TrainRequest(NamedTuple):
-    """What was asked for on the command line."""
+    """Arguments and options of ``anncoder train``."""
 
     data: list[Path]
     output: Path
@@ -77,12 +77,12 @@ class TrainRequest(NamedTuple):
     def checkpoint(self) -> Checkpoint:
         """Where the state of training is kept; processes that torchrun starts again always go on."""
         restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-        resume = None if restarted and not self.resume else self.resume
+        resume = self.resume or None if restarted else self.resume
         return Checkpoint(run_folder(self.output) / UNFINISHED, resume, remove=False)
 
 
 class TrainPlan(NamedTuple):
-    """What will be done: the model, unfitted, and the settings of its fit."""
+    """Model, unfitted, and the settings of its fit."""
 
     model: Autoencoder
     training: TrainingConfig
@@ -94,13 +94,10 @@ class TrainPlan(NamedTuple):
 
 
 def run_train(request: TrainRequest) -> None:
-    """Check, train, embed, write, compare; the run folder has what a later reader of the result may ask for.
-
-    Of several processes (``torchrun``) all train, and the first does the rest.
-    """
+    """Check, train, embed, write, compare; of several processes (``torchrun``) all train, the first does the rest."""
     plan = make_plan(request)
-    with processes(plan.training.device) as share:
-        if share.rank == 0:
+    with processes(plan.training.device) as process:
+        if process.rank == 0:
             _train_and_write(request, plan)
         else:
             shards: Any = open_shards(list(request.data), request.layer)
@@ -118,7 +115,7 @@ def _train_and_write(request: TrainRequest, plan: TrainPlan) -> None:
         with logged(part / LOG):
             write_text(part / SETTINGS, yaml.safe_dump(plan.resolved(), sort_keys=False))
             model = _fit(source, plan, request, part)
-        with signals.held():
+        with signals.saving():
             with results_replaced(folder, files.outputs), logged(part / LOG):
                 _save(model, part)
                 write_json(part / METRICS, _metrics(source, model, request, began))
@@ -147,14 +144,13 @@ def make_plan(request: TrainRequest) -> TrainPlan:
         "options": request.flags,
     }
     named = [values.pop("model", None) for values in sources.values()]
-    name = str(request.model or named[1] or named[0] or "count")
-    model_class = find(name)
+    model_class = find(str(request.model or named[1] or named[0] or "count"))
     hyper: dict[str, Any] = {}
     training: dict[str, Any] = {}
     for where, values in sources.items():
-        ours, rest = split_settings(values, model_class.config_class, where=where)
-        hyper |= ours
-        training |= rest
+        of_model, of_fit = split_settings(values, model_class.config_class, where=where)
+        hyper |= of_model
+        training |= of_fit
     with set_in(sources):
         model = model_class(**hyper)
         return TrainPlan(model, TrainingConfig(**training).with_defaults_of(model.config))
@@ -165,10 +161,10 @@ def checked_input(request: TrainRequest, plan: TrainPlan) -> tuple[Files, DiskSo
     refuse_run_folder(request.output)
     _refuse_save(request)
     choose_device(plan.training.device)
-    model, data = plan.model, list(request.data)
+    model = plan.model
     files = open_files_for(
         model,
-        data,
+        request.data,
         request.output,
         _wanted(request, model),
         request.layer,
@@ -203,12 +199,9 @@ def _refuse_save(request: TrainRequest) -> None:
     # not Path.resolve, which does not take a link that leads back to itself
     others = {os.path.realpath(path) for path in (request.output, run_folder(request.output))}
     if os.path.realpath(request.save) in others:
-        raise ConfigError(
-            "bad-output",
-            f"the model cannot be saved as {str(request.save)!r}: other results stand there",
-            "--save",
-            "choose another name, or none: the run folder has the model in any case",
-        )
+        what = f"the model cannot be saved as {str(request.save)!r}: other results stand there"
+        remedy = "choose another name, or none: the run folder has the model in any case"
+        raise ConfigError("bad-output", what, "--save", remedy)
     refuse_target(request.save)
 
 
@@ -216,9 +209,9 @@ def _fit(source: DiskSource, plan: TrainPlan, request: TrainRequest, part: Path)
     # part: the folder of what is unfinished. Under the name of the output it would be taken for a result
     model, training = plan.model, plan.training.model_dump()
     try:
-        with signals.asked() as stops:
-            kept = request.checkpoint._replace(stops=stops)
-            model.fit(source, layer=request.layer, progress=request.progress, checkpoint=kept, **training)
+        with signals.polled() as stops:
+            checkpoint = request.checkpoint._replace(stops=stops)
+            model.fit(source, layer=request.layer, progress=request.progress, checkpoint=checkpoint, **training)
     except DivergenceError:
         forget(part)  # it would diverge again
         if len(model.history_):  # the last good weights are worth keeping
@@ -227,7 +220,7 @@ def _fit(source: DiskSource, plan: TrainPlan, request: TrainRequest, part: Path)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(f"{stop}{_how_to_go_on(part)}") from None
     if model.stopped_ == "interrupted":
-        with signals.held(f"the model until then is in {part}, no output was written{_how_to_go_on(part)}"):
+        with signals.saving(f"the model until then is in {part}, no output was written{_how_to_go_on(part)}"):
             _save(model, part)
         raise KeyboardInterrupt(signals.message)
     return model
