@@ -120,8 +120,8 @@ def _settle(folder: Path) -> None:
     # whatever a kill left undone the next call does
     part = folder / UNFINISHED
     try:
-        before = json.loads((part / OUTPUTS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        before = dict(json.loads((part / OUTPUTS).read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError):
         return
     if all(_stamp(folder.parent / path) not in (None, stamp) for path, stamp in before.items()):
         _take(part, folder)

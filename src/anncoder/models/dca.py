@@ -66,7 +66,7 @@ InitName = Literal["glorot_uniform", "glorot_normal", "he_uniform", "he_normal"]
 
 
 class Parts(NamedTuple):
-    """What one of DCA's types is put together from."""
+    """Likelihood, dispersion and heads of one of DCA's types."""
 
     likelihood: LikelihoodName
     # one a gene; one an entry; or one a cell, which then holds for the dropout probability too
@@ -130,7 +130,7 @@ class DCAConfig(NetworkConfig):
 
     @property
     def parts(self) -> Parts:
-        """What the type is put together from."""
+        """Likelihood, dispersion and heads of the type."""
         return TYPES[self.ae_type]
 
     @property
@@ -164,12 +164,9 @@ class DCAConfig(NetworkConfig):
     def model_post_init(self, context: Any, /) -> None:
         """Refuse a fork where there is nothing to fork."""
         if self.parts.heads == "fork" and not self.decoder_widths:
-            raise ConfigError(
-                "bad-value",
-                f"ae_type={self.ae_type!r} gives each head a last hidden layer of its own, and the decoder has none",
-                "DCAConfig.ae_type",
-                f"set ae_type={self.ae_type.replace('fork', 'conddisp')!r}, or a width in n_hidden_decoder",
-            )
+            what = f"ae_type={self.ae_type!r} gives each head a last hidden layer of its own, and the decoder has none"
+            remedy = f"set ae_type={self.ae_type.replace('fork', 'conddisp')!r}, or a width in n_hidden_decoder"
+            raise ConfigError("bad-value", what, "DCAConfig.ae_type", remedy)
 
 
 class DCANetwork(nn.Module):
@@ -444,11 +441,8 @@ class DCA(Autoencoder):
             theta: Array = network.heads.log_theta().detach().exp().cpu().numpy()
             return theta
         if data is None:
-            raise ConfigError(
-                "no-data",
-                f"with ae_type={self.config.ae_type!r} the dispersion differs between cells",
-                remedy="give the data: model.dispersion(adata)",
-            )
+            what = f"with ae_type={self.config.ae_type!r} the dispersion differs between cells"
+            raise ConfigError("no-data", what, remedy="give the data: model.dispersion(adata)")
 
         def of_batch(batch: Batch) -> Tensor:
             log_theta: Tensor = network.parameters_of(batch).log_theta

@@ -66,7 +66,7 @@ COUNTS_LAYER = "dca_counts"
 
 
 class Results(NamedTuple):
-    """What a fitted model says of cells; None for what was not asked for, or what its type does not have."""
+    """Results of a fitted model; None for those that are not asked for, or that its type does not have."""
 
     denoised: Array | None = None  # (n_obs, n_vars) at each cell's own library size
     latent: Array | None = None  # (n_obs, n_latent)
@@ -251,7 +251,7 @@ def in_our_words(words: Mapping[str, Any]) -> tuple[DCA, dict[str, Any]]:
 
 
 def results(model: DCA, adata: anndata.AnnData, *, denoise: bool, latent: bool, info: bool) -> Results:
-    """Return what a fitted model says of raw counts; ``info`` is dispersion and dropout probability."""
+    """Return the results of a fitted model for raw counts; ``info`` is dispersion and dropout probability."""
     parts = model.config.parts
     by_gene = parts.dispersion == "gene"
     return Results(
@@ -264,10 +264,9 @@ def results(model: DCA, adata: anndata.AnnData, *, denoise: bool, latent: bool, 
 
 def write_obs(adata: anndata.AnnData, sizes: Any, model: DCA, split: Any) -> None:
     """Write library sizes, (n_obs,), size factors (over the median of the fit) and the split, (n_obs,) names."""
-    sized = model.config.size_factors
-    columns = {"size_factors": sizes / model.library_size_ if sized else np.ones(len(sizes))}
-    if sized:
-        columns["n_counts"] = sizes
+    columns = {"size_factors": np.ones(len(sizes))}
+    if model.config.size_factors:
+        columns = {"size_factors": sizes / model.library_size_, "n_counts": sizes}
     for name, values in columns.items():
         if name in adata.obs and not np.array_equal(adata.obs[name].to_numpy(), values):
             adata.obs[f"{name}_before_dca"] = adata.obs[name]
@@ -300,19 +299,14 @@ def refuse_data(adata: anndata.AnnData, *, check_counts: bool) -> None:
         raise
     for problem in report.problems:
         if problem.code == "empty-genes":
-            raise InputError(
-                problem.code, problem.what, problem.where, "remove them: sc.pp.filter_genes(adata, min_counts=1)"
-            )
+            remedy = "remove them: sc.pp.filter_genes(adata, min_counts=1)"
+            raise InputError(problem.code, problem.what, problem.where, remedy)
 
 
 def _refuse_backed(adata: Any, *, copy: bool) -> None:
     if isinstance(adata, anndata.AnnData) and adata.isbacked and not copy:
-        raise InputError(
-            "unexpected-data",
-            "this AnnData is backed by a file, whose X would be overwritten",
-            "adata",
-            "adata = adata.to_memory(), or copy=True",
-        )
+        what = "this AnnData is backed by a file, whose X would be overwritten"
+        raise InputError("unexpected-data", what, "adata", "adata = adata.to_memory(), or copy=True")
 
 
 def _place_for_counts(adata: anndata.AnnData, mode: str) -> str:
@@ -326,12 +320,9 @@ def _place_for_counts(adata: anndata.AnnData, mode: str) -> str:
         return COUNTS_LAYER
     if _equal(adata.layers[COUNTS_LAYER], adata.X):
         return ""
-    raise ConfigError(
-        "key-taken",
-        f"the raw counts cannot be kept: adata.raw and adata.layers[{COUNTS_LAYER!r}] hold something else",
-        f"layers[{COUNTS_LAYER!r}]",
-        "rename that layer, or use tl.autoencode(adata, 'dca', denoise=True), which leaves X alone",
-    )
+    what = f"the raw counts cannot be kept: adata.raw and adata.layers[{COUNTS_LAYER!r}] hold something else"
+    remedy = "rename that layer, or use tl.autoencode(adata, 'dca', denoise=True), which leaves X alone"
+    raise ConfigError("key-taken", what, f"layers[{COUNTS_LAYER!r}]", remedy)
 
 
 def _keep_counts(adata: anndata.AnnData, place: str) -> None:
