@@ -147,7 +147,10 @@ class TestData:
             refused(*command, code=4, said=("damaged", "1,000,000,000"))
 
     def test_a_missing_layer_says_where_the_counts_are(self, refused: Callable[..., str], counts_file: Path) -> None:
-        for name, said in (("count", "leave out --layer: X holds counts"), ("logs", "leave out --layer")):
+        for name, said in (
+            ("count", "leave out layer (--layer): X holds counts"),
+            ("logs", "leave out layer (--layer)"),
+        ):
             words = ("train", counts_file, "-o", counts_file.with_name("out.h5ad"), "--layer", name, *QUICK)
             message = refused(*words, code=4, said=(said,))
         assert "not integers" in message
@@ -312,9 +315,15 @@ class TestOutputs:
         (tmp_path / "out.anncoder" / "model").mkdir()
         (tmp_path / "out.anncoder" / "model" / "thesis.txt").write_text("precious")
         refused(*words, code=3, said=("out.anncoder/model", "was not written by anncoder"))
-        (tmp_path / "out.anncoder" / "model").rename(tmp_path / "out.anncoder" / "previous")
-        refused(*words, code=3, said=("out.anncoder/previous", "it holds 'thesis.txt'"))
-        assert (tmp_path / "out.anncoder" / "previous" / "thesis.txt").read_text() == "precious"
+        (tmp_path / "out.anncoder" / "model").rename(tmp_path / "out.anncoder" / "unfinished")
+        refused(*words, code=3, said=("out.anncoder/unfinished", "it holds 'thesis.txt'"))
+        (tmp_path / "out.anncoder" / "unfinished" / "model").mkdir()
+        (tmp_path / "out.anncoder" / "unfinished" / "thesis.txt").rename(
+            tmp_path / "out.anncoder" / "unfinished" / "model" / "thesis.txt"
+        )
+        refused(*words, code=3, said=("out.anncoder/unfinished", "it holds 'thesis.txt'"))
+        thesis = tmp_path / "out.anncoder" / "unfinished" / "model" / "thesis.txt"
+        assert thesis.read_text() == "precious"
 
     def test_places_where_a_model_cannot_be_saved(
         self, refused: Callable[..., str], counts_file: Path, tmp_path: Path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -23,7 +22,7 @@ import yaml
 from scipy.sparse import csr_matrix, issparse
 
 from anncoder import CountAutoencoder, load, models
-from anncoder.cli import train
+from anncoder.cli import run_folder, train
 from anncoder.cli.app import app
 from anncoder.cli.exit import Signals, outcome
 from anncoder.cli.options import MODELS
@@ -219,13 +218,31 @@ class TestRunFolder:
         weights = (folder / "model" / "weights.safetensors").read_bytes()
         with monkeypatch.context() as killed:  # neither the results nor anything else is put in order after a SIGKILL
             killed.setattr(train, "write_results", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
-            killed.setattr(train, "older_kept", contextlib.nullcontext)
+            killed.setattr(run_folder, "_settle", lambda _: None)
             anncoder(*words, "--set", "seed=9")
-        assert (folder / "previous" / "model" / "weights.safetensors").read_bytes() == weights
+        assert (folder / "model" / "weights.safetensors").read_bytes() == weights
+        assert load(folder / "unfinished" / "model").training_.seed == 9
         assert anncoder(*words, *DIVERGES_AT_ONCE).exit_code == 5
         assert (folder / "model" / "weights.safetensors").read_bytes() == weights
         assert anncoder(*words).exit_code == 0
-        assert not (folder / "previous").exists()
+        assert names(folder) == RUN_FOLDER
+
+    def test_a_run_killed_when_its_output_has_its_name_does_not_cost_the_model_of_the_output(
+        self, anncoder: Run, counts_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        words = ("train", counts_file, "-o", tmp_path / "out.h5ad", *QUICK)
+        folder = tmp_path / "out.anncoder"
+        assert anncoder(*words).exit_code == 0
+        with monkeypatch.context() as killed:
+            killed.setattr(run_folder, "_settle", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+            killed.setattr(train, "start_run", lambda folder: (folder / "unfinished").mkdir() or folder / "unfinished")
+            anncoder(*words, "--set", "seed=9")
+        assert load(folder / "model").training_.seed == 0
+        written = anndata.read_h5ad(tmp_path / "out.h5ad")
+        assert json.loads(written.uns["ae"]["params_json"])["training"]["seed"] == 9
+        assert anncoder(*words, *DIVERGES_AT_ONCE).exit_code == 5  # whatever comes next puts it in order
+        assert load(folder / "model").training_.seed == 9
+        assert yaml.safe_load((folder / "resolved.yaml").read_text())["seed"] == 9
 
     def test_the_model_of_an_output_stays_in_its_place_while_another_is_trained(
         self, anncoder: Run, counts_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -237,11 +254,9 @@ class TestRunFolder:
         older = {name: (folder / name).read_bytes() for name in ("model/weights.safetensors", "history.csv")}
         with monkeypatch.context() as killed:
             killed.setattr(train, "_fit", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-            killed.setattr(train, "older_kept", contextlib.nullcontext)
             for seed in (8, 9):  # twice: the second finds what the first left
                 anncoder(*words, "--set", f"seed={seed}")
-                assert (folder / "model" / "weights.safetensors").read_bytes() == older["model/weights.safetensors"]
-                assert (folder / "previous" / "history.csv").read_bytes() == older["history.csv"]
+                assert {name: (folder / name).read_bytes() for name in older} == older
         assert anncoder("embed", folder / "model", counts_file, "-o", tmp_path / "e.h5ad").exit_code == 0
         assert anncoder(*words, *DIVERGES_AT_ONCE).exit_code == 5
         assert {name: (folder / name).read_bytes() for name in older} == older
@@ -304,8 +319,10 @@ class TestExitCodes:
         assert "lower learning_rate" in result.stderr
         assert "Traceback" not in result.output
         assert names(tmp_path) == ["in.h5ad", "out.anncoder"]
-        assert names(tmp_path / "out.anncoder") == ["resolved.yaml", "run.log"]
-        assert "ERROR" in (tmp_path / "out.anncoder" / "run.log").read_text()
+        assert names(tmp_path / "out.anncoder") == ["unfinished"]
+        part = tmp_path / "out.anncoder" / "unfinished"
+        assert names(part) == ["resolved.yaml", "run.log"]
+        assert "ERROR" in (part / "run.log").read_text()
 
     def test_divergence_keeps_the_last_good_weights(
         self, anncoder: Run, counts_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -324,8 +341,10 @@ class TestExitCodes:
         result = anncoder("train", counts_file, "-o", tmp_path / "out.h5ad", *words)
         assert result.exit_code == 5
         assert names(tmp_path) == ["in.h5ad", "out.anncoder"]
-        assert names(tmp_path / "out.anncoder") == ["history.csv", "model", "resolved.yaml", "run.log"]
-        model = load(tmp_path / "out.anncoder" / "model")
+        assert names(tmp_path / "out.anncoder") == ["unfinished"]
+        part = tmp_path / "out.anncoder" / "unfinished"
+        assert names(part) == ["history.csv", "model", "resolved.yaml", "run.log"]
+        model = load(part / "model")
         assert model.stopped_ == "diverged"
         assert len(model.history_) == 2
         assert np.isfinite(model.embed(anndata.read_h5ad(counts_file))).all()
@@ -497,7 +516,7 @@ class TestOtherCommands:
         result = anncoder("check", counts_file, "--layer", "logs", "--json")
         assert result.exit_code == 4
         assert not json.loads(result.stdout)["ok"]
-        assert "leave out --layer" in result.stderr
+        assert "leave out layer (--layer)" in result.stderr
         assert anncoder("check", counts_file, "--layer", "logs", "--expression").exit_code == 0
 
     def test_evaluate(self, anncoder: Run, model_folder: Path, counts_file: Path, tmp_path: Path) -> None:
@@ -577,13 +596,14 @@ class TestOtherCommands:
         assert set(re.findall(r"\w+", MODELS)) == set(models.names()) | {"One", "of"}
 
 
-def test_a_remedy_names_the_option_not_the_argument(anncoder: Run, counts: anndata.AnnData, tmp_path: Path) -> None:
+def test_a_remedy_names_the_argument_and_the_option(anncoder: Run, counts: anndata.AnnData, tmp_path: Path) -> None:
     counts.layers["raw counts"] = counts.X.copy()
     counts.X = counts.X.log1p()
     counts.write_h5ad(tmp_path / "in.h5ad")
     words = ("train", tmp_path / "in.h5ad", "-o", tmp_path / "out.h5ad", *QUICK)
-    assert "remedy: say --layer 'raw counts', which holds counts\n" in anncoder(*words).stderr
-    assert "remedy: say --layer 'raw counts', which holds counts\n" in anncoder("check", tmp_path / "in.h5ad").stdout
+    remedy = "remedy: pass layer='raw counts' (--layer 'raw counts'), which holds counts\n"
+    assert remedy in anncoder(*words).stderr
+    assert remedy in anncoder("check", tmp_path / "in.h5ad").stdout
     assert anncoder(*words, "--layer", "raw counts").exit_code == 0
 
 
@@ -592,7 +612,7 @@ class TestSignals:
         signals, done = Signals(), []
 
         def saves(*numbers: int) -> None:
-            with signals.held():
+            with signals.saving():
                 for number in numbers:
                     signals(number, None)
                 done.append("saved")
@@ -611,25 +631,25 @@ class TestSignals:
         signals, done = Signals(), []
         with pytest.raises(KeyboardInterrupt, match="no results were written"):
             signals(signal.SIGINT, None)
-        with pytest.raises(KeyboardInterrupt, match="were saved"), signals.held():
+        with pytest.raises(KeyboardInterrupt, match="were saved"), signals.saving():
             done.append("saved")
         assert done == ["saved"]
 
-    def test_where_somebody_asks_it_waits_until_then(self) -> None:
+    def test_where_it_is_polled_for_it_waits_until_then(self) -> None:
         signals = Signals()
-        with signals.asked() as stops:
+        with signals.polled() as stops:
             assert not stops()
             signals(signal.SIGTERM, None)
             assert stops()
             with pytest.raises(KeyboardInterrupt):
                 signals(signal.SIGTERM, None)
         signals.reset()
-        with signals.asked(), pytest.raises(KeyboardInterrupt):  # nobody has asked yet: the data are still read
+        with signals.polled(), pytest.raises(KeyboardInterrupt):  # not polled for yet: the data are still read
             signals(signal.SIGTERM, None)
         signals.reset()
-        with signals.asked() as stops:
+        with signals.polled() as stops:
             stops()
-        with pytest.raises(KeyboardInterrupt):  # and now nobody will
+        with pytest.raises(KeyboardInterrupt):  # and no longer
             signals(signal.SIGTERM, None)
 
 
@@ -707,8 +727,10 @@ class TestProcess:
         assert int(epoch) >= 5
         assert "Traceback" not in said
         assert names(tmp_path) == ["in.h5ad", "out.anncoder"]
-        assert names(tmp_path / "out.anncoder") == ["checkpoint.safetensors", "resolved.yaml", "run.log", "unfinished"]
-        model = load(tmp_path / "out.anncoder" / "unfinished" / "model")
+        assert names(tmp_path / "out.anncoder") == ["unfinished"]
+        part = tmp_path / "out.anncoder" / "unfinished"
+        assert names(part) == ["checkpoint.safetensors", "history.csv", "model", "resolved.yaml", "run.log"]
+        model = load(part / "model")
         assert model.stopped_ == "interrupted"
         assert len(model.history_) == int(epoch)
 

@@ -79,7 +79,7 @@ def test_a_killed_command_goes_on(anncoder: Run, counts_path: Path, tmp_path: Pa
     for last_seen in (3, 9):
         command = [sys.executable, "-c", DRIVER, "train", str(counts_path), "-o", str(out), *settings]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-            wait_for(tmp_path / "out.anncoder" / "run.log", f"epoch {last_seen}/", process)
+            wait_for(tmp_path / "out.anncoder" / "unfinished" / "run.log", f"epoch {last_seen}/", process)
             process.kill()
         assert not out.exists()
         assert not (tmp_path / "out.anncoder" / "model").exists()
@@ -115,7 +115,7 @@ class TestInterrupted:
             result = anncoder("train", counts_path, "-o", tmp_path / "out.h5ad", *settings)
         assert result.exit_code == 143
         assert "the same command again goes on after epoch 4\n" in result.stderr
-        assert (tmp_path / "out.anncoder" / NAME).exists()
+        assert (tmp_path / "out.anncoder" / "unfinished" / NAME).exists()
         assert not (tmp_path / "out.h5ad").exists()
         return tmp_path / "out.h5ad"
 
@@ -132,7 +132,9 @@ class TestInterrupted:
 
     def test_what_it_has_until_then_is_said_to_be_unfinished(self, out: Path) -> None:
         folder = out.with_suffix(".anncoder")
-        assert sorted(path.name for path in folder.iterdir()) == [NAME, "resolved.yaml", "run.log", "unfinished"]
+        assert [path.name for path in folder.iterdir()] == ["unfinished"]
+        names = sorted(path.name for path in (folder / "unfinished").iterdir())
+        assert names == [NAME, "history.csv", "model", "resolved.yaml", "run.log"]
         assert load(folder / "unfinished" / "model").stopped_ == "interrupted"
         assert len(pd.read_csv(folder / "unfinished" / "history.csv")) == 4
 
@@ -154,7 +156,7 @@ class TestInterrupted:
         assert result.exit_code == 2
         assert "seed was 0, is 7 [other-run]" in result.stderr
         assert "--no-resume" in result.stderr
-        assert (out.with_suffix(".anncoder") / NAME).exists()
+        assert (out.with_suffix(".anncoder") / "unfinished" / NAME).exists()
 
     def test_it_is_left_where_that_was_asked_for(
         self, anncoder: Run, counts_path: Path, out: Path, settings: list[str]
@@ -163,12 +165,12 @@ class TestInterrupted:
         assert result.exit_code == 0, result.output
         assert "going on" not in result.stderr
         assert "epoch 1/6" in result.stderr
-        assert not (out.with_suffix(".anncoder") / NAME).exists()
+        assert not (out.with_suffix(".anncoder") / "unfinished" / NAME).exists()
 
     def test_a_damaged_checkpoint_does_not_stop_a_run(
         self, anncoder: Run, counts_path: Path, out: Path, settings: list[str]
     ) -> None:
-        path = out.with_suffix(".anncoder") / NAME
+        path = out.with_suffix(".anncoder") / "unfinished" / NAME
         path.write_bytes(path.read_bytes()[:-1])
         refused = anncoder("train", counts_path, "-o", out, *settings, "--resume")
         assert refused.exit_code == 3
@@ -276,7 +278,7 @@ def test_a_killed_process_is_started_again_and_the_run_ends_as_if_nothing_had_be
     command = [*TORCHRUN, "2", "--standalone", "--max-restarts", "1", *train_command(tmp_path)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=quiet(), start_new_session=True) as run:
         try:
-            wait_for(tmp_path / "out.anncoder" / "run.log", "epoch 5/", run)
+            wait_for(tmp_path / "out.anncoder" / "unfinished" / "run.log", "epoch 5/", run)
             os.kill(_children(run.pid)[1], signal.SIGKILL)
             _, said = run.communicate(timeout=200)
         finally:
@@ -329,7 +331,7 @@ def test_two_machines_of_which_one_loses_its_process(
         command = [*node, *TORCHRUN, "1", *together, *own, *train_command(tmp_path)]
         runs.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=quiet(), start_new_session=True))
     try:
-        wait_for(tmp_path / "out.anncoder" / "run.log", "epoch 5/", runs[0])
+        wait_for(tmp_path / "out.anncoder" / "unfinished" / "run.log", "epoch 5/", runs[0])
         os.kill(_children(runs[1].pid)[0], signal.SIGKILL)
         said = "".join(run.communicate(timeout=200)[1] for run in runs)
     finally:

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from anncoder.cli import run_folder as run
-from anncoder.cli.run_folder import HISTORY, LOG, METRICS, MODEL, SETTINGS, UNFINISHED
+from anncoder.cli.run_folder import (
+    CHECKPOINT,
+    HISTORY,
+    LOG,
+    METRICS,
+    MODEL,
+    OUTPUTS,
+    PREVIOUS,
+    REPLACED,
+    SETTINGS,
+    UNFINISHED,
+)
 
 TEXTS = (SETTINGS, HISTORY, LOG)  # here, each has the number of its run
 TAG = "weights.safetensors"  # its time of change tells the models of this test apart; what is in it, all the same
@@ -41,27 +52,25 @@ class Disk:
         return counted
 
 
-def life(out: Path, number: int, ends: str, sound: Path) -> Iterator[str]:
-    """Do what ``anncoder train`` does to the folder; yield where it is."""
+def life(out: Path, number: int, ends: str, sound: Path) -> None:
+    """Do what ``anncoder train`` does to the folder."""
     run.refuse_run_folder(out)
-    folder = run.new_run_folder(out)
-    with run.older_kept(folder):
-        for name in (SETTINGS, LOG):
-            (folder / name).write_text(str(number))
-        if ends == "early":
-            raise RuntimeError
-        run.set_aside(folder)
-        shutil.copytree(sound, folder / MODEL)
-        (folder / MODEL / TAG).touch()
-        tag(folder / MODEL, number)
-        (folder / HISTORY).write_text(str(number))
+    folder = run.run_folder(out)
+    part = run.start_run(folder)
+    for name in (SETTINGS, LOG):
+        (part / name).write_text(str(number))
+    if ends == "early":
+        raise RuntimeError
+    with run.results_replaced(folder, [out]):
+        shutil.copytree(sound, part / MODEL)
+        (part / MODEL / TAG).touch()
+        tag(part / MODEL, number)
+        (part / HISTORY).write_text(str(number))
+        (part / METRICS).write_text(f'{{"output": "{out.name}"}}')
         if ends == "late":
             raise RuntimeError
         out.write_text(str(number))
-        yield "between"
-        run.forget_previous(folder)
-        yield "over"
-        (folder / METRICS).write_text(f'{{"output": "{out.name}"}}')
+        os.utime(out, (number, number))  # two of this test are younger than a clock tells them apart
 
 
 def tag(model: Path, number: int | None = None) -> int:
@@ -71,15 +80,19 @@ def tag(model: Path, number: int | None = None) -> int:
     return int((model / TAG).stat().st_mtime)
 
 
-def lived(out: Path, number: int, ends: str, sound: Path) -> str:
-    """Run it to its end, whichever that is; return where it was last."""
-    at = "begun"
+def lived(out: Path, number: int, ends: str, sound: Path) -> bool:
+    """Run it to its end, whichever that is; tell whether nothing cut it short."""
     try:
-        for at in life(out, number, ends, sound):  # noqa: B007 - the last one is returned
-            pass
+        life(out, number, ends, sound)
     except (RuntimeError, Killed):
-        pass
-    return at
+        return False
+    return True
+
+
+def models(folder: Path) -> set[str]:
+    """Return which runs have a model, wherever it is."""
+    places = (folder / MODEL, folder / UNFINISHED / MODEL, folder / UNFINISHED / REPLACED)
+    return {str(tag(place)) for place in places if (place / TAG).exists()}
 
 
 @pytest.mark.parametrize("then", ["early", "late", "whole"])
@@ -93,20 +106,62 @@ def test_a_kill_at_any_point(
         out = tmp_path / f"{point}.h5ad"
         folder = run.run_folder(out)
         if older:
-            assert lived(out, 1, "whole", model_folder) == "over"
+            assert lived(out, 1, "whole", model_folder)
         disk.dies_at, disk.done = point, 0
-        at = lived(out, 2, ends, model_folder)
+        lived(out, 2, ends, model_folder)
         killed, disk.dies_at = disk.done >= point, None
+        if out.exists():
+            assert out.read_text() in models(folder), point
         lived(out, 3, then, model_folder)
         run.refuse_run_folder(out)  # never refused for good
-        if out.exists() and (folder / MODEL).exists() and at != "between":
+        if out.exists():
             made = out.read_text()
             assert str(tag(folder / MODEL)) == made, point
             assert [(folder / name).read_text() for name in TEXTS if (folder / name).exists()] == [made] * 3, point
         part = folder / UNFINISHED
         records = {(part / name).read_text() for name in TEXTS if (part / name).exists()}
-        models = {str(tag(part / MODEL))} if (part / MODEL).exists() else set()
-        assert len(records | models) <= 1, point  # of one run
+        models_left = {str(tag(part / MODEL))} if (part / MODEL).exists() else set()
+        assert len(records | models_left) <= 1, point  # of one run
         if not killed:
             return
     raise AssertionError("it never came to its end")
+
+
+def test_the_model_in_its_place_is_used_until_there_is_another(model_folder: Path, tmp_path: Path) -> None:
+    out, seen = tmp_path / "out.h5ad", []
+    folder = run.run_folder(out)
+    assert lived(out, 1, "whole", model_folder)
+    part = run.start_run(folder)
+    shutil.copytree(model_folder, part / MODEL)
+    with run.results_replaced(folder, [out, tmp_path / "other.h5ad"]):
+        seen.append(tag(folder / MODEL))
+        out.write_text("of two outputs one")
+    assert seen == [1]
+    assert tag(folder / MODEL) == 1
+    assert not (part / OUTPUTS).exists()
+    with run.results_replaced(folder, [out]):
+        out.write_text("all of them")
+    assert tag(folder / MODEL) != 1
+    assert not part.exists()
+
+
+@pytest.mark.parametrize("writing", [False, True])
+def test_a_folder_in_which_an_earlier_version_was_killed(writing: bool, model_folder: Path, tmp_path: Path) -> None:
+    """It trained in the folder itself; the results before were in previous/, the model when there was a new one."""
+    out = tmp_path / "out.h5ad"
+    folder = run.run_folder(out)
+    assert lived(out, 1, "whole", model_folder)
+    (folder / PREVIOUS).mkdir()
+    for name in (SETTINGS, HISTORY, METRICS, LOG, *[MODEL] * writing):
+        (folder / name).replace(folder / PREVIOUS / name)
+    for name in (SETTINGS, LOG, CHECKPOINT):
+        (folder / name).write_text("2")
+    if writing:
+        shutil.copytree(model_folder, folder / MODEL)
+    (folder / PREVIOUS / "mine.txt").write_text("precious")
+    run.refuse_run_folder(out)
+    part = run.start_run(folder)
+    assert [path.name for path in part.iterdir()] == [CHECKPOINT]
+    assert tag(folder / MODEL) == 1
+    assert [(folder / name).read_text() for name in TEXTS] == ["1"] * 3
+    assert [path.name for path in (folder / PREVIOUS).iterdir()] == ["mine.txt"]

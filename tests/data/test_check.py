@@ -465,7 +465,7 @@ def test_normalised_values_for_a_count_model():
     report = check(adata)
     assert report.slots == {"X": "log1p", """layers["umi's"]""": "counts"}
     assert report.counts_in == ("""layers["umi's"]""",)
-    assert problem(report, "not-integer").remedy == 'pass layer="umi\'s", which holds counts'
+    assert problem(report, "not-integer").remedy == """pass layer="umi's" (--layer "umi's"), which holds counts"""
     assert check(adata, layer="umi's").ok
 
 
@@ -487,7 +487,7 @@ def test_a_missing_layer_names_those_there_are_and_the_counts():
         check(adata, layer="counts")
     assert caught.value.code == "missing-layer"
     assert caught.value.where == "layers: 'log'"
-    assert caught.value.remedy == "leave out `layer`: X holds counts"
+    assert caught.value.remedy == "leave out layer (--layer): X holds counts"
     adata.X = adata.layers["log"].copy()
     with pytest.raises(InputError, match="none holds counts"):
         check(adata, layer="counts")
@@ -497,7 +497,7 @@ def test_an_anndata_without_x():
     adata = anndata.AnnData(layers={"counts": counts()})
     with pytest.raises(InputError, match="has no X") as caught:
         check(adata)
-    assert caught.value.remedy == "pass layer='counts', which holds counts"
+    assert caught.value.remedy == "pass layer='counts' (--layer 'counts'), which holds counts"
     assert check(adata, layer="counts").slots == {"layers['counts']": "counts"}
 
 

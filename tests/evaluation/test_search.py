@@ -268,7 +268,7 @@ def test_the_command_trains_the_winner(counts_file: Path, tmp_path: Path) -> Non
     words = ["search", str(counts_file), "-o", str(output), "--space", str(space), "--trials", "3"]
     wrong = CliRunner().invoke(app, [*words, "--set", "layer=counts"])
     assert wrong.exit_code == 2
-    assert "say --layer" in wrong.output
+    assert "remedy: --layer NAME" in wrong.output
     done = CliRunner().invoke(app, [*words, "--set", "max_epochs=2", "--set", "n_hidden=[8]", "--set", "seed=4"])
     assert done.exit_code == 0, done.output
     lines = [json.loads(line) for line in output.with_suffix(".search.jsonl").read_text().splitlines()]

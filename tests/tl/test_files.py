@@ -431,7 +431,7 @@ class TestSeveralFiles:
         refused = anncoder(*words)
         assert refused.exit_code == 4
         assert f"where:  {two[1]}: var_names\n" in refused.stderr
-        assert "or --allow-missing 0.05 to take these as zero" in refused.stderr
+        assert "or allow_missing=0.05 (--allow-missing 0.05) to take these as zero" in refused.stderr
         assert anncoder(*words, "--allow-missing", "0.05").exit_code == 0
 
     def test_empty_cells_are_left_out_of_each(self, anncoder: Run, two: list[Path], tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_a_process_that_disappears_is_named_and_nothing_hangs(written: Path, tmp
         start_new_session=True,
     ) as run:
         try:
-            log = tmp_path / "out.anncoder" / "run.log"
+            log = tmp_path / "out.anncoder" / "unfinished" / "run.log"
             deadline = time.monotonic() + 120
             while not (log.exists() and "epoch 3/" in log.read_text()) and time.monotonic() < deadline:
                 time.sleep(0.2)

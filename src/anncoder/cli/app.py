@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from anncoder.cli.exit import outcome
 from anncoder.cli.options import (
     LAST_SEED,
     MODELS,
@@ -49,7 +50,7 @@ def main() -> None:
 
 
 def _open_closed_streams() -> None:
-    # `anncoder ... 2>&-`: what is said then goes nowhere, and the next file that is opened is not taken for stderr
+    # `anncoder ... 2>&-`: messages then go nowhere, and the next file that is opened is not taken for stderr
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= LAST_STREAM:
         pass
     os.close(descriptor)
@@ -58,8 +59,8 @@ def _open_closed_streams() -> None:
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - as long as the process
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(wanted: bool) -> None:
+    if wanted:
         from importlib.metadata import version
 
         typer.echo(f"anncoder {version('anncoder')}")
@@ -84,8 +85,6 @@ def check(
     debug: Debug = False,
 ) -> None:
     """Say what a file holds and whether a model can be trained on it."""
-    from anncoder.cli.exit import outcome
-
     with outcome(debug=debug):
         from anncoder.cli.inspect import run_check
 
@@ -116,8 +115,6 @@ def train(
     debug: Debug = False,
 ) -> None:
     """Train a model; OUTPUT is the input plus the latent, beside it the run folder with model, history and log."""
-    from anncoder.cli.exit import outcome
-
     flags = {"seed": seed, "device": device, "threads": threads}
     with outcome(debug=debug, quiet=quiet):
         from anncoder.cli.train import TrainRequest, run_train
@@ -162,8 +159,6 @@ def search(
     debug: Debug = False,
 ) -> None:
     """Try settings at random, scored on held-out molecules, and train the best; goes on where it was stopped."""
-    from anncoder.cli.exit import outcome
-
     with outcome(debug=debug):
         from anncoder.cli.search import SearchRequest, run_search
 
@@ -183,13 +178,10 @@ def embed(
     debug: Debug = False,
 ) -> None:
     """Write the latent of a saved model for new cells; genes are matched by name."""
-    from anncoder.cli.exit import outcome
-
     with outcome(debug=debug):
         from anncoder.cli.apply import ApplyRequest, run_embed
 
-        request = ApplyRequest(model, data, output, layer, key, in_place, drop_empty_cells)
-        run_embed(request, allow_missing=allow_missing)
+        run_embed(ApplyRequest(model, data, output, layer, key, allow_missing, in_place, drop_empty_cells))
 
 
 @app.command()
@@ -207,13 +199,11 @@ def denoise(
     debug: Debug = False,
 ) -> None:
     """Write the denoised expression of a saved model as a new layer."""
-    from anncoder.cli.exit import outcome
-
     with outcome(debug=debug):
         from anncoder.cli.apply import ApplyRequest, run_denoise
 
-        request = ApplyRequest(model, data, output, layer, key, in_place, drop_empty_cells)
-        run_denoise(request, scale=scale, batch=batch, allow_missing=allow_missing)
+        request = ApplyRequest(model, data, output, layer, key, allow_missing, in_place, drop_empty_cells)
+        run_denoise(request, scale=scale, batch=batch)
 
 
 @app.command()
@@ -233,8 +223,6 @@ def evaluate(
     debug: Debug = False,
 ) -> None:
     """Compare a saved model with PCA of the same width and with the gene means."""
-    from anncoder.cli.exit import outcome
-
     with outcome(debug=debug):
         from anncoder.cli.inspect import run_evaluate
 
@@ -257,8 +245,6 @@ def info(
     debug: Debug = False,
 ) -> None:
     """Say what a saved model is; opening it runs no code from it."""
-    from anncoder.cli.exit import outcome
-
     with outcome(debug=debug):
         from anncoder.cli.inspect import run_info
 
@@ -273,8 +259,6 @@ def config(
     debug: Debug = False,
 ) -> None:
     """Print every setting of a model with its default, as YAML that `train --config` reads."""
-    from anncoder.cli.exit import outcome
-
     with outcome(debug=debug):
         from anncoder.cli.inspect import run_config
         from anncoder.cli.simulate import run_config_of_simulate
@@ -291,8 +275,6 @@ def simulate(
     debug: Debug = False,
 ) -> None:
     """Simulate counts of groups or paths of cells (Splatter's model), of any number, with flat memory."""
-    from anncoder.cli.exit import outcome
-
     with outcome(debug=debug):
         from anncoder.cli.simulate import run_simulate
 
@@ -307,8 +289,6 @@ def demo(
     debug: Debug = False,
 ) -> None:
     """Do the main job on 700 real blood cells: check, train, embed, denoise, cluster, draw. Downloads nothing."""
-    from anncoder.cli.exit import outcome
-
     with outcome(debug=debug):
         from anncoder.cli.demo import run_demo
 
@@ -372,40 +352,10 @@ def dca(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Denoise with DCA as its own command does: mean.tsv, latent.tsv, dispersion.tsv, dropout.tsv; and dca.h5ad."""
-    from anncoder.cli.exit import outcome
-
+    options = dict(locals())
     with outcome(debug=debug, quiet=quiet):
-        from anncoder.cli.dca import DCARequest, refuse_unsupported, run_dca, widths
-        from anncoder.tl.dca_scanpy import DCASettings
+        from anncoder.cli.dca import DCARequest, refuse_unsupported, run_dca
 
-        asked = {"--hyper": hyper, "--hypern": hypern, "--hyperepoch": hyperepoch, "--tensorboard": tensorboard}
-        refuse_unsupported([name for name, value in asked.items() if value], normtype)
-        words = DCASettings(
-            ae_type=ae_type,
-            normalize_per_cell=sizefactors,
-            scale=norminput,
-            log1p=loginput,
-            hidden_size=widths(hiddensize),
-            hidden_dropout=dropoutrate,
-            input_dropout=inputdropout,
-            batchnorm=batchnorm,
-            activation=activation,
-            init=init,
-            ridge=ridge,
-            l1=l1,
-            l2=l2,
-            l1enc=l1enc,
-            l2enc=l2enc,
-            epochs=epochs,
-            reduce_lr=reducelr,
-            early_stop=earlystop,
-            batch_size=batchsize,
-            optimizer=optimizer,
-            learning_rate=learningrate,
-            clip_grad=gradclip,
-            random_state=seed,
-            threads=threads,
-            check_counts=checkcounts,
-            faithful=faithful,
-        )
-        run_dca(DCARequest(data, outdir, words, transpose, testsplit, saveweights, denoisesubset, quiet))
+        unsupported = {"--hyper": hyper, "--hypern": hypern, "--hyperepoch": hyperepoch, "--tensorboard": tensorboard}
+        refuse_unsupported([name for name, value in unsupported.items() if value], normtype)
+        run_dca(DCARequest(data, outdir, options, transpose, testsplit, saveweights, denoisesubset, quiet))

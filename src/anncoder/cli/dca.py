@@ -16,7 +16,6 @@ from scipy.sparse import csr_matrix
 from anncoder.cli.exit import signals
 from anncoder.config import unknown_key
 from anncoder.data.adata import read_matrix
-from anncoder.data.check import check
 from anncoder.data.matrix.scan import scan, structure, unreadable
 from anncoder.data.summary import library_sizes
 from anncoder.device import refuse_size
@@ -27,21 +26,24 @@ from anncoder.io.model_folder import refuse_target
 from anncoder.io.output_paths import refuse_output
 from anncoder.models.base import Array
 from anncoder.models.dca import DCA
-from anncoder.tl.dca_scanpy import DCASettings, Results, results, write_info, write_obs
+from anncoder.tl.dca_scanpy import OURS, Results, in_our_words, refuse_data, results, write_info, write_obs
 from anncoder.training.progress import announce
 
 SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 H5AD, MODEL = "dca.h5ad", "model"
 TABLES = ("mean.tsv", "latent.tsv", "dispersion.tsv", "dropout.tsv")
 TEST_SHARE = 0.1
+LAYOUT = "names in the first row and column; commas in .csv, tabs in .tsv and .txt"
+
+logger = logging.getLogger("anncoder")
 
 
 class DCARequest(NamedTuple):
-    """What was asked for on the command line."""
+    """Arguments and options of ``anncoder dca``."""
 
     data: Path
     outdir: Path
-    words: DCASettings
+    options: dict[str, Any]  # all, by the words of the command
     transpose: bool = False
     testsplit: bool = False
     saveweights: bool = False
@@ -51,7 +53,8 @@ class DCARequest(NamedTuple):
 
 def run_dca(request: DCARequest) -> None:
     """Read, fit, and write the tables, the h5ad file and, if asked, the model."""
-    model, training = request.words.model(), request.words.training()
+    words = {word: value for word, value in request.options.items() if word in OURS}
+    model, training = in_our_words(words | {"hiddensize": widths(words["hiddensize"])})
     _refuse_outdir(request)
     with locked(_claimed(request.outdir)):
         _fit_and_write(request, model, training)
@@ -59,14 +62,14 @@ def run_dca(request: DCARequest) -> None:
 
 def _fit_and_write(request: DCARequest, model: DCA, training: dict[str, Any]) -> None:
     adata = _with_counts(_read(request))
-    check(adata, integers=request.words.check_counts).raise_if_bad()
+    refuse_data(adata, check_counts=model.config.check_counts)
     refuse_unwritable(adata)
     genes = _columns(adata, request.denoisesubset)
     refuse_size(3 * adata.n_obs * adata.n_vars * 4)
-    split = _split(adata.n_obs, request)
+    split = _split(adata.n_obs, training["seed"], testsplit=request.testsplit)
     model.fit(adata[split == "train"], progress=None if not request.quiet else False, **training)
     found = results(model, adata, denoise=True, latent=True, info=True)
-    with signals.held():
+    with signals.saving():
         request.outdir.mkdir(parents=True, exist_ok=True)
         _write_tables(request.outdir, adata, found, genes)
         _write_h5ad(request, adata, found, model, split)
@@ -81,9 +84,8 @@ def widths(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(word) for word in text.split(","))
     except ValueError:
-        raise ConfigError(
-            "bad-value", f"hiddensize = {text!r} is not a list of widths", "--hiddensize", "--hiddensize 64,32,64"
-        ) from None
+        what = f"hiddensize = {text!r} is not a list of widths"
+        raise ConfigError("bad-value", what, "--hiddensize", "--hiddensize 64,32,64") from None
 
 
 def refuse_unsupported(options: Sequence[str], normtype: str) -> None:
@@ -91,9 +93,8 @@ def refuse_unsupported(options: Sequence[str], normtype: str) -> None:
     history = "the loss of every epoch is in uns['dca_loss_history'] of dca.h5ad"
     trials = "anncoder search INPUT.h5ad -o OUTPUT.h5ad --model dca tries settings, and trains the best"
     for option in options:
-        raise ConfigError(
-            "bad-option", f"`anncoder dca` has no {option}", option, history if option == "--tensorboard" else trials
-        )
+        remedy = history if option == "--tensorboard" else trials
+        raise ConfigError("bad-option", f"`anncoder dca` has no {option}", option, remedy)
     if normtype != "zheng":
         raise unknown_key(normtype, ["zheng"], where="--normtype")
 
@@ -114,12 +115,8 @@ def _refuse_outdir(request: DCARequest) -> None:
     refuse_output(request.outdir / H5AD)
     for name in (*TABLES, H5AD):
         if same_file(request.data, request.outdir / name):
-            raise ConfigError(
-                "output-is-input",
-                f"the input would be replaced by the output {name}",
-                str(request.data),
-                "choose another OUTDIR",
-            )
+            what = f"the input would be replaced by the output {name}"
+            raise ConfigError("output-is-input", what, str(request.data), "choose another OUTDIR")
     if request.saveweights:
         refuse_target(request.outdir / MODEL)
 
@@ -153,25 +150,20 @@ def _columns(adata: anndata.AnnData, path: Path | None) -> Any:
     try:
         names = [line.split(",")[0].strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise FileError(
-            "unreadable", f"cannot read the list of genes {str(path)!r}", str(path), "check the path"
-        ) from error
+        what = f"cannot read the list of genes {str(path)!r}"
+        raise FileError("unreadable", what, str(path), "check the path") from error
     names = [name for name in names if name]
     missing = [name for name in names if name not in adata.var_names]
     if missing or not names:
-        raise InputError(
-            "unknown-genes",
-            f"{len(missing):,} of {len(names):,} genes are not in the data: {listed(missing)}",
-            "--denoisesubset",
-            "one name a line, of genes that have a count",
-        )
+        what = f"{len(missing):,} of {len(names):,} genes are not in the data: {listed(missing)}"
+        raise InputError("unknown-genes", what, "--denoisesubset", "one name a line, of genes that have a count")
     return adata.var_names.get_indexer(names)
 
 
-def _split(n_obs: int, request: DCARequest) -> Any:
+def _split(n_obs: int, seed: int, *, testsplit: bool) -> Any:
     split = np.full(n_obs, "train", dtype="<U5")
-    if request.testsplit:
-        order = np.random.default_rng([request.words.random_state, 4]).permutation(n_obs)
+    if testsplit:
+        order = np.random.default_rng([seed, 4]).permutation(n_obs)
         split[order[: max(round(TEST_SHARE * n_obs), 1)]] = "test"
     return split
 
@@ -202,15 +194,10 @@ def _write(path: Path, frame: pd.DataFrame, *, header: bool) -> None:
 
 
 def _write_h5ad(request: DCARequest, adata: anndata.AnnData, found: Results, model: DCA, split: Any) -> None:
-    write_obs(adata, library_sizes(read_matrix(adata, None)), model.library_size_, request.words, split)
+    write_obs(adata, library_sizes(read_matrix(adata, None)), model, split)
     write_info(adata, found, model)
     adata.obsm["X_dca"], adata.layers["dca_denoised"] = found.latent, found.denoised
     write_output(adata, request.outdir / H5AD, wrote=("obsm/X_dca", "layers/dca_denoised"))
-
-
-logger = logging.getLogger("anncoder")
-
-LAYOUT = "names in the first row and column; commas in .csv, tabs in .tsv and .txt"
 
 
 def read_table(path: Path, separator: str, *, by_cell: bool) -> anndata.AnnData:
@@ -237,28 +224,20 @@ def read_table(path: Path, separator: str, *, by_cell: bool) -> anndata.AnnData:
     except FileNotFoundError:
         raise FileError("no-file", f"no such file: {str(path)!r}", str(path), "check it") from None
     except (OSError, ValueError) as error:
-        raise FileError(
-            "unreadable",
-            f"cannot read {str(path)!r} as a table: {str(error).splitlines()[0]}",
-            str(path),
-            f"give a table with {LAYOUT}",
-        ) from error
-    texts = [columns[n] for n, dtype in enumerate(frame.dtypes) if dtype.kind not in "iufb"]
-    if texts or not frame.shape[1]:
-        raise InputError(
-            "not-numeric",
-            f"{len(texts):,} of {frame.shape[1]:,} columns hold something else than numbers: {listed(texts)}",
-            str(path),
-            f"leave only counts, with {LAYOUT}",
-        )
+        what = f"cannot read {str(path)!r} as a table: {str(error).splitlines()[0]}"
+        raise FileError("unreadable", what, str(path), f"give a table with {LAYOUT}") from error
+    texts = [name for name, dtype in zip(columns, frame.dtypes, strict=True) if dtype.kind not in "iufb"]
+    if texts or not columns:
+        what = f"{len(texts):,} of {len(columns):,} columns hold something else than numbers: {listed(texts)}"
+        raise InputError("not-numeric", what, str(path), f"leave only counts, with {LAYOUT}")
     _refuse_no_header(path, columns)
-    rows = list(frame.index)
-    _refuse_twice(path, columns, "column")
-    _refuse_twice(path, rows, "row")
+    names = pd.Index(columns, dtype=object), pd.Index(list(frame.index), dtype=object)
+    for index, what in zip(names, ("column", "row"), strict=True):
+        if twice := list(index[index.duplicated()].unique()):
+            said = f"{len(twice):,} names stand for more than one {what}: {listed(twice)}"
+            raise InputError("duplicate-names", said, str(path), f"give each {what} a name of its own")
     values = frame.to_numpy(np.float64)
-    obs, var = (
-        pd.DataFrame(index=pd.Index(n, dtype=object)) for n in ((rows, columns) if by_cell else (columns, rows))
-    )
+    var, obs = (pd.DataFrame(index=index) for index in (names if by_cell else reversed(names)))
     return anndata.AnnData(csr_matrix(values if by_cell else values.T), obs, var)
 
 
@@ -276,32 +255,9 @@ def _table(path: Path, separator: str) -> tuple[list[str], pd.DataFrame]:
 
 
 def _refuse_no_header(path: Path, columns: list[str]) -> None:
-    if not all(_is_number(name) for name in columns):
+    if pd.to_numeric(pd.Series(columns), errors="coerce").isna().any():
         return
     if len(set(columns)) < len(columns):  # no names: the counts of the first gene, or cell
-        raise InputError(
-            "no-header",
-            f"the first row holds numbers, some of them twice, and no names: {listed(columns)}",
-            str(path),
-            f"give a table with {LAYOUT}",
-        )
+        what = f"the first row holds numbers, some of them twice, and no names: {listed(columns)}"
+        raise InputError("no-header", what, str(path), f"give a table with {LAYOUT}")
     logger.warning("warning: the first row of %s holds numbers, which are taken as names: %s", path, listed(columns))
-
-
-def _is_number(name: str) -> bool:
-    try:
-        float(name)
-    except ValueError:
-        return False
-    return True
-
-
-def _refuse_twice(path: Path, names: list[str], what: str) -> None:
-    index = pd.Index(names, dtype=object)
-    if twice := list(index[index.duplicated()].unique()):
-        raise InputError(
-            "duplicate-names",
-            f"{len(twice):,} names stand for more than one {what}: {listed(twice)}",
-            str(path),
-            f"give each {what} a name of its own",
-        )

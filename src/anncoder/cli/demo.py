@@ -50,7 +50,7 @@ def run_demo(folder: Path, *, seed: int, threads: int | None) -> None:
 
 
 def _refuse_others(path: Path, genes: pd.Index) -> None:
-    # a demo may be run again, but a file of this name that has other genes is not one's
+    # a demo may be run again; a file of this name that has other genes is not of a demo
     try:
         with h5py.File(path, "r") as file:
             ours = read_elem(file["var"]).index.equals(genes)
@@ -59,12 +59,8 @@ def _refuse_others(path: Path, genes: pd.Index) -> None:
     except (OSError, KeyError, TypeError, ValueError, AttributeError):
         ours = False
     if not ours:
-        raise FileError(
-            "not-ours",
-            f"{str(path)!r} exists and was not written by anncoder demo",
-            str(path),
-            "choose another folder (-o), or move it away first",
-        )
+        what = f"{str(path)!r} exists and was not written by anncoder demo"
+        raise FileError("not-ours", what, str(path), "choose another folder (-o), or move it away first")
 
 
 def lay_out(adata: anndata.AnnData, *, seed: int) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import logging
-import re
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 import typer
 
@@ -18,20 +18,11 @@ from anncoder.errors import AnncoderError, ResourceError, out_of_memory
 
 BUG = 1
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}  # what shells expect of a process that a signal ended
-# remedies name the arguments of Python's functions; who typed a command gave options
-OPTIONS = (
-    (r"layer=NAME \(--layer NAME\)", "--layer NAME"),
-    (r"pass layer=(.+), which", r"say --layer \1, which"),
-    ("leave out `layer`", "leave out --layer"),
-    (r"output='([^']+)' \(-o [^)]+\)", r"-o \1"),
-    (" on the command line: ", ": "),
-    (r"allow_missing=(\S+) \(--allow-missing\)", r"--allow-missing \1"),
-)
-OURS = (errno.ENOENT, errno.EBADF, errno.EINVAL)  # the user's files are asked for before they are used
+OURS = (errno.ENOENT, errno.EBADF, errno.EINVAL)  # bugs: the user's files are looked for before they are used
 
 
 class Signals:
-    """What control-C and SIGTERM do: stop the command, or wait for a minibatch, or for results that are being saved.
+    """Handler of control-C and SIGTERM: they end the command, but wait for a minibatch or for results being saved.
 
     Attributes
     ----------
@@ -48,11 +39,11 @@ class Signals:
         """Begin a command."""
         self.number: int | None = None
         self.message = "interrupted; no results were written"
-        self._saving = self._asked = False
+        self._saving = self._polled = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        """Take a signal; while somebody asks or saves, only the second one stops."""
-        waits = (self._saving or self._asked) and self.number is None
+        """Handle a signal; while one is polled for, or results are saved, only the second one stops at once."""
+        waits = (self._saving or self._polled) and self.number is None
         self.number = number
         if not waits:
             raise KeyboardInterrupt(self.message)
@@ -60,27 +51,27 @@ class Signals:
         logging.getLogger("anncoder").warning("stopping when %s; once more to stop now", until)
 
     @contextmanager
-    def asked(self) -> Iterator[Callable[[], bool]]:
-        """Give a function that says whether to stop, to be asked where that is easy; signals wait once it was."""
+    def polled(self) -> Iterator[Callable[[], bool]]:
+        """Give a function that tells whether a signal came; once it was called, signals wait for its next call."""
 
         def stops() -> bool:
-            self._asked = True
+            self._polled = True
             return self.number is not None
 
         try:
             yield stops
         finally:
-            self._asked = False
+            self._polled = False
 
     @contextmanager
-    def held(self, said: str = "the results until then were saved") -> Iterator[None]:
-        """Let a block finish before a signal, of the block or from before it, ends the command and this is said."""
+    def saving(self, message: str = "the results until then were saved") -> Iterator[None]:
+        """Let a block finish; a signal that comes in it, or came before it, then ends the command with a message."""
         self._saving, self.message = True, "interrupted while results were being saved"
         try:
             yield
         finally:
             self._saving = False
-        self.message = f"interrupted; {said}"
+        self.message = f"interrupted; {message}"
         if self.number is not None:
             raise KeyboardInterrupt(self.message)
 
@@ -90,41 +81,31 @@ signals = Signals()
 
 @contextmanager
 def outcome(*, debug: bool, quiet: bool = False) -> Iterator[None]:
-    """Turn whatever happens in a command into a message on stderr and an exit code."""
-    with _listening(), _log_on_stderr(quiet=quiet):
+    """Turn the errors and signals of a command into a message on stderr and an exit code."""
+    with _handling_signals(), _log_on_stderr(quiet=quiet):
         try:
             yield
         except KeyboardInterrupt as stop:
             _leave(str(stop), EXIT_CODES[signal.Signals(signals.number or signal.SIGINT)], debug=debug)
         except BrokenPipeError:
             raise  # `anncoder check x | head`: typer knows that this is no error
-        except Exception as error:  # noqa: BLE001 - the last door: a bug is said to be one
-            known = _known(error)
-            if known is None and signals.number is not None and _of_signal(error):
-                _leave(signals.message, EXIT_CODES[signal.Signals(signals.number)], debug=debug)
-            if known is None:
-                message = f"{type(error).__name__}: {error}\n  this is a bug in anncoder"
-                _leave(f"error: {message}; run again with --debug and report it", BUG, debug=debug)
-            else:
-                known.remedy = in_options(known.remedy)
+        except Exception as error:  # noqa: BLE001 - the last door: anything else is a bug
+            if known := _users_error(error):
                 _leave(f"error: {known}", known.exit_code, debug=debug)
+            if signals.number is not None and _of_signal(error):
+                _leave(signals.message, EXIT_CODES[signal.Signals(signals.number)], debug=debug)
+            message = f"{type(error).__name__}: {error}\n  this is a bug in anncoder"
+            _leave(f"error: {message}; run again with --debug and report it", BUG, debug=debug)
 
 
 def _of_signal(error: BaseException | None) -> bool:
-    """Tell whether a signal is behind an error: what one raises in compiled code is wrapped into another."""
+    # an exception that a signal raises in compiled code is wrapped into another
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None
 
 
-def in_options(remedy: str) -> str:
-    """Return what a function's caller is told to do, as one does it on the command line."""
-    for words, option in OPTIONS:
-        remedy = re.sub(words, option, remedy)
-    return remedy
-
-
-def _known(error: Exception) -> AnncoderError | None:
+def _users_error(error: Exception) -> AnncoderError | None:
     """Return the error that a user can do something about, or None for a bug."""
     if isinstance(error, AnncoderError):
         return error
@@ -139,7 +120,7 @@ def _known(error: Exception) -> AnncoderError | None:
     return None
 
 
-def _leave(message: str, code: int, *, debug: bool) -> None:
+def _leave(message: str, code: int, *, debug: bool) -> NoReturn:
     if debug:
         traceback.print_exc()
     sys.stderr.write(f"{message}\n")
@@ -147,7 +128,7 @@ def _leave(message: str, code: int, *, debug: bool) -> None:
 
 
 @contextmanager
-def _listening() -> Iterator[None]:
+def _handling_signals() -> Iterator[None]:
     signals.reset()
     before = {number: signal.signal(number, signals) for number in EXIT_CODES}
     try:

@@ -9,7 +9,6 @@ from typing import Any
 import typer
 import yaml
 
-from anncoder.cli.exit import in_options
 from anncoder.cli.run_folder import write_json
 from anncoder.cli.settings import parse_assignments, set_in
 from anncoder.config import Settings, TrainingConfig, split_settings
@@ -23,16 +22,15 @@ from anncoder.models.base import load
 
 
 def run_check(data: list[Path], *, layer: str | None, counts: bool, as_json: bool) -> None:
-    """Print what files hold; raise the first problem of the first on which a model cannot be trained."""
-    paths = paths_of(list(data))
+    """Print a report of each file; raise the first error in one of them."""
+    paths = paths_of(data)
     reports = [check(path, layer=layer, counts=counts) for path in paths]
     if as_json:
         found: Any = [{"file": str(path)} | report.to_dict() for path, report in zip(paths, reports, strict=True)]
         typer.echo(json.dumps(found if len(paths) > 1 else found[0], indent=2, allow_nan=False))
     else:
         heads = [f"{path}: " if len(paths) > 1 else "" for path in paths]
-        texts = [f"{head}{in_options(str(report))}" for head, report in zip(heads, reports, strict=True)]
-        typer.echo("\n\n".join(texts))
+        typer.echo("\n\n".join(f"{head}{report}" for head, report in zip(heads, reports, strict=True)))
     for report in reports:
         report.raise_if_bad()
 
@@ -67,10 +65,10 @@ def print_evaluation(found: Evaluation) -> None:
 
 
 def run_info(model: Path, *, as_json: bool) -> None:
-    """Print what a saved model is."""
+    """Print model, settings, genes and history of a saved model, in short."""
     fitted, stored = load(model), read_stored(model)
     assert fitted.network_ is not None
-    known = {
+    described = {
         "model": fitted.name,
         "n_genes": len(stored.genes),
         "genes": stored.genes[:5],
@@ -86,9 +84,8 @@ def run_info(model: Path, *, as_json: bool) -> None:
         "versions": stored.manifest["versions"],
         "files": stored.manifest["files"],
     }
-    typer.echo(
-        json.dumps(known, indent=2) if as_json else yaml.safe_dump(known, sort_keys=False, allow_unicode=True).strip()
-    )
+    as_yaml = yaml.safe_dump(described, sort_keys=False, allow_unicode=True).strip()
+    typer.echo(json.dumps(described, indent=2) if as_json else as_yaml)
 
 
 def run_config(model: str, assignments: tuple[str, ...]) -> None:

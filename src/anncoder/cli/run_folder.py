@@ -1,4 +1,9 @@
-"""Run folder beside an output: model, settings, history, metrics and log of a training."""
+"""Run folder beside an output: model, settings, history, metrics and log of a training.
+
+A run works in ``unfinished/``. Until its outputs have their names, the results of the run before stay where they are;
+then those of the new run take their place. A run that fails, or is killed, costs nothing, and the model in the folder
+is the one that made the outputs.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -14,13 +19,15 @@ from typing import Any
 from anncoder.errors import FileError
 from anncoder.io.atomic import atomic_path, others_in, refuse_occupied
 from anncoder.io.model_folder import FILES, MANIFEST, against_model
+from anncoder.training.checkpoint import NAME as CHECKPOINT
 
 MODEL, SETTINGS, HISTORY, METRICS, LOG = "model", "resolved.yaml", "history.csv", "metrics.json", "run.log"
 RECORDS = (SETTINGS, HISTORY, METRICS, LOG)  # of how the model came to be
-RESULTS = (MODEL, *RECORDS)
-PREVIOUS, UNFINISHED = "previous", "unfinished"
-# on the way into previous/, out of it, and away: what a kill leaves there is known by its name
-STEPPING, RETURNING, FORGOTTEN = "stepping", "returning", "forgotten"
+UNFINISHED = "unfinished"
+OUTPUTS, REPLACED = "outputs.json", "replaced"  # in it: what the outputs were before, and the model that is replaced
+PREVIOUS = "previous"  # where earlier versions, which trained in the run folder itself, kept the results before
+
+OTHER_NAME = "choose another name for the output"
 
 
 def run_folder(output: Path) -> Path:
@@ -40,130 +47,105 @@ def refuse_run_folder(output: Path) -> None:
     folder = run_folder(output)
     refuse_occupied(folder, _against_run)
     refuse_occupied(folder / MODEL, against_model)
+    refuse_occupied(folder / UNFINISHED, _against_unfinished)
     if (folder / MODEL).exists() and not os.access(folder / MODEL, os.W_OK):  # a folder that is moved is written to
-        raise FileError(
-            "not-ours",
-            f"{str(folder / MODEL)!r} cannot be replaced: it may not be written",
-            str(output),
-            "choose another name for the output, or change the permissions",
-        )
-    for part in (PREVIOUS, UNFINISHED, FORGOTTEN, STEPPING, RETURNING):
-        refuse_occupied(folder / part, _against_part)
-    of = _output_of(folder)
-    if of not in ("", output_name(output)) and (output.parent / of).exists():
-        raise FileError(
-            "not-ours",
-            f"{str(folder)!r} has the model of {of!r}, which it would replace",
-            str(output),
-            "choose another name for the output",
-        )
-
-
-def _output_of(folder: Path) -> str:
-    # what was written by the run whose folder it is: "out.h5ad" and "out/" would share one
-    for place in (folder, folder / PREVIOUS):
-        with suppress(OSError, ValueError, AttributeError):
-            return str(json.loads((place / METRICS).read_text(encoding="utf-8")).get("output", ""))
-    return ""
+        what = f"{str(folder / MODEL)!r} cannot be replaced: it may not be written"
+        raise FileError("not-ours", what, str(output), f"{OTHER_NAME}, or change the permissions")
+    other = ""
+    with suppress(OSError, ValueError, AttributeError):
+        other = str(json.loads((folder / METRICS).read_text(encoding="utf-8")).get("output", ""))
+    if other not in ("", output_name(output)) and (output.parent / other).exists():  # "out.h5ad" and "out/" share one
+        what = f"{str(folder)!r} has the model of {other!r}, which it would replace"
+        raise FileError("not-ours", what, str(output), OTHER_NAME)
 
 
 def _against_run(folder: Path) -> str:
     # files of the user's own may stand in it: they stay
-    signs = (LOG, SETTINGS, PREVIOUS, STEPPING, RETURNING, f"{MODEL}/{MANIFEST}")
-    ours = any((folder / name).exists() for name in signs)
+    ours = any((folder / name).exists() for name in (LOG, SETTINGS, UNFINISHED, PREVIOUS, f"{MODEL}/{MANIFEST}"))
     return "" if ours else f"it holds neither {LOG} nor {SETTINGS}"
 
 
-def _against_part(folder: Path) -> str:
-    # removed as a whole; a kill may have left only some of its files
-    model = folder / MODEL
-    return others_in(folder, RESULTS) or (others_in(model, FILES) if model.is_dir() else "")
+def _against_unfinished(folder: Path) -> str:
+    # removed as a whole; a kill may have left temporaries, and only some of the files of a model
+    temporaries = [path.name for path in folder.iterdir() if path.name.startswith(".anncoder-")]
+    if why := others_in(folder, (MODEL, *RECORDS, CHECKPOINT, OUTPUTS, REPLACED, *temporaries)):
+        return why
+    models = [folder / name for name in (MODEL, REPLACED) if (folder / name).is_dir()]
+    return next(filter(None, (others_in(model, FILES) for model in models)), "")
 
 
-def new_run_folder(output: Path) -> Path:
-    """Make the run folder of an output, or clear the one that is there for a new run.
-
-    The model of the output stays where it is until there is a new one; its settings, history, metrics and log step
-    aside into ``previous/``, so that files of two runs never stand side by side. A run that fails, or is killed, does
-    not cost a model.
-    """
-    folder = run_folder(output)
-    folder.mkdir(exist_ok=True)
-    _clear(folder, UNFINISHED, FORGOTTEN)
-    if (folder / RETURNING).exists():
-        _put_back(folder)
-    if (folder / PREVIOUS / MODEL).exists() and not (folder / PREVIOUS / MODEL / MANIFEST).exists():
-        _clear(folder, PREVIOUS)  # what an earlier version was killed while it forgot
-    if (folder / PREVIOUS / MODEL).exists():
-        # killed before its results had their names: what stands under them is still of the model before it
-        _move(folder, folder / UNFINISHED, RESULTS)  # whole: half a model in its place would be refused for ever
-        (folder / PREVIOUS / MODEL).replace(folder / MODEL)
-        _clear(folder, UNFINISHED)  # that of this run is to be its own
-    if (folder / MODEL).exists() and not (folder / PREVIOUS).exists():
-        _move(folder, folder / STEPPING, RECORDS)
-        (folder / STEPPING).replace(folder / PREVIOUS)
-    for name in RECORDS:  # of a run that came to nothing: what came before it stays the previous one
-        (folder / name).unlink(missing_ok=True)
-    return folder
-
-
-def set_aside(folder: Path) -> None:
-    """Let the model of the run before join the rest in ``previous/``: a new one is there to be saved."""
-    if (folder / MODEL).exists():
-        _move(folder, folder / PREVIOUS, (MODEL,))
+def start_run(folder: Path) -> Path:
+    """Return ``unfinished/`` of a run folder, made or cleared for a new run; a checkpoint in it stays."""
+    part = folder / UNFINISHED
+    part.mkdir(parents=True, exist_ok=True)
+    if (folder / PREVIOUS).is_dir():  # an earlier version was killed: it put them back in its next run
+        _take(folder / PREVIOUS, folder)
+        with suppress(OSError):  # it holds something else
+            (folder / PREVIOUS).rmdir()
+    if (folder / CHECKPOINT).exists():
+        (folder / CHECKPOINT).replace(part / CHECKPOINT)
+    _settle(folder)
+    part.mkdir(exist_ok=True)
+    for path in part.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != CHECKPOINT:
+            path.unlink()
+    return part
 
 
 @contextmanager
-def older_kept(folder: Path) -> Iterator[Path]:
-    """Put back what the run before left if this one does not come to its end; what it left goes to ``unfinished/``.
+def results_replaced(folder: Path, outputs: Iterable[Path]) -> Iterator[None]:
+    """Replace the results in a run folder by those in ``unfinished/``, if the block writes the outputs.
 
-    The model beside an output is then still the one that made it.
+    After a kill the next run does that: it finds what the outputs were before, and sees that they are others now.
     """
+    before = {os.path.relpath(path, folder.parent): _stamp(path) for path in outputs}
+    write_json(folder / UNFINISHED / OUTPUTS, before)
     try:
-        yield folder
-    except BaseException:
-        if (folder / PREVIOUS).exists():
-            new_model = (folder / PREVIOUS / MODEL).exists()
-            _move(folder, folder / UNFINISHED, RESULTS if new_model else RECORDS)
-            _put_back(folder)
-        raise
+        yield
+    finally:
+        _settle(folder)
 
 
-def _put_back(folder: Path) -> None:
-    # under another name first: what a kill leaves of it is known to belong back
-    if (folder / PREVIOUS).exists():
-        (folder / PREVIOUS).replace(folder / RETURNING)
-    if (folder / RETURNING).exists():
-        _move(folder / RETURNING, folder, RESULTS)
-        _clear(folder, RETURNING)
+def _stamp(output: Path) -> list[int] | None:
+    try:
+        status = output.stat()
+    except OSError:
+        return None
+    return [status.st_mtime_ns, status.st_size]
 
 
-def forget_previous(folder: Path) -> None:
-    """Remove what the run before left."""
-    if (folder / PREVIOUS).exists():  # at once, by its name: half of it would be taken for the whole
-        _clear(folder, FORGOTTEN)
-        (folder / PREVIOUS).replace(folder / FORGOTTEN)
-        _clear(folder, FORGOTTEN)
+def _settle(folder: Path) -> None:
+    # whatever a kill left undone the next call does
+    part = folder / UNFINISHED
+    try:
+        before = dict(json.loads((part / OUTPUTS).read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError):
+        return
+    if all(_stamp(folder.parent / path) not in (None, stamp) for path, stamp in before.items()):
+        _take(part, folder)
+        shutil.rmtree(part)
+    else:
+        (part / OUTPUTS).unlink()
 
 
-def _clear(folder: Path, *names: str) -> None:
-    for name in names:
-        shutil.rmtree(folder / name, ignore_errors=True)
-
-
-def _move(source: Path, target: Path, names: tuple[str, ...]) -> None:
-    # the files of a run; the user's own stay where they are
-    target.mkdir(exist_ok=True)
-    for name in names:
+def _take(source: Path, folder: Path) -> None:
+    # the model first: its outputs are there. A folder cannot be renamed over another
+    if (source / MODEL).exists():
+        if (folder / MODEL).exists():
+            (folder / MODEL).replace(folder / UNFINISHED / REPLACED)
+        (source / MODEL).replace(folder / MODEL)
+    for name in RECORDS:
         if (source / name).exists():
-            (source / name).replace(target / name)
+            (source / name).replace(folder / name)
 
 
 @contextmanager
 def logged(path: Path) -> Iterator[None]:
-    """Write the run's messages to a plain file as well; a new run starts it anew."""
+    """Write the run's messages to a plain file as well, after what is in it."""
     # names of files need not be UTF-8
-    handler = logging.FileHandler(path, mode="w", encoding="utf-8", errors="backslashreplace")
+    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("anncoder")
     logger.addHandler(handler)

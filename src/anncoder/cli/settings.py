@@ -11,6 +11,8 @@ import yaml
 
 from anncoder.errors import ConfigError, FileError
 
+EXAMPLE = "see: anncoder config --model count"
+
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Return the mapping in a YAML file; only plain values, no Python objects.
@@ -25,23 +27,13 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         values = yaml.load(Path(path).read_bytes(), Loader=_EachOnce)  # a safe one
     except OSError as error:
-        raise FileError(
-            "no-config", f"cannot read the configuration {str(path)!r}: {error.strerror}", str(path), "check the path"
-        ) from error
+        what = f"cannot read the configuration {str(path)!r}: {error.strerror}"
+        raise FileError("no-config", what, str(path), "check the path") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(
-            "bad-yaml",
-            f"not valid YAML: {' '.join(str(error).split())[:200]}",
-            str(path),
-            "write 'key: value' lines; see: anncoder config --model count",
-        ) from None
+        what = f"not valid YAML: {' '.join(str(error).split())[:200]}"
+        raise ConfigError("bad-yaml", what, str(path), f"write 'key: value' lines; {EXAMPLE}") from None
     if not isinstance(values, dict):
-        raise ConfigError(
-            "bad-yaml",
-            "a configuration must be a list of 'key: value' lines",
-            str(path),
-            "see: anncoder config --model count",
-        )
+        raise ConfigError("bad-yaml", "a configuration must be a list of 'key: value' lines", str(path), EXAMPLE)
     return values
 
 
@@ -83,7 +75,7 @@ def _yaml_value(text: str) -> Any:
 
 
 class _EachOnce(yaml.SafeLoader):
-    """YAML whose mappings have each key once: of two values the later one would win, and nobody would know."""
+    """YAML whose mappings have each key once: of two values the later one would win, unnoticed."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Return a mapping."""

@@ -19,14 +19,12 @@ from anncoder.cli.run_folder import (
     MODEL,
     SETTINGS,
     UNFINISHED,
-    forget_previous,
     logged,
-    new_run_folder,
-    older_kept,
     output_name,
     refuse_run_folder,
+    results_replaced,
     run_folder,
-    set_aside,
+    start_run,
     write_json,
     write_text,
 )
@@ -55,7 +53,7 @@ EVALUATED = 5000  # cells at most: enough for the comparison with PCA, and over 
 
 
 class TrainRequest(NamedTuple):
-    """What was asked for on the command line."""
+    """Arguments and options of ``anncoder train``."""
 
     data: list[Path]
     output: Path
@@ -79,12 +77,12 @@ class TrainRequest(NamedTuple):
     def checkpoint(self) -> Checkpoint:
         """Where the state of training is kept; processes that torchrun starts again always go on."""
         restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-        resume = None if restarted and not self.resume else self.resume
-        return Checkpoint(run_folder(self.output), resume, remove=False)
+        resume = self.resume or None if restarted else self.resume
+        return Checkpoint(run_folder(self.output) / UNFINISHED, resume, remove=False)
 
 
 class TrainPlan(NamedTuple):
-    """What will be done: the model, unfitted, and the settings of its fit."""
+    """Model, unfitted, and the settings of its fit."""
 
     model: Autoencoder
     training: TrainingConfig
@@ -96,13 +94,10 @@ class TrainPlan(NamedTuple):
 
 
 def run_train(request: TrainRequest) -> None:
-    """Check, train, embed, write, compare; the run folder has what a later reader of the result may ask for.
-
-    Of several processes (``torchrun``) all train, and the first does the rest.
-    """
+    """Check, train, embed, write, compare; of several processes (``torchrun``) all train, the first does the rest."""
     plan = make_plan(request)
-    with processes(plan.training.device) as share:
-        if share.rank == 0:
+    with processes(plan.training.device) as process:
+        if process.rank == 0:
             _train_and_write(request, plan)
         else:
             shards: Any = open_shards(list(request.data), request.layer)
@@ -114,25 +109,21 @@ def run_train(request: TrainRequest) -> None:
 
 def _train_and_write(request: TrainRequest, plan: TrainPlan) -> None:
     files, source = checked_input(request, plan)
-    with locked(run_folder(request.output)), threads_set(plan.training.threads):
-        folder = new_run_folder(request.output)
-        with older_kept(folder), logged(folder / LOG):
-            write_text(folder / SETTINGS, yaml.safe_dump(plan.resolved(), sort_keys=False))
-            began = time.perf_counter()
-            model = _fit(source, plan, request, folder)
-            with signals.held():
-                set_aside(folder)
-                _save(model, folder)
+    folder, began = run_folder(request.output), time.perf_counter()
+    with locked(folder), threads_set(plan.training.threads):
+        part = start_run(folder)
+        with logged(part / LOG):
+            write_text(part / SETTINGS, yaml.safe_dump(plan.resolved(), sort_keys=False))
+            model = _fit(source, plan, request, part)
+        with signals.saving():
+            with results_replaced(folder, files.outputs), logged(part / LOG):
+                _save(model, part)
+                write_json(part / METRICS, _metrics(source, model, request, began))
                 write_results(model, source, files.outputs, _wanted(request, model), together=True)
-                forget_previous(folder)
-                metrics = {
-                    "output": output_name(request.output),
-                    **_metrics(source, model, time.perf_counter() - began),
-                }
-                write_json(folder / METRICS, metrics)
-                forget(folder)
-                if request.save is not None:  # last: if it fails, outputs and their model stand
-                    model.save(request.save)
+            if request.save is not None:  # last: if it fails, outputs and their model stand
+                model.save(request.save)
+        with logged(folder / LOG):
+            metrics = _metrics(source, model, request, began)
             write_json(folder / METRICS, {**metrics, "evaluation": _evaluate(source, model, request)})
             for shard, path in zip(*files, strict=True):
                 announce(f"{path}: {next_step(request.key, shard.n_obs, model.config.width)}")
@@ -153,14 +144,13 @@ def make_plan(request: TrainRequest) -> TrainPlan:
         "options": request.flags,
     }
     named = [values.pop("model", None) for values in sources.values()]
-    name = str(request.model or named[1] or named[0] or "count")
-    model_class = find(name)
+    model_class = find(str(request.model or named[1] or named[0] or "count"))
     hyper: dict[str, Any] = {}
     training: dict[str, Any] = {}
     for where, values in sources.items():
-        ours, rest = split_settings(values, model_class.config_class, where=where)
-        hyper |= ours
-        training |= rest
+        of_model, of_fit = split_settings(values, model_class.config_class, where=where)
+        hyper |= of_model
+        training |= of_fit
     with set_in(sources):
         model = model_class(**hyper)
         return TrainPlan(model, TrainingConfig(**training).with_defaults_of(model.config))
@@ -171,10 +161,10 @@ def checked_input(request: TrainRequest, plan: TrainPlan) -> tuple[Files, DiskSo
     refuse_run_folder(request.output)
     _refuse_save(request)
     choose_device(plan.training.device)
-    model, data = plan.model, list(request.data)
+    model = plan.model
     files = open_files_for(
         model,
-        data,
+        request.data,
         request.output,
         _wanted(request, model),
         request.layer,
@@ -209,40 +199,35 @@ def _refuse_save(request: TrainRequest) -> None:
     # not Path.resolve, which does not take a link that leads back to itself
     others = {os.path.realpath(path) for path in (request.output, run_folder(request.output))}
     if os.path.realpath(request.save) in others:
-        raise ConfigError(
-            "bad-output",
-            f"the model cannot be saved as {str(request.save)!r}: other results stand there",
-            "--save",
-            "choose another name, or none: the run folder has the model in any case",
-        )
+        what = f"the model cannot be saved as {str(request.save)!r}: other results stand there"
+        remedy = "choose another name, or none: the run folder has the model in any case"
+        raise ConfigError("bad-output", what, "--save", remedy)
     refuse_target(request.save)
 
 
-def _fit(source: DiskSource, plan: TrainPlan, request: TrainRequest, folder: Path) -> Autoencoder:
+def _fit(source: DiskSource, plan: TrainPlan, request: TrainRequest, part: Path) -> Autoencoder:
+    # part: the folder of what is unfinished. Under the name of the output it would be taken for a result
     model, training = plan.model, plan.training.model_dump()
     try:
-        with signals.asked() as stops:
-            kept = request.checkpoint._replace(stops=stops)
-            model.fit(source, layer=request.layer, progress=request.progress, checkpoint=kept, **training)
+        with signals.polled() as stops:
+            checkpoint = request.checkpoint._replace(stops=stops)
+            model.fit(source, layer=request.layer, progress=request.progress, checkpoint=checkpoint, **training)
     except DivergenceError:
-        forget(folder)  # it would diverge again
+        forget(part)  # it would diverge again
         if len(model.history_):  # the last good weights are worth keeping
-            set_aside(folder)
-            _save(model, folder)
+            _save(model, part)
         raise
     except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt(f"{stop}{_how_to_go_on(folder)}") from None
-    if model.stopped_ == "interrupted":  # under the name of the output it would be taken for a result
-        part = folder / UNFINISHED
-        with signals.held(f"the model until then is in {part}, no output was written{_how_to_go_on(folder)}"):
-            part.mkdir(exist_ok=True)
+        raise KeyboardInterrupt(f"{stop}{_how_to_go_on(part)}") from None
+    if model.stopped_ == "interrupted":
+        with signals.saving(f"the model until then is in {part}, no output was written{_how_to_go_on(part)}"):
             _save(model, part)
         raise KeyboardInterrupt(signals.message)
     return model
 
 
-def _how_to_go_on(folder: Path) -> str:
-    place = kept_until(folder)
+def _how_to_go_on(part: Path) -> str:
+    place = kept_until(part)
     return f"; the same command again goes on after {place}" if place else ""
 
 
@@ -265,9 +250,10 @@ def _evaluate(source: DiskSource, model: Autoencoder, request: TrainRequest) -> 
     return found.to_dict()
 
 
-def _metrics(source: DiskSource, model: Autoencoder, seconds: float) -> dict[str, Any]:
+def _metrics(source: DiskSource, model: Autoencoder, request: TrainRequest, began: float) -> dict[str, Any]:
     best = model.history_.iloc[model.best_epoch_]
     return {
+        "output": output_name(request.output),
         "schema": SCHEMA,
         "model": model.name,
         "n_obs": source.n_obs,
@@ -275,7 +261,7 @@ def _metrics(source: DiskSource, model: Autoencoder, seconds: float) -> dict[str
         "epochs": len(model.history_),
         "best_epoch": model.best_epoch_ + 1,
         "stopped": model.stopped_,
-        "seconds": round(seconds, 2),
+        "seconds": round(time.perf_counter() - began, 2),
         "losses": {name: float(value) for name, value in best.items() if str(name).startswith(("train_", "valid_"))},
         "evaluation": None,
         "versions": versions(),

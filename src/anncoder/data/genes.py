@@ -133,7 +133,8 @@ def _mismatch(model_genes: Sequence[str], data_genes: Sequence[str], missing: li
     elif (share := math.ceil(100 * len(missing) / len(model_genes)) / 100) > MANY:
         remedy = "too many to be taken as zero: give data with the model's genes, or fit a model on the genes of both"
     else:
-        remedy = f"give data with the same genes, or allow_missing={share:g} (--allow-missing) to take these as zero"
+        allowed = f"allow_missing={share:g} (--allow-missing {share:g})"
+        remedy = f"give data with the same genes, or {allowed} to take these as zero"
     return InputError(
         "missing-genes",
         f"{len(missing):,} of the model's {len(model_genes):,} genes are missing: {listed(missing, 10)}",

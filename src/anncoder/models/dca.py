@@ -129,7 +129,7 @@ class DCAConfig(NetworkConfig):
 
     @property
     def parts(self) -> Parts:
-        """What the type is put together from."""
+        """Likelihood, dispersion and heads of the type."""
         return TYPES[self.ae_type]
 
     @property

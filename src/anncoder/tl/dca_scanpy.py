@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
@@ -16,33 +15,58 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix
 
-from anncoder.config import unknown_key
+from anncoder.config import split_settings, unknown_key
 from anncoder.data.adata import read_matrix
 from anncoder.data.check import check
+from anncoder.data.matrix.problems import use
 from anncoder.data.summary import library_sizes
 from anncoder.device import refuse_size
 from anncoder.errors import ConfigError, InputError
 from anncoder.models.base import Array
-from anncoder.models.dca import DCA
+from anncoder.models.dca import DCA, DCAConfig
 from anncoder.tl.slots import target_of
 
+# by our name of a setting, the words for it: of the function, and of the command where it is another
+WORDS: dict[str, tuple[str, ...]] = {
+    "ae_type": ("ae_type",),
+    "size_factors": ("normalize_per_cell", "sizefactors"),
+    "standardize": ("scale", "norminput"),
+    "transform": ("log1p", "loginput"),
+    "n_hidden": ("hidden_size", "hiddensize"),
+    "dropout_rate": ("hidden_dropout", "dropoutrate"),
+    "input_dropout": ("input_dropout", "inputdropout"),
+    "norm": ("batchnorm",),
+    "activation": ("activation",),
+    "init": ("init",),
+    "l1": ("l1_coef", "l1"),
+    "l2": ("l2_coef", "l2"),
+    "l1_encoder": ("l1_enc_coef", "l1enc"),
+    "l2_encoder": ("l2_enc_coef", "l2enc"),
+    "ridge_pi": ("ridge",),
+    "check_counts": ("check_counts", "checkcounts"),
+    "faithful": ("faithful",),
+    "max_epochs": ("epochs",),
+    "reduce_lr_patience": ("reduce_lr", "reducelr"),
+    "patience": ("early_stop", "earlystop"),
+    "batch_size": ("batch_size", "batchsize"),
+    "optimizer": ("optimizer",),
+    "learning_rate": ("learning_rate", "learningrate"),
+    "clip_value": ("clip_grad", "gradclip"),
+    "valid_fraction": ("validation_split",),
+    "seed": ("random_state", "seed"),
+    "threads": ("threads",),
+}
+OURS = {word: name for name, words in WORDS.items() for word in words}
+NETWORK_WORDS = ("l1_coef", "l2_coef", "l1_enc_coef", "l2_enc_coef", "ridge", "input_dropout")
+TRAINING_WORDS = ("clip_grad", "validation_split")
+ACTIVATIONS = {"LeakyReLU": "leaky_relu", "PReLU": "prelu"}  # Keras's names, where ours are others
+OPTIMIZERS = {"rmsprop": "RMSprop", "adam": "Adam"}
 MODES = ("denoise", "latent")
 COUNTS_LAYER = "dca_counts"
-ACTIVATIONS = {"LeakyReLU": "leaky_relu", "PReLU": "prelu"}  # Keras's names, where ours are others
-OPTIMIZERS = {"RMSprop": "rmsprop", "Adam": "adam"}
-NETWORK_WORDS = {
-    "l1_coef": "l1",
-    "l2_coef": "l2",
-    "l1_enc_coef": "l1enc",
-    "l2_enc_coef": "l2enc",
-    "ridge": "ridge",
-    "input_dropout": "input_dropout",
-}
-TRAINING_WORDS = {"clip_grad": "clip_grad", "validation_split": "validation_split"}
 
 
 class Results(NamedTuple):
-    """Results of a fitted model for cells; None for those not asked for, and those that its type does not have."""
+    """Results of a fitted model; None for those that are not asked for, or that its type does not have."""
 
     denoised: Array | None = None  # (n_obs, n_vars) at each cell's own library size
     latent: Array | None = None  # (n_obs, n_latent)
@@ -160,41 +184,27 @@ def dca(
     >>> adata.obsm["X_dca"].shape
     (100, 32)
     """
+    words = {word: value for word, value in locals().items() if word in OURS}
     if mode not in MODES:
         raise unknown_key(str(mode), MODES, where="mode")
-    words = DCASettings(
-        ae_type=ae_type,
-        normalize_per_cell=normalize_per_cell,
-        scale=scale,
-        log1p=log1p,
-        hidden_size=hidden_size,
-        hidden_dropout=hidden_dropout,
-        batchnorm=batchnorm,
-        activation=activation,
-        init=init,
-        epochs=epochs,
-        reduce_lr=reduce_lr,
-        early_stop=early_stop,
-        batch_size=batch_size,
-        optimizer=optimizer,
-        learning_rate=learning_rate,
-        random_state=random_state,
-        threads=threads,
-        check_counts=check_counts,
-        faithful=faithful,
-        **translated(network_kwds, NETWORK_WORDS, where="network_kwds"),
-        **translated(training_kwds, TRAINING_WORDS, where="training_kwds"),
-    )
-    model, training = words.model(), words.training()
+    for where, given, known in (
+        ("network_kwds", network_kwds, NETWORK_WORDS),
+        ("training_kwds", training_kwds, TRAINING_WORDS),
+    ):
+        for word, value in (given or {}).items():
+            if word not in known:
+                raise unknown_key(str(word), sorted(known), where=where)
+            words[word] = value
+    model, training = in_our_words(words)
     _refuse_backed(adata, copy=copy)
     target = target_of(adata, copy=copy)
-    _refuse_data(target, check_counts=check_counts)
+    refuse_data(target, check_counts=check_counts)
     place = _place_for_counts(target, mode)
     refuse_size(target.n_obs * target.n_vars * 4 * (1 + 2 * return_info))
     model.fit(target, progress=verbose, **training)
     found = results(model, target, denoise=mode == "denoise", latent=mode == "latent", info=return_info)
     sizes = library_sizes(read_matrix(target, None))
-    write_obs(target, sizes, model.library_size_, words, np.full(target.n_obs, "train"))
+    write_obs(target, sizes, model, np.full(target.n_obs, "train"))
     _keep_counts(target, place)
     if found.denoised is not None:
         target.X = found.denoised
@@ -206,8 +216,42 @@ def dca(
     return returned if len(returned) == 2 else (returned or (None,))[0]
 
 
+def in_our_words(words: Mapping[str, Any]) -> tuple[DCA, dict[str, Any]]:
+    """Return the model, unfitted, and the settings of its fit that DCA's words ask for (the keys of ``OURS``).
+
+    Of the hidden layers the middle one is the latent; a patience or a clipping of 0 or None is none.
+
+    Raises
+    ------
+    ConfigError
+        A value does not exist here.
+    """
+    ours = {OURS[word]: value for word, value in words.items()}
+    widths, optimizer = ours["n_hidden"], str(ours["optimizer"]).lower()
+    if isinstance(widths, str) or not isinstance(widths, Sequence) or not len(widths):
+        remedy = "hidden_size=(64, 32, 64) (--hiddensize 64,32,64)"
+        raise ConfigError("bad-value", f"hidden_size = {widths!r} names no layers", "hidden_size", remedy)
+    if optimizer not in OPTIMIZERS:
+        raise unknown_key(str(ours["optimizer"]), sorted(OPTIMIZERS.values()), where="optimizer")
+    centre = len(widths) // 2
+    ours |= {
+        "n_hidden": tuple(widths[:centre]),
+        "n_latent": widths[centre],
+        "n_hidden_decoder": tuple(widths[centre + 1 :]),
+        "activation": ACTIVATIONS.get(str(ours["activation"]), ours["activation"]),
+        "norm": "batch-shift" if ours["norm"] else "none",
+        "transform": "log1p" if ours["transform"] else "normalize",
+        "optimizer": optimizer,
+        "early_stopping": bool(ours["patience"]),
+        "patience": ours["patience"] or None,
+    }
+    ours |= {name: 0 for name in ("reduce_lr_patience", "clip_value") if not ours.get(name, True)}
+    hyper, training = split_settings(ours, DCAConfig)
+    return DCA(**hyper), training
+
+
 def results(model: DCA, adata: anndata.AnnData, *, denoise: bool, latent: bool, info: bool) -> Results:
-    """Return a fitted model's results for raw counts; ``info`` is dispersion and dropout probability."""
+    """Return the results of a fitted model for raw counts; ``info`` is dispersion and dropout probability."""
     parts = model.config.parts
     by_gene = parts.dispersion == "gene"
     return Results(
@@ -218,11 +262,11 @@ def results(model: DCA, adata: anndata.AnnData, *, denoise: bool, latent: bool, 
     )
 
 
-def write_obs(adata: anndata.AnnData, sizes: Any, median: float, words: DCASettings, split: Any) -> None:
+def write_obs(adata: anndata.AnnData, sizes: Any, model: DCA, split: Any) -> None:
     """Write library sizes, (n_obs,), size factors (over the median of the fit) and the split, (n_obs,) names."""
-    columns = {"size_factors": sizes / median if words.normalize_per_cell else np.ones(len(sizes))}
-    if words.normalize_per_cell:
-        columns["n_counts"] = sizes
+    columns = {"size_factors": np.ones(len(sizes))}
+    if model.config.size_factors:
+        columns = {"size_factors": sizes / model.library_size_, "n_counts": sizes}
     for name, values in columns.items():
         if name in adata.obs and not np.array_equal(adata.obs[name].to_numpy(), values):
             adata.obs[f"{name}_before_dca"] = adata.obs[name]
@@ -243,19 +287,20 @@ def write_info(adata: anndata.AnnData, found: Results, model: DCA) -> None:
     adata.uns["dca_loss_history"] = {k: history[v].to_numpy() for k, v in names.items() if v in history}
 
 
-def _refuse_data(adata: anndata.AnnData, *, check_counts: bool) -> None:
-    # a gene without counts has no variance to divide its z-score by
+def refuse_data(adata: anndata.AnnData, *, check_counts: bool) -> None:
+    """Raise an InputError unless ``X`` has raw counts, and some of every gene, whose z-score is else 0 / 0."""
     report = check(adata, integers=check_counts)
     try:
         report.raise_if_bad()
     except InputError as error:  # X is what is read here, as it was in scanpy's function
-        error.remedy = re.sub(r"pass layer=(.+), which", r"adata.X = adata.layers[\1].copy(), which", error.remedy)
+        for slot in report.counts_in:
+            if slot.startswith("layers[") and error.remedy == use(slot):
+                error.remedy = f"adata.X = adata.{slot}.copy(), which holds counts"
         raise
     for problem in report.problems:
         if problem.code == "empty-genes":
-            raise InputError(
-                problem.code, problem.what, problem.where, "remove them: sc.pp.filter_genes(adata, min_counts=1)"
-            )
+            remedy = "remove them: sc.pp.filter_genes(adata, min_counts=1)"
+            raise InputError(problem.code, problem.what, problem.where, remedy)
 
 
 def _refuse_backed(adata: Any, *, copy: bool) -> None:
@@ -289,97 +334,3 @@ def _keep_counts(adata: anndata.AnnData, place: str) -> None:
 
 def _equal(left: Any, right: Any) -> bool:
     return left.shape == right.shape and not (csr_matrix(left) - csr_matrix(right)).data.any()
-
-
-class DCASettings(NamedTuple):
-    """Settings by DCA's names, with DCA's defaults."""
-
-    ae_type: Any = "nb-conddisp"
-    normalize_per_cell: bool = True
-    scale: bool = True
-    log1p: bool = True
-    hidden_size: Any = (64, 32, 64)
-    hidden_dropout: float = 0.0
-    input_dropout: float = 0.0
-    batchnorm: bool = True
-    activation: str = "relu"
-    init: Any = "glorot_uniform"
-    ridge: float = 0.0
-    l1: float = 0.0
-    l2: float = 0.0
-    l1enc: float = 0.0
-    l2enc: float = 0.0
-    epochs: int = 300
-    reduce_lr: int | None = 10
-    early_stop: int | None = 15
-    batch_size: int = 32
-    optimizer: str = "RMSprop"
-    learning_rate: float | None = None
-    clip_grad: float | None = 5.0
-    validation_split: float = 0.1
-    random_state: int = 0
-    threads: int | None = None
-    check_counts: bool = True
-    faithful: bool = False
-
-    def model(self) -> DCA:
-        """Return the model, unfitted; of the hidden layers the middle one is the latent.
-
-        Raises
-        ------
-        ConfigError
-            A word or a value does not exist here.
-        """
-        if isinstance(self.hidden_size, str) or not isinstance(self.hidden_size, Sequence) or not len(self.hidden_size):
-            what = f"hidden_size = {self.hidden_size!r} names no layers"
-            raise ConfigError("bad-value", what, "hidden_size", "hidden_size=(64, 32, 64)")
-        centre, activation = len(self.hidden_size) // 2, ACTIVATIONS.get(str(self.activation), self.activation)
-        return DCA(
-            ae_type=self.ae_type,
-            n_latent=self.hidden_size[centre],
-            n_hidden=tuple(self.hidden_size[:centre]),
-            n_hidden_decoder=tuple(self.hidden_size[centre + 1 :]),
-            activation=activation,  # type: ignore[arg-type]  # the configuration says what there is
-            norm="batch-shift" if self.batchnorm else "none",
-            dropout_rate=self.hidden_dropout,
-            input_dropout=self.input_dropout,
-            init=self.init,
-            transform="log1p" if self.log1p else "normalize",
-            standardize=self.scale,
-            size_factors=self.normalize_per_cell,
-            ridge_pi=self.ridge,
-            l1=self.l1,
-            l2=self.l2,
-            l1_encoder=self.l1enc,
-            l2_encoder=self.l2enc,
-            check_counts=self.check_counts,
-            faithful=self.faithful,
-        )
-
-    def training(self) -> dict[str, Any]:
-        """Return the settings of :meth:`DCA.fit`; 0 or None turn a patience or the clipping off."""
-        optimizer = str(self.optimizer).lower()
-        if optimizer not in OPTIMIZERS.values():
-            raise unknown_key(str(self.optimizer), sorted(OPTIMIZERS), where="optimizer")
-        return {
-            "max_epochs": self.epochs,
-            "reduce_lr_patience": self.reduce_lr or 0,
-            "early_stopping": bool(self.early_stop),
-            "patience": self.early_stop or None,
-            "batch_size": self.batch_size,
-            "optimizer": optimizer,
-            "learning_rate": self.learning_rate,
-            "clip_value": self.clip_grad or 0.0,
-            "valid_fraction": self.validation_split,
-            "seed": self.random_state,
-            "threads": self.threads,
-        }
-
-
-def translated(given: Mapping[str, Any] | None, known: Mapping[str, str], *, where: str) -> dict[str, Any]:
-    """Return settings under the names of :class:`DCASettings`; an unknown one is a ConfigError."""
-    given = {} if given is None else given
-    for name in given:
-        if name not in known:
-            raise unknown_key(str(name), sorted(known), where=where)
-    return {known[name]: value for name, value in given.items()}

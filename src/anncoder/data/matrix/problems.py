@@ -122,10 +122,11 @@ def quoted(name: object, longest: int = LONGEST_NAME) -> str:
 def use(slot: str) -> str:
     """Say how to use the counts of another slot."""
     if slot == "X":
-        return "leave out `layer`: X holds counts"
+        return "leave out layer (--layer): X holds counts"
     if slot == "raw.X":
         return "pass adata.raw.to_adata(), whose X holds counts"
-    return f"pass layer={slot.removeprefix('layers[').removesuffix(']')}, which holds counts"
+    name = slot.removeprefix("layers[").removesuffix("]")
+    return f"pass layer={name} (--layer {name}), which holds counts"
 
 
 def _sorted(problems: list[Problem]) -> tuple[Problem, ...]:
