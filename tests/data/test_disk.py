@@ -26,16 +26,22 @@ from hypothesis import strategies as st
 from scipy import sparse as sp
 
 from anncoder import CountAutoencoder, UndercompleteAutoencoder, VariationalAutoencoder, evaluate
+from anncoder.config import TrainingConfig
 from anncoder.data import direct_read as pages
+from anncoder.data import sources
 from anncoder.data import store as shard
 from anncoder.data.adata import open_data
 from anncoder.data.check import check
 from anncoder.data.direct_read import Extents
 from anncoder.data.loaders import disk
 from anncoder.data.loaders.disk import DiskLoader, prefetched
+from anncoder.data.loaders.order import split_rows
 from anncoder.data.matrix import arrays as held
+from anncoder.data.sources import open_source
 from anncoder.data.stores import Shards, open_shards
 from anncoder.errors import ConfigError, FileError, InputError, ResourceError
+from anncoder.models.count import CountConfig
+from anncoder.training.prepare import prepare
 
 QUICK: dict[str, Any] = {"max_epochs": 2, "progress": False, "batch_size": 32}
 
@@ -149,6 +155,85 @@ def test_every_way_of_storing_gives_the_same_rows(kind: str, tmp_path: Path) -> 
     rows = open_all(path).read([(3, 7), (20, 40)])
     assert rows.dtype == np.float32
     np.testing.assert_array_equal(rows.toarray(), adata.X[np.r_[3:7, 20:40]].toarray())
+
+
+class TestReads:
+    """How often the stored values and indices are read before the training."""
+
+    @pytest.fixture
+    def n_read(self, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+        counts = dict.fromkeys(("X", "X/data", "X/indices"), 0)
+        by_hdf5, direct = h5py.Dataset.__getitem__, Extents.read
+
+        def seen(array: h5py.Dataset, n: int) -> None:
+            name = array.name.strip("/")
+            if name in counts:
+                counts[name] += n
+
+        def getitem(array: h5py.Dataset, *at: Any, **options: Any) -> Any:
+            found = by_hdf5(array, *at, **options)
+            seen(array, np.size(found))
+            return found
+
+        def read(places: Extents, start: int, stop: int, out: Any) -> None:
+            seen(places.array, stop - start)
+            direct(places, start, stop, out)
+
+        monkeypatch.setattr(h5py.Dataset, "__getitem__", getitem)
+        monkeypatch.setattr(Extents, "read", read)
+        return counts
+
+    @staticmethod
+    def stored(kind: str, folder: Path) -> tuple[Path, dict[str, int]]:
+        adata = make(300)
+        n = {"X": 0, "X/data": adata.X.nnz, "X/indices": adata.X.nnz}
+        if kind == "csc":
+            adata.X = adata.X.tocsc()
+        if kind == "dense":
+            adata.X = adata.X.toarray()
+            n = {"X": adata.X.size, "X/data": 0, "X/indices": 0}
+        path = folder / "it.h5ad"
+        adata.write_h5ad(path, compression="gzip" if kind == "gzip" else None)
+        return path, n
+
+    @pytest.mark.parametrize("counts", [True, False])
+    @pytest.mark.parametrize("kind", ["csr", "gzip", "csc", "dense"])
+    def test_a_file_that_fits_into_memory_is_read_once(
+        self, kind: str, counts: bool, n_read: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path, once = self.stored(kind, tmp_path)
+        monkeypatch.setattr(held, "DISK_BLOCK", 200)  # several blocks
+        source = open_source(path, None, counts=counts)
+        assert n_read == once
+        config = CountConfig(n_latent=2) if counts else CountConfig(n_latent=2, likelihood="gaussian", transform="none")
+        ready = prepare(source, split_rows(300, 0.1, 0), config, TrainingConfig(batch_size=32))
+        list(ready.train.epoch(0))
+        list(source.files())
+        assert n_read == once
+
+    @pytest.mark.parametrize("kind", ["csr", "gzip", "dense"])
+    def test_a_larger_file_is_read_once_for_check_and_library_sizes_and_once_for_the_genes(
+        self, kind: str, n_read: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path, once = self.stored(kind, tmp_path)
+        monkeypatch.setattr(held, "DISK_BLOCK", 200)
+        monkeypatch.setattr(sources, "POOL_BYTES", 1000)
+        source = open_source(path, None, counts=True)
+        assert n_read == once
+        np.testing.assert_array_equal(source.sizes, np.asarray(open_data(path).X.sum(axis=1)).ravel())
+        n_read.update(dict.fromkeys(n_read, 0))
+        list(source.blocks(np.ones(300, dtype=bool), 64))
+        assert n_read == once
+
+    def test_the_remedy_of_a_bad_file_needs_no_second_look_at_it(self, n_read: dict[str, int], tmp_path: Path) -> None:
+        adata = make(300)
+        adata.layers["counts"], adata.X = adata.X.copy(), adata.X.log1p()
+        path = write(adata, tmp_path / "it.h5ad")
+        with pytest.raises(InputError, match="pass layer='counts'") as error:
+            open_source(path, None, counts=True)
+        assert error.value.code == "not-integer"
+        # one index more: the gene of the first bad value
+        assert n_read == {"X": 0, "X/data": adata.X.nnz, "X/indices": adata.X.nnz + 1}
 
 
 class TestModels:
@@ -654,6 +739,7 @@ class TestPages:
         def refuse(*_: object, **__: object) -> None:
             raise OSError(12, "Cannot allocate memory")
 
+        monkeypatch.setattr(sources, "POOL_BYTES", 100)  # larger than this, files are read again for every epoch
         monkeypatch.setattr(pages, "LARGE", 0)
         monkeypatch.setattr(pages.mmap, "mmap", refuse)
         with pytest.raises(ResourceError) as caught:

@@ -14,6 +14,7 @@ from scipy.sparse import csr_matrix, issparse
 
 from anncoder.config import unknown_key
 from anncoder.data.chunks import gap_of
+from anncoder.data.matrix.arrays import canonical
 from anncoder.errors import ConfigError, FileError, InputError, listed
 
 
@@ -86,11 +87,10 @@ def read_matrix(adata: anndata.AnnData, layer: str | None) -> csr_matrix:
     """
     matrix = _slot(adata, layer)
     if isinstance(matrix, csr_matrix) and matrix.dtype == np.float32:
-        # `has_canonical_format` looks at the whole matrix once and remembers it in the object: a copy is ours to sort
+        # another object: the user's would remember what is found out about it
         view = csr_matrix((matrix.data, matrix.indices, matrix.indptr), shape=matrix.shape, copy=False)
-        matrix = view if view.has_canonical_format else view.copy()
-    else:
-        matrix = csr_matrix(matrix, dtype=np.float32, copy=True)
+        return canonical(view)
+    matrix = csr_matrix(matrix, dtype=np.float32, copy=True)
     matrix.sum_duplicates()
     return matrix
 

@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ import pandas as pd
 from anndata import AnnData
 
 from anncoder.data.adata import resolve_layer
-from anncoder.data.matrix.kind import KINDS, SAMPLED_CELLS, Traits, evenly, traits
+from anncoder.data.matrix.arrays import Block
+from anncoder.data.matrix.kind import KINDS, Traits, traits
 from anncoder.data.matrix.problems import Judged, Location, Problem, judge, quoted, raise_first, use
+from anncoder.data.matrix.sample import SAMPLED_CELLS, evenly
 from anncoder.data.store import Names, Shard, slot_name, slots_of
 from anncoder.data.stores import open_shards
 from anncoder.errors import InputError, listed
@@ -140,41 +143,45 @@ def check(
     """
     start = time.perf_counter()
     shards = open_shards(data, layer)
-    if shards is not None:
-        return check_shard(shards[0], counts=counts, integers=integers)
-    assert isinstance(data, AnnData)
-    layer = resolve_layer(layer, data.layers)
-    where = slot_name(layer)
-    others = dict(_other_slots(data, where))
-    matrix = data.X if layer is None else data.layers.get(layer)
-    if matrix is None:
-        raise _missing(data, layer, others)
-    location = Location(where, data.obs_names, data.var_names, counts, _holders(others), integers)
-    judged = judge(matrix, location, logged="log1p" in data.uns)
-    return _report(data.shape, where, judged, others, start)
-
-
-def check_shard(shard: Shard, *, counts: bool = True, integers: bool = True) -> Report:
-    """Return what :func:`check` says of a file that is open."""
-    start = time.perf_counter()
+    if shards is None:
+        assert isinstance(data, AnnData)
+        return check_adata(data, layer, counts=counts, integers=integers)
+    (shard, *_) = shards
     with shard.errors():
-        logged = shard.logged
-        slots = ((slot, matrix) for slot, matrix in shard.slots() if slot != shard.slot)
-        others = {slot: traits(matrix, logged=logged) for slot, matrix in slots}
-        location = Location(shard.slot, Names(shard), shard.var_names, counts, _holders(others), integers)
-        judged = judge(shard.matrix, location, logged=logged)
+        others = _other_slots_of(shard)
+        judged = judge_shard(shard, lambda: others, counts=counts, integers=integers)
     return _report(shard.matrix.shape, shard.slot, judged, others, start)
 
 
-def problems_of(shard: Shard, *, counts: bool = True, integers: bool = True) -> tuple[Problem, ...]:
-    """Return what is wrong with the matrix of a file; the other slots are looked at only where a remedy needs them."""
+def check_adata(
+    adata: AnnData, layer: str | None, *, counts: bool, integers: bool, each: Callable[[Block], None] | None = None
+) -> Report:
+    """Return the report on an AnnData; ``each`` is called as in :func:`anncoder.data.matrix.scan.scan`."""
+    start = time.perf_counter()
+    layer = resolve_layer(layer, adata.layers)
+    where = slot_name(layer)
+    others = dict(_other_slots(adata, where))
+    matrix = adata.X if layer is None else adata.layers.get(layer)
+    if matrix is None:
+        raise _missing(adata, layer, others)
+    location = Location(where, adata.obs_names, adata.var_names, counts, lambda: _holders(others), integers)
+    judged = judge(matrix, location, logged="log1p" in adata.uns, each=each)
+    return _report(adata.shape, where, judged, others, start)
+
+
+def judge_shard(
+    shard: Shard,
+    others: Callable[[], dict[str, Traits]],
+    *,
+    counts: bool,
+    integers: bool,
+    each: Callable[[Block], None] | None = None,
+) -> Judged:
+    """Read the matrix of a file once; ``others`` gives the traits of its other slots, where a remedy needs them."""
     with shard.errors():
-        location = Location(shard.slot, Names(shard), shard.var_names, counts, integers=integers)
-        found = judge(shard.matrix, location).problems
-    if any(problem.severity == "error" for problem in found):
-        found = check_shard(shard, counts=counts, integers=integers).problems
-    # cells that were left out do not matter any more
-    return tuple(problem for problem in found if shard.rows is None or problem.code != "empty-cells")
+        names = Names(shard)
+        location = Location(shard.slot, names, shard.var_names, counts, lambda: _holders(others()), integers)
+        return judge(shard.matrix, location, logged=shard.logged, each=each)
 
 
 def that_matter(problems: Iterable[Problem], n_obs: int, to_fit: bool) -> Iterator[Problem]:
@@ -182,12 +189,31 @@ def that_matter(problems: Iterable[Problem], n_obs: int, to_fit: bool) -> Iterat
     return (p for p in problems if to_fit or n_obs == 0 or p.code != "too-few-cells")
 
 
-def refuse_bad(shards: list[Shard], *, counts: bool, to_fit: bool, integers: bool = True) -> tuple[Problem, ...]:
-    """Raise the first error in files that will be used together; return the warnings."""
+def refuse_bad(
+    shards: list[Shard],
+    *,
+    counts: bool,
+    to_fit: bool,
+    integers: bool = True,
+    each: Callable[[Shard, Block], None] | None = None,
+) -> tuple[Problem, ...]:
+    """Raise the first error in files that will be used together; return the warnings.
+
+    ``each`` is called with every block of every file, as in :func:`anncoder.data.matrix.scan.scan`.
+    """
     n_obs, warnings = sum(shard.n_obs for shard in shards), []
     for shard in shards:
+        judged = judge_shard(
+            shard,
+            partial(_other_slots_of, shard),
+            counts=counts,
+            integers=integers,
+            each=None if each is None else partial(each, shard),
+        )
+        # cells that were left out do not matter any more
+        problems = (p for p in judged.problems if shard.rows is None or p.code != "empty-cells")
         # one file of several may have a single cell
-        matter = that_matter(problems_of(shard, counts=counts, integers=integers), n_obs, to_fit and n_obs < 2)
+        matter = that_matter(problems, n_obs, to_fit and n_obs < 2)
         found = [problem._replace(where=f"{shard.path.name}: {problem.where}") for problem in matter]
         raise_first(found)
         warnings += [problem for problem in found if problem.severity == "warning"]
@@ -253,6 +279,11 @@ def _report(shape: tuple[int, ...], where: str, judged: Judged, others: dict[str
         problems=judged.problems,
         seconds=time.perf_counter() - start,
     )
+
+
+def _other_slots_of(shard: Shard) -> dict[str, Traits]:
+    logged = shard.logged
+    return {slot: traits(matrix, logged=logged) for slot, matrix in shard.slots() if slot != shard.slot}
 
 
 def _other_slots(adata: AnnData, checked: str) -> Iterator[tuple[str, Traits]]:

@@ -20,16 +20,17 @@ import pandas as pd
 from scipy.sparse import csr_matrix
 
 from anncoder.data.adata import coordinates_of, obs_column, read_matrix, resolve_layer, slot_label
-from anncoder.data.check import check, raise_first, refuse_bad, refuse_empty, that_matter
+from anncoder.data.check import check_adata, raise_first, refuse_bad, refuse_empty, that_matter
 from anncoder.data.genes import align
 from anncoder.data.loaders.disk import POOL_BYTES, DiskLoader, prefetched
 from anncoder.data.loaders.memory import MemoryLoader, Stored
+from anncoder.data.matrix.arrays import Block
 from anncoder.data.matrix.problems import Problem
 from anncoder.data.store import READ, Shard, n_repeated, stacked
 from anncoder.data.stores import Shards, not_as_in_fit, open_files, open_shards, refuse_twice
 from anncoder.data.summary import library_sizes
 from anncoder.device import memory_errors
-from anncoder.errors import listed
+from anncoder.errors import InputError, listed
 from anncoder.types import SINGLE, Loader, Rank
 
 Data: TypeAlias = "anndata.AnnData | str | Path | list[str | Path] | Reader"
@@ -101,6 +102,43 @@ class Source(Protocol):
         ...
 
 
+class FirstPass:
+    """The one pass over a matrix before training: library sizes and, where they are asked for, the cells themselves.
+
+    Parameters
+    ----------
+    n_obs
+        Number of cells.
+    counts
+        Whether there are library sizes; ones if not.
+    keep
+        Whether to keep the cells.
+    """
+
+    def __init__(self, n_obs: int, *, counts: bool, keep: bool = False) -> None:
+        self.sizes, self.n_seen = np.ones(n_obs), 0
+        self._counts, self._keep = counts, keep
+        self._parts: list[csr_matrix] = []
+
+    def add(self, cells: csr_matrix, first: int) -> None:
+        """Take in the cells from number ``first`` on."""
+        self.n_seen += cells.shape[0]
+        if self._counts:
+            self.sizes[first : first + cells.shape[0]] = library_sizes(cells)
+        if self._keep:
+            self._parts.append(cells)
+
+    def see(self, block: Block) -> None:
+        """Take in a block of a matrix in memory, if it is of CSR: others are converted first."""
+        if self._counts and block.arrays.by_cell and block.arrays.indptr is not None:
+            self.add(block.cells(), block.first)
+
+    def kept(self) -> csr_matrix | None:
+        """Return the cells, all of them, if they were kept."""
+        parts, self._parts = self._parts, []
+        return stacked(parts) if self._keep else None
+
+
 class MemorySource:
     """Cells of an AnnData in memory; see :class:`Source`."""
 
@@ -109,11 +147,12 @@ class MemorySource:
     def __init__(
         self, adata: anndata.AnnData, layer: str | None, *, counts: bool, to_fit: bool, integers: bool = True
     ) -> None:
-        report = check(adata, layer=layer, counts=counts, integers=integers)
+        first = FirstPass(adata.n_obs, counts=counts)
+        report = check_adata(adata, layer, counts=counts, integers=integers, each=first.see)
         raise_first(that_matter(report.problems, adata.n_obs, to_fit))
         self.adata, self.matrix, self.where = adata, read_matrix(adata, layer), slot_label(layer)
         self.n_obs, self.var_names = adata.n_obs, pd.Index(adata.var_names.astype(str))
-        self.sizes = library_sizes(self.matrix) if counts else np.ones(self.n_obs)
+        self.sizes = first.sizes if first.n_seen == self.n_obs or not counts else library_sizes(self.matrix)
         self._stored = Stored.of(self.matrix)  # one for all loaders
 
     def with_matrix(self, matrix: csr_matrix, *, counts: bool) -> MemorySource:
@@ -153,22 +192,64 @@ class MemorySource:
 
 
 class DiskSource:
-    """Cells of files whose matrices were checked (:func:`anncoder.data.check.problems_of`); see :class:`Source`."""
+    """Cells of files; see :class:`Source`.
+
+    Parameters
+    ----------
+    shards
+        The files, whose matrices were checked.
+    counts
+        Whether the values are counts.
+    sizes, kept
+        (n_obs,) library sizes, and the cells, if they were kept; None: read here.
+    warnings
+        What is wrong with the files, but not so that they must not be used.
+    """
 
     in_order = True
 
     def __init__(
-        self, shards: Shards, *, counts: bool, sizes: Array | None = None, warnings: tuple[Problem, ...] = ()
+        self,
+        shards: Shards,
+        *,
+        counts: bool,
+        sizes: Array | None = None,
+        kept: csr_matrix | None = None,
+        warnings: tuple[Problem, ...] = (),
     ) -> None:
-        self.warnings = warnings  # what is wrong with the files, but not so that it must not be used
+        self.warnings = warnings
         self.shards, self.n_obs, self.var_names, self._counts = shards, shards.n_obs, shards.var_names, counts
         names = [shard.path.name for shard in shards.shards]
         self.where = f"{', '.join(names[:3])}{', ...' * (len(names) > 3)}: {slot_label(shards.shards[0].layer)}"
-        self._kept: csr_matrix | None = None
-        if shards.row_bytes * self.n_obs <= POOL_BYTES:
-            blocks = self.blocks(np.ones(self.n_obs, dtype=bool), READ)
-            self._kept = stacked([matrix for matrix, _ in blocks])
-        self.sizes = self._library_sizes() if sizes is None else sizes
+        self._kept = kept
+        if sizes is None or (kept is None and few(shards)):
+            first = FirstPass(self.n_obs, counts=counts, keep=few(shards))
+            for matrix, rows in self.blocks(np.ones(self.n_obs, dtype=bool), READ):
+                first.add(matrix, int(rows[0]))
+            sizes, self._kept = first.sizes if sizes is None else sizes, first.kept()
+        self.sizes = sizes
+
+    @classmethod
+    def checked(cls, shards: Shards, *, counts: bool, to_fit: bool, integers: bool) -> DiskSource:
+        """Check files and sum the library sizes of their cells in one pass, and keep the cells if they are few.
+
+        Raises
+        ------
+        FileError, InputError
+            As :func:`anncoder.data.check.refuse_bad`.
+        """
+        first = FirstPass(shards.n_obs, counts=counts, keep=few(shards))
+
+        def each(shard: Shard, block: Block) -> None:
+            if block.arrays.by_cell:
+                first.add(*shards.cells(shard, block))
+            elif block.last == block.arrays.n_major:  # stored by genes it is in memory, and by cells once all is sound
+                for start, stop in shards.borders(READ, shard):
+                    first.add(shards.read([(start, stop)]), start)
+
+        warnings = refuse_bad(shards.shards, counts=counts, to_fit=to_fit, integers=integers, each=each)
+        shards.refuse_change()
+        return cls(shards, counts=counts, sizes=first.sizes, kept=first.kept(), warnings=warnings)
 
     def opened(self, genes: Genes | None, *, counts: bool, to_fit: bool, integers: bool = True) -> Source:
         """Return these cells: they are open, and checked for the model that asks."""
@@ -180,9 +261,12 @@ class DiskSource:
         """Yield each file, and its cells alone."""
         starts, shards = self.shards.starts, self.shards.shards
         for shard, first, last in zip(shards, starts[:-1], starts[1:], strict=True):
-            alone = Shards([shard], *self.shards.genes) if len(shards) > 1 else self.shards
-            sizes = self.sizes[first:last]
-            yield shard, self if alone is self.shards else DiskSource(alone, counts=self._counts, sizes=sizes)
+            if len(shards) == 1:
+                yield shard, self
+                return
+            kept = None if self._kept is None else self._kept[first:last]
+            alone = Shards([shard], *self.shards.genes)
+            yield shard, DiskSource(alone, counts=self._counts, sizes=self.sizes[first:last], kept=kept)
 
     def blocks(self, chosen: Array, step: int) -> Iterator[tuple[csr_matrix, Array]]:
         """Yield the chosen rows in order, read ahead by one block."""
@@ -227,13 +311,6 @@ class DiskSource:
         """Return coordinates of the cells from obsm."""
         return self.shards.coordinates(key)
 
-    def _library_sizes(self) -> Array:
-        sizes = np.ones(self.n_obs)
-        if self._counts:
-            for matrix, rows in self.blocks(np.ones(self.n_obs, dtype=bool), READ):
-                sizes[rows] = library_sizes(matrix)
-        return sizes
-
     def _read(self, chosen: Array, step: int) -> Iterator[tuple[csr_matrix, Array]]:
         self.shards.refuse_change()
         for first, last in self.shards.borders(step):
@@ -243,6 +320,11 @@ class DiskSource:
                 yield matrix if len(rows) == last - first else matrix[rows], rows + first
             elif len(rows):
                 yield self.shards.read([(row, row + 1) for row in (rows + first).tolist()]), rows + first
+
+
+def few(shards: Shards) -> bool:
+    """Tell whether cells on disk are no more than one pool of the loader: then they are kept."""
+    return shards.row_bytes * shards.n_obs <= POOL_BYTES
 
 
 def _rows_of(matrix: csr_matrix, chosen: Array, step: int) -> Iterator[tuple[csr_matrix, Array]]:
@@ -304,8 +386,12 @@ def open_source(data: Data, layer: str | None, *, counts: bool, to_fit: bool = T
         return MemorySource(data, where, counts=counts, to_fit=to_fit, integers=integers)
     if to_fit:
         refuse_twice(shards)
-    warnings = refuse_bad(shards, counts=counts, to_fit=to_fit, integers=integers)
-    source = DiskSource(Shards(shards), counts=counts, warnings=warnings)
+    try:
+        together = Shards(shards)
+    except InputError:
+        refuse_bad(shards, counts=counts, to_fit=to_fit, integers=integers)  # what is wrong with a file is said first
+        raise
+    source = DiskSource.checked(together, counts=counts, to_fit=to_fit, integers=integers)
     n = n_repeated(shards, source.sizes) if to_fit and counts and len(shards) > 1 else 0
     if n > CHANCE * min(shard.n_obs for shard in shards):
         logger.warning(
@@ -345,9 +431,7 @@ def open_for_model(
     if isinstance(data, Reader):
         source = data.opened(genes, counts=counts, to_fit=False, integers=integers)
     elif shards is not None:
-        together = Shards(shards, *genes)
-        refuse_bad(shards, counts=counts, to_fit=False, integers=integers)
-        source = DiskSource(together, counts=counts)
+        source = DiskSource.checked(Shards(shards, *genes), counts=counts, to_fit=False, integers=integers)
     else:
         assert isinstance(data, anndata.AnnData)
         alignment = align(list(genes.names), list(map(str, data.var_names)), allow_missing=genes.allow_missing)

@@ -22,7 +22,7 @@ from anncoder.config import unknown_key
 from anncoder.data.adata import coordinates_of, damaged, first_line, slot_label
 from anncoder.data.chunks import compressed_chunk, gap_in
 from anncoder.data.direct_read import Extents, unwritten
-from anncoder.data.matrix.arrays import OnDisk
+from anncoder.data.matrix.arrays import Block, OnDisk
 from anncoder.data.matrix.kind import traits
 from anncoder.data.matrix.problems import quoted, use
 from anncoder.data.matrix.scan import structure
@@ -85,7 +85,9 @@ class Shard:
             if gap := gap_in(self.matrix, self.path):
                 raise damaged(self.path, gap)
             self._places = [Extents.of(array) for array in (self.matrix.values, self.matrix.indices)]
-        self.chunk_rows = self._chunk_rows()
+            self.chunk_rows = self._chunk_rows()
+            if self.matrix.format == "csc":  # a small one: read as a whole, and once
+                self.matrix.values, self.matrix.indices = self.matrix.values[:], self.matrix.indices[:]
 
     @property
     def slot(self) -> str:
@@ -113,6 +115,14 @@ class Shard:
             part = self._read([(first, last)])
             parts.append(part if last - first == len(rows) else part[rows - first])
         return stacked(parts)
+
+    def cells(self, block: Block) -> tuple[csr_matrix, int]:
+        """Return the cells of a block of rows of the matrix as float32 CSR, and the number of the first of them."""
+        matrix = block.cells()
+        if self.rows is None:
+            return matrix, block.first
+        first, last = np.searchsorted(self.rows, [block.first, block.last]).tolist()
+        return matrix[self.rows[first:last] - block.first], first
 
     def names(self, rows: Array) -> list[str]:
         """Return the names of some cells; ``rows`` ascend."""
@@ -271,7 +281,7 @@ class Shard:
     def _transposed(self) -> csr_matrix:
         # a small matrix by genes; scipy trusts its indices, and not everything that reads has had them checked
         if self._by_cell is None:
-            arrays = (np.asarray(self.matrix.values[:], np.float32), self.matrix.indices[:], self.matrix.indptr)
+            arrays = (np.asarray(self.matrix.values, np.float32), self.matrix.indices, self.matrix.indptr)
             by_gene = csc_matrix(arrays, shape=self.matrix.shape)
             if fault := structure(by_gene).fault:
                 raise damaged(self.path, fault)

@@ -16,6 +16,7 @@ from scipy.sparse import csr_matrix
 
 from anncoder.data.adata import checked_path, damaged, first_line, resolve_layer, slot_label
 from anncoder.data.genes import Alignment, align, naming
+from anncoder.data.matrix.arrays import Block
 from anncoder.data.matrix.scan import structure, unreadable
 from anncoder.data.store import READ, Backed, Shard, stacked
 from anncoder.errors import ConfigError, FileError, InputError, listed
@@ -60,11 +61,18 @@ class Shards:
                 parts.append(self._alignments[number].apply(block))
         return stacked(parts)
 
-    def borders(self, step: int) -> Iterator[tuple[int, int]]:
-        """Yield ranges of at most ``step`` rows that together are all rows, none across the border of a file."""
-        for first, last in zip(self.starts[:-1], self.starts[1:], strict=True):
-            for start in range(int(first), int(last), step):
-                yield start, min(start + step, int(last))
+    def cells(self, shard: Shard, block: Block) -> tuple[csr_matrix, int]:
+        """Return the cells of a block of rows of one of the files as :meth:`read` does, and the number of the first."""
+        number = self.shards.index(shard)
+        matrix, first = shard.cells(block)
+        return self._alignments[number].apply(matrix), int(self.starts[number]) + first
+
+    def borders(self, step: int, of: Shard | None = None) -> Iterator[tuple[int, int]]:
+        """Yield ranges of at most ``step`` rows that together are all rows (of a file), none across a file's border."""
+        for shard, first, last in zip(self.shards, self.starts[:-1], self.starts[1:], strict=True):
+            if of is None or of is shard:
+                for start in range(int(first), int(last), step):
+                    yield start, min(start + step, int(last))
 
     def names(self, rows: Array) -> pd.Index:
         """Return the names of some cells; ``rows`` ascend."""

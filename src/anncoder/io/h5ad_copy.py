@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 from anndata.io import read_elem, write_elem
 
-from anncoder.data.matrix.arrays import OnDisk, spans
+from anncoder.data.matrix.arrays import OnDisk, blocks
 from anncoder.errors import InputError
 from anncoder.io.hdf5 import DiskFullFile
 
@@ -167,7 +167,7 @@ class Copy:
 
     def _sparse(self, item: Any, target: h5py.Group, name: str, axes: tuple[int, ...]) -> None:
         matrix, chosen = OnDisk(item), self._chosen(axes)
-        held = matrix.held()
+        held = matrix.arrays()
         major, minor = (0, 1) if held.by_cell else (1, 0)
         assert held.indptr is not None
         group = target.create_group(name)
@@ -178,17 +178,19 @@ class Copy:
         rows = chosen if major in axes else np.ones(held.n_major, dtype=bool)
         columns = np.where(chosen, np.cumsum(chosen) - 1, -1) if minor in axes else None
         lengths = np.zeros(held.n_major, dtype=np.int64)
-        for first, last in spans(held.indptr, held.block):
-            span = slice(int(held.indptr[first]), int(held.indptr[last]))
-            owner = np.repeat(np.arange(first, last), np.diff(held.indptr[first : last + 1]))
-            moved = np.asarray(held.indices[span])
-            keep = rows[owner]
+        for block in blocks(held):
+            here = slice(block.first, block.last)
+            owner = np.repeat(np.arange(block.last - block.first), np.diff(block.pointers))
+            moved = np.asarray(block.indices)
+            keep = rows[here][owner]
             if columns is not None:
                 moved = columns[moved].astype(moved.dtype)
                 keep &= moved >= 0
-            _append(values, np.asarray(held.values[span])[keep])
+            _append(values, np.asarray(block.values)[keep])
             _append(indices, moved[keep])
-            lengths[first:last] = np.bincount(owner[keep] - first, minlength=last - first)
+            lengths[block.first : block.last] = np.bincount(
+                owner[keep] - block.first, minlength=block.last - block.first
+            )
             self.disk.stop_if_failed()
         pointers = np.concatenate([[0], np.cumsum(lengths[rows])]).astype(held.indptr.dtype)
         group.create_dataset("indptr", data=pointers)
