@@ -640,7 +640,7 @@ def iter_all(items: Iterator[int], into: list[int]) -> Iterator[int]:
 
 def test_the_next_epoch_is_read_ahead_and_its_thread_ends(files: list[Path]) -> None:
     def readers() -> int:
-        return sum(thread.name == "anncoder-reader" for thread in threading.enumerate())
+        return sum(thread.name.startswith("anncoder-reader") for thread in threading.enumerate())
 
     before = readers()
     shards = open_all(*files)
@@ -654,7 +654,7 @@ def test_the_next_epoch_is_read_ahead_and_its_thread_ends(files: list[Path]) -> 
     del one, other
     gc.collect()
     for thread in threading.enumerate():
-        if thread.name == "anncoder-reader":
+        if thread.name.startswith("anncoder-reader"):
             thread.join(timeout=10)
     assert readers() == before
 

@@ -179,18 +179,16 @@ class Copy:
         columns = np.where(chosen, np.cumsum(chosen) - 1, -1) if minor in axes else None
         lengths = np.zeros(held.n_major, dtype=np.int64)
         for block in blocks(held):
-            here = slice(block.first, block.last)
-            owner = np.repeat(np.arange(block.last - block.first), np.diff(block.pointers))
+            first, last = block.first, block.last
+            owner = np.repeat(np.arange(first, last), np.diff(block.pointers))
             moved = np.asarray(block.indices)
-            keep = rows[here][owner]
+            keep = rows[owner]
             if columns is not None:
                 moved = columns[moved].astype(moved.dtype)
                 keep &= moved >= 0
             _append(values, np.asarray(block.values)[keep])
             _append(indices, moved[keep])
-            lengths[block.first : block.last] = np.bincount(
-                owner[keep] - block.first, minlength=block.last - block.first
-            )
+            lengths[first:last] = np.bincount(owner[keep] - first, minlength=last - first)
             self.disk.stop_if_failed()
         pointers = np.concatenate([[0], np.cumsum(lengths[rows])]).astype(held.indptr.dtype)
         group.create_dataset("indptr", data=pointers)

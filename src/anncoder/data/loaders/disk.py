@@ -8,15 +8,12 @@ two pools are all that is in memory.
 
 from __future__ import annotations
 
-import atexit
 import logging
-import threading
-import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from itertools import islice
 from typing import Any, Generic, NamedTuple, TypeVar
-from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -118,11 +115,6 @@ class DiskLoader:
         self.shards.refuse_change()
         steps = self._steps(number)
         return islice(self._all(number), steps)
-
-    def __del__(self) -> None:
-        """End the thread that reads for an epoch which did not come."""
-        if self._ahead is not None:
-            self._ahead[1].stop()
 
     def _all(self, number: int) -> Iterator[Batch]:
         (ahead, pools), self._ahead = self._ahead or (None, None), None
@@ -297,16 +289,15 @@ logger = logging.getLogger("anncoder")
 
 T = TypeVar("T")
 PATIENCE = 120.0  # seconds without anything read, after which it is said which file it is
-AT_EXIT = 10.0  # seconds that the end of the interpreter waits for a read
-READER = "anncoder-reader"  # name of the threads
-
-_running: WeakSet[Any] = WeakSet()
+READER = "anncoder-reader"  # begins the names of the threads
+OVER = object()  # stands for the end of the items
 
 
 class prefetched(Generic[T]):
     """Iterate over the items of an iterator that runs in a thread of its own.
 
-    Two items exist at most: the one that was taken last, and the next one, made or in the making.
+    Two items exist at most: the one that was taken last, and the next one, made or in the making. The thread ends with
+    this object, and the interpreter waits for what it reads: killed, it would keep the lock of HDF5.
 
     Parameters
     ----------
@@ -318,70 +309,40 @@ class prefetched(Generic[T]):
 
     def __init__(self, items: Iterator[T], where: str = "the data") -> None:
         self._items, self._where = items, where
-        self._next: T | None = None
-        self._error: BaseException | None = None
-        self._over = self._stopped = False
-        self._taken, self._made = threading.Semaphore(1), threading.Semaphore(0)
-        self._thread = threading.Thread(target=self._run, name=READER, daemon=True)
-        self._thread.start()
-        _running.add(self)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=READER)
+        self._next: Future[Any] | None = self._thread.submit(next, items, OVER)
 
     def __iter__(self) -> Iterator[T]:
         return self
 
     def __next__(self) -> T:
-        if self._over:
+        if self._next is None:
             raise StopIteration
-        while not self._made.acquire(timeout=PATIENCE):
+        while not wait([self._next], PATIENCE).done:
             logger.warning(
                 "nothing has come from %s for %.0f s: is its disk, or the network to it, still there?",
                 self._where,
                 PATIENCE,
             )
-        if self._error is not None:
-            self._over = True
-            raise self._error
-        if self._over:
+        made, self._next = self._next, None
+        try:
+            item = made.result()
+        except BaseException:
+            self.stop()
+            raise
+        if item is OVER:
+            self.stop()
             raise StopIteration
-        item, self._next = self._next, None
-        self._taken.release()
-        return item  # type: ignore[return-value]
+        self._next = self._thread.submit(next, self._items, OVER)
+        found: T = item
+        return found
 
     def stop(self) -> None:
         """Tell the thread to end, and do not wait for it."""
-        self._over = self._stopped = True
-        self._taken.release()
+        self._next = None
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def close(self, timeout: float | None = None) -> None:
-        """End the thread; wait for what it reads, or so many seconds."""
-        self.stop()
-        self._thread.join(timeout)
-
-    def _run(self) -> None:
-        try:
-            while True:
-                self._taken.acquire()
-                if self._stopped:
-                    return
-                self._next = next(self._items)
-                self._made.release()
-        except StopIteration:
-            self._over = True
-        except BaseException as error:  # noqa: BLE001 - it is raised again, in the thread that waits for it
-            self._error = error
-        self._made.release()
-
-
-@atexit.register
-def close_all() -> None:
-    """End all threads, while that can be done: one that the interpreter kills while it reads keeps the lock of HDF5.
-
-    Whoever closes a file after that would wait for ever - as after a read that takes longer than ``AT_EXIT``.
-    """
-    until = time.monotonic() + AT_EXIT
-    for items in list(_running):
-        items.stop()
-    # by their name: one that has read everything is none that runs, and may still be closing its file
-    for thread in threading.enumerate():
-        if thread.name == READER:
-            thread.join(max(until - time.monotonic(), 0))
+    def close(self) -> None:
+        """End the thread; wait for what it reads."""
+        self._next = None
+        self._thread.shutdown(cancel_futures=True)
