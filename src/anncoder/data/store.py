@@ -20,9 +20,8 @@ from scipy.sparse import csc_matrix, csr_matrix
 
 from anncoder.config import unknown_key
 from anncoder.data.adata import coordinates_of, damaged, first_line, slot_label
-from anncoder.data.chunks import compressed_chunk, gap_in
 from anncoder.data.direct_read import Extents, unwritten
-from anncoder.data.matrix.arrays import Block, OnDisk
+from anncoder.data.matrix.arrays import Block, OnDisk, compressed_chunk
 from anncoder.data.matrix.kind import traits
 from anncoder.data.matrix.problems import quoted, use
 from anncoder.data.matrix.scan import structure
@@ -82,7 +81,7 @@ class Shard:
         if self.matrix.indptr is not None and self.matrix.n_stored < 2**31:  # half the room, of every cell
             self.matrix.indptr = self.matrix.indptr.astype(np.int32, copy=False)
         with self.errors():
-            if gap := gap_in(self.matrix, self.path):
+            if gap := self.matrix.gap(self.path):
                 raise damaged(self.path, gap)
             self._places = [Extents.of(array) for array in (self.matrix.values, self.matrix.indices)]
             self.chunk_rows = self._chunk_rows()

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cached_property
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import h5py
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
@@ -148,6 +150,30 @@ class OnDisk:
         major, minor = self.shape if by_cell else self.shape[::-1]
         return Arrays(self.values, self.indices, self.indptr, major, minor, by_cell, DISK_BLOCK)
 
+    def gap(self, path: Path) -> str:
+        """Say which part of a sparse matrix is not in its file or folder; empty if all of it is there.
+
+        A chunk that is not there is read as zeros, by HDF5 and by zarr. zarr leaves out chunks that hold nothing else:
+        of a dense matrix, one that was lost cannot be told from one that was never written.
+        """
+        indptr = self.indptr
+        if indptr is None:
+            return ""
+        for name, array in (("values", self.values), ("indices", self.indices)):
+            for start, stop in _gaps(array, path):
+                first, last = np.searchsorted(indptr, start, side="right") - 1, np.searchsorted(indptr, stop)
+                n_rows = np.count_nonzero(np.diff(indptr[first : last + 1]))
+                # the indices of a row differ: zeros are right only where each row has one. Of the values a whole chunk
+                # of stored zeros is as good as never written
+                if name == "values" or stop - start > n_rows:
+                    return f"its {name} {start:,} to {stop - 1:,} are missing"
+        for _, stop in _gaps(self.pointers, path):
+            # rows without values, unless their values are now those of the next row, where some indices are alike
+            of_next = self.indices[: int(indptr[stop]) if stop < len(indptr) else self.n_stored]
+            if len(np.unique(of_next)) < len(of_next):
+                return f"the first {stop:,} of its row pointers are missing"
+        return ""
+
 
 def arrays_of(matrix: Any) -> Arrays:
     """Return the arrays of a readable matrix, not copied (COO and the like: converted to CSR first)."""
@@ -197,3 +223,43 @@ def _cuts(indptr: Array, size: int) -> list[int]:
     cuts = np.searchsorted(indptr, np.arange(size, int(indptr[-1]), size).astype(indptr.dtype))
     ends: list[int] = np.unique([0, *cuts, len(indptr) - 1]).tolist()
     return ends
+
+
+def compressed_chunk(array: Any) -> int:
+    """Return how many items along the first axis are decompressed together; 1 if nothing is compressed."""
+    compressed = array.compression if isinstance(array, h5py.Dataset) else array.compressors
+    return int(array.chunks[0]) if compressed and array.chunks else 1
+
+
+def _gaps(array: Any, path: Path) -> Iterator[tuple[int, int]]:
+    """Yield the ranges of a one-dimensional array that are not there, each of a chunk."""
+    size = int(array.shape[0])
+    if isinstance(array, h5py.Dataset):
+        chunk, there = _chunks_in_file(array)
+    else:
+        chunk = int((getattr(array, "shards", None) or array.chunks)[0])
+        there = _chunks_in_folder(path / array.path)
+    n_chunks = -(-size // chunk)
+    if len(there) < n_chunks:
+        for number in sorted(set(range(n_chunks)) - there):
+            yield number * chunk, min((number + 1) * chunk, size)
+
+
+def _chunks_in_file(array: h5py.Dataset) -> tuple[int, set[int]]:
+    """Return the size of the chunks of an HDF5 array, and which of them were ever written."""
+    size = max(int(array.shape[0]), 1)
+    layout = array.id.get_create_plist().get_layout()
+    if layout != h5py.h5d.CHUNKED:  # as one, unless it is in the header of the file
+        missing = layout == h5py.h5d.CONTIGUOUS and array.id.get_offset() is None
+        return size, set() if missing else {0}
+    chunk, count = array.chunks[0], array.id.get_num_chunks()
+    if count == -(-array.shape[0] // chunk):
+        return chunk, set(range(count))
+    return chunk, {array.id.get_chunk_info(number).chunk_offset[0] // chunk for number in range(count)}
+
+
+def _chunks_in_folder(folder: Path) -> set[int]:
+    """Return which chunks of a one-dimensional zarr array are in its folder: "3", "c/3" or "c.3"."""
+    places = [place for place in (folder, folder / "c") if place.is_dir()]
+    names = (file.name.removeprefix("c.") for place in places for file in place.iterdir())
+    return {int(name) for name in names if name.isdecimal()}
