@@ -328,14 +328,7 @@ def _missing(adata: AnnData, layer: str | None, others: dict[str, Traits]) -> In
 def _table_lines(table: dict[str, Traits]) -> list[str]:
     rows = [("slot", "is", "min", "max", "non-zero", "cells read")]
     rows += [
-        (
-            slot,
-            row.kind,
-            _number(row.lowest),
-            _number(row.highest),
-            f"{row.nonzero_share:.1%}",
-            f"{row.n_cells:,}",
-        )
+        (slot, row.kind, _number(row.lowest), _number(row.highest), f"{row.nonzero_share:.1%}", f"{row.n_cells:,}")
         for slot, row in table.items()
     ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

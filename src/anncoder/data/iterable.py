@@ -133,13 +133,7 @@ class BlockSource:
                 yield self._aligned(raw[part]), rows[part]
 
     def loader(
-        self,
-        cells: PerCell,
-        chosen: Array,
-        *,
-        batch_size: int,
-        seed: int | None = None,
-        process: Rank = SINGLE,
+        self, cells: PerCell, chosen: Array, *, batch_size: int, seed: int | None = None, process: Rank = SINGLE
     ) -> Loader:
         """Return minibatches of the chosen rows, in the order in which they come, whatever the seed."""
         if process.size > 1:

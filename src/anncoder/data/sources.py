@@ -78,13 +78,7 @@ class Source(Protocol):
         ...
 
     def loader(
-        self,
-        cells: PerCell,
-        chosen: Array,
-        *,
-        batch_size: int,
-        seed: int | None = None,
-        process: Rank = SINGLE,
+        self, cells: PerCell, chosen: Array, *, batch_size: int, seed: int | None = None, process: Rank = SINGLE
     ) -> Loader:
         """Return minibatches of the chosen rows, (n_obs,) bool."""
         ...
@@ -102,43 +96,6 @@ class Source(Protocol):
         ...
 
 
-class FirstPass:
-    """The one pass over a matrix before training: library sizes and, where they are asked for, the cells themselves.
-
-    Parameters
-    ----------
-    n_obs
-        Number of cells.
-    counts
-        Whether there are library sizes; ones if not.
-    keep
-        Whether to keep the cells.
-    """
-
-    def __init__(self, n_obs: int, *, counts: bool, keep: bool = False) -> None:
-        self.sizes, self.n_seen = np.ones(n_obs), 0
-        self._counts, self._keep = counts, keep
-        self._parts: list[csr_matrix] = []
-
-    def add(self, cells: csr_matrix, first: int) -> None:
-        """Take in the cells from number ``first`` on."""
-        self.n_seen += cells.shape[0]
-        if self._counts:
-            self.sizes[first : first + cells.shape[0]] = library_sizes(cells)
-        if self._keep:
-            self._parts.append(cells)
-
-    def see(self, block: Block) -> None:
-        """Take in a block of a matrix in memory, if it is of CSR: others are converted first."""
-        if self._counts and block.arrays.by_cell and block.arrays.indptr is not None:
-            self.add(block.cells(), block.first)
-
-    def kept(self) -> csr_matrix | None:
-        """Return the cells, all of them, if they were kept."""
-        parts, self._parts = self._parts, []
-        return stacked(parts) if self._keep else None
-
-
 class MemorySource:
     """Cells of an AnnData in memory; see :class:`Source`."""
 
@@ -147,12 +104,17 @@ class MemorySource:
     def __init__(
         self, adata: anndata.AnnData, layer: str | None, *, counts: bool, to_fit: bool, integers: bool = True
     ) -> None:
-        first = FirstPass(adata.n_obs, counts=counts)
-        report = check_adata(adata, layer, counts=counts, integers=integers, each=first.see)
+        sums: list[Array] = []  # library sizes, of each block while it is checked
+
+        def each(block: Block) -> None:
+            if block.arrays.by_cell and block.arrays.indptr is not None:  # what is no CSR is converted first
+                sums.append(library_sizes(block.cells()))
+
+        report = check_adata(adata, layer, counts=counts, integers=integers, each=each if counts else None)
         raise_first(that_matter(report.problems, adata.n_obs, to_fit))
         self.adata, self.matrix, self.where = adata, read_matrix(adata, layer), slot_label(layer)
         self.n_obs, self.var_names = adata.n_obs, pd.Index(adata.var_names.astype(str))
-        self.sizes = first.sizes if first.n_seen == self.n_obs or not counts else library_sizes(self.matrix)
+        self.sizes = np.concatenate(sums) if sums else library_sizes(self.matrix) if counts else np.ones(self.n_obs)
         self._stored = Stored.of(self.matrix)  # one for all loaders
 
     def with_matrix(self, matrix: csr_matrix, *, counts: bool) -> MemorySource:
@@ -167,13 +129,7 @@ class MemorySource:
         return _rows_of(self.matrix, chosen, step)
 
     def loader(
-        self,
-        cells: PerCell,
-        chosen: Array,
-        *,
-        batch_size: int,
-        seed: int | None = None,
-        process: Rank = SINGLE,
+        self, cells: PerCell, chosen: Array, *, batch_size: int, seed: int | None = None, process: Rank = SINGLE
     ) -> Loader:
         """Return minibatches of the chosen rows."""
         return _in_memory(self._stored, cells, chosen, batch_size=batch_size, seed=seed, process=process)
@@ -192,16 +148,18 @@ class MemorySource:
 
 
 class DiskSource:
-    """Cells of files; see :class:`Source`.
+    """Cells of files; see :class:`Source`. :func:`checked` makes one.
 
     Parameters
     ----------
     shards
-        The files, whose matrices were checked.
+        The files.
     counts
         Whether the values are counts.
-    sizes, kept
-        (n_obs,) library sizes, and the cells, if they were kept; None: read here.
+    sizes
+        (n_obs,) library sizes; None where they are not needed.
+    kept
+        The cells, if they have been read and are few.
     warnings
         What is wrong with the files, but not so that they must not be used.
     """
@@ -217,39 +175,11 @@ class DiskSource:
         kept: csr_matrix | None = None,
         warnings: tuple[Problem, ...] = (),
     ) -> None:
-        self.warnings = warnings
-        self.shards, self.n_obs, self.var_names, self._counts = shards, shards.n_obs, shards.var_names, counts
+        self.shards, self.n_obs, self.var_names = shards, shards.n_obs, shards.var_names
         names = [shard.path.name for shard in shards.shards]
         self.where = f"{', '.join(names[:3])}{', ...' * (len(names) > 3)}: {slot_label(shards.shards[0].layer)}"
-        self._kept = kept
-        if sizes is None or (kept is None and few(shards)):
-            first = FirstPass(self.n_obs, counts=counts, keep=few(shards))
-            for matrix, rows in self.blocks(np.ones(self.n_obs, dtype=bool), READ):
-                first.add(matrix, int(rows[0]))
-            sizes, self._kept = first.sizes if sizes is None else sizes, first.kept()
-        self.sizes = sizes
-
-    @classmethod
-    def checked(cls, shards: Shards, *, counts: bool, to_fit: bool, integers: bool) -> DiskSource:
-        """Check files and sum the library sizes of their cells in one pass, and keep the cells if they are few.
-
-        Raises
-        ------
-        FileError, InputError
-            As :func:`anncoder.data.check.refuse_bad`.
-        """
-        first = FirstPass(shards.n_obs, counts=counts, keep=few(shards))
-
-        def each(shard: Shard, block: Block) -> None:
-            if block.arrays.by_cell:
-                first.add(*shards.cells(shard, block))
-            elif block.last == block.arrays.n_major:  # stored by genes it is in memory, and by cells once all is sound
-                for start, stop in shards.borders(READ, shard):
-                    first.add(shards.read([(start, stop)]), start)
-
-        warnings = refuse_bad(shards.shards, counts=counts, to_fit=to_fit, integers=integers, each=each)
-        shards.refuse_change()
-        return cls(shards, counts=counts, sizes=first.sizes, kept=first.kept(), warnings=warnings)
+        self.sizes, self.warnings = np.ones(self.n_obs) if sizes is None else sizes, warnings
+        self._counts, self._kept = counts, kept
 
     def opened(self, genes: Genes | None, *, counts: bool, to_fit: bool, integers: bool = True) -> Source:
         """Return these cells: they are open, and checked for the model that asks."""
@@ -270,25 +200,18 @@ class DiskSource:
 
     def blocks(self, chosen: Array, step: int) -> Iterator[tuple[csr_matrix, Array]]:
         """Yield the chosen rows in order, read ahead by one block."""
-        if self._kept is not None:
-            yield from _rows_of(self._kept, chosen, step)
+        if (kept := self._in_memory()) is not None:
+            yield from _rows_of(kept, chosen, step)
             return
         with closing(prefetched(self._read(chosen, step), self.where)) as blocks:
             yield from blocks
 
     def loader(
-        self,
-        cells: PerCell,
-        chosen: Array,
-        *,
-        batch_size: int,
-        seed: int | None = None,
-        process: Rank = SINGLE,
+        self, cells: PerCell, chosen: Array, *, batch_size: int, seed: int | None = None, process: Rank = SINGLE
     ) -> Loader:
         """Return minibatches of the chosen rows."""
-        if self._kept is not None:
-            stored = Stored.of(self._kept)
-            return _in_memory(stored, cells, chosen, batch_size=batch_size, seed=seed, process=process)
+        if (kept := self._in_memory()) is not None:
+            return _in_memory(Stored.of(kept), cells, chosen, batch_size=batch_size, seed=seed, process=process)
         return DiskLoader(
             self.shards,
             cells.size_factor,
@@ -311,6 +234,12 @@ class DiskSource:
         """Return coordinates of the cells from obsm."""
         return self.shards.coordinates(key)
 
+    def _in_memory(self) -> csr_matrix | None:
+        """Return the cells if they are few: they are read once, and kept."""
+        if self._kept is None and few(self.shards):
+            self._kept = stacked([matrix for matrix, _ in self._read(np.ones(self.n_obs, dtype=bool), READ)])
+        return self._kept
+
     def _read(self, chosen: Array, step: int) -> Iterator[tuple[csr_matrix, Array]]:
         self.shards.refuse_change()
         for first, last in self.shards.borders(step):
@@ -325,6 +254,35 @@ class DiskSource:
 def few(shards: Shards) -> bool:
     """Tell whether cells on disk are no more than one pool of the loader: then they are kept."""
     return shards.row_bytes * shards.n_obs <= POOL_BYTES
+
+
+def checked(shards: Shards, *, counts: bool, to_fit: bool, integers: bool) -> DiskSource:
+    """Check files and sum the library sizes of their cells in one pass, and keep the cells if they are few.
+
+    Raises
+    ------
+    FileError, InputError
+        As :func:`anncoder.data.check.refuse_bad`.
+    """
+    sizes, kept = np.ones(shards.n_obs), few(shards)
+    parts: list[csr_matrix] = []
+
+    def take(cells: csr_matrix, first: int) -> None:
+        if counts:
+            sizes[first : first + cells.shape[0]] = library_sizes(cells)
+        if kept:
+            parts.append(cells)
+
+    def each(shard: Shard, block: Block) -> None:
+        if block.arrays.by_cell:
+            take(*shards.cells(shard, block))
+        elif block.last == block.arrays.n_major:  # stored by genes it is in memory, and by cells once all is sound
+            for first, last in shards.borders(READ, shard):
+                take(shards.read([(first, last)]), first)
+
+    warnings = refuse_bad(shards.shards, counts=counts, to_fit=to_fit, integers=integers, each=each)
+    shards.refuse_change()
+    return DiskSource(shards, counts=counts, sizes=sizes, kept=stacked(parts) if kept else None, warnings=warnings)
 
 
 def _rows_of(matrix: csr_matrix, chosen: Array, step: int) -> Iterator[tuple[csr_matrix, Array]]:
@@ -391,7 +349,7 @@ def open_source(data: Data, layer: str | None, *, counts: bool, to_fit: bool = T
     except InputError:
         refuse_bad(shards, counts=counts, to_fit=to_fit, integers=integers)  # what is wrong with a file is said first
         raise
-    source = DiskSource.checked(together, counts=counts, to_fit=to_fit, integers=integers)
+    source = checked(together, counts=counts, to_fit=to_fit, integers=integers)
     n = n_repeated(shards, source.sizes) if to_fit and counts and len(shards) > 1 else 0
     if n > CHANCE * min(shard.n_obs for shard in shards):
         logger.warning(
@@ -431,7 +389,7 @@ def open_for_model(
     if isinstance(data, Reader):
         source = data.opened(genes, counts=counts, to_fit=False, integers=integers)
     elif shards is not None:
-        source = DiskSource.checked(Shards(shards, *genes), counts=counts, to_fit=False, integers=integers)
+        source = checked(Shards(shards, *genes), counts=counts, to_fit=False, integers=integers)
     else:
         assert isinstance(data, anndata.AnnData)
         alignment = align(list(genes.names), list(map(str, data.var_names)), allow_missing=genes.allow_missing)

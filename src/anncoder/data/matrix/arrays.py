@@ -39,11 +39,6 @@ class Arrays(NamedTuple):
         """Number of cells."""
         return self.n_major if self.by_cell else self.n_minor
 
-    @property
-    def in_memory(self) -> bool:
-        """Whether a part of the values is a view of them, for which nothing has to be read."""
-        return isinstance(self.values, np.ndarray)
-
 
 class Block:
     """A range of the major axis. Each array is read when it is asked for first, and then kept."""

@@ -10,16 +10,7 @@ import pandas as pd
 
 from anncoder.data.matrix.arrays import Block
 from anncoder.data.matrix.kind import KINDS, UNKNOWN, Traits, kind_of
-from anncoder.data.matrix.scan import (
-    LARGEST_COUNT,
-    LARGEST_VALUE,
-    Flaw,
-    Scan,
-    Structure,
-    scan,
-    structure,
-    unreadable,
-)
+from anncoder.data.matrix.scan import LARGEST_COUNT, LARGEST_VALUE, Flaw, Scan, Structure, scan, structure, unreadable
 from anncoder.errors import InputError, listed
 
 SEVERITIES = ("error", "warning", "info")

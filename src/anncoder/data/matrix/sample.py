@@ -75,7 +75,7 @@ def sample(matrix: Any, n_cells: int = SAMPLED_CELLS, n_values: int = SAMPLED_VA
     """
     arrays = arrays_of(matrix)
     sampler = Sampler(arrays, n_cells, n_values)
-    one_by_one = arrays.by_cell and not arrays.in_memory
+    one_by_one = arrays.by_cell and not isinstance(arrays.values, np.ndarray)
     for block in (Block(arrays, c, c + 1) for c in sampler.cells.tolist()) if one_by_one else blocks(arrays):
         sampler.add(block)
     return sampler.sample()
