@@ -29,7 +29,7 @@ from anncoder import CountAutoencoder, UndercompleteAutoencoder, VariationalAuto
 from anncoder.config import TrainingConfig
 from anncoder.data import direct_read as pages
 from anncoder.data import sources
-from anncoder.data import store as shard
+from anncoder.data import store as store_module
 from anncoder.data.adata import open_data
 from anncoder.data.check import check
 from anncoder.data.direct_read import Extents
@@ -38,7 +38,7 @@ from anncoder.data.loaders.disk import DiskLoader, prefetched
 from anncoder.data.loaders.order import split_rows
 from anncoder.data.matrix import arrays as held
 from anncoder.data.sources import open_source
-from anncoder.data.stores import Shards, open_shards
+from anncoder.data.stores import Stores, open_stores
 from anncoder.errors import ConfigError, FileError, InputError, ResourceError
 from anncoder.models.count import CountConfig
 from anncoder.training.prepare import prepare
@@ -64,15 +64,15 @@ def write(adata: anndata.AnnData, path: Path) -> Path:
     return path
 
 
-def open_all(*paths: Path) -> Shards:
-    shards = open_shards([str(p) for p in paths], None)
-    assert shards is not None
-    return Shards(shards)
+def open_all(*paths: Path) -> Stores:
+    stores = open_stores([str(p) for p in paths], None)
+    assert stores is not None
+    return Stores(stores)
 
 
-def loader(shards: Shards, chosen: np.ndarray[Any, Any] | None = None, **options: Any) -> DiskLoader:
-    chosen = np.ones(shards.n_obs, dtype=bool) if chosen is None else chosen
-    return DiskLoader(shards, np.ones(shards.n_obs, dtype=np.float32), chosen, **options)
+def loader(stores: Stores, chosen: np.ndarray[Any, Any] | None = None, **options: Any) -> DiskLoader:
+    chosen = np.ones(stores.n_obs, dtype=bool) if chosen is None else chosen
+    return DiskLoader(stores, np.ones(stores.n_obs, dtype=np.float32), chosen, **options)
 
 
 @pytest.fixture(scope="module")
@@ -98,10 +98,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def test_every_row_once_an_epoch(
     files: list[Path], batch_size: int, block: int, pool: int, seed: int | None, process: float
 ) -> None:
-    shards = open_all(*files)
+    stores = open_all(*files)
     chosen = np.random.default_rng(0).random(80) < process
     chosen[:2] = True
-    minibatches = loader(shards, chosen, batch_size=batch_size, block=block, pool=pool, seed=seed)
+    minibatches = loader(stores, chosen, batch_size=batch_size, block=block, pool=pool, seed=seed)
     batches = list(minibatches.epoch(3))
     rows = torch.cat([b.rows for b in batches]).numpy()
     np.testing.assert_array_equal(np.sort(rows), np.flatnonzero(chosen))
@@ -292,9 +292,9 @@ class TestModels:
             for n in (1000, 50):
                 tables = [evaluate(fits[0], data, labels="donor", max_cells=n).table for data in (here, there)]
                 pd.testing.assert_frame_equal(*tables)
-        opened = open_shards(backed, None)
+        opened = open_stores(backed, None)
         assert opened is not None
-        np.testing.assert_array_equal(Shards(opened).coordinates("X_new"), counts.obsm["X_new"])
+        np.testing.assert_array_equal(Stores(opened).coordinates("X_new"), counts.obsm["X_new"])
         with pytest.raises(ConfigError, match="dunor"):
             VariationalAutoencoder(n_latent=4).fit(backed, batch_key="dunor", **QUICK)
         with pytest.raises(InputError) as error:
@@ -372,9 +372,9 @@ class TestCheck:
         adata = make(70_000, g=2)
         adata.obs_names = [*adata.obs_names[:-1], "c3"]
         path = write(adata, tmp_path / "it.h5ad")
-        shards = open_shards(path, None)
-        assert shards is not None
-        names = shard.Names(shards[0])
+        stores = open_stores(path, None)
+        assert stores is not None
+        names = store_module.Names(stores[0])
         assert list(names.repeated()) == ["c3"]
         assert (len(names), names[69_998], list(names[np.array([2, 69_999])])) == (70_000, "c69998", ["c2", "c3"])
 
@@ -482,8 +482,8 @@ class TestDamage:
 
     def test_a_file_that_changes_while_it_is_read(self, tmp_path: Path) -> None:
         path = write(make(100), tmp_path / "it.h5ad")
-        shards = open_all(path)
-        minibatches = loader(shards, batch_size=10, seed=0)
+        stores = open_all(path)
+        minibatches = loader(stores, batch_size=10, seed=0)
         assert len(list(minibatches.epoch(0))) == 10
         path.touch()
         with pytest.raises(FileError) as error:
@@ -496,14 +496,14 @@ class TestDamage:
         if layer is not None:
             adata.layers[layer] = adata.X.copy()
         path = write(adata, tmp_path / "it.zarr")
-        shards = open_shards(path, layer)
-        assert shards is not None
+        stores = open_stores(path, layer)
+        assert stores is not None
         (path / "obs" / "of_another").touch()  # what is not read any more may change
-        shards[0].refuse_change()
+        stores[0].refuse_change()
         matrix = path / "X" if layer is None else path / "layers" / layer
         chunk = max(matrix.rglob("*"), key=lambda file: (file.is_file(), len(file.parts)))
         for change in (lambda: chunk.write_bytes(chunk.read_bytes()), chunk.unlink):
-            (opened,) = open_shards(path, layer) or []
+            (opened,) = open_stores(path, layer) or []
             change()
             with pytest.raises(FileError) as error:
                 opened.refuse_change()
@@ -571,7 +571,7 @@ class TestDamage:
         np.testing.assert_array_equal(
             open_all(path).read([(3, 7), (9, 12)]).toarray(), adata.X[[*range(3, 7), 9, 10, 11]].toarray()
         )
-        monkeypatch.setattr(shard, "TRANSPOSED", 10)
+        monkeypatch.setattr(store_module, "TRANSPOSED", 10)
         with pytest.raises(InputError, match="tocsr") as error:
             UndercompleteAutoencoder(n_latent=2).fit(path, **QUICK)
         assert error.value.code == "not-by-cells"
@@ -643,8 +643,8 @@ def test_the_next_epoch_is_read_ahead_and_its_thread_ends(files: list[Path]) -> 
         return sum(thread.name.startswith("anncoder-reader") for thread in threading.enumerate())
 
     before = readers()
-    shards = open_all(*files)
-    one, other = (loader(shards, batch_size=10, seed=0) for _ in range(2))
+    stores = open_all(*files)
+    one, other = (loader(stores, batch_size=10, seed=0) for _ in range(2))
     orders = [[batch.rows.tolist() for batch in one.epoch(number)] for number in (0, 1, 0, 3)]
     assert readers() == before + 1
     # read ahead or not, and whichever epoch is asked for, an epoch is a function of its number
@@ -660,16 +660,16 @@ def test_the_next_epoch_is_read_ahead_and_its_thread_ends(files: list[Path]) -> 
 
 
 def test_cells_held_out_are_read_once(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    shards = open_all(*files)
-    inner = loader(shards, batch_size=10, seed=None)
+    stores = open_all(*files)
+    inner = loader(stores, batch_size=10, seed=None)
     outer = disk.cached_loader(inner)
     assert isinstance(outer, disk.KeptLoader)
     assert (len(outer), outer.n_obs) == (len(inner), inner.n_obs)
     first = [batch.rows.tolist() for batch in outer.epoch(0)]
     assert first == [batch.rows.tolist() for batch in inner.epoch(0)]
-    monkeypatch.setattr(shards, "read", lambda _: pytest.fail("they are read again"))
+    monkeypatch.setattr(stores, "read", lambda _: pytest.fail("they are read again"))
     assert first == [batch.rows.tolist() for batch in outer.epoch(1)]
-    shuffled = loader(shards, batch_size=10, seed=0)
+    shuffled = loader(stores, batch_size=10, seed=0)
     assert disk.cached_loader(shuffled) is shuffled
     monkeypatch.setattr(disk, "POOL_BYTES", 100)
     assert disk.cached_loader(inner) is inner
@@ -709,10 +709,10 @@ class TestExtents:
 
     def test_a_file_that_shrinks_while_it_is_read(self, tmp_path: Path) -> None:
         path = write(make(2000, g=50), tmp_path / "it.h5ad")
-        shards = open_all(path)
+        stores = open_all(path)
         os.truncate(path, path.stat().st_size // 2)
         with pytest.raises(FileError, match=r"it\.h5ad") as error:
-            shards.read([(0, 2000)])
+            stores.read([(0, 2000)])
         assert error.value.code == "file-changed"
 
 

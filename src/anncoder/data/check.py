@@ -24,8 +24,8 @@ from anncoder.data.matrix.arrays import Block
 from anncoder.data.matrix.kind import KINDS, Traits, traits
 from anncoder.data.matrix.problems import Judged, Location, Problem, judge, quoted, raise_first, use
 from anncoder.data.matrix.sample import SAMPLED_CELLS, evenly
-from anncoder.data.store import Names, Shard, slot_name, slots_of
-from anncoder.data.stores import open_shards
+from anncoder.data.store import Names, Store, slot_name, slots_of
+from anncoder.data.stores import open_stores
 from anncoder.errors import InputError, listed
 
 __all__ = ["Problem", "Report", "check", "check_matrix", "raise_first"]
@@ -142,15 +142,15 @@ def check(
         :meth:`Report.raise_if_bad`.
     """
     start = time.perf_counter()
-    shards = open_shards(data, layer)
-    if shards is None:
+    stores = open_stores(data, layer)
+    if stores is None:
         assert isinstance(data, AnnData)
         return check_adata(data, layer, counts=counts, integers=integers)
-    (shard, *_) = shards
-    with shard.errors():
-        others = _other_slots_of(shard)
-        judged = judge_shard(shard, lambda: others, counts=counts, integers=integers)
-    return _report(shard.matrix.shape, shard.slot, judged, others, start)
+    (store, *_) = stores
+    with store.errors():
+        others = _other_slots_of(store)
+        judged = judge_store(store, lambda: others, counts=counts, integers=integers)
+    return _report(store.matrix.shape, store.slot, judged, others, start)
 
 
 def check_adata(
@@ -169,8 +169,8 @@ def check_adata(
     return _report(adata.shape, where, judged, others, start)
 
 
-def judge_shard(
-    shard: Shard,
+def judge_store(
+    store: Store,
     others: Callable[[], dict[str, Traits]],
     *,
     counts: bool,
@@ -178,10 +178,10 @@ def judge_shard(
     each: Callable[[Block], None] | None = None,
 ) -> Judged:
     """Read the matrix of a file once; ``others`` gives the traits of its other slots, where a remedy needs them."""
-    with shard.errors():
-        names = Names(shard)
-        location = Location(shard.slot, names, shard.var_names, counts, lambda: _holders(others()), integers)
-        return judge(shard.matrix, location, logged=shard.logged, each=each)
+    with store.errors():
+        names = Names(store)
+        location = Location(store.slot, names, store.var_names, counts, lambda: _holders(others()), integers)
+        return judge(store.matrix, location, logged=store.logged, each=each)
 
 
 def that_matter(problems: Iterable[Problem], n_obs: int, to_fit: bool) -> Iterator[Problem]:
@@ -190,38 +190,38 @@ def that_matter(problems: Iterable[Problem], n_obs: int, to_fit: bool) -> Iterat
 
 
 def refuse_bad(
-    shards: list[Shard],
+    stores: list[Store],
     *,
     counts: bool,
     to_fit: bool,
     integers: bool = True,
-    each: Callable[[Shard, Block], None] | None = None,
+    each: Callable[[Store, Block], None] | None = None,
 ) -> tuple[Problem, ...]:
     """Raise the first error in files that will be used together; return the warnings.
 
     ``each`` is called with every block of every file, as in :func:`anncoder.data.matrix.scan.scan`.
     """
-    n_obs, warnings = sum(shard.n_obs for shard in shards), []
-    for shard in shards:
-        judged = judge_shard(
-            shard,
-            partial(_other_slots_of, shard),
+    n_obs, warnings = sum(store.n_obs for store in stores), []
+    for store in stores:
+        judged = judge_store(
+            store,
+            partial(_other_slots_of, store),
             counts=counts,
             integers=integers,
-            each=None if each is None else partial(each, shard),
+            each=None if each is None else partial(each, store),
         )
         # cells that were left out do not matter any more
-        problems = (p for p in judged.problems if shard.rows is None or p.code != "empty-cells")
+        problems = (p for p in judged.problems if store.rows is None or p.code != "empty-cells")
         # one file of several may have a single cell
         matter = that_matter(problems, n_obs, to_fit and n_obs < 2)
-        found = [problem._replace(where=f"{shard.path.name}: {problem.where}") for problem in matter]
+        found = [problem._replace(where=f"{store.path.name}: {problem.where}") for problem in matter]
         raise_first(found)
         warnings += [problem for problem in found if problem.severity == "warning"]
     if n_obs < (2 if to_fit else 1):
         raise InputError(
             "too-few-cells",
             f"a model needs at least 2 cells, this has {n_obs}",
-            ", ".join(shard.path.name for shard in shards[:3]),
+            ", ".join(store.path.name for store in stores[:3]),
             "check the filters that ran before",
         )
     return tuple(warnings)
@@ -281,9 +281,9 @@ def _report(shape: tuple[int, ...], where: str, judged: Judged, others: dict[str
     )
 
 
-def _other_slots_of(shard: Shard) -> dict[str, Traits]:
-    logged = shard.logged
-    return {slot: traits(matrix, logged=logged) for slot, matrix in shard.slots() if slot != shard.slot}
+def _other_slots_of(store: Store) -> dict[str, Traits]:
+    logged = store.logged
+    return {slot: traits(matrix, logged=logged) for slot, matrix in store.slots() if slot != store.slot}
 
 
 def _other_slots(adata: AnnData, checked: str) -> Iterator[tuple[str, Traits]]:

@@ -26,8 +26,8 @@ from anncoder.data.loaders.disk import POOL_BYTES, DiskLoader, prefetched
 from anncoder.data.loaders.memory import MemoryLoader, Stored
 from anncoder.data.matrix.arrays import Block
 from anncoder.data.matrix.problems import Problem
-from anncoder.data.store import READ, Shard, n_repeated, stacked
-from anncoder.data.stores import Shards, not_as_in_fit, open_files, open_shards, refuse_twice
+from anncoder.data.store import READ, Store, n_repeated, stacked
+from anncoder.data.stores import Stores, not_as_in_fit, open_files, open_stores, refuse_twice
 from anncoder.data.summary import library_sizes
 from anncoder.device import memory_errors
 from anncoder.errors import InputError, listed
@@ -152,7 +152,7 @@ class DiskSource:
 
     Parameters
     ----------
-    shards
+    stores
         The files.
     counts
         Whether the values are counts.
@@ -168,16 +168,16 @@ class DiskSource:
 
     def __init__(
         self,
-        shards: Shards,
+        stores: Stores,
         *,
         counts: bool,
         sizes: Array | None = None,
         kept: csr_matrix | None = None,
         warnings: tuple[Problem, ...] = (),
     ) -> None:
-        self.shards, self.n_obs, self.var_names = shards, shards.n_obs, shards.var_names
-        names = [shard.path.name for shard in shards.shards]
-        self.where = f"{', '.join(names[:3])}{', ...' * (len(names) > 3)}: {slot_label(shards.shards[0].layer)}"
+        self.stores, self.n_obs, self.var_names = stores, stores.n_obs, stores.var_names
+        names = [store.path.name for store in stores.stores]
+        self.where = f"{', '.join(names[:3])}{', ...' * (len(names) > 3)}: {slot_label(stores.stores[0].layer)}"
         self.sizes, self.warnings = np.ones(self.n_obs) if sizes is None else sizes, warnings
         self._counts, self._kept = counts, kept
 
@@ -187,16 +187,16 @@ class DiskSource:
         assert genes is None or genes.names.equals(self.var_names)
         return self
 
-    def files(self) -> Iterator[tuple[Shard, DiskSource]]:
+    def files(self) -> Iterator[tuple[Store, DiskSource]]:
         """Yield each file, and its cells alone."""
-        starts, shards = self.shards.starts, self.shards.shards
-        for shard, first, last in zip(shards, starts[:-1], starts[1:], strict=True):
-            if len(shards) == 1:
-                yield shard, self
+        starts, stores = self.stores.starts, self.stores.stores
+        for store, first, last in zip(stores, starts[:-1], starts[1:], strict=True):
+            if len(stores) == 1:
+                yield store, self
                 return
             kept = None if self._kept is None else self._kept[first:last]
-            alone = Shards([shard], *self.shards.genes)
-            yield shard, DiskSource(alone, counts=self._counts, sizes=self.sizes[first:last], kept=kept)
+            alone = Stores([store], *self.stores.genes)
+            yield store, DiskSource(alone, counts=self._counts, sizes=self.sizes[first:last], kept=kept)
 
     def blocks(self, chosen: Array, step: int) -> Iterator[tuple[csr_matrix, Array]]:
         """Yield the chosen rows in order, read ahead by one block."""
@@ -213,7 +213,7 @@ class DiskSource:
         if (kept := self._in_memory()) is not None:
             return _in_memory(Stored.of(kept), cells, chosen, batch_size=batch_size, seed=seed, process=process)
         return DiskLoader(
-            self.shards,
+            self.stores,
             cells.size_factor,
             chosen,
             batch_size=batch_size,
@@ -224,39 +224,39 @@ class DiskSource:
 
     def names(self, rows: Array) -> pd.Index:
         """Return the names of some cells."""
-        return self.shards.names(rows)
+        return self.stores.names(rows)
 
     def column(self, key: str, *, what: str) -> Any:
         """Return a column of obs."""
-        return self.shards.column(key, what=what)
+        return self.stores.column(key, what=what)
 
     def coordinates(self, key: str) -> Array:
         """Return coordinates of the cells from obsm."""
-        return self.shards.coordinates(key)
+        return self.stores.coordinates(key)
 
     def _in_memory(self) -> csr_matrix | None:
         """Return the cells if they are few: they are read once, and kept."""
-        if self._kept is None and few(self.shards):
+        if self._kept is None and few(self.stores):
             self._kept = stacked([matrix for matrix, _ in self._read(np.ones(self.n_obs, dtype=bool), READ)])
         return self._kept
 
     def _read(self, chosen: Array, step: int) -> Iterator[tuple[csr_matrix, Array]]:
-        self.shards.refuse_change()
-        for first, last in self.shards.borders(step):
+        self.stores.refuse_change()
+        for first, last in self.stores.borders(step):
             rows = np.flatnonzero(chosen[first:last])
             if len(rows) > (last - first) // FEW:
-                matrix = self.shards.read([(first, last)])
+                matrix = self.stores.read([(first, last)])
                 yield matrix if len(rows) == last - first else matrix[rows], rows + first
             elif len(rows):
-                yield self.shards.read([(row, row + 1) for row in (rows + first).tolist()]), rows + first
+                yield self.stores.read([(row, row + 1) for row in (rows + first).tolist()]), rows + first
 
 
-def few(shards: Shards) -> bool:
+def few(stores: Stores) -> bool:
     """Tell whether cells on disk are no more than one pool of the loader: then they are kept."""
-    return shards.row_bytes * shards.n_obs <= POOL_BYTES
+    return stores.row_bytes * stores.n_obs <= POOL_BYTES
 
 
-def checked(shards: Shards, *, counts: bool, to_fit: bool, integers: bool) -> DiskSource:
+def checked(stores: Stores, *, counts: bool, to_fit: bool, integers: bool) -> DiskSource:
     """Check files and sum the library sizes of their cells in one pass, and keep the cells if they are few.
 
     Raises
@@ -264,7 +264,7 @@ def checked(shards: Shards, *, counts: bool, to_fit: bool, integers: bool) -> Di
     FileError, InputError
         As :func:`anncoder.data.check.refuse_bad`.
     """
-    sizes, kept = np.ones(shards.n_obs), few(shards)
+    sizes, kept = np.ones(stores.n_obs), few(stores)
     parts: list[csr_matrix] = []
 
     def take(cells: csr_matrix, first: int) -> None:
@@ -273,16 +273,16 @@ def checked(shards: Shards, *, counts: bool, to_fit: bool, integers: bool) -> Di
         if kept:
             parts.append(cells)
 
-    def each(shard: Shard, block: Block) -> None:
+    def each(store: Store, block: Block) -> None:
         if block.arrays.by_cell:
-            take(*shards.cells(shard, block))
+            take(*stores.cells(store, block))
         elif block.last == block.arrays.n_major:  # stored by genes it is in memory, and by cells once all is sound
-            for first, last in shards.borders(READ, shard):
-                take(shards.read([(first, last)]), first)
+            for first, last in stores.borders(READ, store):
+                take(stores.read([(first, last)]), first)
 
-    warnings = refuse_bad(shards.shards, counts=counts, to_fit=to_fit, integers=integers, each=each)
-    shards.refuse_change()
-    return DiskSource(shards, counts=counts, sizes=sizes, kept=stacked(parts) if kept else None, warnings=warnings)
+    warnings = refuse_bad(stores.stores, counts=counts, to_fit=to_fit, integers=integers, each=each)
+    stores.refuse_change()
+    return DiskSource(stores, counts=counts, sizes=sizes, kept=stacked(parts) if kept else None, warnings=warnings)
 
 
 def _rows_of(matrix: csr_matrix, chosen: Array, step: int) -> Iterator[tuple[csr_matrix, Array]]:
@@ -337,21 +337,21 @@ def open_source(data: Data, layer: str | None, *, counts: bool, to_fit: bool = T
     """
     if isinstance(data, Reader):
         return data.opened(None, counts=counts, to_fit=to_fit, integers=integers)
-    shards = open_shards(data, layer)
-    if shards is None:
+    stores = open_stores(data, layer)
+    if stores is None:
         assert isinstance(data, anndata.AnnData)
         where = resolve_layer(layer, data.layers)
         return MemorySource(data, where, counts=counts, to_fit=to_fit, integers=integers)
     if to_fit:
-        refuse_twice(shards)
+        refuse_twice(stores)
     try:
-        together = Shards(shards)
+        together = Stores(stores)
     except InputError:
-        refuse_bad(shards, counts=counts, to_fit=to_fit, integers=integers)  # what is wrong with a file is said first
+        refuse_bad(stores, counts=counts, to_fit=to_fit, integers=integers)  # what is wrong with a file is said first
         raise
     source = checked(together, counts=counts, to_fit=to_fit, integers=integers)
-    n = n_repeated(shards, source.sizes) if to_fit and counts and len(shards) > 1 else 0
-    if n > CHANCE * min(shard.n_obs for shard in shards):
+    n = n_repeated(stores, source.sizes) if to_fit and counts and len(stores) > 1 else 0
+    if n > CHANCE * min(store.n_obs for store in stores):
         logger.warning(
             "%s cells have the name and the number of molecules of a cell of another file: where they are the same "
             "cells, as in the output of an earlier run, some are held out and trained on at once",
@@ -385,11 +385,11 @@ def open_for_model(
         Too many genes are missing, a cell has no count in any of them, or the matrix is not what the model needs.
     """
     source: Source
-    shards = None if isinstance(data, Reader) else open_files(data, layer, layer_is_of_fit=layer_is_of_fit)
+    stores = None if isinstance(data, Reader) else open_files(data, layer, layer_is_of_fit=layer_is_of_fit)
     if isinstance(data, Reader):
         source = data.opened(genes, counts=counts, to_fit=False, integers=integers)
-    elif shards is not None:
-        source = checked(Shards(shards, *genes), counts=counts, to_fit=False, integers=integers)
+    elif stores is not None:
+        source = checked(Stores(stores, *genes), counts=counts, to_fit=False, integers=integers)
     else:
         assert isinstance(data, anndata.AnnData)
         alignment = align(list(genes.names), list(map(str, data.var_names)), allow_missing=genes.allow_missing)

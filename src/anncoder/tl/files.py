@@ -21,7 +21,7 @@ from natsort import natsorted
 
 from anncoder.data.genes import align
 from anncoder.data.sources import Data, DiskSource
-from anncoder.data.store import READ, Shard
+from anncoder.data.store import READ, Store
 from anncoder.data.stores import Paths, drop_empty_cells, open_files
 from anncoder.errors import AnncoderError, InputError, ResourceError, listed
 from anncoder.io.atomic import allow_open, atomic_path, locked, sync
@@ -36,7 +36,7 @@ from anncoder.training.progress import announce, logger
 class Files(NamedTuple):
     """Inputs, open, and the output of each."""
 
-    shards: list[Shard]
+    shards: list[Store]
     outputs: list[Path]
 
 
@@ -148,7 +148,7 @@ def open_files_for(
     assert shards is not None
     for shard in shards:
         with shard.errors():
-            refuse_foreign(shard.store, wanted.key, model)
+            refuse_foreign(shard.root, wanted.key, model)
     _refuse_full_disk(shards, outputs[0].parent, n_latent=model.config.width, denoised=wanted.scale is not None)
     if drop_empty:
         leave_out_empty(shards, genes)
@@ -156,7 +156,7 @@ def open_files_for(
     return Files(shards, outputs)
 
 
-def leave_out_empty(shards: list[Shard], genes: list[str] | None = None) -> None:
+def leave_out_empty(shards: list[Store], genes: list[str] | None = None) -> None:
     """Leave out the cells without any count, or without any in some genes, and say how many."""
     for shard in shards:
         n_obs = shard.n_obs
@@ -179,7 +179,7 @@ def refuse_unknown_genes(model: Autoencoder, var_names: pd.Index, allow_missing:
         )
 
 
-def _refuse_no_cells(shards: list[Shard]) -> None:
+def _refuse_no_cells(shards: list[Store]) -> None:
     """Raise an InputError if one of several files has no cells to write results of: now, not after the training."""
     without = [str(shard.path) for shard in shards if not shard.n_obs]
     if 0 < len(without) < len(shards):  # where none has any, it is said when they are checked
@@ -191,7 +191,7 @@ def _refuse_no_cells(shards: list[Shard]) -> None:
         )
 
 
-def _refuse_full_disk(shards: Iterable[Shard], folder: Path, *, n_latent: int, denoised: bool) -> None:
+def _refuse_full_disk(shards: Iterable[Store], folder: Path, *, n_latent: int, denoised: bool) -> None:
     """Raise a ResourceError if the disk has no room for the results: now, not after the training."""
     needed = 0
     for shard in shards:
@@ -336,12 +336,12 @@ def write_results(
                     all_written.enter_context(naming.pop_all())
 
 
-def _write(temporary: Path, shard: Shard, cells: DiskSource, model: Autoencoder, wanted: OutputSpec) -> None:
+def _write(temporary: Path, shard: Store, cells: DiskSource, model: Autoencoder, wanted: OutputSpec) -> None:
     with new_h5(temporary) as (file, disk):
         with _reading(shard, disk):
-            Copy(file, disk, shard.matrix.shape[0], shard.rows, _replaced(shard, model, wanted)).of(shard.store)
+            Copy(file, disk, shard.matrix.shape[0], shard.rows, _replaced(shard, model, wanted)).of(shard.root)
         shard.refuse_change()
-        kept = found_denoised(shard.store, model, wanted.key)
+        kept = found_denoised(shard.root, model, wanted.key)
         how = kept if wanted.scale is None else denoised_as(wanted.scale, wanted.batch)
         written = _Written(file, disk, wanted.key, model, record(model, wanted.key, how))
         if wanted.latent:
@@ -352,9 +352,9 @@ def _write(temporary: Path, shard: Shard, cells: DiskSource, model: Autoencoder,
     _verify(temporary, shard, written.sums, written.columns)
 
 
-def _replaced(shard: Shard, model: Autoencoder, wanted: OutputSpec) -> set[str]:
+def _replaced(shard: Store, model: Autoencoder, wanted: OutputSpec) -> set[str]:
     key = wanted.key
-    paths = {f"{where}/{name}" for where, name in of_another(shard.store, model, key)} | {f"uns/{key}"}
+    paths = {f"{where}/{name}" for where, name in of_another(shard.root, model, key)} | {f"uns/{key}"}
     if wanted.scale is not None:
         paths |= {f"layers/{key}_denoised"}
     if wanted.latent:
@@ -364,7 +364,7 @@ def _replaced(shard: Shard, model: Autoencoder, wanted: OutputSpec) -> set[str]:
 
 
 @contextmanager
-def _reading(shard: Shard, disk: DiskFullFile) -> Iterator[None]:
+def _reading(shard: Store, disk: DiskFullFile) -> Iterator[None]:
     try:
         yield
     except AnncoderError:
@@ -386,7 +386,7 @@ class _Written:
         self._frame("var", {})
         write_elem(self._group("uns"), key, signed)
 
-    def latent(self, shard: Shard, cells: DiskSource) -> None:
+    def latent(self, shard: Store, cells: DiskSource) -> None:
         """Write the latent and what else the model says of cells and genes."""
         look = Latent(self.key)
 
@@ -404,7 +404,7 @@ class _Written:
             if values.ndim == 2:
                 write_elem(self._group("varm"), f"{self.key}_{name}", values)
 
-    def denoised(self, shard: Shard, cells: DiskSource, scale: Scale, batch: str | int | None) -> None:
+    def denoised(self, shard: Store, cells: DiskSource, scale: Scale, batch: str | int | None) -> None:
         """Write the layer of expected expression."""
         compute = expecting(self.model, scale, list(shard.var_names), batch)
         shape = (shard.n_obs, shard.n_vars)
@@ -439,7 +439,7 @@ class _Written:
         return self.file[name]
 
 
-def _verify(path: Path, shard: Shard, sums: dict[str, int], columns: dict[str, Any]) -> None:
+def _verify(path: Path, shard: Store, sums: dict[str, int], columns: dict[str, Any]) -> None:
     with h5py.File(path, "r") as file:
         for slot, expected in sums.items():
             total = 0
@@ -449,7 +449,7 @@ def _verify(path: Path, shard: Shard, sums: dict[str, int], columns: dict[str, A
         for slot, values in columns.items():
             found, given = (np.asarray(v) for v in (read_elem(file[slot]), values))
             _refuse_other(slot, path, same=np.array_equal(found, given, equal_nan=given.dtype.kind == "f"))
-        again = Shard(file, path, shard.layer)
+        again = Store(file, path, shard.layer)
         for start in range(0, shard.n_obs, READ):
             rows = [(start, min(start + READ, shard.n_obs))]
             left, right = again.read(rows), shard.read(rows)

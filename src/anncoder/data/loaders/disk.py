@@ -20,7 +20,7 @@ import torch
 
 from anncoder.data.loaders.memory import Stored
 from anncoder.data.loaders.order import Rows, n_minibatches, refuse_small_share
-from anncoder.data.stores import Shards
+from anncoder.data.stores import Stores
 from anncoder.types import CSR, SINGLE, Batch, Rank
 
 BLOCK = 32  # rows read at once; where the stored chunks are compressed, as many as one holds
@@ -46,7 +46,7 @@ class DiskLoader:
 
     Parameters
     ----------
-    shards
+    stores
         The matrices.
     size_factor
         (n_obs,) float32 library size over the median library size of the fitted data.
@@ -71,7 +71,7 @@ class DiskLoader:
 
     def __init__(
         self,
-        shards: Shards,
+        stores: Stores,
         size_factor: Array,
         chosen: Array,
         *,
@@ -83,14 +83,14 @@ class DiskLoader:
         pool: int | None = None,
     ) -> None:
         self._ahead: tuple[int, prefetched[Pool]] | None = None  # the epoch that is being read ahead
-        self.shards, self.size_factor, self.chosen = shards, size_factor, chosen
+        self.stores, self.size_factor, self.chosen = stores, size_factor, chosen
         self.batch_size, self.seed, self.batch_code, self.process = batch_size, seed, batch_code, process
-        block = max(BLOCK, shards.chunk_rows) if block is None else block
+        block = max(BLOCK, stores.chunk_rows) if block is None else block
         if pool is None:
             shuffled = max(POOL, BLOCKS * block)
-            pool = min(IN_ORDER if seed is None else shuffled, POOL_BYTES // max(shards.row_bytes, 1))
+            pool = min(IN_ORDER if seed is None else shuffled, POOL_BYTES // max(stores.row_bytes, 1))
         self.pool = max(pool, 2 * batch_size)
-        self.blocks = np.array(list(shards.borders(block)), dtype=np.int64).reshape(-1, 2)
+        self.blocks = np.array(list(stores.borders(block)), dtype=np.int64).reshape(-1, 2)
         self.n_obs = int(np.count_nonzero(chosen))
         self._n_chosen = np.add.reduceat(chosen, self.blocks[:, 0], dtype=np.int64)  # blocks follow each other
         if seed is not None:  # in some epoch, a process may have as many of the smallest blocks as there are for each
@@ -112,7 +112,7 @@ class DiskLoader:
         FileError
             A file is damaged, or has changed since it was opened.
         """
-        self.shards.refuse_change()
+        self.stores.refuse_change()
         steps = self._steps(number)
         return islice(self._all(number), steps)
 
@@ -138,8 +138,8 @@ class DiskLoader:
     def _started(self, number: int) -> prefetched[Pool]:
         # of what the pools are made of, and not of this loader: the thread must not keep it alive
         seed = None if self.seed is None else [self.seed, 2, number]
-        pools = pools_of(self.shards, self.chosen, list(self._groups(number)), seed)
-        return prefetched(pools, self.shards.shards[0].path.name)
+        pools = pools_of(self.stores, self.chosen, list(self._groups(number)), seed)
+        return prefetched(pools, self.stores.stores[0].path.name)
 
     def _steps(self, number: int) -> int:
         rank, size = self.process
@@ -163,12 +163,12 @@ class DiskLoader:
                 yield self.blocks[part]
 
 
-def pools_of(shards: Shards, chosen: Array, groups: list[Array], seed: list[int] | None) -> Iterator[Pool]:
+def pools_of(stores: Stores, chosen: Array, groups: list[Array], seed: list[int] | None) -> Iterator[Pool]:
     """Read the pools of an epoch.
 
     Parameters
     ----------
-    shards, chosen
+    stores, chosen
         As in :class:`DiskLoader`.
     groups
         The blocks of each pool, (n, 2).
@@ -177,7 +177,7 @@ def pools_of(shards: Shards, chosen: Array, groups: list[Array], seed: list[int]
     """
     for at, blocks in enumerate(groups):
         blocks = blocks[np.argsort(blocks[:, 0])]
-        matrix = shards.read(_joined(blocks))
+        matrix = stores.read(_joined(blocks))
         rows = np.concatenate([np.arange(a, b) for a, b in blocks])
         order = np.flatnonzero(chosen[rows])
         if seed is not None:
@@ -217,7 +217,7 @@ def cached_loader(loader: Any) -> Any:
     if not isinstance(loader, DiskLoader) or loader.seed is not None:
         return loader
     # an index has eight bytes in a minibatch, four on disk
-    return KeptLoader(loader) if 3 * loader.shards.row_bytes * loader.n_obs <= 2 * POOL_BYTES else loader
+    return KeptLoader(loader) if 3 * loader.stores.row_bytes * loader.n_obs <= 2 * POOL_BYTES else loader
 
 
 def minibatches_of(
