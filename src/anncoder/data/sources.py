@@ -36,6 +36,9 @@ from anncoder.types import SINGLE, Loader, Rank
 Data: TypeAlias = "anndata.AnnData | str | Path | list[str | Path] | Reader"
 Array = np.ndarray[Any, Any]
 FEW = 16  # where fewer than one in so many is wanted, cells are read one by one
+CHANCE = 0.01  # share of a file's cells that may have name and total of others by chance, where names are numbers
+
+logger = logging.getLogger("anncoder")
 
 
 class PerCell(NamedTuple):
@@ -200,7 +203,7 @@ class DiskSource:
 
     def blocks(self, chosen: Array, step: int) -> Iterator[tuple[csr_matrix, Array]]:
         """Yield the chosen rows in order, read ahead by one block."""
-        if (kept := self._in_memory()) is not None:
+        if (kept := self._few()) is not None:
             yield from _rows_of(kept, chosen, step)
             return
         with closing(prefetched(self._read(chosen, step), self.where)) as blocks:
@@ -210,7 +213,7 @@ class DiskSource:
         self, cells: PerCell, chosen: Array, *, batch_size: int, seed: int | None = None, process: Rank = SINGLE
     ) -> Loader:
         """Return minibatches of the chosen rows."""
-        if (kept := self._in_memory()) is not None:
+        if (kept := self._few()) is not None:
             return _in_memory(Stored.of(kept), cells, chosen, batch_size=batch_size, seed=seed, process=process)
         return DiskLoader(
             self.stores,
@@ -234,9 +237,9 @@ class DiskSource:
         """Return coordinates of the cells from obsm."""
         return self.stores.coordinates(key)
 
-    def _in_memory(self) -> csr_matrix | None:
+    def _few(self) -> csr_matrix | None:
         """Return the cells if they are few: they are read once, and kept."""
-        if self._kept is None and few(self.stores):
+        if self._kept is None and are_few(self.stores):
             self._kept = stacked([matrix for matrix, _ in self._read(np.ones(self.n_obs, dtype=bool), READ)])
         return self._kept
 
@@ -251,7 +254,7 @@ class DiskSource:
                 yield self.stores.read([(row, row + 1) for row in (rows + first).tolist()]), rows + first
 
 
-def few(stores: Stores) -> bool:
+def are_few(stores: Stores) -> bool:
     """Tell whether cells on disk are no more than one pool of the loader: then they are kept."""
     return stores.row_bytes * stores.n_obs <= POOL_BYTES
 
@@ -264,7 +267,7 @@ def checked(stores: Stores, *, counts: bool, to_fit: bool, integers: bool) -> Di
     FileError, InputError
         As :func:`anncoder.data.check.refuse_bad`.
     """
-    sizes, kept = np.ones(stores.n_obs), few(stores)
+    sizes, kept = np.ones(stores.n_obs), are_few(stores)
     parts: list[csr_matrix] = []
 
     def take(cells: csr_matrix, first: int) -> None:
@@ -305,10 +308,6 @@ def _in_memory(
         batch_code=cells.batch_code,
         process=process,
     )
-
-
-logger = logging.getLogger("anncoder")
-CHANCE = 0.01  # share of a file's cells that may have name and total of others by chance, where names are numbers
 
 
 @memory_errors("opening the data")

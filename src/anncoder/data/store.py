@@ -345,9 +345,6 @@ def _states(folder: Path) -> Iterator[os.stat_result]:
                     yield from _states(Path(entry.path))
 
 
-Hashes = np.ndarray[Any, np.dtype[np.uint64]]
-
-
 class Names:
     """The names of all cells of a file, as far as messages need them; they stay on the disk.
 
@@ -380,7 +377,7 @@ class Names:
         names = self[np.flatnonzero(np.isin(self.hashes(), twice))]
         return names[names.duplicated()].unique()
 
-    def hashes(self) -> Hashes:
+    def hashes(self) -> Array:
         """Return a number for every name, (n,), which is the same for equal ones."""
         hashes = np.empty(len(self), dtype=np.uint64)
         for start, block in self.store.name_blocks():
@@ -388,7 +385,7 @@ class Names:
         return hashes
 
 
-def n_repeated(stores: list[Store], sizes: np.ndarray[Any, Any]) -> int:
+def n_repeated(stores: list[Store], sizes: Array) -> int:
     """Return how many cells of several files have the name, and the number of molecules, of a cell of another file.
 
     The same barcode may well be in two samples, but hardly with the same total.

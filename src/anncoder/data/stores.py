@@ -40,8 +40,8 @@ class Stores:
 
     def __init__(self, stores: Sequence[Store], var_names: pd.Index | None = None, allow_missing: float = 0.0) -> None:
         self.stores = list(stores)
-        self.genes = (self.stores[0].var_names if var_names is None else var_names, allow_missing)
         self.var_names = self.stores[0].var_names if var_names is None else var_names
+        self.genes = self.var_names, allow_missing
         self.starts = np.cumsum([0, *(store.n_obs for store in self.stores)])
         self.n_obs = int(self.starts[-1])
         n_stored = sum(store.matrix.n_stored for store in self.stores)

@@ -29,7 +29,13 @@ POOL = 32_768  # cells shuffled at once, and
 BLOCKS = 128  # the blocks that they come from, at least; but no more than
 POOL_BYTES = 128 * 2**20
 
+PATIENCE = 120.0  # seconds without anything read, after which it is said which file it is
+READER = "anncoder-reader"  # begins the names of the threads
+OVER = object()  # stands for the end of the items
+
 Array = np.ndarray[Any, Any]
+T = TypeVar("T")
+logger = logging.getLogger("anncoder")
 
 
 class Pool(NamedTuple):
@@ -283,14 +289,6 @@ def _below(top: Batch | None, bottom: Batch) -> Batch:
         torch.cat([top.rows, bottom.rows]),
         torch.cat(codes) if codes else None,
     )
-
-
-logger = logging.getLogger("anncoder")
-
-T = TypeVar("T")
-PATIENCE = 120.0  # seconds without anything read, after which it is said which file it is
-READER = "anncoder-reader"  # begins the names of the threads
-OVER = object()  # stands for the end of the items
 
 
 class prefetched(Generic[T]):
