@@ -183,6 +183,7 @@ class DiskSource:
         self.where = f"{', '.join(names[:3])}{', ...' * (len(names) > 3)}: {slot_label(stores.stores[0].layer)}"
         self.sizes, self.warnings = np.ones(self.n_obs) if sizes is None else sizes, warnings
         self._counts, self._kept = counts, kept
+        self.names, self.column, self.coordinates = stores.names, stores.column, stores.coordinates
 
     def opened(self, genes: Genes | None, *, counts: bool, to_fit: bool, integers: bool = True) -> Source:
         """Return these cells: they are open, and checked for the model that asks."""
@@ -224,18 +225,6 @@ class DiskSource:
             batch_code=cells.batch_code,
             process=process,
         )
-
-    def names(self, rows: Array) -> pd.Index:
-        """Return the names of some cells."""
-        return self.stores.names(rows)
-
-    def column(self, key: str, *, what: str) -> Any:
-        """Return a column of obs."""
-        return self.stores.column(key, what=what)
-
-    def coordinates(self, key: str) -> Array:
-        """Return coordinates of the cells from obsm."""
-        return self.stores.coordinates(key)
 
     def _few(self) -> csr_matrix | None:
         """Return the cells if they are few: they are read once, and kept."""

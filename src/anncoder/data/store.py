@@ -10,7 +10,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import anndata
 import h5py
@@ -31,13 +31,6 @@ Array = np.ndarray[Any, Any]
 NAMES = 65_536  # read at once
 READ = 8192  # cells at a time
 TRANSPOSED = 2**24  # stored values of a matrix by genes that are put in order in memory at most: 128 MiB
-
-
-class Stamp(NamedTuple):
-    """What a file, or a folder with the files of its matrix, looked like when it was opened."""
-
-    modified: int
-    size: int
 
 
 class Store:
@@ -325,15 +318,16 @@ def within(rows: Array, start: int) -> Array:
     return rows[np.searchsorted(rows, start) : np.searchsorted(rows, start + NAMES)] - start
 
 
-def _stamp(path: Path, layer: str | None) -> Stamp:
+def _stamp(path: Path, layer: str | None) -> tuple[int, int]:
+    """Return when a file was last written, and its size."""
     # of a zarr folder also the files of the matrix, which are written one by one
     try:
         states = [path.stat()]
         if path.is_dir() and ".." not in (parts := ("X",) if layer is None else ("layers", *layer.split("/"))):
             states += _states(path.joinpath(*parts))
     except OSError:
-        return Stamp(0, -1)
-    return Stamp(max(state.st_mtime_ns for state in states), sum(state.st_size for state in states))
+        return 0, -1
+    return max(state.st_mtime_ns for state in states), sum(state.st_size for state in states)
 
 
 def _states(folder: Path) -> Iterator[os.stat_result]:
