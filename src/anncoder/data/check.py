@@ -146,7 +146,7 @@ def check(
     if stores is None:
         assert isinstance(data, AnnData)
         return check_adata(data, layer, counts=counts, integers=integers)
-    (store, *_) = stores
+    store = stores[0]
     with store.errors():
         others = _other_slots_of(store)
         judged = judge_store(store, lambda: others, counts=counts, integers=integers)
