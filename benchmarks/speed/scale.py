@@ -18,7 +18,7 @@ from benchmarks.speed.comparisons import Bench, Result, against_scvi, compared
 
 from anncoder.data.adata import read_matrix
 from anncoder.data.loaders.disk import DiskLoader
-from anncoder.data.stores import Shards, open_shards
+from anncoder.data.stores import Stores, open_stores
 from anncoder.datasets import simulate, simulate_to_file
 
 ALL_GENES = 13_488  # of the 10x blood cells; with this library size 98.6 % of the entries are zero
@@ -72,10 +72,10 @@ def entropy(bench: Bench) -> Iterator[Result]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "sorted.h5ad"
         anndata.AnnData(np.ones((len(labels), 2), dtype=np.float32)).write_h5ad(path)
-        shards = open_shards(str(path), None)
+        shards = open_stores(str(path), None)
         assert shards is not None
         chosen = np.ones(len(labels), dtype=bool)
-        loader = DiskLoader(Shards(shards), chosen.astype(np.float32), chosen, batch_size=256, seed=0)
+        loader = DiskLoader(Stores(shards), chosen.astype(np.float32), chosen, batch_size=256, seed=0)
         ours = float(np.mean([_entropy(labels[batch.rows.numpy()]) for batch in loader.epoch(0)]))
     order = np.random.default_rng(1).permutation(len(labels))
     full = float(np.mean([_entropy(labels[order[i : i + 256]]) for i in range(0, len(order), 256)]))

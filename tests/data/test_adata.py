@@ -10,11 +10,11 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anncoder.data import summary as summary_of
 from anncoder.data.adata import codes_of, obs_column, read_matrix
 from anncoder.data.genes import align, naming
 from anncoder.data.loaders.memory import MemoryLoader, Stored
 from anncoder.data.loaders.order import minibatches, n_minibatches, shuffled, split_rows
+from anncoder.data.matrix import arrays
 from anncoder.data.summary import library_sizes, summarize
 from anncoder.errors import ConfigError, InputError
 
@@ -191,7 +191,7 @@ class TestGenes:
 @pytest.mark.parametrize("stored", [1, 7, 2**18])
 @pytest.mark.parametrize("transform", ["log1p", "none"])
 def test_the_summary_is_that_of_dense_arrays(transform: str, stored: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(summary_of, "STORED", stored)
+    monkeypatch.setattr(arrays, "BLOCK", stored)
     generator = np.random.default_rng(0)
     dense = generator.poisson(1, (50, 6)).astype(np.float32)
     dense[:, 2] = 0

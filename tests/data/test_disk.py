@@ -26,16 +26,22 @@ from hypothesis import strategies as st
 from scipy import sparse as sp
 
 from anncoder import CountAutoencoder, UndercompleteAutoencoder, VariationalAutoencoder, evaluate
+from anncoder.config import TrainingConfig
 from anncoder.data import direct_read as pages
-from anncoder.data import store as shard
+from anncoder.data import sources
+from anncoder.data import store as store_module
 from anncoder.data.adata import open_data
 from anncoder.data.check import check
 from anncoder.data.direct_read import Extents
 from anncoder.data.loaders import disk
 from anncoder.data.loaders.disk import DiskLoader, prefetched
+from anncoder.data.loaders.order import split_rows
 from anncoder.data.matrix import arrays as held
-from anncoder.data.stores import Shards, open_shards
+from anncoder.data.sources import open_source
+from anncoder.data.stores import Stores, open_stores
 from anncoder.errors import ConfigError, FileError, InputError, ResourceError
+from anncoder.models.count import CountConfig
+from anncoder.training.prepare import prepare
 
 QUICK: dict[str, Any] = {"max_epochs": 2, "progress": False, "batch_size": 32}
 
@@ -58,15 +64,15 @@ def write(adata: anndata.AnnData, path: Path) -> Path:
     return path
 
 
-def open_all(*paths: Path) -> Shards:
-    shards = open_shards([str(p) for p in paths], None)
-    assert shards is not None
-    return Shards(shards)
+def open_all(*paths: Path) -> Stores:
+    stores = open_stores([str(p) for p in paths], None)
+    assert stores is not None
+    return Stores(stores)
 
 
-def loader(shards: Shards, chosen: np.ndarray[Any, Any] | None = None, **options: Any) -> DiskLoader:
-    chosen = np.ones(shards.n_obs, dtype=bool) if chosen is None else chosen
-    return DiskLoader(shards, np.ones(shards.n_obs, dtype=np.float32), chosen, **options)
+def loader(stores: Stores, chosen: np.ndarray[Any, Any] | None = None, **options: Any) -> DiskLoader:
+    chosen = np.ones(stores.n_obs, dtype=bool) if chosen is None else chosen
+    return DiskLoader(stores, np.ones(stores.n_obs, dtype=np.float32), chosen, **options)
 
 
 @pytest.fixture(scope="module")
@@ -92,10 +98,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def test_every_row_once_an_epoch(
     files: list[Path], batch_size: int, block: int, pool: int, seed: int | None, process: float
 ) -> None:
-    shards = open_all(*files)
+    stores = open_all(*files)
     chosen = np.random.default_rng(0).random(80) < process
     chosen[:2] = True
-    minibatches = loader(shards, chosen, batch_size=batch_size, block=block, pool=pool, seed=seed)
+    minibatches = loader(stores, chosen, batch_size=batch_size, block=block, pool=pool, seed=seed)
     batches = list(minibatches.epoch(3))
     rows = torch.cat([b.rows for b in batches]).numpy()
     np.testing.assert_array_equal(np.sort(rows), np.flatnonzero(chosen))
@@ -149,6 +155,85 @@ def test_every_way_of_storing_gives_the_same_rows(kind: str, tmp_path: Path) -> 
     rows = open_all(path).read([(3, 7), (20, 40)])
     assert rows.dtype == np.float32
     np.testing.assert_array_equal(rows.toarray(), adata.X[np.r_[3:7, 20:40]].toarray())
+
+
+class TestReads:
+    """How often the stored values and indices are read before the training."""
+
+    @pytest.fixture
+    def n_read(self, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+        counts = dict.fromkeys(("X", "X/data", "X/indices"), 0)
+        by_hdf5, direct = h5py.Dataset.__getitem__, Extents.read
+
+        def seen(array: h5py.Dataset, n: int) -> None:
+            name = array.name.strip("/")
+            if name in counts:
+                counts[name] += n
+
+        def getitem(array: h5py.Dataset, *at: Any, **options: Any) -> Any:
+            found = by_hdf5(array, *at, **options)
+            seen(array, np.size(found))
+            return found
+
+        def read(places: Extents, start: int, stop: int, out: Any) -> None:
+            seen(places.array, stop - start)
+            direct(places, start, stop, out)
+
+        monkeypatch.setattr(h5py.Dataset, "__getitem__", getitem)
+        monkeypatch.setattr(Extents, "read", read)
+        return counts
+
+    @staticmethod
+    def stored(kind: str, folder: Path) -> tuple[Path, dict[str, int]]:
+        adata = make(300)
+        n = {"X": 0, "X/data": adata.X.nnz, "X/indices": adata.X.nnz}
+        if kind == "csc":
+            adata.X = adata.X.tocsc()
+        if kind == "dense":
+            adata.X = adata.X.toarray()
+            n = {"X": adata.X.size, "X/data": 0, "X/indices": 0}
+        path = folder / "it.h5ad"
+        adata.write_h5ad(path, compression="gzip" if kind == "gzip" else None)
+        return path, n
+
+    @pytest.mark.parametrize("counts", [True, False])
+    @pytest.mark.parametrize("kind", ["csr", "gzip", "csc", "dense"])
+    def test_a_file_that_fits_into_memory_is_read_once(
+        self, kind: str, counts: bool, n_read: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path, once = self.stored(kind, tmp_path)
+        monkeypatch.setattr(held, "DISK_BLOCK", 200)  # several blocks
+        source = open_source(path, None, counts=counts)
+        assert n_read == once
+        config = CountConfig(n_latent=2) if counts else CountConfig(n_latent=2, likelihood="gaussian", transform="none")
+        ready = prepare(source, split_rows(300, 0.1, 0), config, TrainingConfig(batch_size=32))
+        list(ready.train.epoch(0))
+        list(source.files())
+        assert n_read == once
+
+    @pytest.mark.parametrize("kind", ["csr", "gzip", "dense"])
+    def test_a_larger_file_is_read_once_for_check_and_library_sizes_and_once_for_the_genes(
+        self, kind: str, n_read: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path, once = self.stored(kind, tmp_path)
+        monkeypatch.setattr(held, "DISK_BLOCK", 200)
+        monkeypatch.setattr(sources, "POOL_BYTES", 1000)
+        source = open_source(path, None, counts=True)
+        assert n_read == once
+        np.testing.assert_array_equal(source.sizes, np.asarray(open_data(path).X.sum(axis=1)).ravel())
+        n_read.update(dict.fromkeys(n_read, 0))
+        list(source.blocks(np.ones(300, dtype=bool), 64))
+        assert n_read == once
+
+    def test_the_remedy_of_a_bad_file_needs_no_second_look_at_it(self, n_read: dict[str, int], tmp_path: Path) -> None:
+        adata = make(300)
+        adata.layers["counts"], adata.X = adata.X.copy(), adata.X.log1p()
+        path = write(adata, tmp_path / "it.h5ad")
+        with pytest.raises(InputError, match="pass layer='counts'") as error:
+            open_source(path, None, counts=True)
+        assert error.value.code == "not-integer"
+        # one index more: the gene of the first bad value
+        assert n_read == {"X": 0, "X/data": adata.X.nnz, "X/indices": adata.X.nnz + 1}
 
 
 class TestModels:
@@ -207,9 +292,9 @@ class TestModels:
             for n in (1000, 50):
                 tables = [evaluate(fits[0], data, labels="donor", max_cells=n).table for data in (here, there)]
                 pd.testing.assert_frame_equal(*tables)
-        opened = open_shards(backed, None)
+        opened = open_stores(backed, None)
         assert opened is not None
-        np.testing.assert_array_equal(Shards(opened).coordinates("X_new"), counts.obsm["X_new"])
+        np.testing.assert_array_equal(Stores(opened).coordinates("X_new"), counts.obsm["X_new"])
         with pytest.raises(ConfigError, match="dunor"):
             VariationalAutoencoder(n_latent=4).fit(backed, batch_key="dunor", **QUICK)
         with pytest.raises(InputError) as error:
@@ -287,9 +372,9 @@ class TestCheck:
         adata = make(70_000, g=2)
         adata.obs_names = [*adata.obs_names[:-1], "c3"]
         path = write(adata, tmp_path / "it.h5ad")
-        shards = open_shards(path, None)
-        assert shards is not None
-        names = shard.Names(shards[0])
+        stores = open_stores(path, None)
+        assert stores is not None
+        names = store_module.Names(stores[0])
         assert list(names.repeated()) == ["c3"]
         assert (len(names), names[69_998], list(names[np.array([2, 69_999])])) == (70_000, "c69998", ["c2", "c3"])
 
@@ -397,8 +482,8 @@ class TestDamage:
 
     def test_a_file_that_changes_while_it_is_read(self, tmp_path: Path) -> None:
         path = write(make(100), tmp_path / "it.h5ad")
-        shards = open_all(path)
-        minibatches = loader(shards, batch_size=10, seed=0)
+        stores = open_all(path)
+        minibatches = loader(stores, batch_size=10, seed=0)
         assert len(list(minibatches.epoch(0))) == 10
         path.touch()
         with pytest.raises(FileError) as error:
@@ -411,14 +496,14 @@ class TestDamage:
         if layer is not None:
             adata.layers[layer] = adata.X.copy()
         path = write(adata, tmp_path / "it.zarr")
-        shards = open_shards(path, layer)
-        assert shards is not None
+        stores = open_stores(path, layer)
+        assert stores is not None
         (path / "obs" / "of_another").touch()  # what is not read any more may change
-        shards[0].refuse_change()
+        stores[0].refuse_change()
         matrix = path / "X" if layer is None else path / "layers" / layer
         chunk = max(matrix.rglob("*"), key=lambda file: (file.is_file(), len(file.parts)))
         for change in (lambda: chunk.write_bytes(chunk.read_bytes()), chunk.unlink):
-            (opened,) = open_shards(path, layer) or []
+            (opened,) = open_stores(path, layer) or []
             change()
             with pytest.raises(FileError) as error:
                 opened.refuse_change()
@@ -486,7 +571,7 @@ class TestDamage:
         np.testing.assert_array_equal(
             open_all(path).read([(3, 7), (9, 12)]).toarray(), adata.X[[*range(3, 7), 9, 10, 11]].toarray()
         )
-        monkeypatch.setattr(shard, "TRANSPOSED", 10)
+        monkeypatch.setattr(store_module, "TRANSPOSED", 10)
         with pytest.raises(InputError, match="tocsr") as error:
             UndercompleteAutoencoder(n_latent=2).fit(path, **QUICK)
         assert error.value.code == "not-by-cells"
@@ -555,11 +640,11 @@ def iter_all(items: Iterator[int], into: list[int]) -> Iterator[int]:
 
 def test_the_next_epoch_is_read_ahead_and_its_thread_ends(files: list[Path]) -> None:
     def readers() -> int:
-        return sum(thread.name == "anncoder-reader" for thread in threading.enumerate())
+        return sum(thread.name.startswith("anncoder-reader") for thread in threading.enumerate())
 
     before = readers()
-    shards = open_all(*files)
-    one, other = (loader(shards, batch_size=10, seed=0) for _ in range(2))
+    stores = open_all(*files)
+    one, other = (loader(stores, batch_size=10, seed=0) for _ in range(2))
     orders = [[batch.rows.tolist() for batch in one.epoch(number)] for number in (0, 1, 0, 3)]
     assert readers() == before + 1
     # read ahead or not, and whichever epoch is asked for, an epoch is a function of its number
@@ -569,22 +654,22 @@ def test_the_next_epoch_is_read_ahead_and_its_thread_ends(files: list[Path]) -> 
     del one, other
     gc.collect()
     for thread in threading.enumerate():
-        if thread.name == "anncoder-reader":
+        if thread.name.startswith("anncoder-reader"):
             thread.join(timeout=10)
     assert readers() == before
 
 
 def test_cells_held_out_are_read_once(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    shards = open_all(*files)
-    inner = loader(shards, batch_size=10, seed=None)
+    stores = open_all(*files)
+    inner = loader(stores, batch_size=10, seed=None)
     outer = disk.cached_loader(inner)
     assert isinstance(outer, disk.KeptLoader)
     assert (len(outer), outer.n_obs) == (len(inner), inner.n_obs)
     first = [batch.rows.tolist() for batch in outer.epoch(0)]
     assert first == [batch.rows.tolist() for batch in inner.epoch(0)]
-    monkeypatch.setattr(shards, "read", lambda _: pytest.fail("they are read again"))
+    monkeypatch.setattr(stores, "read", lambda _: pytest.fail("they are read again"))
     assert first == [batch.rows.tolist() for batch in outer.epoch(1)]
-    shuffled = loader(shards, batch_size=10, seed=0)
+    shuffled = loader(stores, batch_size=10, seed=0)
     assert disk.cached_loader(shuffled) is shuffled
     monkeypatch.setattr(disk, "POOL_BYTES", 100)
     assert disk.cached_loader(inner) is inner
@@ -624,10 +709,10 @@ class TestExtents:
 
     def test_a_file_that_shrinks_while_it_is_read(self, tmp_path: Path) -> None:
         path = write(make(2000, g=50), tmp_path / "it.h5ad")
-        shards = open_all(path)
+        stores = open_all(path)
         os.truncate(path, path.stat().st_size // 2)
         with pytest.raises(FileError, match=r"it\.h5ad") as error:
-            shards.read([(0, 2000)])
+            stores.read([(0, 2000)])
         assert error.value.code == "file-changed"
 
 
@@ -654,6 +739,7 @@ class TestPages:
         def refuse(*_: object, **__: object) -> None:
             raise OSError(12, "Cannot allocate memory")
 
+        monkeypatch.setattr(sources, "POOL_BYTES", 100)  # larger than this, files are read again for every epoch
         monkeypatch.setattr(pages, "LARGE", 0)
         monkeypatch.setattr(pages.mmap, "mmap", refuse)
         with pytest.raises(ResourceError) as caught:

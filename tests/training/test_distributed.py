@@ -25,7 +25,7 @@ from anncoder import CountAutoencoder
 from anncoder.data.loaders.disk import DiskLoader
 from anncoder.data.loaders.memory import MemoryLoader, Stored
 from anncoder.data.loaders.order import minibatches
-from anncoder.data.stores import Shards, open_shards
+from anncoder.data.stores import Stores, open_stores
 from anncoder.errors import ConfigError, ResourceError
 from anncoder.training import distributed
 from anncoder.types import Noise, Rank
@@ -167,13 +167,13 @@ def test_the_noise_of_the_first_process_is_that_of_one_alone() -> None:
 def test_a_process_that_would_have_nothing_to_fit_on_is_refused(tmp_path: Path) -> None:
     matrix = sp.csr_matrix(np.ones((65, 1), dtype=np.float32))
     anndata.AnnData(matrix).write_h5ad(tmp_path / "it.h5ad")
-    shards = open_shards(str(tmp_path / "it.h5ad"), None)
+    shards = open_stores(str(tmp_path / "it.h5ad"), None)
     assert shards is not None
 
     def on_disk(n: int, size: int, seed: int | None) -> DiskLoader:
         chosen = np.arange(65) < n
         return DiskLoader(
-            Shards(shards), np.ones(65, np.float32), chosen, batch_size=8, seed=seed, process=Rank(0, size), block=32
+            Stores(shards), np.ones(65, np.float32), chosen, batch_size=8, seed=seed, process=Rank(0, size), block=32
         )
 
     def in_memory(n: int, size: int, seed: int | None) -> MemoryLoader:
@@ -249,7 +249,7 @@ def test_shares_of_an_epoch_in_memory(n: int, batch_size: int, size: int, epoch:
 
 def test_shares_of_an_epoch_on_disk(tmp_path: Path) -> None:
     anndata.AnnData(sp.csr_matrix(np.ones((500, 1), dtype=np.float32))).write_h5ad(tmp_path / "it.h5ad")
-    shards = open_shards(str(tmp_path / "it.h5ad"), None)
+    shards = open_stores(str(tmp_path / "it.h5ad"), None)
     assert shards is not None
     chosen = np.random.default_rng(0).random(500) < 0.9
     options: dict[str, Any] = {"batch_size": 16, "block": 10, "pool": 60}
@@ -258,7 +258,7 @@ def test_shares_of_an_epoch_on_disk(tmp_path: Path) -> None:
         shares = []
         for rank in range(3):
             loader = DiskLoader(
-                Shards(shards), np.ones(500, np.float32), chosen, seed=1, process=Rank(rank, 3), **options
+                Stores(shards), np.ones(500, np.float32), chosen, seed=1, process=Rank(rank, 3), **options
             )
             shares.append([b.rows for b in loader.epoch(epoch)])
         assert len({len(process) for process in shares}) == 1

@@ -31,7 +31,7 @@ from anncoder.cli.run_folder import (
 from anncoder.cli.settings import parse_assignments, read_yaml, set_in
 from anncoder.config import TrainingConfig, given, split_settings
 from anncoder.data.sources import DiskSource, open_source
-from anncoder.data.stores import open_shards
+from anncoder.data.stores import open_stores
 from anncoder.device import choose_device, threads_set
 from anncoder.errors import ConfigError, DivergenceError, InputError
 from anncoder.evaluation.comparison import evaluate
@@ -100,7 +100,7 @@ def run_train(request: TrainRequest) -> None:
         if process.rank == 0:
             _train_and_write(request, plan)
         else:
-            shards: Any = open_shards(list(request.data), request.layer)
+            shards: Any = open_stores(list(request.data), request.layer)
             if request.drop_empty_cells:
                 leave_out_empty(shards)
             settings = plan.training.model_dump()

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix, issparse
 
 from anncoder.config import unknown_key
-from anncoder.data.chunks import gap_of
+from anncoder.data.matrix.arrays import OnDisk, canonical
 from anncoder.errors import ConfigError, FileError, InputError, listed
 
 
@@ -30,12 +31,23 @@ def open_data(data: anndata.AnnData | str | Path) -> anndata.AnnData:
     path = checked_path(data)
     try:
         adata = anndata.read_zarr(path) if path.is_dir() else anndata.read_h5ad(path)
-        gap = gap_of(path)
+        gap = _gap_in_x(path)
     except Exception as error:
         raise damaged(path, first_line(error)) from error
     if gap:
         raise damaged(path, gap)
     return adata
+
+
+def _gap_in_x(path: Path) -> str:
+    # not of layers: chunks of zeros, which zarr leaves out, one may well have (a mask), and nobody may ask for it
+    if path.is_dir():
+        import zarr
+
+        group = zarr.open_group(str(path), mode="r")
+        return OnDisk(group["X"]).gap(path) if "X" in group else ""
+    with h5py.File(path, "r") as file:
+        return OnDisk(file["X"]).gap(path) if "X" in file else ""
 
 
 def checked_path(data: Any) -> Path:
@@ -86,11 +98,10 @@ def read_matrix(adata: anndata.AnnData, layer: str | None) -> csr_matrix:
     """
     matrix = _slot(adata, layer)
     if isinstance(matrix, csr_matrix) and matrix.dtype == np.float32:
-        # `has_canonical_format` looks at the whole matrix once and remembers it in the object: a copy is ours to sort
+        # another object: the user's would remember what is found out about it
         view = csr_matrix((matrix.data, matrix.indices, matrix.indptr), shape=matrix.shape, copy=False)
-        matrix = view if view.has_canonical_format else view.copy()
-    else:
-        matrix = csr_matrix(matrix, dtype=np.float32, copy=True)
+        return canonical(view)
+    matrix = csr_matrix(matrix, dtype=np.float32, copy=True)
     matrix.sum_duplicates()
     return matrix
 
@@ -269,8 +280,6 @@ def _slot(adata: anndata.AnnData, layer: str | None) -> Any:
 
 
 def _refuse_foreign_file(path: Path) -> None:
-    import h5py
-
     try:
         looks_right = h5py.is_hdf5(path)
         with path.open("rb"):

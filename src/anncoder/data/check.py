@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ import pandas as pd
 from anndata import AnnData
 
 from anncoder.data.adata import resolve_layer
-from anncoder.data.matrix.kind import KINDS, SAMPLED_CELLS, Traits, evenly, traits
+from anncoder.data.matrix.arrays import Block
+from anncoder.data.matrix.kind import KINDS, Traits, traits
 from anncoder.data.matrix.problems import Judged, Location, Problem, judge, quoted, raise_first, use
-from anncoder.data.store import Names, Shard, slot_name, slots_of
-from anncoder.data.stores import open_shards
+from anncoder.data.matrix.sample import SAMPLED_CELLS, evenly
+from anncoder.data.store import Names, Store, slot_name, slots_of
+from anncoder.data.stores import open_stores
 from anncoder.errors import InputError, listed
 
 __all__ = ["Problem", "Report", "check", "check_matrix", "raise_first"]
@@ -139,42 +142,46 @@ def check(
         :meth:`Report.raise_if_bad`.
     """
     start = time.perf_counter()
-    shards = open_shards(data, layer)
-    if shards is not None:
-        return check_shard(shards[0], counts=counts, integers=integers)
-    assert isinstance(data, AnnData)
-    layer = resolve_layer(layer, data.layers)
-    where = slot_name(layer)
-    others = dict(_other_slots(data, where))
-    matrix = data.X if layer is None else data.layers.get(layer)
-    if matrix is None:
-        raise _missing(data, layer, others)
-    location = Location(where, data.obs_names, data.var_names, counts, _holders(others), integers)
-    judged = judge(matrix, location, logged="log1p" in data.uns)
-    return _report(data.shape, where, judged, others, start)
+    stores = open_stores(data, layer)
+    if stores is None:
+        assert isinstance(data, AnnData)
+        return check_adata(data, layer, counts=counts, integers=integers)
+    store = stores[0]
+    with store.errors():
+        others = _other_slots_of(store)
+        judged = judge_store(store, lambda: others, counts=counts, integers=integers)
+    return _report(store.matrix.shape, store.slot, judged, others, start)
 
 
-def check_shard(shard: Shard, *, counts: bool = True, integers: bool = True) -> Report:
-    """Return what :func:`check` says of a file that is open."""
+def check_adata(
+    adata: AnnData, layer: str | None, *, counts: bool, integers: bool, each: Callable[[Block], None] | None = None
+) -> Report:
+    """Return the report on an AnnData; ``each`` is called as in :func:`anncoder.data.matrix.scan.scan`."""
     start = time.perf_counter()
-    with shard.errors():
-        logged = shard.logged
-        slots = ((slot, matrix) for slot, matrix in shard.slots() if slot != shard.slot)
-        others = {slot: traits(matrix, logged=logged) for slot, matrix in slots}
-        location = Location(shard.slot, Names(shard), shard.var_names, counts, _holders(others), integers)
-        judged = judge(shard.matrix, location, logged=logged)
-    return _report(shard.matrix.shape, shard.slot, judged, others, start)
+    layer = resolve_layer(layer, adata.layers)
+    where = slot_name(layer)
+    others = dict(_other_slots(adata, where))
+    matrix = adata.X if layer is None else adata.layers.get(layer)
+    if matrix is None:
+        raise _missing(adata, layer, others)
+    location = Location(where, adata.obs_names, adata.var_names, counts, lambda: _holders(others), integers)
+    judged = judge(matrix, location, logged="log1p" in adata.uns, each=each)
+    return _report(adata.shape, where, judged, others, start)
 
 
-def problems_of(shard: Shard, *, counts: bool = True, integers: bool = True) -> tuple[Problem, ...]:
-    """Return what is wrong with the matrix of a file; the other slots are looked at only where a remedy needs them."""
-    with shard.errors():
-        location = Location(shard.slot, Names(shard), shard.var_names, counts, integers=integers)
-        found = judge(shard.matrix, location).problems
-    if any(problem.severity == "error" for problem in found):
-        found = check_shard(shard, counts=counts, integers=integers).problems
-    # cells that were left out do not matter any more
-    return tuple(problem for problem in found if shard.rows is None or problem.code != "empty-cells")
+def judge_store(
+    store: Store,
+    others: Callable[[], dict[str, Traits]],
+    *,
+    counts: bool,
+    integers: bool,
+    each: Callable[[Block], None] | None = None,
+) -> Judged:
+    """Read the matrix of a file once; ``others`` gives the traits of its other slots, where a remedy needs them."""
+    with store.errors():
+        names = Names(store)
+        location = Location(store.slot, names, store.var_names, counts, lambda: _holders(others()), integers)
+        return judge(store.matrix, location, logged=store.logged, each=each)
 
 
 def that_matter(problems: Iterable[Problem], n_obs: int, to_fit: bool) -> Iterator[Problem]:
@@ -182,20 +189,39 @@ def that_matter(problems: Iterable[Problem], n_obs: int, to_fit: bool) -> Iterat
     return (p for p in problems if to_fit or n_obs == 0 or p.code != "too-few-cells")
 
 
-def refuse_bad(shards: list[Shard], *, counts: bool, to_fit: bool, integers: bool = True) -> tuple[Problem, ...]:
-    """Raise the first error in files that will be used together; return the warnings."""
-    n_obs, warnings = sum(shard.n_obs for shard in shards), []
-    for shard in shards:
+def refuse_bad(
+    stores: list[Store],
+    *,
+    counts: bool,
+    to_fit: bool,
+    integers: bool = True,
+    each: Callable[[Store, Block], None] | None = None,
+) -> tuple[Problem, ...]:
+    """Raise the first error in files that will be used together; return the warnings.
+
+    ``each`` is called with every block of every file, as in :func:`anncoder.data.matrix.scan.scan`.
+    """
+    n_obs, warnings = sum(store.n_obs for store in stores), []
+    for store in stores:
+        judged = judge_store(
+            store,
+            partial(_other_slots_of, store),
+            counts=counts,
+            integers=integers,
+            each=None if each is None else partial(each, store),
+        )
+        # cells that were left out do not matter any more
+        problems = (p for p in judged.problems if store.rows is None or p.code != "empty-cells")
         # one file of several may have a single cell
-        matter = that_matter(problems_of(shard, counts=counts, integers=integers), n_obs, to_fit and n_obs < 2)
-        found = [problem._replace(where=f"{shard.path.name}: {problem.where}") for problem in matter]
+        matter = that_matter(problems, n_obs, to_fit and n_obs < 2)
+        found = [problem._replace(where=f"{store.path.name}: {problem.where}") for problem in matter]
         raise_first(found)
         warnings += [problem for problem in found if problem.severity == "warning"]
     if n_obs < (2 if to_fit else 1):
         raise InputError(
             "too-few-cells",
             f"a model needs at least 2 cells, this has {n_obs}",
-            ", ".join(shard.path.name for shard in shards[:3]),
+            ", ".join(store.path.name for store in stores[:3]),
             "check the filters that ran before",
         )
     return tuple(warnings)
@@ -255,6 +281,11 @@ def _report(shape: tuple[int, ...], where: str, judged: Judged, others: dict[str
     )
 
 
+def _other_slots_of(store: Store) -> dict[str, Traits]:
+    logged = store.logged
+    return {slot: traits(matrix, logged=logged) for slot, matrix in store.slots() if slot != store.slot}
+
+
 def _other_slots(adata: AnnData, checked: str) -> Iterator[tuple[str, Traits]]:
     """Yield name and traits of every slot of the shape of a count matrix but the checked one."""
     if adata.is_view and not adata.isbacked:
@@ -297,14 +328,7 @@ def _missing(adata: AnnData, layer: str | None, others: dict[str, Traits]) -> In
 def _table_lines(table: dict[str, Traits]) -> list[str]:
     rows = [("slot", "is", "min", "max", "non-zero", "cells read")]
     rows += [
-        (
-            slot,
-            row.kind,
-            _number(row.lowest),
-            _number(row.highest),
-            f"{row.nonzero_share:.1%}",
-            f"{row.n_cells:,}",
-        )
+        (slot, row.kind, _number(row.lowest), _number(row.highest), f"{row.nonzero_share:.1%}", f"{row.n_cells:,}")
         for slot, row in table.items()
     ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

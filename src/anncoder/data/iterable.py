@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, pairwise
 from typing import Any
 
 import anndata
@@ -133,13 +134,7 @@ class BlockSource:
                 yield self._aligned(raw[part]), rows[part]
 
     def loader(
-        self,
-        cells: PerCell,
-        chosen: Array,
-        *,
-        batch_size: int,
-        seed: int | None = None,
-        process: Rank = SINGLE,
+        self, cells: PerCell, chosen: Array, *, batch_size: int, seed: int | None = None, process: Rank = SINGLE
     ) -> Loader:
         """Return minibatches of the chosen rows, in the order in which they come, whatever the seed."""
         if process.size > 1:
@@ -234,16 +229,11 @@ class BlockLoader:
         return minibatches_of(self._pools(), self.cells.size_factor, self.cells.batch_code, self.batch_size)
 
     def _pools(self) -> Iterator[Pool]:
-        before: tuple[csr_matrix, Array] | None = None
-        for block in self.source.blocks(self.chosen, self.source.n_obs):
-            if before is not None:
-                yield self._pool(*before, last=False)
-            before = block
-        if before is not None:
-            yield self._pool(*before, last=True)
-
-    def _pool(self, matrix: csr_matrix, rows: Array, *, last: bool) -> Pool:
-        return Pool(Stored.of(matrix), rows, np.arange(len(rows)), last)
+        blocks = self.source.blocks(self.chosen, self.source.n_obs)
+        for block, following in pairwise(chain(blocks, [None])):
+            if block is not None:
+                matrix, rows = block
+                yield Pool(Stored.of(matrix), rows, np.arange(len(rows)), last=following is None)
 
 
 def bad_blocks(what: str, code: str = "bad-blocks") -> InputError:

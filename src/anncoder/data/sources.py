@@ -20,21 +20,25 @@ import pandas as pd
 from scipy.sparse import csr_matrix
 
 from anncoder.data.adata import coordinates_of, obs_column, read_matrix, resolve_layer, slot_label
-from anncoder.data.check import check, raise_first, refuse_bad, refuse_empty, that_matter
+from anncoder.data.check import check_adata, raise_first, refuse_bad, refuse_empty, that_matter
 from anncoder.data.genes import align
 from anncoder.data.loaders.disk import POOL_BYTES, DiskLoader, prefetched
 from anncoder.data.loaders.memory import MemoryLoader, Stored
+from anncoder.data.matrix.arrays import Block
 from anncoder.data.matrix.problems import Problem
-from anncoder.data.store import READ, Shard, n_repeated, stacked
-from anncoder.data.stores import Shards, not_as_in_fit, open_files, open_shards, refuse_twice
+from anncoder.data.store import READ, Store, n_repeated, stacked
+from anncoder.data.stores import Stores, not_as_in_fit, open_files, open_stores, refuse_twice
 from anncoder.data.summary import library_sizes
 from anncoder.device import memory_errors
-from anncoder.errors import listed
+from anncoder.errors import InputError, listed
 from anncoder.types import SINGLE, Loader, Rank
 
 Data: TypeAlias = "anndata.AnnData | str | Path | list[str | Path] | Reader"
 Array = np.ndarray[Any, Any]
 FEW = 16  # where fewer than one in so many is wanted, cells are read one by one
+CHANCE = 0.01  # share of a file's cells that may have name and total of others by chance, where names are numbers
+
+logger = logging.getLogger("anncoder")
 
 
 class PerCell(NamedTuple):
@@ -77,13 +81,7 @@ class Source(Protocol):
         ...
 
     def loader(
-        self,
-        cells: PerCell,
-        chosen: Array,
-        *,
-        batch_size: int,
-        seed: int | None = None,
-        process: Rank = SINGLE,
+        self, cells: PerCell, chosen: Array, *, batch_size: int, seed: int | None = None, process: Rank = SINGLE
     ) -> Loader:
         """Return minibatches of the chosen rows, (n_obs,) bool."""
         ...
@@ -109,11 +107,17 @@ class MemorySource:
     def __init__(
         self, adata: anndata.AnnData, layer: str | None, *, counts: bool, to_fit: bool, integers: bool = True
     ) -> None:
-        report = check(adata, layer=layer, counts=counts, integers=integers)
+        sums: list[Array] = []  # library sizes, of each block while it is checked
+
+        def each(block: Block) -> None:
+            if block.arrays.by_cell and block.arrays.indptr is not None:  # what is no CSR is converted first
+                sums.append(library_sizes(block.cells()))
+
+        report = check_adata(adata, layer, counts=counts, integers=integers, each=each if counts else None)
         raise_first(that_matter(report.problems, adata.n_obs, to_fit))
         self.adata, self.matrix, self.where = adata, read_matrix(adata, layer), slot_label(layer)
         self.n_obs, self.var_names = adata.n_obs, pd.Index(adata.var_names.astype(str))
-        self.sizes = library_sizes(self.matrix) if counts else np.ones(self.n_obs)
+        self.sizes = np.concatenate(sums) if sums else library_sizes(self.matrix) if counts else np.ones(self.n_obs)
         self._stored = Stored.of(self.matrix)  # one for all loaders
 
     def with_matrix(self, matrix: csr_matrix, *, counts: bool) -> MemorySource:
@@ -128,13 +132,7 @@ class MemorySource:
         return _rows_of(self.matrix, chosen, step)
 
     def loader(
-        self,
-        cells: PerCell,
-        chosen: Array,
-        *,
-        batch_size: int,
-        seed: int | None = None,
-        process: Rank = SINGLE,
+        self, cells: PerCell, chosen: Array, *, batch_size: int, seed: int | None = None, process: Rank = SINGLE
     ) -> Loader:
         """Return minibatches of the chosen rows."""
         return _in_memory(self._stored, cells, chosen, batch_size=batch_size, seed=seed, process=process)
@@ -153,22 +151,39 @@ class MemorySource:
 
 
 class DiskSource:
-    """Cells of files whose matrices were checked (:func:`anncoder.data.check.problems_of`); see :class:`Source`."""
+    """Cells of files; see :class:`Source`. :func:`checked` makes one.
+
+    Parameters
+    ----------
+    stores
+        The files.
+    counts
+        Whether the values are counts.
+    sizes
+        (n_obs,) library sizes; None where they are not needed.
+    kept
+        The cells, if they have been read and are few.
+    warnings
+        What is wrong with the files, but not so that they must not be used.
+    """
 
     in_order = True
 
     def __init__(
-        self, shards: Shards, *, counts: bool, sizes: Array | None = None, warnings: tuple[Problem, ...] = ()
+        self,
+        stores: Stores,
+        *,
+        counts: bool,
+        sizes: Array | None = None,
+        kept: csr_matrix | None = None,
+        warnings: tuple[Problem, ...] = (),
     ) -> None:
-        self.warnings = warnings  # what is wrong with the files, but not so that it must not be used
-        self.shards, self.n_obs, self.var_names, self._counts = shards, shards.n_obs, shards.var_names, counts
-        names = [shard.path.name for shard in shards.shards]
-        self.where = f"{', '.join(names[:3])}{', ...' * (len(names) > 3)}: {slot_label(shards.shards[0].layer)}"
-        self._kept: csr_matrix | None = None
-        if shards.row_bytes * self.n_obs <= POOL_BYTES:
-            blocks = self.blocks(np.ones(self.n_obs, dtype=bool), READ)
-            self._kept = stacked([matrix for matrix, _ in blocks])
-        self.sizes = self._library_sizes() if sizes is None else sizes
+        self.stores, self.n_obs, self.var_names = stores, stores.n_obs, stores.var_names
+        names = [store.path.name for store in stores.stores]
+        self.where = f"{', '.join(names[:3])}{', ...' * (len(names) > 3)}: {slot_label(stores.stores[0].layer)}"
+        self.sizes, self.warnings = np.ones(self.n_obs) if sizes is None else sizes, warnings
+        self._counts, self._kept = counts, kept
+        self.names, self.column, self.coordinates = stores.names, stores.column, stores.coordinates
 
     def opened(self, genes: Genes | None, *, counts: bool, to_fit: bool, integers: bool = True) -> Source:
         """Return these cells: they are open, and checked for the model that asks."""
@@ -176,37 +191,33 @@ class DiskSource:
         assert genes is None or genes.names.equals(self.var_names)
         return self
 
-    def files(self) -> Iterator[tuple[Shard, DiskSource]]:
+    def files(self) -> Iterator[tuple[Store, DiskSource]]:
         """Yield each file, and its cells alone."""
-        starts, shards = self.shards.starts, self.shards.shards
-        for shard, first, last in zip(shards, starts[:-1], starts[1:], strict=True):
-            alone = Shards([shard], *self.shards.genes) if len(shards) > 1 else self.shards
-            sizes = self.sizes[first:last]
-            yield shard, self if alone is self.shards else DiskSource(alone, counts=self._counts, sizes=sizes)
+        starts, stores = self.stores.starts, self.stores.stores
+        for store, first, last in zip(stores, starts[:-1], starts[1:], strict=True):
+            if len(stores) == 1:
+                yield store, self
+                return
+            kept = None if self._kept is None else self._kept[first:last]
+            alone = Stores([store], *self.stores.genes)
+            yield store, DiskSource(alone, counts=self._counts, sizes=self.sizes[first:last], kept=kept)
 
     def blocks(self, chosen: Array, step: int) -> Iterator[tuple[csr_matrix, Array]]:
         """Yield the chosen rows in order, read ahead by one block."""
-        if self._kept is not None:
-            yield from _rows_of(self._kept, chosen, step)
+        if (kept := self._few()) is not None:
+            yield from _rows_of(kept, chosen, step)
             return
         with closing(prefetched(self._read(chosen, step), self.where)) as blocks:
             yield from blocks
 
     def loader(
-        self,
-        cells: PerCell,
-        chosen: Array,
-        *,
-        batch_size: int,
-        seed: int | None = None,
-        process: Rank = SINGLE,
+        self, cells: PerCell, chosen: Array, *, batch_size: int, seed: int | None = None, process: Rank = SINGLE
     ) -> Loader:
         """Return minibatches of the chosen rows."""
-        if self._kept is not None:
-            stored = Stored.of(self._kept)
-            return _in_memory(stored, cells, chosen, batch_size=batch_size, seed=seed, process=process)
+        if (kept := self._few()) is not None:
+            return _in_memory(Stored.of(kept), cells, chosen, batch_size=batch_size, seed=seed, process=process)
         return DiskLoader(
-            self.shards,
+            self.stores,
             cells.size_factor,
             chosen,
             batch_size=batch_size,
@@ -215,34 +226,55 @@ class DiskSource:
             process=process,
         )
 
-    def names(self, rows: Array) -> pd.Index:
-        """Return the names of some cells."""
-        return self.shards.names(rows)
-
-    def column(self, key: str, *, what: str) -> Any:
-        """Return a column of obs."""
-        return self.shards.column(key, what=what)
-
-    def coordinates(self, key: str) -> Array:
-        """Return coordinates of the cells from obsm."""
-        return self.shards.coordinates(key)
-
-    def _library_sizes(self) -> Array:
-        sizes = np.ones(self.n_obs)
-        if self._counts:
-            for matrix, rows in self.blocks(np.ones(self.n_obs, dtype=bool), READ):
-                sizes[rows] = library_sizes(matrix)
-        return sizes
+    def _few(self) -> csr_matrix | None:
+        """Return the cells if they are few: they are read once, and kept."""
+        if self._kept is None and are_few(self.stores):
+            self._kept = stacked([matrix for matrix, _ in self._read(np.ones(self.n_obs, dtype=bool), READ)])
+        return self._kept
 
     def _read(self, chosen: Array, step: int) -> Iterator[tuple[csr_matrix, Array]]:
-        self.shards.refuse_change()
-        for first, last in self.shards.borders(step):
+        self.stores.refuse_change()
+        for first, last in self.stores.borders(step):
             rows = np.flatnonzero(chosen[first:last])
             if len(rows) > (last - first) // FEW:
-                matrix = self.shards.read([(first, last)])
+                matrix = self.stores.read([(first, last)])
                 yield matrix if len(rows) == last - first else matrix[rows], rows + first
             elif len(rows):
-                yield self.shards.read([(row, row + 1) for row in (rows + first).tolist()]), rows + first
+                yield self.stores.read([(row, row + 1) for row in (rows + first).tolist()]), rows + first
+
+
+def are_few(stores: Stores) -> bool:
+    """Tell whether cells on disk are no more than one pool of the loader: then they are kept."""
+    return stores.row_bytes * stores.n_obs <= POOL_BYTES
+
+
+def checked(stores: Stores, *, counts: bool, to_fit: bool, integers: bool) -> DiskSource:
+    """Check files and sum the library sizes of their cells in one pass, and keep the cells if they are few.
+
+    Raises
+    ------
+    FileError, InputError
+        As :func:`anncoder.data.check.refuse_bad`.
+    """
+    sizes, kept = np.ones(stores.n_obs), are_few(stores)
+    parts: list[csr_matrix] = []
+
+    def take(cells: csr_matrix, first: int) -> None:
+        if counts:
+            sizes[first : first + cells.shape[0]] = library_sizes(cells)
+        if kept:
+            parts.append(cells)
+
+    def each(store: Store, block: Block) -> None:
+        if block.arrays.by_cell:
+            take(*stores.cells(store, block))
+        elif block.last == block.arrays.n_major:  # stored by genes it is in memory, and by cells once all is sound
+            for first, last in stores.borders(READ, store):
+                take(stores.read([(first, last)]), first)
+
+    warnings = refuse_bad(stores.stores, counts=counts, to_fit=to_fit, integers=integers, each=each)
+    stores.refuse_change()
+    return DiskSource(stores, counts=counts, sizes=sizes, kept=stacked(parts) if kept else None, warnings=warnings)
 
 
 def _rows_of(matrix: csr_matrix, chosen: Array, step: int) -> Iterator[tuple[csr_matrix, Array]]:
@@ -265,10 +297,6 @@ def _in_memory(
         batch_code=cells.batch_code,
         process=process,
     )
-
-
-logger = logging.getLogger("anncoder")
-CHANCE = 0.01  # share of a file's cells that may have name and total of others by chance, where names are numbers
 
 
 @memory_errors("opening the data")
@@ -297,17 +325,21 @@ def open_source(data: Data, layer: str | None, *, counts: bool, to_fit: bool = T
     """
     if isinstance(data, Reader):
         return data.opened(None, counts=counts, to_fit=to_fit, integers=integers)
-    shards = open_shards(data, layer)
-    if shards is None:
+    stores = open_stores(data, layer)
+    if stores is None:
         assert isinstance(data, anndata.AnnData)
         where = resolve_layer(layer, data.layers)
         return MemorySource(data, where, counts=counts, to_fit=to_fit, integers=integers)
     if to_fit:
-        refuse_twice(shards)
-    warnings = refuse_bad(shards, counts=counts, to_fit=to_fit, integers=integers)
-    source = DiskSource(Shards(shards), counts=counts, warnings=warnings)
-    n = n_repeated(shards, source.sizes) if to_fit and counts and len(shards) > 1 else 0
-    if n > CHANCE * min(shard.n_obs for shard in shards):
+        refuse_twice(stores)
+    try:
+        together = Stores(stores)
+    except InputError:
+        refuse_bad(stores, counts=counts, to_fit=to_fit, integers=integers)  # what is wrong with a file is said first
+        raise
+    source = checked(together, counts=counts, to_fit=to_fit, integers=integers)
+    n = n_repeated(stores, source.sizes) if to_fit and counts and len(stores) > 1 else 0
+    if n > CHANCE * min(store.n_obs for store in stores):
         logger.warning(
             "%s cells have the name and the number of molecules of a cell of another file: where they are the same "
             "cells, as in the output of an earlier run, some are held out and trained on at once",
@@ -341,13 +373,11 @@ def open_for_model(
         Too many genes are missing, a cell has no count in any of them, or the matrix is not what the model needs.
     """
     source: Source
-    shards = None if isinstance(data, Reader) else open_files(data, layer, layer_is_of_fit=layer_is_of_fit)
+    stores = None if isinstance(data, Reader) else open_files(data, layer, layer_is_of_fit=layer_is_of_fit)
     if isinstance(data, Reader):
         source = data.opened(genes, counts=counts, to_fit=False, integers=integers)
-    elif shards is not None:
-        together = Shards(shards, *genes)
-        refuse_bad(shards, counts=counts, to_fit=False, integers=integers)
-        source = DiskSource(together, counts=counts)
+    elif stores is not None:
+        source = checked(Stores(stores, *genes), counts=counts, to_fit=False, integers=integers)
     else:
         assert isinstance(data, anndata.AnnData)
         alignment = align(list(genes.names), list(map(str, data.var_names)), allow_missing=genes.allow_missing)

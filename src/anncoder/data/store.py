@@ -10,7 +10,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import anndata
 import h5py
@@ -20,9 +20,8 @@ from scipy.sparse import csc_matrix, csr_matrix
 
 from anncoder.config import unknown_key
 from anncoder.data.adata import coordinates_of, damaged, first_line, slot_label
-from anncoder.data.chunks import compressed_chunk, gap_in
 from anncoder.data.direct_read import Extents, unwritten
-from anncoder.data.matrix.arrays import OnDisk
+from anncoder.data.matrix.arrays import Block, OnDisk, compressed_chunk
 from anncoder.data.matrix.kind import traits
 from anncoder.data.matrix.problems import quoted, use
 from anncoder.data.matrix.scan import structure
@@ -34,19 +33,12 @@ READ = 8192  # cells at a time
 TRANSPOSED = 2**24  # stored values of a matrix by genes that are put in order in memory at most: 128 MiB
 
 
-class Stamp(NamedTuple):
-    """What a file, or a folder with the files of its matrix, looked like when it was opened."""
-
-    modified: int
-    size: int
-
-
-class Shard:
+class Store:
     """The cells of one file, and the matrix of counts among what it has of them.
 
     Parameters
     ----------
-    store
+    root
         An open HDF5 file or zarr group.
     path
         Where it is, for messages and to see that it does not change.
@@ -67,14 +59,14 @@ class Shard:
         How many rows a compressed chunk holds, which is read as a whole; 1 where nothing is compressed.
     """
 
-    def __init__(self, store: Any, path: Path, layer: str | None) -> None:
-        self.store, self.path, self.layer = store, path, layer
+    def __init__(self, root: Any, path: Path, layer: str | None) -> None:
+        self.root, self.path, self.layer = root, path, layer
         self.stamp = _stamp(path, layer)
         self.rows: Array | None = None
         self._by_cell: csr_matrix | None = None
         with self.errors():
             self._refuse_old()
-            self.var_names = pd.Index(index_of(store["var"])[:]).astype(str)
+            self.var_names = pd.Index(index_of(root["var"])[:]).astype(str)
             self.matrix = OnDisk(self._element())
             if self.matrix.ndim == 2:
                 self.n_obs, self.n_vars = self.matrix.shape
@@ -82,10 +74,12 @@ class Shard:
         if self.matrix.indptr is not None and self.matrix.n_stored < 2**31:  # half the room, of every cell
             self.matrix.indptr = self.matrix.indptr.astype(np.int32, copy=False)
         with self.errors():
-            if gap := gap_in(self.matrix, self.path):
+            if gap := self.matrix.gap(self.path):
                 raise damaged(self.path, gap)
             self._places = [Extents.of(array) for array in (self.matrix.values, self.matrix.indices)]
-        self.chunk_rows = self._chunk_rows()
+            self.chunk_rows = self._chunk_rows()
+            if self.matrix.format == "csc":  # a small one: read as a whole, and once
+                self.matrix.values, self.matrix.indices = self.matrix.values[:], self.matrix.indices[:]
 
     @property
     def slot(self) -> str:
@@ -114,6 +108,14 @@ class Shard:
             parts.append(part if last - first == len(rows) else part[rows - first])
         return stacked(parts)
 
+    def cells(self, block: Block) -> tuple[csr_matrix, int]:
+        """Return the cells of a block of rows of the matrix as float32 CSR, and the number of the first of them."""
+        matrix = block.cells()
+        if self.rows is None:
+            return matrix, block.first
+        first, last = np.searchsorted(self.rows, [block.first, block.last]).tolist()
+        return matrix[self.rows[first:last] - block.first], first
+
     def names(self, rows: Array) -> list[str]:
         """Return the names of some cells; ``rows`` ascend."""
         rows = rows if self.rows is None else self.rows[rows]
@@ -121,16 +123,16 @@ class Shard:
 
     def index(self) -> Any:
         """Return what holds the names of all cells of the file, (n,); slices read it."""
-        return index_of(self.store["obs"])
+        return index_of(self.root["obs"])
 
     def slots(self) -> Iterator[tuple[str, Any]]:
         """Yield name and matrix of every slot of the shape of a count matrix."""
-        yield from slots_of(self.store)
+        yield from slots_of(self.root)
 
     @property
     def logged(self) -> bool:
         """Whether scanpy noted that it took logarithms."""
-        return "uns" in self.store and "log1p" in self.store["uns"]
+        return "uns" in self.root and "log1p" in self.root["uns"]
 
     def name_blocks(self) -> Iterator[tuple[int, Array]]:
         """Yield the names of all cells of the file, a block at a time, and where each block begins."""
@@ -186,18 +188,18 @@ class Shard:
             raise damaged(self.path, first_line(error)) from error
 
     def _columns(self) -> list[str]:
-        names = self.store["obs"].attrs.get("column-order", [])
+        names = self.root["obs"].attrs.get("column-order", [])
         return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
 
     def _column(self, key: str) -> Any:
-        return anndata.io.read_elem(self.store["obs"][key])
+        return anndata.io.read_elem(self.root["obs"][key])
 
     def _coordinates(self, key: str) -> Mapping[str, Any]:
-        slots = dict(self.store["obsm"]) if "obsm" in self.store else {}
+        slots = dict(self.root["obsm"]) if "obsm" in self.root else {}
         return {name: anndata.io.read_elem(slot) if name == key else None for name, slot in slots.items()}
 
     def _refuse_old(self) -> None:
-        if any(isinstance(self.store[frame], h5py.Dataset) for frame in ("obs", "var")):
+        if any(isinstance(self.root[frame], h5py.Dataset) for frame in ("obs", "var")):
             raise FileError(
                 "old-layout",
                 f"{str(self.path)!r} was written by anndata before version 0.7",
@@ -207,8 +209,8 @@ class Shard:
 
     def _element(self) -> Any:
         where = "X" if self.layer is None else f"layers/{self.layer}"
-        if where in self.store and self.store[where].attrs.get("encoding-type") != "null":
-            return self.store[where]
+        if where in self.root and self.root[where].attrs.get("encoding-type") != "null":
+            return self.root[where]
         found = dict(self.slots())
         holders = [slot for slot, matrix in found.items() if traits(matrix).kind == "counts"]
         raise InputError(
@@ -271,7 +273,7 @@ class Shard:
     def _transposed(self) -> csr_matrix:
         # a small matrix by genes; scipy trusts its indices, and not everything that reads has had them checked
         if self._by_cell is None:
-            arrays = (np.asarray(self.matrix.values[:], np.float32), self.matrix.indices[:], self.matrix.indptr)
+            arrays = (np.asarray(self.matrix.values, np.float32), self.matrix.indices, self.matrix.indptr)
             by_gene = csc_matrix(arrays, shape=self.matrix.shape)
             if fault := structure(by_gene).fault:
                 raise damaged(self.path, fault)
@@ -284,15 +286,15 @@ def slot_name(layer: str | None) -> str:
     return "X" if layer is None else f"layers[{quoted(layer, 80)}]"
 
 
-def slots_of(store: Any) -> Iterator[tuple[str, OnDisk]]:
+def slots_of(root: Any) -> Iterator[tuple[str, OnDisk]]:
     """Yield name and matrix of every slot of the shape of a count matrix."""
-    if "X" in store and store["X"].attrs.get("encoding-type") != "null":
-        yield "X", OnDisk(store["X"])
-    if "layers" in store:
-        for layer in store["layers"]:
-            yield slot_name(layer), OnDisk(store["layers"][layer])
-    if "raw" in store and "X" in store["raw"]:
-        yield "raw.X", OnDisk(store["raw"]["X"])
+    if "X" in root and root["X"].attrs.get("encoding-type") != "null":
+        yield "X", OnDisk(root["X"])
+    if "layers" in root:
+        for layer in root["layers"]:
+            yield slot_name(layer), OnDisk(root["layers"][layer])
+    if "raw" in root and "X" in root["raw"]:
+        yield "raw.X", OnDisk(root["raw"]["X"])
 
 
 def index_of(frame: Any) -> Any:
@@ -316,15 +318,16 @@ def within(rows: Array, start: int) -> Array:
     return rows[np.searchsorted(rows, start) : np.searchsorted(rows, start + NAMES)] - start
 
 
-def _stamp(path: Path, layer: str | None) -> Stamp:
+def _stamp(path: Path, layer: str | None) -> tuple[int, int]:
+    """Return when a file was last written, and its size."""
     # of a zarr folder also the files of the matrix, which are written one by one
     try:
         states = [path.stat()]
         if path.is_dir() and ".." not in (parts := ("X",) if layer is None else ("layers", *layer.split("/"))):
             states += _states(path.joinpath(*parts))
     except OSError:
-        return Stamp(0, -1)
-    return Stamp(max(state.st_mtime_ns for state in states), sum(state.st_size for state in states))
+        return 0, -1
+    return max(state.st_mtime_ns for state in states), sum(state.st_size for state in states)
 
 
 def _states(folder: Path) -> Iterator[os.stat_result]:
@@ -336,29 +339,26 @@ def _states(folder: Path) -> Iterator[os.stat_result]:
                     yield from _states(Path(entry.path))
 
 
-Hashes = np.ndarray[Any, np.dtype[np.uint64]]
-
-
 class Names:
     """The names of all cells of a file, as far as messages need them; they stay on the disk.
 
     Parameters
     ----------
-    shard
+    store
         The file.
     """
 
-    def __init__(self, shard: Shard) -> None:
-        self.shard = shard
+    def __init__(self, store: Store) -> None:
+        self.store = store
 
     def __len__(self) -> int:
-        return int(self.shard.index().shape[0])
+        return int(self.store.index().shape[0])
 
     def __getitem__(self, at: Any) -> Any:
         """Return one name, or an index of several."""
         if isinstance(at, int | np.integer):
-            return str(self.shard.index()[int(at)])
-        found = [str(name) for start, block in self.shard.name_blocks() for name in block[within(at, start)]]
+            return str(self.store.index()[int(at)])
+        found = [str(name) for start, block in self.store.name_blocks() for name in block[within(at, start)]]
         return pd.Index(found, dtype=object)
 
     def repeated(self) -> pd.Index:
@@ -371,39 +371,39 @@ class Names:
         names = self[np.flatnonzero(np.isin(self.hashes(), twice))]
         return names[names.duplicated()].unique()
 
-    def hashes(self) -> Hashes:
+    def hashes(self) -> Array:
         """Return a number for every name, (n,), which is the same for equal ones."""
         hashes = np.empty(len(self), dtype=np.uint64)
-        for start, block in self.shard.name_blocks():
+        for start, block in self.store.name_blocks():
             hashes[start : start + len(block)] = pd.util.hash_array(block.astype(object))
         return hashes
 
 
-def n_repeated(shards: list[Shard], sizes: np.ndarray[Any, Any]) -> int:
+def n_repeated(stores: list[Store], sizes: Array) -> int:
     """Return how many cells of several files have the name, and the number of molecules, of a cell of another file.
 
     The same barcode may well be in two samples, but hardly with the same total.
 
     Parameters
     ----------
-    shards
+    stores
         The files.
     sizes
         (n_obs,) library sizes of all their cells.
     """
     of_files, start = [], 0
-    for shard in shards:
-        names = Names(shard).hashes()
-        own = (names if shard.rows is None else names[shard.rows]) ^ pd.util.hash_array(
-            sizes[start : start + shard.n_obs]
+    for store in stores:
+        names = Names(store).hashes()
+        own = (names if store.rows is None else names[store.rows]) ^ pd.util.hash_array(
+            sizes[start : start + store.n_obs]
         )
         of_files.append(np.unique(own))
-        start += shard.n_obs
+        start += store.n_obs
     together = np.concatenate(of_files)
     return len(together) - len(np.unique(together))
 
 
-class Backed(Shard):
+class Backed(Store):
     """The cells of a backed AnnData: X is read from its file, all else is what the object holds.
 
     Parameters
@@ -423,7 +423,7 @@ class Backed(Shard):
 
     def slots(self) -> Iterator[tuple[str, Any]]:
         """Yield name and matrix of every slot of the shape of a count matrix."""
-        yield from ((slot, matrix) for slot, matrix in slots_of(self.store) if not slot.startswith("layers["))
+        yield from ((slot, matrix) for slot, matrix in slots_of(self.root) if not slot.startswith("layers["))
         for layer, matrix in self.adata.layers.items():
             if layer is not None:  # X, as newer anndata has it
                 yield slot_name(layer), matrix

@@ -16,20 +16,21 @@ from scipy.sparse import csr_matrix
 
 from anncoder.data.adata import checked_path, damaged, first_line, resolve_layer, slot_label
 from anncoder.data.genes import Alignment, align, naming
+from anncoder.data.matrix.arrays import Block
 from anncoder.data.matrix.scan import structure, unreadable
-from anncoder.data.store import READ, Backed, Shard, stacked
+from anncoder.data.store import READ, Backed, Store, stacked
 from anncoder.errors import ConfigError, FileError, InputError, listed
 
 Array = np.ndarray[Any, Any]
 Paths: TypeAlias = str | Path | Sequence[str | Path]
 
 
-class Shards:
+class Stores:
     """Count matrices of several files, one below the other, with their genes in one order.
 
     Parameters
     ----------
-    shards
+    stores
         At least one.
     var_names
         The genes and their order; None for those of the first file.
@@ -37,38 +38,45 @@ class Shards:
         Share of them that a file may lack.
     """
 
-    def __init__(self, shards: Sequence[Shard], var_names: pd.Index | None = None, allow_missing: float = 0.0) -> None:
-        self.shards = list(shards)
-        self.genes = (self.shards[0].var_names if var_names is None else var_names, allow_missing)
-        self.var_names = self.shards[0].var_names if var_names is None else var_names
-        self.starts = np.cumsum([0, *(shard.n_obs for shard in self.shards)])
+    def __init__(self, stores: Sequence[Store], var_names: pd.Index | None = None, allow_missing: float = 0.0) -> None:
+        self.stores = list(stores)
+        self.var_names = self.stores[0].var_names if var_names is None else var_names
+        self.genes = self.var_names, allow_missing
+        self.starts = np.cumsum([0, *(store.n_obs for store in self.stores)])
         self.n_obs = int(self.starts[-1])
-        n_stored = sum(shard.matrix.n_stored for shard in self.shards)
+        n_stored = sum(store.matrix.n_stored for store in self.stores)
         self.row_bytes = 8 * n_stored // max(self.n_obs, 1)  # a float32 value and an int32 index each
-        self.chunk_rows = max(shard.chunk_rows for shard in self.shards)
-        self._alignments = [self._align(shard, var_names is None, allow_missing) for shard in self.shards]
+        self.chunk_rows = max(store.chunk_rows for store in self.stores)
+        self._alignments = [self._align(store, var_names is None, allow_missing) for store in self.stores]
 
     def read(self, ranges: Sequence[tuple[int, int]]) -> csr_matrix:
         """Return some ranges of rows, which ascend, one after the other, as float32 CSR with sorted, unique indices."""
         parts = []
-        for number, shard in enumerate(self.shards):
+        for number, store in enumerate(self.stores):
             first, last = (int(n) for n in self.starts[number : number + 2])
             own = [(max(a, first) - first, min(b, last) - first) for a, b in ranges if a < last and b > first]
             if own:
-                block = shard.read(own)
+                block = store.read(own)
                 block.sum_duplicates()
                 parts.append(self._alignments[number].apply(block))
         return stacked(parts)
 
-    def borders(self, step: int) -> Iterator[tuple[int, int]]:
-        """Yield ranges of at most ``step`` rows that together are all rows, none across the border of a file."""
-        for first, last in zip(self.starts[:-1], self.starts[1:], strict=True):
-            for start in range(int(first), int(last), step):
-                yield start, min(start + step, int(last))
+    def cells(self, store: Store, block: Block) -> tuple[csr_matrix, int]:
+        """Return the cells of a block of rows of one of the files as :meth:`read` does, and the number of the first."""
+        number = self.stores.index(store)
+        matrix, first = store.cells(block)
+        return self._alignments[number].apply(matrix), int(self.starts[number]) + first
+
+    def borders(self, step: int, of: Store | None = None) -> Iterator[tuple[int, int]]:
+        """Yield ranges of at most ``step`` rows that together are all rows (of a file), none across a file's border."""
+        for store, first, last in zip(self.stores, self.starts[:-1], self.starts[1:], strict=True):
+            if of is None or of is store:
+                for start in range(int(first), int(last), step):
+                    yield start, min(start + step, int(last))
 
     def names(self, rows: Array) -> pd.Index:
         """Return the names of some cells; ``rows`` ascend."""
-        return pd.Index([name for shard, own in self._by_shard(rows) for name in shard.names(own)], dtype=object)
+        return pd.Index([name for store, own in self._by_store(rows) for name in store.names(own)], dtype=object)
 
     def column(self, key: str, *, what: str) -> Array:
         """Return a column of obs, (n_obs,) objects.
@@ -78,11 +86,11 @@ class Shards:
         ConfigError
             A file does not have it.
         """
-        return np.concatenate([shard.column(key, what=what) for shard in self.shards])
+        return np.concatenate([store.column(key, what=what) for store in self.stores])
 
     def coordinates(self, key: str) -> Array:
         """Return coordinates of the cells from obsm, (n_obs, d)."""
-        parts = [shard.coordinates(key) for shard in self.shards]
+        parts = [store.coordinates(key) for store in self.stores]
         if len({part.shape[1] for part in parts}) > 1:
             raise InputError(
                 "bad-coordinates",
@@ -94,32 +102,32 @@ class Shards:
 
     def refuse_change(self) -> None:
         """Raise a FileError if one of the files is no longer the one that was opened."""
-        for shard in self.shards:
-            shard.refuse_change()
+        for store in self.stores:
+            store.refuse_change()
 
-    def _by_shard(self, rows: Array) -> Iterator[tuple[Shard, Array]]:
-        for shard, first in zip(self.shards, self.starts, strict=False):
-            own = rows[(rows >= first) & (rows < first + shard.n_obs)] - first
+    def _by_store(self, rows: Array) -> Iterator[tuple[Store, Array]]:
+        for store, first in zip(self.stores, self.starts, strict=False):
+            own = rows[(rows >= first) & (rows < first + store.n_obs)] - first
             if len(own):
-                yield shard, own
+                yield store, own
 
-    def _align(self, shard: Shard, to_first: bool, allow_missing: float) -> Alignment:
+    def _align(self, store: Store, to_first: bool, allow_missing: float) -> Alignment:
         # among the files of one data set the genes are the same, in any order
         try:
-            alignment = align(list(self.var_names), list(shard.var_names), allow_missing=allow_missing)
+            alignment = align(list(self.var_names), list(store.var_names), allow_missing=allow_missing)
         except InputError as error:
             if to_first and error.code == "missing-genes":
-                raise self._other_genes(shard) from error
-            error.where = f"{shard.path}: {error.where}"  # of many files, which
+                raise self._other_genes(store) from error
+            error.where = f"{store.path}: {error.where}"  # of many files, which
             raise
         if to_first and alignment.n_extra:
-            raise self._other_genes(shard)
+            raise self._other_genes(store)
         return alignment
 
-    def _other_genes(self, shard: Shard) -> InputError:
-        first, here = self.var_names, shard.var_names
+    def _other_genes(self, store: Store) -> InputError:
+        first, here = self.var_names, store.var_names
         missing, extra = first[~first.isin(here)], here[~here.isin(first)]
-        one, other = f"{shard.path.name!r}", f"{self.shards[0].path.name!r}"
+        one, other = f"{store.path.name!r}", f"{self.stores[0].path.name!r}"
         what = f"{one} has {len(extra):,} genes that {other} has not: {listed(extra)}"
         if len(missing):
             what = f"{one} lacks {len(missing):,} of the {len(first):,} genes of {other}: {listed(missing)}"
@@ -127,13 +135,13 @@ class Shards:
         remedy = "give files with the same genes, in any order: adata = adata[:, genes]"
         if kinds[0] != kinds[1]:
             remedy = f"it has {kinds[0]} and the first {kinds[1]}: put one kind of name into var_names of both"
-        return InputError("other-genes", what, str(shard.path), remedy)
+        return InputError("other-genes", what, str(store.path), remedy)
 
 
-def open_shards(data: Any, layer: str | None) -> list[Shard] | None:
+def open_stores(data: Any, layer: str | None) -> list[Store] | None:
     """Open what is on disk: a path, a glob, a list of them, or the X of a backed AnnData; None for what is in memory.
 
-    What is open already, a list of shards, is returned as it is. ``layer`` is None or ``"X"`` for ``X``.
+    What is open already, a list of stores, is returned as it is. ``layer`` is None or ``"X"`` for ``X``.
 
     Raises
     ------
@@ -148,21 +156,21 @@ def open_shards(data: Any, layer: str | None) -> list[Shard] | None:
         # of a backed AnnData X alone is in its file: its layers are in memory, as all of a view is once it is touched
         on_disk = data.isbacked and not data.is_view and resolve_layer(layer, data.layers) is None
         return [Backed(data)] if on_disk else None
-    if isinstance(data, list) and data and all(isinstance(item, Shard) for item in data):
+    if isinstance(data, list) and data and all(isinstance(item, Store) for item in data):
         return list(data)
     files = ((_open(path), path) for path in paths_of(data))
     return [
-        Shard(file, path, resolve_layer(layer, file.get("layers", ()) if layer == "X" else ())) for file, path in files
+        Store(file, path, resolve_layer(layer, file.get("layers", ()) if layer == "X" else ())) for file, path in files
     ]
 
 
-def open_files(data: Any, layer: str | None, *, layer_is_of_fit: bool) -> list[Shard] | None:
-    """Open what is on disk for a fitted model, as :func:`open_shards` does.
+def open_files(data: Any, layer: str | None, *, layer_is_of_fit: bool) -> list[Store] | None:
+    """Open what is on disk for a fitted model, as :func:`open_stores` does.
 
     ``layer`` is None or ``"X"`` for ``X``; ``layer_is_of_fit`` says that it was not asked for, but is that of ``fit``.
     """
     try:
-        return open_shards(data, layer)
+        return open_stores(data, layer)
     except InputError as error:
         if error.code != "missing-layer" or not layer_is_of_fit or layer is None:
             raise
@@ -215,16 +223,16 @@ def _refuse_no_paths(items: Sequence[Any]) -> None:
     )
 
 
-def refuse_twice(shards: Sequence[Shard]) -> None:
+def refuse_twice(stores: Sequence[Store]) -> None:
     """Raise a ConfigError where one file is to be fitted to twice: its cells would be on both sides of the split."""
     seen: dict[tuple[int, int], Path] = {}
-    for shard in shards:
-        first = seen.setdefault(_identity(shard.path), shard.path)
-        if first is not shard.path:
+    for store in stores:
+        first = seen.setdefault(_identity(store.path), store.path)
+        if first is not store.path:
             raise ConfigError(
                 "same-file",
-                f"{str(shard.path)!r} is the same file as {str(first)!r}: its cells would be there twice",
-                str(shard.path),
+                f"{str(store.path)!r} is the same file as {str(first)!r}: its cells would be there twice",
+                str(store.path),
                 "name every file once",
             )
 
@@ -276,12 +284,12 @@ def _elsewhere(file: h5py.File) -> str:
     return str(file.visititems_links(foreign) or "")
 
 
-def drop_empty_cells(shard: Shard, genes: Sequence[str] | None = None) -> int:
+def drop_empty_cells(store: Store, genes: Sequence[str] | None = None) -> int:
     """Leave out the cells without any count, unless that are all of them.
 
     Parameters
     ----------
-    shard
+    store
         The cells.
     genes
         The genes that matter; None for all.
@@ -291,17 +299,17 @@ def drop_empty_cells(shard: Shard, genes: Sequence[str] | None = None) -> int:
     int
         How many were left out.
     """
-    with shard.errors():
-        if unreadable(shard.matrix) or structure(shard.matrix).fault:
+    with store.errors():
+        if unreadable(store.matrix) or structure(store.matrix).fault:
             return 0  # the check that follows says what is wrong
-    matters = np.ones(shard.n_vars, dtype=bool) if genes is None else shard.var_names.isin(genes)
-    filled = np.zeros(shard.n_obs, dtype=bool)
-    for start in range(0, shard.n_obs, READ):
-        block = shard.read([(start, min(start + READ, shard.n_obs))])
+    matters = np.ones(store.n_vars, dtype=bool) if genes is None else store.var_names.isin(genes)
+    filled = np.zeros(store.n_obs, dtype=bool)
+    for start in range(0, store.n_obs, READ):
+        block = store.read([(start, min(start + READ, store.n_obs))])
         owner = np.repeat(np.arange(block.shape[0]), np.diff(block.indptr))
         filled[start + owner[(block.data != 0) & matters[block.indices]]] = True
-    n_empty = shard.n_obs - int(np.count_nonzero(filled))
-    if n_empty in (0, shard.n_obs):
+    n_empty = store.n_obs - int(np.count_nonzero(filled))
+    if n_empty in (0, store.n_obs):
         return 0
-    shard.keep(np.flatnonzero(filled))
+    store.keep(np.flatnonzero(filled))
     return n_empty

@@ -9,11 +9,10 @@ import numpy as np
 import torch
 from scipy.sparse import csr_matrix
 
-from anncoder.data.matrix.arrays import spans
+from anncoder.data.matrix.arrays import arrays_of, blocks
 from anncoder.types import Summary
 
 Array = np.ndarray[Any, Any]
-STORED = 2**18  # values at a time: a dozen copies of them are all the memory this needs
 
 
 def library_sizes(matrix: csr_matrix) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -22,14 +21,15 @@ def library_sizes(matrix: csr_matrix) -> np.ndarray[Any, np.dtype[np.float64]]:
 
 
 def summarize(
-    blocks: Iterable[tuple[csr_matrix, Array]], n_vars: int, library_size: float, *, transform: str
+    cells: Iterable[tuple[csr_matrix, Array]], n_vars: int, library_size: float, *, transform: str
 ) -> Summary:
     """Return means and variances of the genes over some cells.
 
     Parameters
     ----------
-    blocks
-        (n, g) counts (or expression, with ``transform="none"``) of some cells, and their size factors, (n,).
+    cells
+        (n, g) counts (or expression, with ``transform="none"``) of some cells, and their size factors, (n,); a few
+        thousand at a time.
     n_vars
         Number of genes, g.
     library_size
@@ -38,18 +38,17 @@ def summarize(
         As in the model.
     """
     sums, n_cells, smallest, inverse = np.zeros((4, n_vars)), 0, 0.0, 0.0
-    for block, size_factor in blocks:
+    for matrix, size_factor in cells:
         inverse += float((1 / size_factor[size_factor > 0]).sum())
-        for first, last in spans(block.indptr, STORED):
-            entries = slice(block.indptr[first], block.indptr[last])
-            values, indices = block.data[entries].astype(np.float64), block.indices[entries]
+        for block in blocks(arrays_of(matrix)):  # a dozen copies of one are all the memory this needs
+            values = block.values.astype(np.float64)
             smallest = min(smallest, values.min(initial=0))
             if transform != "none":
-                values /= np.repeat(np.maximum(size_factor[first:last], 1e-12), np.diff(block.indptr[first : last + 1]))
+                values /= np.repeat(np.maximum(size_factor[block.first : block.last], 1e-12), np.diff(block.pointers))
             x = np.log1p(values) if transform == "log1p" else values
             for total, weights in zip(sums, (values, values**2, x, x**2), strict=True):
-                total += np.bincount(indices, weights=weights, minlength=n_vars)
-        n_cells += block.shape[0]
+                total += np.bincount(block.indices, weights=weights, minlength=n_vars)
+        n_cells += matrix.shape[0]
     mean, square, x_mean, x_square = sums / n_cells
     x_std = np.sqrt(np.maximum(x_square - x_mean**2, 0))
     moments = (mean, np.maximum(square - mean**2, 0), x_mean, np.where(x_std > 0, x_std, 1))

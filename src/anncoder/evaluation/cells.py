@@ -12,7 +12,7 @@ from scipy.sparse import vstack
 
 from anncoder.data.adata import obs_column
 from anncoder.data.sources import Data, DiskSource, Genes, Reader, Source
-from anncoder.data.stores import Shards, open_files
+from anncoder.data.stores import Stores, open_files
 from anncoder.errors import ConfigError, InputError
 from anncoder.models.base import Autoencoder
 from anncoder.training.prepare import split_cells
@@ -71,7 +71,7 @@ def some_cells(
             what = "there are no cells"
             remedy = "check the filters that ran before"
             raise InputError("too-few-cells", what, ", ".join(shard.path.name for shard in shards[:3]), remedy)
-        return _sample_of(model, DiskSource(Shards(shards), counts=False), columns, max_cells, seed)
+        return _sample_of(model, DiskSource(Stores(shards), counts=False), columns, max_cells, seed)
     assert isinstance(data, anndata.AnnData)
     for key in columns:
         obs_column(data, key, what="batch_key" if key == model.training_.batch_key else "labels")

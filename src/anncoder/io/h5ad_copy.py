@@ -16,7 +16,7 @@ import numpy as np
 from anndata.io import read_elem, sparse_dataset, write_elem
 from scipy.sparse import csc_matrix, csr_matrix
 
-from anncoder.data.matrix.arrays import OnDisk, spans
+from anncoder.data.matrix.arrays import OnDisk, blocks
 from anncoder.io.h5ad_write import writing
 from anncoder.io.hdf5 import DiskFullFile
 
@@ -196,11 +196,10 @@ def _copy_sparse(
     empty.indices, empty.indptr = empty.indices.astype(matrix.indices.dtype), empty.indptr.astype(indptr.dtype)
     write_elem(file, path, empty, dataset_kwargs=storage)
     copy = sparse_dataset(file[path])
-    for first, last in spans(indptr, AT_ONCE // 8):
-        stored = slice(int(indptr[first]), int(indptr[last]))
-        arrays = (matrix.values[stored], matrix.indices[stored], indptr[first : last + 1] - indptr[first])
-        block = csr_matrix(arrays, shape=(last - first, n_columns))
-        block = block if rows is None else block[rows[first:last]]
+    for part in blocks(matrix.arrays()._replace(block=AT_ONCE // 8)):
+        arrays = (part.values, part.indices, part.pointers)
+        block = csr_matrix(arrays, shape=(part.last - part.first, n_columns))
+        block = block if rows is None else block[rows[part.first : part.last]]
         if columns is not None:
             if block.nnz and not 0 <= block.indices.min() <= block.indices.max() < n_columns:
                 raise ValueError("an index lies outside the matrix")  # scipy does not look

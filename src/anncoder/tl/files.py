@@ -20,7 +20,7 @@ from natsort import natsorted
 
 from anncoder.data.genes import align
 from anncoder.data.sources import Data, DiskSource
-from anncoder.data.store import READ, Shard
+from anncoder.data.store import READ, Store
 from anncoder.data.stores import Paths, drop_empty_cells, open_files
 from anncoder.errors import AnncoderError, InputError, ResourceError, listed
 from anncoder.io.atomic import allow_open, atomic_path, locked, sync
@@ -59,7 +59,7 @@ class OutputSpec(NamedTuple):
 class Files(NamedTuple):
     """Inputs, open, and the output of each."""
 
-    shards: list[Shard]
+    shards: list[Store]
     outputs: list[Path]
 
 
@@ -171,7 +171,7 @@ def open_files_for(
     assert shards is not None
     for shard in shards:
         with shard.errors():
-            refuse_foreign(shard.store, wanted.key, model)
+            refuse_foreign(shard.root, wanted.key, model)
     _refuse_full_disk(shards, outputs[0].parent, n_latent=model.config.width, denoised=wanted.scale is not None)
     if drop_empty:
         leave_out_empty(shards, genes)
@@ -179,7 +179,7 @@ def open_files_for(
     return Files(shards, outputs)
 
 
-def leave_out_empty(shards: list[Shard], genes: list[str] | None = None) -> None:
+def leave_out_empty(shards: list[Store], genes: list[str] | None = None) -> None:
     """Leave out the cells without any count, or without any in some genes, and say how many."""
     for shard in shards:
         n_obs = shard.n_obs
@@ -199,14 +199,14 @@ def refuse_unknown_genes(model: Autoencoder, var_names: pd.Index, allow_missing:
         raise InputError("unknown-genes", what, "var_names", remedy)
 
 
-def _refuse_no_cells(shards: list[Shard]) -> None:
+def _refuse_no_cells(shards: list[Store]) -> None:
     without = [str(shard.path) for shard in shards if not shard.n_obs]
     if 0 < len(without) < len(shards):  # where none has any, it is said when they are checked
         what = "a file has no cells, and so no results"
         raise InputError("too-few-cells", what, listed(without), "leave it out, or check the filters that ran before")
 
 
-def _refuse_full_disk(shards: Iterable[Shard], folder: Path, *, n_latent: int, denoised: bool) -> None:
+def _refuse_full_disk(shards: Iterable[Store], folder: Path, *, n_latent: int, denoised: bool) -> None:
     needed = 0
     for shard in shards:
         parts = [shard.path] if shard.path.is_file() else shard.path.rglob("*")
@@ -261,13 +261,13 @@ def write_results(
                     all_written.enter_context(naming.pop_all())
 
 
-def _write(temporary: Path, shard: Shard, cells: DiskSource, model: Autoencoder, wanted: OutputSpec) -> None:
+def _write(temporary: Path, shard: Store, cells: DiskSource, model: Autoencoder, wanted: OutputSpec) -> None:
     with new_h5(temporary) as (file, disk):
         with _reading(shard, disk):
             keep = None if shard.rows is None else np.isin(np.arange(shard.matrix.shape[0]), shard.rows)
-            copy_h5ad(shard.store, file, disk, keep=keep, without=_replaced(shard, model, wanted))
+            copy_h5ad(shard.root, file, disk, keep=keep, without=_replaced(shard, model, wanted))
         shard.refuse_change()
-        kept = found_denoised(shard.store, model, wanted.key)
+        kept = found_denoised(shard.root, model, wanted.key)
         how = kept if wanted.scale is None else denoised_as(wanted.scale, wanted.batch)
         slots = _SlotWriter(file, disk, model, wanted.key)
         slots.write_record(how)
@@ -279,16 +279,16 @@ def _write(temporary: Path, shard: Shard, cells: DiskSource, model: Autoencoder,
     _verify(temporary, shard, slots)
 
 
-def _replaced(shard: Shard, model: Autoencoder, wanted: OutputSpec) -> set[str]:
+def _replaced(shard: Store, model: Autoencoder, wanted: OutputSpec) -> set[str]:
     """Return the paths of what is not copied: another model's results, and those that are written anew."""
     layer = wanted.scale is not None
     ours = [slot for slot in slots_of(model, wanted.key) if (layer if slot[0] == "layers" else wanted.latent)]
-    others = of_another(shard.store, model, wanted.key)
+    others = of_another(shard.root, model, wanted.key)
     return {f"uns/{wanted.key}", *(f"{where}/{name}" for where, name in ours + others)}
 
 
 @contextmanager
-def _reading(shard: Shard, disk: DiskFullFile) -> Iterator[None]:
+def _reading(shard: Store, disk: DiskFullFile) -> Iterator[None]:
     try:
         yield
     except AnncoderError:
@@ -330,7 +330,7 @@ class _SlotWriter:
             self._write_columns(frame, {})  # for the order to name no column that was not copied
         write_elem(self._group("uns"), self.key, record(self.model, self.key, denoised))
 
-    def write_latent(self, shard: Shard, cells: DiskSource) -> None:
+    def write_latent(self, shard: Store, cells: DiskSource) -> None:
         """Write the latent, and the model's other results for cells and genes."""
         check = LatentCheck(self.key)
 
@@ -348,7 +348,7 @@ class _SlotWriter:
             if values.ndim == 2:
                 write_elem(self._group("varm"), f"{self.key}_{name}", values)
 
-    def write_denoised(self, shard: Shard, cells: DiskSource, scale: Scale, batch: str | int | None) -> None:
+    def write_denoised(self, shard: Store, cells: DiskSource, scale: Scale, batch: str | int | None) -> None:
         """Write the layer of expected expression."""
         compute = expecting(self.model, scale, list(shard.var_names), batch)
         shape = (shard.n_obs, shard.n_vars)
@@ -383,7 +383,7 @@ class _SlotWriter:
         return self.file[name]
 
 
-def _verify(path: Path, shard: Shard, written: _SlotWriter) -> None:
+def _verify(path: Path, shard: Store, written: _SlotWriter) -> None:
     """Read back what was written, and the counts that were copied, and compare."""
     with h5py.File(path, "r") as file:
         for slot, expected in written.checksums.items():
@@ -393,7 +393,7 @@ def _verify(path: Path, shard: Shard, written: _SlotWriter) -> None:
             refuse_difference(path, slot, checksum, expected)
         for slot, values in written.columns.items():
             refuse_difference(path, slot, read_elem(file[slot]), values)
-        again = Shard(file, path, shard.layer)
+        again = Store(file, path, shard.layer)
         for start in range(0, shard.n_obs, READ):
             rows = [(start, min(start + READ, shard.n_obs))]
             refuse_difference(path, shard.slot, again.read(rows), shard.read(rows))

@@ -55,11 +55,7 @@ def fit_context(training: TrainingConfig) -> Iterator[Rank]:
 
 
 def prepare(
-    source: Source,
-    split: Split,
-    config: NetworkConfig,
-    training: TrainingConfig,
-    process: Rank = SINGLE,
+    source: Source, split: Split, config: NetworkConfig, training: TrainingConfig, process: Rank = SINGLE
 ) -> TrainingData:
     """Return loaders and summary of the data.
 

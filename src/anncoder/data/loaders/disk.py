@@ -8,22 +8,19 @@ two pools are all that is in memory.
 
 from __future__ import annotations
 
-import atexit
 import logging
-import threading
-import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from itertools import islice
 from typing import Any, Generic, NamedTuple, TypeVar
-from weakref import WeakSet
 
 import numpy as np
 import torch
 
 from anncoder.data.loaders.memory import Stored
 from anncoder.data.loaders.order import Rows, n_minibatches, refuse_small_share
-from anncoder.data.stores import Shards
+from anncoder.data.stores import Stores
 from anncoder.types import CSR, SINGLE, Batch, Rank
 
 BLOCK = 32  # rows read at once; where the stored chunks are compressed, as many as one holds
@@ -32,7 +29,13 @@ POOL = 32_768  # cells shuffled at once, and
 BLOCKS = 128  # the blocks that they come from, at least; but no more than
 POOL_BYTES = 128 * 2**20
 
+PATIENCE = 120.0  # seconds without anything read, after which it is said which file it is
+READER = "anncoder-reader"  # begins the names of the threads
+OVER = object()  # stands for the end of the items
+
 Array = np.ndarray[Any, Any]
+T = TypeVar("T")
+logger = logging.getLogger("anncoder")
 
 
 class Pool(NamedTuple):
@@ -49,7 +52,7 @@ class DiskLoader:
 
     Parameters
     ----------
-    shards
+    stores
         The matrices.
     size_factor
         (n_obs,) float32 library size over the median library size of the fitted data.
@@ -74,7 +77,7 @@ class DiskLoader:
 
     def __init__(
         self,
-        shards: Shards,
+        stores: Stores,
         size_factor: Array,
         chosen: Array,
         *,
@@ -86,14 +89,14 @@ class DiskLoader:
         pool: int | None = None,
     ) -> None:
         self._ahead: tuple[int, prefetched[Pool]] | None = None  # the epoch that is being read ahead
-        self.shards, self.size_factor, self.chosen = shards, size_factor, chosen
+        self.stores, self.size_factor, self.chosen = stores, size_factor, chosen
         self.batch_size, self.seed, self.batch_code, self.process = batch_size, seed, batch_code, process
-        block = max(BLOCK, shards.chunk_rows) if block is None else block
+        block = max(BLOCK, stores.chunk_rows) if block is None else block
         if pool is None:
             shuffled = max(POOL, BLOCKS * block)
-            pool = min(IN_ORDER if seed is None else shuffled, POOL_BYTES // max(shards.row_bytes, 1))
+            pool = min(IN_ORDER if seed is None else shuffled, POOL_BYTES // max(stores.row_bytes, 1))
         self.pool = max(pool, 2 * batch_size)
-        self.blocks = np.array(list(shards.borders(block)), dtype=np.int64).reshape(-1, 2)
+        self.blocks = np.array(list(stores.borders(block)), dtype=np.int64).reshape(-1, 2)
         self.n_obs = int(np.count_nonzero(chosen))
         self._n_chosen = np.add.reduceat(chosen, self.blocks[:, 0], dtype=np.int64)  # blocks follow each other
         if seed is not None:  # in some epoch, a process may have as many of the smallest blocks as there are for each
@@ -115,14 +118,9 @@ class DiskLoader:
         FileError
             A file is damaged, or has changed since it was opened.
         """
-        self.shards.refuse_change()
+        self.stores.refuse_change()
         steps = self._steps(number)
         return islice(self._all(number), steps)
-
-    def __del__(self) -> None:
-        """End the thread that reads for an epoch which did not come."""
-        if self._ahead is not None:
-            self._ahead[1].stop()
 
     def _all(self, number: int) -> Iterator[Batch]:
         (ahead, pools), self._ahead = self._ahead or (None, None), None
@@ -146,8 +144,8 @@ class DiskLoader:
     def _started(self, number: int) -> prefetched[Pool]:
         # of what the pools are made of, and not of this loader: the thread must not keep it alive
         seed = None if self.seed is None else [self.seed, 2, number]
-        pools = pools_of(self.shards, self.chosen, list(self._groups(number)), seed)
-        return prefetched(pools, self.shards.shards[0].path.name)
+        pools = pools_of(self.stores, self.chosen, list(self._groups(number)), seed)
+        return prefetched(pools, self.stores.stores[0].path.name)
 
     def _steps(self, number: int) -> int:
         rank, size = self.process
@@ -171,12 +169,12 @@ class DiskLoader:
                 yield self.blocks[part]
 
 
-def pools_of(shards: Shards, chosen: Array, groups: list[Array], seed: list[int] | None) -> Iterator[Pool]:
+def pools_of(stores: Stores, chosen: Array, groups: list[Array], seed: list[int] | None) -> Iterator[Pool]:
     """Read the pools of an epoch.
 
     Parameters
     ----------
-    shards, chosen
+    stores, chosen
         As in :class:`DiskLoader`.
     groups
         The blocks of each pool, (n, 2).
@@ -185,7 +183,7 @@ def pools_of(shards: Shards, chosen: Array, groups: list[Array], seed: list[int]
     """
     for at, blocks in enumerate(groups):
         blocks = blocks[np.argsort(blocks[:, 0])]
-        matrix = shards.read(_joined(blocks))
+        matrix = stores.read(_joined(blocks))
         rows = np.concatenate([np.arange(a, b) for a, b in blocks])
         order = np.flatnonzero(chosen[rows])
         if seed is not None:
@@ -225,7 +223,7 @@ def cached_loader(loader: Any) -> Any:
     if not isinstance(loader, DiskLoader) or loader.seed is not None:
         return loader
     # an index has eight bytes in a minibatch, four on disk
-    return KeptLoader(loader) if 3 * loader.shards.row_bytes * loader.n_obs <= 2 * POOL_BYTES else loader
+    return KeptLoader(loader) if 3 * loader.stores.row_bytes * loader.n_obs <= 2 * POOL_BYTES else loader
 
 
 def minibatches_of(
@@ -293,20 +291,11 @@ def _below(top: Batch | None, bottom: Batch) -> Batch:
     )
 
 
-logger = logging.getLogger("anncoder")
-
-T = TypeVar("T")
-PATIENCE = 120.0  # seconds without anything read, after which it is said which file it is
-AT_EXIT = 10.0  # seconds that the end of the interpreter waits for a read
-READER = "anncoder-reader"  # name of the threads
-
-_running: WeakSet[Any] = WeakSet()
-
-
 class prefetched(Generic[T]):
     """Iterate over the items of an iterator that runs in a thread of its own.
 
-    Two items exist at most: the one that was taken last, and the next one, made or in the making.
+    Two items exist at most: the one that was taken last, and the next one, made or in the making. The thread ends with
+    this object, and the interpreter waits for what it reads: killed, it would keep the lock of HDF5.
 
     Parameters
     ----------
@@ -318,70 +307,40 @@ class prefetched(Generic[T]):
 
     def __init__(self, items: Iterator[T], where: str = "the data") -> None:
         self._items, self._where = items, where
-        self._next: T | None = None
-        self._error: BaseException | None = None
-        self._over = self._stopped = False
-        self._taken, self._made = threading.Semaphore(1), threading.Semaphore(0)
-        self._thread = threading.Thread(target=self._run, name=READER, daemon=True)
-        self._thread.start()
-        _running.add(self)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=READER)
+        self._next: Future[Any] | None = self._thread.submit(next, items, OVER)
 
     def __iter__(self) -> Iterator[T]:
         return self
 
     def __next__(self) -> T:
-        if self._over:
+        if self._next is None:
             raise StopIteration
-        while not self._made.acquire(timeout=PATIENCE):
+        while not wait([self._next], PATIENCE).done:
             logger.warning(
                 "nothing has come from %s for %.0f s: is its disk, or the network to it, still there?",
                 self._where,
                 PATIENCE,
             )
-        if self._error is not None:
-            self._over = True
-            raise self._error
-        if self._over:
+        made, self._next = self._next, None
+        try:
+            item = made.result()
+        except BaseException:
+            self.stop()
+            raise
+        if item is OVER:
+            self.stop()
             raise StopIteration
-        item, self._next = self._next, None
-        self._taken.release()
-        return item  # type: ignore[return-value]
+        self._next = self._thread.submit(next, self._items, OVER)
+        found: T = item
+        return found
 
     def stop(self) -> None:
         """Tell the thread to end, and do not wait for it."""
-        self._over = self._stopped = True
-        self._taken.release()
+        self._next = None
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def close(self, timeout: float | None = None) -> None:
-        """End the thread; wait for what it reads, or so many seconds."""
-        self.stop()
-        self._thread.join(timeout)
-
-    def _run(self) -> None:
-        try:
-            while True:
-                self._taken.acquire()
-                if self._stopped:
-                    return
-                self._next = next(self._items)
-                self._made.release()
-        except StopIteration:
-            self._over = True
-        except BaseException as error:  # noqa: BLE001 - it is raised again, in the thread that waits for it
-            self._error = error
-        self._made.release()
-
-
-@atexit.register
-def close_all() -> None:
-    """End all threads, while that can be done: one that the interpreter kills while it reads keeps the lock of HDF5.
-
-    Whoever closes a file after that would wait for ever - as after a read that takes longer than ``AT_EXIT``.
-    """
-    until = time.monotonic() + AT_EXIT
-    for items in list(_running):
-        items.stop()
-    # by their name: one that has read everything is none that runs, and may still be closing its file
-    for thread in threading.enumerate():
-        if thread.name == READER:
-            thread.join(max(until - time.monotonic(), 0))
+    def close(self) -> None:
+        """End the thread; wait for what it reads."""
+        self._next = None
+        self._thread.shutdown(cancel_futures=True)

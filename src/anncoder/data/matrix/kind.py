@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from anncoder.data.matrix.arrays import BLOCK, Array, Held, hold
+from anncoder.data.matrix.arrays import BLOCK, Array
+from anncoder.data.matrix.sample import Sample, sample
 from anncoder.data.matrix.scan import LARGEST_VALUE, Tally, structure, unreadable
 
 KINDS = {
@@ -18,10 +19,6 @@ KINDS = {
     "unknown": "of no known kind",
 }
 """Every kind, in words."""
-
-SAMPLED_CELLS = 2000
-SAMPLED_VALUES = 1 << 20
-"""A sample has at most so many cells, and about so many values."""
 
 CONSTANT = 0.01
 """Totals are the same if 5 % to 95 % of the cells lie within this share of the median."""
@@ -45,14 +42,6 @@ class Traits(NamedTuple):
 
 UNKNOWN = Traits("unknown", None, None, 0.0, 0)
 """Of a matrix that cannot be read."""
-
-
-class Sample(NamedTuple):
-    """The non-zero values of some evenly spaced cells."""
-
-    values: Array  # (n,)
-    owner: Array  # (n,) int64 which of the sampled cells, 0 .. n_cells - 1
-    n_cells: int
 
 
 def traits(matrix: Any, *, logged: bool = False) -> Traits:
@@ -106,61 +95,6 @@ def kind_of(flaws: set[str], highest: float | None, taken: Sample, *, logged: bo
     if (logged and highest <= LOG_LIMIT) or 1 < highest < LOG_TYPICAL:
         return "log1p"
     return "expression"
-
-
-def sample(matrix: Any, n_cells: int = SAMPLED_CELLS, n_values: int = SAMPLED_VALUES) -> Sample:
-    """Take the non-zero values of evenly spaced cells of a readable matrix whose structure has no fault.
-
-    Parameters
-    ----------
-    matrix
-        (n_obs, n_vars).
-    n_cells, n_values
-        At most this many cells, and about this many stored values.
-    """
-    held = hold(matrix)
-    n_obs = held.n_major if held.by_cell else held.n_minor
-    stored_per_cell = max(1, held.values.size // max(1, n_obs))
-    cells = evenly(n_obs, min(n_cells, max(16, n_values // stored_per_cell)))
-    values, owner = _rows(held, cells)
-    nonzero = values != 0
-    return Sample(values[nonzero], owner[nonzero], len(cells))
-
-
-def evenly(n: int, limit: int) -> Array:
-    """Return at most ``limit`` evenly spaced positions out of n, ascending from 0, (m,) int64."""
-    return np.linspace(0, n - 1, min(n, limit)).astype(np.int64)
-
-
-def _rows(held: Held, cells: Array) -> tuple[Array, Array]:
-    """Return the stored values of some cells, and for each the number of its cell among them, (n,) both."""
-    if held.indptr is None and isinstance(held.values, np.ndarray):
-        rows = held.values[cells] if held.by_cell else held.values[:, cells].T
-        return rows.ravel(), np.repeat(np.arange(len(cells)), rows.shape[1])
-    if held.by_cell and not isinstance(held.values, np.ndarray):  # on disk positions are far slower than slices
-        ends = held.indptr
-        parts = [held.values[c] if ends is None else held.values[ends[c] : ends[c + 1]] for c in cells.tolist()]
-        values = np.concatenate([np.empty(0, held.values.dtype), *parts])
-        return values, np.repeat(np.arange(len(cells)), [len(part) for part in parts])
-    assert held.indptr is not None
-    if held.by_cell:
-        start = held.indptr[cells].astype(np.int64)
-        length = held.indptr[cells + 1] - start
-        owner = np.repeat(np.arange(len(cells)), length)
-        before = np.cumsum(length) - length
-        return held.values[np.arange(len(owner)) + (start - before)[owner]], owner
-    number = np.full(held.n_minor, -1)
-    number[cells] = np.arange(len(cells))
-    # by blocks: an index array as long as the matrix would be larger than the matrix
-    blocks = [slice(start, start + held.block) for start in range(0, held.indices.shape[0], held.block)]
-    found = [_of_cells(held, block, number) for block in blocks]
-    values = np.concatenate([np.empty(0, held.values.dtype), *(part for part, _ in found)])
-    return values, np.concatenate([np.empty(0, np.int64), *(owner for _, owner in found)])
-
-
-def _of_cells(held: Held, block: slice, number: Array) -> tuple[Array, Array]:
-    owner = number[held.indices[block]]
-    return held.values[block][owner >= 0], owner[owner >= 0]
 
 
 def _made_from_counts(taken: Sample, *, may_be_logged: bool) -> str:

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-from anncoder.data.matrix.kind import KINDS, UNKNOWN, Traits, kind_of, sample
-from anncoder.data.matrix.scan import (
-    LARGEST_COUNT,
-    LARGEST_VALUE,
-    Flaw,
-    Scan,
-    Structure,
-    scan,
-    structure,
-    unreadable,
-)
+from anncoder.data.matrix.arrays import Block
+from anncoder.data.matrix.kind import KINDS, UNKNOWN, Traits, kind_of
+from anncoder.data.matrix.scan import LARGEST_COUNT, LARGEST_VALUE, Flaw, Scan, Structure, scan, structure, unreadable
 from anncoder.errors import InputError, listed
 
 SEVERITIES = ("error", "warning", "info")
@@ -51,7 +43,7 @@ class Location:
     counts
         Whether it must hold raw counts.
     holders
-        Other slots of the same AnnData that do.
+        Gives the other slots of the same AnnData that do; asked only where a remedy needs them.
     integers
         Whether counts must be integers: corrected and expected counts are not.
     """
@@ -60,7 +52,7 @@ class Location:
     obs_names: Any
     var_names: pd.Index
     counts: bool
-    holders: tuple[str, ...] = ()
+    holders: Callable[[], tuple[str, ...]] = tuple
     integers: bool = True
 
     def of(self, flaw: Flaw) -> str:
@@ -70,7 +62,8 @@ class Location:
 
     def instead(self, otherwise: str) -> str:
         """Return where the counts are, if it is known and counts are needed."""
-        return use(self.holders[0]) if self.counts and self.holders else otherwise
+        holders = self.holders() if self.counts else ()
+        return use(holders[0]) if holders else otherwise
 
 
 class Judged(NamedTuple):
@@ -81,24 +74,27 @@ class Judged(NamedTuple):
     n_stored: int  # values read
 
 
-def judge(matrix: Any, location: Location, *, logged: bool = False) -> Judged:
-    """Read a whole matrix, (n_obs, n_vars), and collect everything that is wrong with it.
+def judge(
+    matrix: Any, location: Location, *, logged: bool = False, each: Callable[[Block], None] | None = None
+) -> Judged:
+    """Read a whole matrix, (n_obs, n_vars), once and collect everything that is wrong with it.
 
     Values are looked at only where that is safe: not if the indices of a sparse matrix point outside of it.
-    ``logged`` says that ``uns["log1p"]`` is there.
+    ``logged`` says that ``uns["log1p"]`` is there; ``each`` is called as in :func:`anncoder.data.matrix.scan.scan`.
     """
     problems = [*_name_problems(location)]
     if reason := unreadable(matrix):
         return Judged(_sorted([*problems, _unreadable(*reason, location)]), UNKNOWN, 0)
-    problems += _shape_problems(matrix.shape, location)
-    found = structure(matrix)
-    problems += _structure_problems(found, location)
-    if found.fault or any(problem.code == "shape-mismatch" for problem in problems):
-        return Judged(_sorted(problems), UNKNOWN, 0)
-    values = scan(matrix, LARGEST_COUNT if location.counts else LARGEST_VALUE)
-    kind = kind_of(set(values.flaws), values.highest, sample(matrix), logged=logged)
-    problems += [*_value_problems(values, location, kind), *_zero_problems(values, location)]
     n_obs, n_vars = matrix.shape
+    problems += _shape_problems(matrix.shape, location)
+    if any(problem.code == "shape-mismatch" for problem in problems):
+        return Judged(_sorted([*problems, *_structure_problems(structure(matrix), location)]), UNKNOWN, 0)
+    values = scan(matrix, LARGEST_COUNT if location.counts else LARGEST_VALUE, each)
+    problems += _structure_problems(values.structure, location)
+    if values.structure.fault:
+        return Judged(_sorted(problems), UNKNOWN, 0)
+    kind = kind_of(set(values.flaws), values.highest, values.sample, logged=logged)
+    problems += [*_value_problems(values, location, kind), *_zero_problems(values, location)]
     share = values.n_nonzero / max(1, n_obs * n_vars)
     return Judged(_sorted(problems), Traits(kind, values.lowest, values.highest, share, n_obs), values.n_stored)
 

@@ -2,22 +2,22 @@
 
 Nothing here knows AnnData or names; :mod:`anncoder.data.check` turns what is found into sentences. CSR, CSC and
 dense matrices are read alike, along their *major* axis (the rows of CSR, the columns of CSC) in blocks that
-stay in the cache, and are never written to. A clean block costs a minimum, a maximum and one rounding; only a
-block that fails these is looked at again, value by value.
+stay in the cache, and are never written to. Indices are looked at before anything is done with them. A clean block
+costs a minimum, a maximum and one rounding; only a block that fails these is looked at again, value by value.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import sparse
 
-from anncoder.data.matrix.arrays import Array, Held, OnDisk, hold, spans
+from anncoder.data.matrix.arrays import Array, Arrays, Block, OnDisk, arrays_of, blocks
+from anncoder.data.matrix.sample import Sample, Sampler
 
 LARGEST_COUNT = float(1 << 24)
 """The largest integer up to which float32 holds every integer."""
@@ -43,12 +43,13 @@ class Structure(NamedTuple):
     n_duplicates: int = 0  # stored values whose place is already taken by another
 
 
-@dataclass(frozen=True)
-class Scan:
-    """What one pass over a sound matrix found.
+class Scan(NamedTuple):
+    """What one pass over a matrix found.
 
     Attributes
     ----------
+    structure
+        Of its index arrays. If there is a fault, the values were not read, and nothing else is known.
     n_stored
         Values read: the stored ones of a sparse matrix.
     n_nonzero
@@ -59,8 +60,11 @@ class Scan:
         By code: ``"not-finite"``; among the finite values ``"negative"``, ``"not-integer"``, ``"too-large"``.
     empty_obs, empty_vars
         Positions of the all-zero cells and genes, (n,) int64 each.
+    sample
+        The values of some cells.
     """
 
+    structure: Structure
     n_stored: int
     n_nonzero: int
     lowest: float | None
@@ -68,6 +72,11 @@ class Scan:
     flaws: dict[str, Flaw]
     empty_obs: Array
     empty_vars: Array
+    sample: Sample
+
+
+NOWHERE = np.empty(0, dtype=np.int64)
+NOT_READ = Scan(Structure(), 0, 0, None, None, {}, NOWHERE, NOWHERE, Sample(NOWHERE, NOWHERE, 0))
 
 
 def unreadable(matrix: Any) -> tuple[str, str] | None:
@@ -92,62 +101,53 @@ def structure(matrix: Any) -> Structure:
     scipy's compiled code does not check them and reads outside its arrays when they are damaged, so this
     comes before anything else is done with the matrix.
     """
-    held = hold(matrix)
-    if held.indptr is None:
-        return Structure()
-    if fault := _pointer_fault(held):
-        return Structure(fault)
-    n_unsorted = n_duplicates = 0
-    for first, last in _spans(held):
-        pointers = held.indptr[first : last + 1]
-        indices = held.indices[pointers[0] : pointers[-1]]
-        if indices.size == 0:
-            continue
-        low, high = int(indices.min()), int(indices.max())
-        if low < 0 or high >= held.n_minor:
-            axis = "gene" if held.by_cell else "cell"
-            bad = low if low < 0 else high
-            return Structure(f"{axis} index {bad:,} is outside 0 to {held.n_minor - 1:,}")
-        unsorted, duplicates = _disorder(indices, pointers - pointers[0], held.n_minor)
-        n_unsorted += unsorted
-        n_duplicates += duplicates
-    return Structure("", n_unsorted, n_duplicates)
+    arrays = arrays_of(matrix)
+    found = Structure(_pointer_fault(arrays))
+    if arrays.indptr is not None and not found.fault:
+        for block in blocks(arrays):
+            found = _with_indices(found, block)
+            if found.fault:
+                break
+    return found
 
 
-def scan(matrix: Any, largest: float) -> Scan:
-    """Read every stored value of a sound matrix once.
+def scan(matrix: Any, largest: float, each: Callable[[Block], None] | None = None) -> Scan:
+    """Read a whole matrix once: its index arrays as :func:`structure` does, and every stored value that is safe to use.
 
     Parameters
     ----------
     matrix
-        Counts or expression, (n_obs, n_vars), for which :func:`structure` found no fault.
+        Counts or expression, (n_obs, n_vars).
     largest
         The magnitude above which a value is ``"too-large"``.
+    each
+        Called with every block whose indices are sound, for other work on what has been read.
     """
-    held = hold(matrix)
-    tally = Tally(largest)
-    filled_major = np.zeros(held.n_major, dtype=bool)
-    filled_minor = np.zeros(held.n_minor, dtype=bool)
-    for first, last in _spans(held):
-        block, offset = _block(held, first, last)
-        nonzero = tally.add(block, offset)
-        if held.indptr is None:
-            filled = np.ones(block.shape, dtype=bool) if nonzero is None else nonzero
-            filled_major[first:last] = filled.any(axis=1)
-            filled_minor |= filled.any(axis=0)
-        else:
-            filled_major[first:last] = _filled_rows(held.indptr[first : last + 1], nonzero)
-            _mark(filled_minor, _indices(held, first, last, nonzero))
-    obs, var = (filled_major, filled_minor) if held.by_cell else (filled_minor, filled_major)
-    lowest, highest = tally.extremes(held.n_major * held.n_minor)
+    arrays = arrays_of(matrix)
+    found = Structure(_pointer_fault(arrays))
+    if found.fault:
+        return NOT_READ._replace(structure=found)
+    tally, sampler = Tally(largest), Sampler(arrays)
+    filled_major = np.zeros(arrays.n_major, dtype=bool)
+    filled_minor = np.zeros(arrays.n_minor, dtype=bool)
+    for block in blocks(arrays):
+        if arrays.indptr is not None and (found := _with_indices(found, block)).fault:
+            return NOT_READ._replace(structure=found)
+        nonzero = tally.add(block.values, block.start)
+        filled_major[block.first : block.last] = _mark_filled(block, nonzero, filled_minor)
+        sampler.add(block)
+        if each is not None:
+            each(block)
+    obs, var = (filled_major, filled_minor) if arrays.by_cell else (filled_minor, filled_major)
     return Scan(
-        n_stored=tally.n_stored,
-        n_nonzero=tally.n_nonzero,
-        lowest=lowest,
-        highest=highest,
-        flaws={code: _locate(held, *found) for code, found in tally.found.items()},
+        found,
+        tally.n_stored,
+        tally.n_nonzero,
+        *tally.extremes(arrays.n_major * arrays.n_minor),
+        flaws={code: _locate(arrays, *flaw) for code, flaw in tally.found.items()},
         empty_obs=np.flatnonzero(~obs),
         empty_vars=np.flatnonzero(~var),
+        sample=sampler.sample(),
     )
 
 
@@ -215,67 +215,63 @@ class Tally:
         self.highest = max(self.highest, float(block.max(where=finite, initial=-math.inf)))
 
 
-def _spans(held: Held) -> Iterator[tuple[int, int]]:
-    """Return ranges of the major axis that hold about one block of values each."""
-    if held.indptr is not None:
-        return spans(held.indptr, held.block)
-    step = max(1, held.block // max(1, held.n_minor))
-    return pairwise(np.unique([0, *np.arange(step, held.n_major, step), held.n_major]).tolist())
-
-
-def _block(held: Held, first: int, last: int) -> tuple[Array, int]:
-    """Return the values of a range of the major axis, and the position of the first of them."""
-    if held.indptr is None:
-        return held.values[first:last], first * held.n_minor
-    start, stop = int(held.indptr[first]), int(held.indptr[last])
-    return held.values[start:stop], start
-
-
-def _indices(held: Held, first: int, last: int, chosen: Array | None) -> Array:
-    assert held.indptr is not None
-    indices: Array = held.indices[held.indptr[first] : held.indptr[last]]
-    return indices if chosen is None else indices[chosen]
+def _with_indices(found: Structure, block: Block) -> Structure:
+    """Return the structure found so far together with that of the next block of a sparse matrix."""
+    indices, n_minor = block.indices, block.arrays.n_minor
+    if indices.size == 0:
+        return found
+    low, high = int(indices.min()), int(indices.max())
+    if low < 0 or high >= n_minor:
+        axis = "gene" if block.arrays.by_cell else "cell"
+        return Structure(f"{axis} index {low if low < 0 else high:,} is outside 0 to {n_minor - 1:,}")
+    unsorted, duplicates = _disorder(indices, block.pointers, n_minor)
+    return Structure("", found.n_unsorted + unsorted, found.n_duplicates + duplicates)
 
 
 def _whole(block: Array) -> bool:
     return block.dtype.kind != "f" or bool((np.rint(block) == block).all())
 
 
-def _filled_rows(pointers: Array, nonzero: Array | None) -> Array:
-    """Return which rows hold a value that is not zero; stored zeros do not count, (n_rows,) bool."""
-    if nonzero is None:
-        return pointers[1:] > pointers[:-1]
-    before: Array = np.concatenate([[0], np.cumsum(nonzero)])[pointers - pointers[0]]
+def _mark_filled(block: Block, nonzero: Array | None, filled_minor: Array) -> Array:
+    """Return which rows of a block hold a value that is not zero, (n_rows,) bool; mark the columns that do.
+
+    Stored zeros do not count; ``nonzero`` None: there are none of them.
+    """
+    if block.arrays.indptr is None:
+        filled = np.ones(block.values.shape, dtype=bool) if nonzero is None else nonzero
+        filled_minor |= np.any(filled, axis=0)
+        return np.asarray(filled.any(axis=1))
+    indices = block.indices if nonzero is None else block.indices[nonzero]
+    if len(filled_minor) < len(indices):
+        # half the time of the assignment, as long as the counts are few beside the indices
+        filled_minor |= np.bincount(indices, minlength=len(filled_minor)) > 0
+    else:
+        filled_minor[indices] = True
+    before: Array = block.pointers
+    if nonzero is not None:
+        before = np.concatenate([[0], np.cumsum(nonzero)])[before]
     return before[1:] > before[:-1]
 
 
-def _mark(filled: Array, indices: Array) -> None:
-    """Set ``filled`` at the indices."""
-    if len(filled) < len(indices):
-        # half the time of the assignment, as long as the counts are few beside the indices
-        filled |= np.bincount(indices, minlength=len(filled)) > 0
-    else:
-        filled[indices] = True
-
-
-def _locate(held: Held, n: int, position: int, value: float) -> Flaw:
-    if held.indptr is None:
-        major, minor = divmod(position, held.n_minor)
+def _locate(arrays: Arrays, n: int, position: int, value: float) -> Flaw:
+    if arrays.indptr is None:
+        major, minor = divmod(position, arrays.n_minor)
     else:
         # the last of several equal pointers: the rows before it are empty
-        major = int(np.searchsorted(held.indptr, position, side="right")) - 1
-        minor = int(held.indices[position])
-    obs, var = (major, minor) if held.by_cell else (minor, major)
+        major = int(np.searchsorted(arrays.indptr, position, side="right")) - 1
+        minor = int(arrays.indices[position])
+    obs, var = (major, minor) if arrays.by_cell else (minor, major)
     return Flaw(n, obs, var, value)
 
 
-def _pointer_fault(held: Held) -> str:
-    indices, indptr, n_values = held.indices, held.indptr, held.values.shape[0]
-    assert indptr is not None
+def _pointer_fault(arrays: Arrays) -> str:
+    indices, indptr, n_values = arrays.indices, arrays.indptr, arrays.values.shape[0]
+    if indptr is None:
+        return ""
     if indices.dtype.kind != "i" or indptr.dtype.kind != "i":
         return f"the index arrays are {indices.dtype} and {indptr.dtype}, not integers"
-    if len(indptr) != held.n_major + 1:
-        return f"indptr has {len(indptr):,} entries instead of {held.n_major + 1:,}"
+    if len(indptr) != arrays.n_major + 1:
+        return f"indptr has {len(indptr):,} entries instead of {arrays.n_major + 1:,}"
     if indices.shape[0] != n_values:
         return f"there are {indices.shape[0]:,} indices for {n_values:,} values"
     if indptr[0] != 0 or indptr[-1] != n_values:
