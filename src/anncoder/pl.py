@@ -188,9 +188,8 @@ def gene_pair(
         There is no denoised layer of this name.
     """
     if f"{key}_denoised" not in adata.layers:
-        raise InputError(
-            "not-denoised", f"there is no {slot_label(f'{key}_denoised')}", "layers", "ac.tl.denoise(adata, model)"
-        )
+        what = f"there is no {slot_label(f'{key}_denoised')}"
+        raise InputError("not-denoised", what, "layers", "ac.tl.denoise(adata, model)")
     results = _results(adata, key)
     read = json.loads(results["params_json"])
     counts = read["hyperparameters"]["transform"] != "none"
@@ -281,7 +280,6 @@ def _results(adata: anndata.AnnData, key: str) -> Any:
         remedy = f"write them under another name, key_added; scanpy's own key_added should not be {key!r}"
         raise InputError("no-results", f"uns[{key!r}] holds no results of anncoder: scanpy wrote there", "uns", remedy)
     if not isinstance(adata.uns.get(key), Mapping) or "history" not in adata.uns[key]:
-        raise InputError(
-            "no-results", f"uns[{key!r}] holds no results of anncoder", "uns", "ac.tl.autoencode(adata) first"
-        )
+        what = f"uns[{key!r}] holds no results of anncoder"
+        raise InputError("no-results", what, "uns", "ac.tl.autoencode(adata) first")
     return adata.uns[key]

@@ -73,25 +73,14 @@ class Trained:
 
 
 class Principal:
-    """PCA of log-normalised expression, as wide as the model's latent; the matrix stays sparse.
-
-    Parameters
-    ----------
-    model
-        For the width, the library size and the input.
-    cells
-        Those to fit on.
-    seed
-        Start of the solver.
-    """
+    """PCA of log-normalised expression, fitted to cells, as wide as the model's latent; the matrix stays sparse."""
 
     def __init__(self, model: Autoencoder, cells: Cells, seed: int) -> None:
         from sklearn.decomposition import PCA
 
         self.model = model
-        self.pca = PCA(model.config.width, svd_solver="arpack", random_state=seed).fit(
-            input_of(self.model, cells.matrix)
-        )
+        self.pca = PCA(model.config.width, svd_solver="arpack", random_state=seed)
+        self.pca.fit(input_of(self.model, cells.matrix))
 
     def latent(self, cells: Cells) -> Array | None:
         """Return the first components, (n, k)."""
@@ -111,15 +100,7 @@ class Principal:
 
 
 class GeneMean:
-    """The average cell for every cell: the share of each gene among all molecules, and the mean of its logarithms.
-
-    Parameters
-    ----------
-    model
-        For the library size and the input.
-    cells
-        Those to average.
-    """
+    """The average cell for every cell: the share of each gene among all molecules, and the mean of its logarithms."""
 
     def __init__(self, model: Autoencoder, cells: Cells) -> None:
         matrix = cells.matrix
@@ -161,12 +142,10 @@ def blocks(n: int) -> Iterator[slice]:
 
 def input_of(model: Autoencoder, matrix: csr_matrix) -> csr_matrix:
     """Return log-normalised counts, or expression as it is, (n, g) CSR: what all methods are scored on."""
-    return _normalized(matrix, model.library_size_).log1p() if model.reads_counts else matrix
-
-
-def _normalized(matrix: csr_matrix, library_size: float) -> csr_matrix:
-    per_entry = np.repeat(library_sizes(matrix) / library_size, np.diff(matrix.indptr))
-    return csr_matrix((matrix.data / per_entry, matrix.indices, matrix.indptr), shape=matrix.shape)
+    if not model.reads_counts:
+        return matrix
+    per_entry = np.repeat(library_sizes(matrix) / model.library_size_, np.diff(matrix.indptr))
+    return csr_matrix((matrix.data / per_entry, matrix.indices, matrix.indptr), shape=matrix.shape).log1p()
 
 
 def thin(cells: Cells, seed: int) -> tuple[Cells, csr_matrix]:

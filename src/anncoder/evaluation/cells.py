@@ -68,9 +68,8 @@ def some_cells(
     shards = open_files(data, model.layer_ if layer is None else layer, layer_is_of_fit=layer is None)
     if shards is not None:
         if not any(shard.n_obs for shard in shards):
-            what = "there are no cells"
-            remedy = "check the filters that ran before"
-            raise InputError("too-few-cells", what, ", ".join(shard.path.name for shard in shards[:3]), remedy)
+            where = ", ".join(shard.path.name for shard in shards[:3])
+            raise InputError("too-few-cells", "there are no cells", where, "check the filters that ran before")
         return _sample_of(model, DiskSource(Stores(shards), counts=False), columns, max_cells, seed)
     assert isinstance(data, anndata.AnnData)
     for key in columns:
@@ -92,18 +91,8 @@ def match_held_out(
     """Return the position of cells among those held out in the fit, or -1, and whether all the data are new to it.
 
     The split of the fit is drawn again: for the same cells in the same order it holds out cells of the same names.
-    Other data are matched by name; where names repeat, or are mere numbers, no cell is matched.
-
-    Parameters
-    ----------
-    model
-        A fitted model.
-    n_obs
-        Number of cells in the data.
-    rows
-        The cells to match: a mask, or (n,) positions.
-    names, column
-        Functions to the names of cells, by mask or positions, and to a column of obs, by name.
+    Other data are matched by name; where names repeat, or are mere numbers, no cell is matched. The cells to match are
+    a mask, or (n,) positions, of ``n_obs``; ``names`` gives their names, ``column`` a column of obs.
     """
     try:
         again = split_cells(n_obs, column, model.training_).valid

@@ -65,17 +65,11 @@ def leiden(latent: Array, resolutions: tuple[float, ...], seed: int) -> list[Any
     # numba's first parallel loop sets the OpenMP that it shares with torch to one thread a core
     with threads_set(torch.get_num_threads()):
         sc.pp.neighbors(cells, use_rep="latent", n_neighbors=min(15, len(latent) - 1), random_state=seed)
+    found = []
     for resolution in resolutions:
-        sc.tl.leiden(
-            cells,
-            resolution,
-            key_added=f"leiden_{resolution}",
-            flavor="igraph",
-            n_iterations=2,
-            directed=False,
-            random_state=seed,
-        )
-    return [cells.obs[f"leiden_{resolution}"].to_numpy() for resolution in resolutions]
+        sc.tl.leiden(cells, resolution, flavor="igraph", n_iterations=2, directed=False, random_state=seed)
+        found.append(cells.obs["leiden"].to_numpy())
+    return found
 
 
 def comparable(truth: Any) -> bool:

@@ -42,10 +42,8 @@ class LossSpec(NamedTuple):
         counts, wanted = self.counts, weight is not None
         n, g = parameters[0].shape
         self._refuse_other_shapes(n, g, parameters)
-        loss, weights = (
-            torch.empty(n, dtype=torch.float64, device="cpu"),
-            empty_float32(n) if weight is None else weight,
-        )
+        loss = torch.empty(n, dtype=torch.float64, device="cpu")
+        weights = empty_float32(n) if weight is None else weight
         offset = empty_float32(n).zero_() if self.size_factor is None else self.size_factor.log().float()
         values = counts.values.float().contiguous()
         parts = [_part(place, parameter, wanted=wanted) for place, parameter in enumerate(parameters)]
@@ -63,11 +61,9 @@ class LossSpec(NamedTuple):
         counts, size = self.counts, self.size_factor
         same = (counts.n_rows, counts.n_vars) == (n, g) and len(counts.values) == len(counts.indices)
         if not same or (size is not None and size.shape != (n,)):
-            raise ValueError(
-                f"counts are {counts.n_rows} x {counts.n_vars} with {len(counts.indices)} stored genes and "
-                f"{len(counts.values)} values, the mean is {n} x {g}, size factors "
-                f"{'none' if size is None else tuple(size.shape)}"
-            )
+            stored = f"{len(counts.indices)} stored genes and {len(counts.values)} values"
+            found = f"counts are {counts.n_rows} x {counts.n_vars} with {stored}, the mean is {n} x {g}"
+            raise ValueError(f"{found}, size factors {'none' if size is None else tuple(size.shape)}")
         indptr, indices = counts.indptr.numpy(), counts.indices.numpy()
         rising = indptr[0] == 0 and indptr[-1] == len(indices) and not (indptr[1:] < indptr[:-1]).any()
         # read as unsigned, a negative index is beyond the genes too
@@ -82,14 +78,8 @@ def cpu_loss(spec: LossSpec, *parameters: Tensor | LinearOutput) -> Tensor:
     """Return the loss of each cell, (b,); differentiable once.
 
     Gradients are written with the weight of a mean over cells and genes, so that nothing is left to do for the backward
-    pass of a training step. Another common weight multiplies them; different weights run the pass again.
-
-    Parameters
-    ----------
-    spec
-        The kernel, with its data.
-    parameters
-        Differentiable, float32: (b, g) tensors or output layers, (b, 1), or (g,).
+    pass of a training step. Another common weight multiplies them; different weights run the pass again. Parameters are
+    float32: (b, g) tensors or output layers, (b, 1), or (g,).
     """
     tensors = [t for p in parameters for t in (p if isinstance(p, LinearOutput) else (p,))]
     products = tuple(isinstance(p, LinearOutput) for p in parameters)

@@ -44,16 +44,9 @@ def warn_of_large_means(gene_mean: Tensor) -> None:
 
 
 def at_entries(parameter: Tensor, counts: CSR, flat: Tensor) -> Tensor:
-    """Return a parameter's value at every stored entry, (nnz,), in float64.
+    """Return a parameter's value at every stored entry, (nnz,), in float64; ``flat`` is ``counts.flat()``.
 
-    Parameters
-    ----------
-    parameter
-        (g,) one value a gene, (b, 1) one a cell, (b, g) one an entry.
-    counts
-        The (b, g) observations.
-    flat
-        ``counts.flat()``.
+    The parameter has one value a gene, (g,), one a cell, (b, 1), or one an entry, (b, g).
     """
     if parameter.dim() == 1:
         return parameter[counts.indices].double()

@@ -149,10 +149,8 @@ class _NegativeBinomial(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, log_mu: Tensor, log_theta: Tensor, counts: CSR) -> Tensor:
         flat = counts.flat()
-        zero = nb_zero(log_mu, log_theta)
-        stored = nb_positive(
-            counts.values.double(), at_entries(log_mu, counts, flat), at_entries(log_theta, counts, flat)
-        )
+        zero, x = nb_zero(log_mu, log_theta), counts.values.double()
+        stored = nb_positive(x, at_entries(log_mu, counts, flat), at_entries(log_theta, counts, flat))
         nll, by_log_mu, by_log_theta = (put_entries(d, flat, s) for d, s in zip(zero, stored, strict=True))
         ctx.save_for_backward(by_log_mu, by_log_theta)
         ctx.log_theta_shape = log_theta.shape
@@ -162,11 +160,8 @@ class _NegativeBinomial(torch.autograd.Function):
     @differentiated_once
     def backward(ctx: Any, *per_cell: Tensor) -> tuple[Tensor, Tensor, None]:
         by_log_mu, by_log_theta = ctx.saved_tensors
-        return (
-            by_log_mu * per_cell[0].unsqueeze(1),
-            weighted_to_shape(per_cell[0], by_log_theta, ctx.log_theta_shape),
-            None,
-        )
+        by_theta = weighted_to_shape(per_cell[0], by_log_theta, ctx.log_theta_shape)
+        return by_log_mu * per_cell[0].unsqueeze(1), by_theta, None
 
 
 def _softplus_minus_sigmoid(u: Tensor, sp: Tensor, s: Tensor) -> Tensor:

@@ -89,9 +89,6 @@ class _ZeroInflated(torch.autograd.Function):
     def backward(ctx: Any, *per_cell: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         by_log_mu, by_log_theta, by_logits = ctx.saved_tensors
         theta_shape, logits_shape = ctx.shapes
-        return (
-            by_log_mu * per_cell[0].unsqueeze(1),
-            weighted_to_shape(per_cell[0], by_log_theta, theta_shape),
-            weighted_to_shape(per_cell[0], by_logits, logits_shape),
-            None,
-        )
+        by_theta = weighted_to_shape(per_cell[0], by_log_theta, theta_shape)
+        by_pi = weighted_to_shape(per_cell[0], by_logits, logits_shape)
+        return by_log_mu * per_cell[0].unsqueeze(1), by_theta, by_pi, None

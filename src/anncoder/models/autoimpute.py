@@ -85,7 +85,9 @@ class AutoImputeNetwork(nn.Module):
         self.output = linear(config.n_latent, shape.n_vars, noise)
         self.register_buffer("n_fitted", torch.ones(()))
         if config.faithful:
-            _normal(self, noise)
+            for parameter in self.parameters():
+                if not parameter.is_meta:
+                    nn.init.normal_(parameter, generator=noise.on(parameter.device))
 
     def start_from(self, summary: Summary, cells: Loader) -> None:
         """Start the output at the mean of the non-zero values of each gene, and centre the input.
@@ -96,12 +98,11 @@ class AutoImputeNetwork(nn.Module):
             There are negative values: zeros are then not missing values.
         """
         if summary.smallest < 0:
-            raise InputError(
-                "negative",
-                f"the smallest value is {summary.smallest:g}: zeros mean missing values here, and the others are above",
-                "the fitted cells",
-                "give raw counts, or log-normalised expression that is neither centred nor scaled",
+            what = (
+                f"the smallest value is {summary.smallest:g}: zeros mean missing values here, and the others are above"
             )
+            remedy = "give raw counts, or log-normalised expression that is neither centred nor scaled"
+            raise InputError("negative", what, "the fitted cells", remedy)
         self.n_fitted.fill_(summary.n_obs)
         if not self.config.faithful:
             self.standardize.mean.copy_(summary.x_mean)
@@ -154,24 +155,9 @@ class AutoImputeNetwork(nn.Module):
 
 
 def nonzero_error(x: CSR, reconstruction: Tensor) -> Tensor:
-    """Return the squared error of the non-zero values of each cell, (b,).
-
-    Parameters
-    ----------
-    x
-        (b, g) expression; its zeros, stored or not, count for nothing.
-    reconstruction
-        (b, g).
-    """
+    """Return the squared error of the non-zero values of each cell, (b,); zeros, stored or not, count for nothing."""
     error = (reconstruction.reshape(-1)[x.flat()] - x.values).square()
     return x.with_values(error * (x.values != 0)).row_sums()
-
-
-def _normal(network: nn.Module, noise: Noise) -> None:
-    for parameter in network.parameters():
-        if not parameter.is_meta:
-            with torch.no_grad():
-                parameter.normal_(generator=noise.on(parameter.device))
 
 
 def _nonzero_means(inputs: LogNormalize, cells: Loader, n_vars: int) -> Tensor:
@@ -275,21 +261,18 @@ class AutoImpute(Autoencoder):
         left = csr_matrix((matrix.data * ~hidden, matrix.indices, matrix.indptr), shape=matrix.shape, copy=True)
         left.eliminate_zeros()
         model = AutoImpute(**{**dict(self.config), "transform": "none", "replace": "all"})
-        settings = self._settings(seed)
+        fitted = self.training_ if self.network_ is not None else TrainingConfig(seed=seed)
+        # without columns that these cells may lack
+        settings = fitted.model_dump() | {"valid_stratify": None, "valid_groups": None}
         if max_epochs is not None:
             settings["max_epochs"] = max_epochs
         cells = anndata.AnnData(left, obs=adata.obs, var=pd.DataFrame(index=adata.var_names))
         imputed = model.fit(cells, progress=False, **settings).denoise(cells, scale="normalized")
         return _scores(matrix, hidden, imputed, _gene_means(left))
 
-    def _settings(self, seed: int) -> dict[str, Any]:
-        fitted = self.training_ if self.network_ is not None else TrainingConfig(seed=seed)
-        return fitted.model_dump() | {"valid_stratify": None, "valid_groups": None}  # columns these cells may lack
-
     def _network_input(self, adata: anndata.AnnData, layer: str | None) -> csr_matrix:
-        matrix = MemorySource(
-            adata, resolve_layer(layer, adata.layers), counts=self.reads_counts, to_fit=True
-        ).matrix.copy()
+        layer = resolve_layer(layer, adata.layers)
+        matrix = MemorySource(adata, layer, counts=self.reads_counts, to_fit=True).matrix.copy()
         matrix.eliminate_zeros()
         if self.config.transform != "none":
             sizes = library_sizes(matrix)
@@ -319,16 +302,12 @@ def _scores(matrix: csr_matrix, hidden: Any, imputed: Any, gene_mean: Any) -> pd
     rows, columns, truth = (values[hidden] for values in (entries.row, entries.col, entries.data.astype(np.float64)))
     found = {"model": imputed[rows, columns], "gene_mean": gene_mean[columns], "zeros": np.zeros(len(truth))}
     errors = {name: values - truth for name, values in found.items()}
-    return pd.DataFrame(
-        {
-            name: {
-                "rmse": np.sqrt(np.square(error).mean()),
-                "mae": np.abs(error).mean(),
-                "nrmse": np.linalg.norm(error) / np.linalg.norm(truth),
-            }
-            for name, error in errors.items()
-        }
-    ).T
+    scores = {
+        "rmse": {name: np.sqrt(np.square(error).mean()) for name, error in errors.items()},
+        "mae": {name: np.abs(error).mean() for name, error in errors.items()},
+        "nrmse": {name: np.linalg.norm(error) / np.linalg.norm(truth) for name, error in errors.items()},
+    }
+    return pd.DataFrame(scores)
 
 
 MODEL = AutoImpute

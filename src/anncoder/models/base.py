@@ -304,9 +304,9 @@ class Autoencoder:
         try:
             again = self.unfitted()
         except TypeError as error:
+            what = f"{type(self).__name__} does not take every field of its configuration: {error}"
             raise model_folder.unsavable(
-                f"{type(self).__name__} does not take every field of its configuration: {error}",
-                "take every field of the configuration in __init__, by its name",
+                what, "take every field of the configuration in __init__, by its name"
             ) from error
         model_folder.refuse_unsavable(weights, model_folder.shapes_only(lambda noise: again._build(shape, noise)))
         record = model_folder.ModelRecord(
@@ -493,12 +493,9 @@ def refuse_no_model(model: Any) -> None:
     """Raise a ConfigError unless this is a fitted model: not the path of one, and not something else."""
     if not hasattr(model, "network_"):
         path = isinstance(model, str | PathLike)
-        raise ConfigError(
-            "no-model",
-            f"expected a fitted model, got {'the text or path ' + repr(str(model)) if path else type(model).__name__}",
-            "model",
-            f"ac.load({str(model)!r}) reads a saved one" if path else "fit(adata), or anncoder.load(folder)",
-        )
+        found = f"the text or path {str(model)!r}" if path else type(model).__name__
+        remedy = f"ac.load({str(model)!r}) reads a saved one" if path else "fit(adata), or anncoder.load(folder)"
+        raise ConfigError("no-model", f"expected a fitted model, got {found}", "model", remedy)
     model._network()
 
 

@@ -268,9 +268,8 @@ class CountAutoencoder(Autoencoder):
 def refuse_no_dropout(likelihood: str) -> None:
     """Raise a ConfigError unless the likelihood is zero-inflated."""
     if likelihood != "zinb":
-        raise ConfigError(
-            "no-dropout", f"likelihood={likelihood!r} has no dropout probability", remedy="use likelihood='zinb'"
-        )
+        what = f"likelihood={likelihood!r} has no dropout probability"
+        raise ConfigError("no-dropout", what, remedy="use likelihood='zinb'")
 
 
 MODEL = CountAutoencoder

@@ -225,12 +225,10 @@ class DCANetwork(nn.Module):
     def encode(self, batch: Batch) -> Tensor:
         """Return the latent, (b, k): the product of the centre layer, before normalisation and activation."""
         x = self.inputs(batch if self.config.size_factors else _unsized(batch))
+        moments = () if self.standardize is None else (self.standardize.mean, self.standardize.scale)
         if self.training and self.config.input_dropout:  # of z-scores, which are dense
-            dense = x.to_dense() if self.standardize is None else self.standardize(x)
-            x = self.input_dropout(dense)
-            moments: tuple[Tensor | None, ...] = ()
-        else:
-            moments = () if self.standardize is None else (self.standardize.mean, self.standardize.scale)
+            x = self.input_dropout(x.to_dense() if self.standardize is None else self.standardize(x))
+            moments = ()
         latent: Tensor = self.encoder(x, *moments)
         return latent
 
@@ -265,20 +263,9 @@ class DCANetwork(nn.Module):
 
 
 class Heads(nn.Module):
-    """From the last common hidden layer to the parameters of each entry, limited as published.
+    """From the last common hidden layer, (b, n_in), to the parameters of each entry, limited as published.
 
-    Parameters
-    ----------
-    parts
-        Which parameters there are.
-    layers
-        Hidden layers that each head has for itself; no widths for none.
-    n_in
-        Width of the last common hidden layer.
-    n_vars
-        Number of genes, g.
-    noise
-        Random stream of the initial weights.
+    ``parts`` tells which parameters there are, ``layers`` the hidden layers that each head has for itself.
     """
 
     def __init__(self, parts: Parts, layers: Layers, n_in: int, n_vars: int, noise: Noise) -> None:

@@ -78,8 +78,7 @@ class DenoisingNetwork(nn.Module):
 
     def __init__(self, config: DenoisingConfig, shape: Shape, noise: Noise) -> None:
         super().__init__()
-        self.config, n_vars = config, shape.n_vars
-        self.noise = noise
+        self.config, self.noise, n_vars = config, noise, shape.n_vars
         self.inputs = LogNormalize(config.transform)
         self.standardize = Standardize(n_vars, scaled=config.standardize)
         self.encoder = Encoder(config.layers, n_vars, config.n_latent, noise)
@@ -109,8 +108,7 @@ class DenoisingNetwork(nn.Module):
         if mask_logits is not None and corrupted.changed is not None:
             terms["reconstruction"] = (1 - self.config.mask_loss_weight) * terms["reconstruction"]
             terms["mask"] = self.config.mask_loss_weight * _mask_loss(mask_logits, corrupted.changed)
-        terms |= self.penalty(self.parameters())
-        return Loss.of(terms)
+        return Loss.of(terms | self.penalty(self.parameters()))
 
     def corrupt(self, batch: Batch, clean: CSR) -> Corrupted:
         """Return a corrupted network input, by the network's own random numbers."""

@@ -139,7 +139,11 @@ class NetsneNetwork(nn.Module):
         self.mean.copy_(x.mean(dim=0))
         self.scale.copy_(torch.where(std > FLAT, std, 1))
         if summary.target is not None:
-            self.target = self._checked(summary.target).to(device)
+            if summary.target.shape[1] != self.config.n_latent:
+                where, n_axes = f"obsm[{self.config.target!r}]", summary.target.shape[1]
+                what = f"{where} has {n_axes} axes, and n_latent = {self.config.n_latent}"
+                raise InputError("bad-coordinates", what, where, f"set n_latent={n_axes}")
+            self.target = summary.target.to(device)
             return
         p = joint_affinities(x.cpu().numpy(), self.config.perplexity)
         place = torch.cat(rows)
@@ -234,13 +238,6 @@ class NetsneNetwork(nn.Module):
         attraction = (p * squared_distances(places).log1p()).sum()
         return torch.xlogy(p, p).sum(), attraction, log_similarities(places, places)
 
-    def _checked(self, target: Tensor) -> Tensor:
-        if target.shape[1] != self.config.n_latent:
-            what = f"obsm[{self.config.target!r}] has {target.shape[1]} axes, and n_latent = {self.config.n_latent}"
-            remedy = f"set n_latent={target.shape[1]}"
-            raise InputError("bad-coordinates", what, f"obsm[{self.config.target!r}]", remedy)
-        return target
-
 
 def normal_linear(n_in: int, n_out: int, noise: Noise, *, bias: bool = True) -> nn.Linear:
     """Return a linear layer with normal weights of variance 2 / n_in, and biases 0 if it has any."""
@@ -262,12 +259,7 @@ def stretched(difference: Tensor) -> Tensor:
 def log_similarities(places: Tensor, columns: Tensor) -> Tensor:
     """Return the logarithm of the sum of ``1 / (1 + d^2)`` over pairs of different cells, ().
 
-    Parameters
-    ----------
-    places
-        (n, k) places of cells in the picture.
-    columns
-        (m, k) the first m of them.
+    The pairs are of (n, k) places of cells in the picture with the first m of them, (m, k).
     """
     centre = places.detach().mean(dim=0)
     a, b = places - centre, columns - centre

@@ -114,7 +114,10 @@ class SAUCIENetwork(nn.Module):
     def __init__(self, config: SAUCIEConfig, shape: Shape, noise: Noise) -> None:
         super().__init__()
         self.config, widths = config, config.n_hidden
-        self.reference, self.n_batches = _code_of(config.reference, shape), shape.n_batches
+        names, self.n_batches = list(shape.batch_names), shape.n_batches
+        if config.reference is not None and config.reference not in names:
+            raise unknown_key(config.reference, names, where="reference (a batch)")
+        self.reference = 0 if config.reference is None else names.index(config.reference)
         self.inputs = LogNormalize(config.transform)
         self.standardize = Standardize(shape.n_vars, scaled=False)
         self.register_buffer("factor", torch.ones(()))
@@ -136,7 +139,8 @@ class SAUCIENetwork(nn.Module):
 
     def start_from(self, summary: Summary, cells: Loader) -> None:
         """Set the scale of the input, centre it, and start the output at the mean expression of each gene."""
-        largest = _largest(self.inputs, cells)
+        values = (self.inputs(batch).values for batch in cells.epoch(0))
+        largest = max((float(v.abs().max()) for v in values if len(v)), default=0.0)
         if self.config.rescale and largest:
             self.factor.fill_(self.config.rescale / largest)
         elif largest > LARGEST_INPUT:
@@ -237,16 +241,7 @@ def reference_error(x: Tensor, reconstruction: Tensor, codes: Tensor, reference:
     """Return the squared error of the reference batch, and 0.01 of that of the others, each gene standardised, ().
 
     The others may thus move and scale in the output, but keep what differs between their cells. Several others are
-    averaged.
-
-    Parameters
-    ----------
-    x, reconstruction
-        (b, g).
-    codes
-        (b,) int64 experimental batch of each cell.
-    reference
-        Code of the reference batch.
+    averaged. Input and reconstruction are (b, g), the codes of the cells' batches (b,) int64.
     """
     error, others = x.sum() * 0, []
     for code in torch.bincount(codes).nonzero().ravel().tolist():
@@ -269,19 +264,6 @@ def _hidden(widths: tuple[int, ...], noise: Noise) -> list[nn.Module]:
     for n_in, n_out in pairwise(widths):
         layers += [linear(n_in, n_out, noise), nn.LeakyReLU(SLOPE)]
     return layers
-
-
-def _code_of(reference: str | None, shape: Shape) -> int:
-    if reference is None:
-        return 0
-    if reference not in shape.batch_names:
-        raise unknown_key(reference, list(shape.batch_names), where="reference (a batch)")
-    return shape.batch_names.index(reference)
-
-
-def _largest(inputs: LogNormalize, cells: Loader) -> float:
-    values = (inputs(batch).values for batch in cells.epoch(0))
-    return max((float(v.abs().max()) for v in values if len(v)), default=0.0)
 
 
 def _refuse_empty(codes: Tensor, n_batches: int) -> None:

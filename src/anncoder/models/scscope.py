@@ -98,13 +98,9 @@ class ScScopeNetwork(nn.Module):
             There are negative values: only zeros stand for values that were not observed.
         """
         if summary.smallest < 0:
-            raise InputError(
-                "negative",
-                f"the smallest value is {summary.smallest:g}: this model takes zeros as not observed, and has no "
-                "place for negative values",
-                "ScScope",
-                "fit raw counts with transform='normalize', or expression values that are not centred or scaled",
-            )
+            what = f"the smallest value is {summary.smallest:g}, and zeros are taken as not observed: none may be below"
+            remedy = "fit raw counts with transform='normalize', or expression values that are not centred or scaled"
+            raise InputError("negative", what, "ScScope", remedy)
         if not self.config.faithful:
             self.scale.copy_(summary.x_mean.mean().clamp(min=1e-12))
             self.center.copy_(summary.x_mean / self.scale)
@@ -211,15 +207,7 @@ class ScScopeNetwork(nn.Module):
 
 
 def observed_error(target: CSR, decoded: Tensor) -> Tensor:
-    """Return the Frobenius norm of ``decoded - target`` over the stored entries of the target, ().
-
-    Parameters
-    ----------
-    target
-        (b, g) the observed entries.
-    decoded
-        (b, g) reconstruction.
-    """
+    """Return the Frobenius norm of ``decoded - target``, (b, g) both, over the stored entries of the target, ()."""
     error: Tensor = torch.linalg.vector_norm(decoded.reshape(-1)[target.flat()] - target.values)
     return error
 

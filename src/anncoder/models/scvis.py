@@ -268,12 +268,7 @@ def elu_layers(widths: list[int], noise: Noise) -> nn.Sequential:
 def student_t_log_density(x: Tensor, mean: Tensor, var: Tensor, dof: Tensor) -> Tensor:
     """Return the log density of independent Student-t distributions, (b,), summed over the inputs.
 
-    Parameters
-    ----------
-    x, mean, var
-        (b, d) values, locations and squared scales.
-    dof
-        (d,) degrees of freedom.
+    Values, locations and squared scales are (b, d), degrees of freedom (d,).
     """
     constant = torch.lgamma((dof + 1) / 2) - torch.lgamma(dof / 2) - (math.pi * dof).log() / 2
     distance = (x - mean).square() / (dof * var)
@@ -290,16 +285,8 @@ def tsne_term(latent: Tensor, p: Tensor, dof: int) -> Tensor:
     """Return the cross-entropy of neighbours in the latent under those of the input, (): the paper's t-SNE term.
 
     ``mean_i [log sum_(j != i) q_ij - sum_j p_ij log q_ij]``, ``q_ij = (1 + d_ij^2 / dof)^(-(dof + 1) / 2)``, where
-    0.1 / b first is added to every p_ij, and rows are brought to 1 again.
-
-    Parameters
-    ----------
-    latent
-        (b, k) latent.
-    p
-        (b, b) affinities of the input, :func:`anncoder.nn.tsne.affinities`; of a cell to itself 0.
-    dof
-        Degrees of freedom, at least 1.
+    0.1 / b first is added to every p_ij, and rows are brought to 1 again. ``p`` are the (b, b)
+    :func:`anncoder.nn.tsne.affinities` of the input, 0 of a cell to itself.
     """
     if len(latent) < 2:
         return latent.sum() * 0

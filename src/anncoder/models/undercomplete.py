@@ -33,13 +33,9 @@ class UndercompleteConfig(LayeredConfig):
     def model_post_init(self, context: Any, /) -> None:
         """Refuse layers that cannot be tied."""
         if self.tied and (self.norm != "none" or self.linear_decoder):
-            raise ConfigError(
-                "bad-value",
-                f"tied weights go with norm='none' and linear_decoder=False, "
-                f"not norm={self.norm!r} and linear_decoder={self.linear_decoder}",
-                "UndercompleteConfig.tied",
-                "set norm='none', or tied=False",
-            )
+            found = f"norm={self.norm!r} and linear_decoder={self.linear_decoder}"
+            what = f"tied weights go with norm='none' and linear_decoder=False, not {found}"
+            raise ConfigError("bad-value", what, "UndercompleteConfig.tied", "set norm='none', or tied=False")
 
 
 class UndercompleteNetwork(nn.Module):
@@ -106,8 +102,7 @@ class UndercompleteNetwork(nn.Module):
 
     def denoise(self, batch: Batch) -> Tensor:
         """Return the expected expression, (b, g), at the median library size (``transform="none"``: as it is)."""
-        decoded = self.decode(self.raw_latent(batch))
-        return self.inputs.inverse(decoded)
+        return self.inputs.inverse(self.decode(self.raw_latent(batch)))
 
 
 class TiedDecoder(nn.Module):
@@ -122,11 +117,10 @@ class TiedDecoder(nn.Module):
     def forward(self, latent: Tensor) -> Tensor:
         """Return the reconstruction, (b, g)."""
         encoder = self._encoder[0]
-        hidden = latent
         layers = zip(encoder.rest, self.biases, encoder.after, strict=True)
         for layer, bias, follow in reversed(list(layers)):
-            hidden = follow(product(hidden, layer.weight.T, bias))
-        return product(hidden, encoder.first.weight, self.output_bias)
+            latent = follow(product(latent, layer.weight.T, bias))
+        return product(latent, encoder.first.weight, self.output_bias)
 
 
 class UndercompleteAutoencoder(Autoencoder):

@@ -126,7 +126,8 @@ class VariationalNetwork(nn.Module):
         self.decoder = ConditionalLayers(hidden._replace(widths=widths), k, n_batches, noise)
         self.heads = nn.ModuleDict({name: self._head(n_batches) for name in _outputs(config)})
         rows = n_batches if config.dispersion == "gene-batch" else 1
-        self.log_theta = nn.Parameter(torch.zeros(rows, shape.n_vars)) if _has_own_theta(config) else None
+        own_theta = config.likelihood != "poisson" and config.dispersion != "gene-cell"
+        self.log_theta = nn.Parameter(torch.zeros(rows, shape.n_vars)) if own_theta else None
         self.warm_up = EpochWarmUp(config.warmup_epochs)
         self.register_buffer("log_library", torch.zeros(()))
 
@@ -258,21 +259,13 @@ class VariationalNetwork(nn.Module):
 
     def _bias(self, name: str) -> Tensor:
         product, follow = self._layer(name)
-        last: Any = product if isinstance(follow, nn.Identity) else follow
-        bias: Tensor = last.bias
-        return bias
+        bias: Any = product.bias if isinstance(follow, nn.Identity) else follow.bias
+        return bias  # type: ignore[no-any-return]
 
 
 def divergence(mean: Tensor, variance: Tensor) -> Tensor:
-    """Return the Kullback-Leibler divergence of a normal posterior from the standard normal prior, (b,).
-
-    ``1/2 sum_k (mean^2 + variance - 1 - log variance)`` for (b, k) means and variances.
-    """
+    """Return the Kullback-Leibler divergence of normal posteriors, (b, k), from the standard normal prior, (b,)."""
     return 0.5 * (mean.square() + variance - 1 - variance.log()).sum(dim=1)
-
-
-def _has_own_theta(config: VariationalConfig) -> bool:
-    return config.likelihood != "poisson" and config.dispersion != "gene-cell"
 
 
 def _outputs(config: VariationalConfig) -> list[str]:

@@ -24,13 +24,7 @@ JACOBIAN, FEWEST = 1 << 25, 32  # bytes of derivatives at a time, and the least 
 
 
 class LatentBasis(nn.Module):
-    """``(latent - origin) @ axes``; the identity until it is set. Saved with the weights.
-
-    Parameters
-    ----------
-    n_latent
-        Number of latent units, k.
-    """
+    """``(latent - origin) @ axes`` of k latent units; the identity until it is set. Saved with the weights."""
 
     origin: Tensor
     axes: Tensor
@@ -45,15 +39,7 @@ class LatentBasis(nn.Module):
         return (latent - self.origin) @ self.axes
 
     def set_from(self, latent: Tensor, metric: Tensor) -> None:
-        """Make a metric the identity, and the axes principal.
-
-        Parameters
-        ----------
-        latent
-            (n, k) a sample of cells, in the network's own axes.
-        metric
-            (k, k) symmetric, positive semi-definite.
-        """
+        """Make a metric, (k, k), the identity, and the axes principal for a sample of cells, (n, k)."""
         if not bool(torch.isfinite(metric).all()):
             return  # diverged weights have no geometry: the network's own axes stay
         origin = latent.double().mean(dim=0)
@@ -63,9 +49,8 @@ class LatentBasis(nn.Module):
         scaled = (latent.double() - origin) @ root
         _, principal = torch.linalg.eigh(scaled.T @ scaled)
         axes = root @ principal.flip(dims=(1,))  # the widest direction first
-        largest = axes.gather(
-            0, axes.abs().argmax(dim=0, keepdim=True)
-        )  # signs are free: the largest weight is positive
+        # signs are free: the largest weight is positive
+        largest = axes.gather(0, axes.abs().argmax(dim=0, keepdim=True))
         self.origin.copy_(origin)
         self.axes.copy_(axes * torch.where(largest < 0, -1.0, 1.0))
 

@@ -68,7 +68,7 @@ def swap(x: CSR, strength: float, generator: torch.Generator) -> Corrupted:
     Row i may take values of row i + s (modulo b), with one shift s > 0 a minibatch: always another cell.
     """
     if x.n_rows < 2:
-        return Corrupted(x, _nothing(x))
+        return Corrupted(x, select(x, torch.zeros_like(x.values, dtype=torch.bool)))
     shift = int(torch.randint(1, x.n_rows, (), generator=generator, device=x.values.device))
     other = roll_rows(x, shift)
     own_at, other_at = x.flat(), other.flat()
@@ -93,8 +93,7 @@ def roll_rows(x: CSR, shift: int) -> CSR:
     cut = int(x.indptr[shift])
     lengths = x.indptr.diff().roll(-shift)
     indptr = torch.cat([x.indptr.new_zeros(1), lengths.cumsum(0)])
-    order = (x.indices.roll(-cut), x.values.roll(-cut))
-    return CSR(indptr, *order, x.n_vars)
+    return CSR(indptr, x.indices.roll(-cut), x.values.roll(-cut), x.n_vars)
 
 
 def select(x: CSR, keep: Tensor) -> CSR:
@@ -102,10 +101,6 @@ def select(x: CSR, keep: Tensor) -> CSR:
     per_row = torch.zeros(x.n_rows, dtype=torch.int64, device=keep.device).index_add_(0, x.rows(), keep.long())
     indptr = torch.cat([x.indptr.new_zeros(1), per_row.cumsum(0)])
     return CSR(indptr, x.indices[keep], x.values[keep], x.n_vars)
-
-
-def _nothing(x: CSR) -> CSR:
-    return select(x, torch.zeros_like(x.values, dtype=torch.bool))
 
 
 def _differs(x: CSR, other: CSR, partner: Tensor, both: Tensor) -> Tensor:

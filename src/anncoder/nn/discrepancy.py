@@ -25,15 +25,8 @@ def multiscale_kernel(squared_distance: Tensor) -> Tensor:
 def batch_discrepancy(latent: Tensor, codes: Tensor) -> Tensor:
     """Return the maximum mean discrepancy of the latent, a mean over the pairs of batches, ().
 
-    ``|mean K11 + mean K22 - 2 mean K12|`` with K of D / max D over all cells: independent of the scale of the latent.
-    The diagonal is included, as published.
-
-    Parameters
-    ----------
-    latent
-        (b, k).
-    codes
-        (b,) int64 experimental batch of each cell.
+    ``|mean K11 + mean K22 - 2 mean K12|`` with K of D / max D over all cells: independent of the scale of the latent,
+    (b, k). The diagonal is included, as published. The codes, (b,) int64, are the experimental batch of each cell.
     """
     distance = _squared_distances(latent)
     kernel = multiscale_kernel(distance / distance.max().clamp(min=TINY))
@@ -51,10 +44,7 @@ def batch_discrepancy(latent: Tensor, codes: Tensor) -> Tensor:
 def usage_entropy(activations: Tensor) -> Tensor:
     """Return the entropy of the use of the units, (), in nats: ``-sum q log q``, q their shares of all activation.
 
-    Parameters
-    ----------
-    activations
-        (b, h), not negative.
+    Activations, (b, h), are not negative.
     """
     share = activations / activations.max().clamp(min=TINY)
     use = share.sum(dim=0) / share.sum().clamp(min=TINY)
@@ -62,14 +52,9 @@ def usage_entropy(activations: Tensor) -> Tensor:
 
 
 def within_clusters(x: Tensor, activations: Tensor) -> Tensor:
-    """Return the mean distance of pairs of cells, (), weighted by the similarity of their activations.
+    """Return the mean distance of pairs of cells in the network input, (), weighted by how alike their activations are.
 
-    Parameters
-    ----------
-    x
-        (b, g) network input.
-    activations
-        (b, h), not negative.
+    The input is (b, g), activations, (b, h), are not negative.
     """
     alike = multiscale_kernel(_squared_distances(activations / activations.max().clamp(min=TINY)))
     low, high = alike.min(), alike.max()

@@ -106,15 +106,7 @@ class Standardize(nn.Module):
 
 
 class Projection(nn.Module):
-    """Principal component scores, ``(x - mean) @ components``; without components x itself, dense.
-
-    Parameters
-    ----------
-    n_vars
-        Number of genes, g.
-    n_pcs
-        Number of principal components; 0 for none. There are at most g.
-    """
+    """Principal component scores, ``(x - mean) @ components``, at most g; with ``n_pcs=0`` x itself, dense."""
 
     mean: Tensor
     components: Tensor

@@ -51,8 +51,7 @@ class Dropout(nn.Module):
 
     def __init__(self, rate: float, noise: Noise) -> None:
         super().__init__()
-        self.rate = rate
-        self.noise = noise
+        self.rate, self.noise = rate, noise
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x with dropped values, the others scaled by 1 / (1 - rate); x itself in evaluation."""
@@ -143,12 +142,10 @@ class Decoder(nn.Sequential):
 
     Parameters
     ----------
-    layers
-        The hidden layers.
+    layers, noise
+        As of :class:`Encoder`.
     n_in
         Width of the input.
-    noise
-        Random stream of the initial weights and of the dropout.
     """
 
     def __init__(self, layers: Layers, n_in: int, noise: Noise) -> None:
@@ -167,14 +164,10 @@ class ConditionalLayers(nn.Module):
 
     Parameters
     ----------
-    layers
-        The hidden layers.
-    n_in
-        Width of the input.
+    layers, n_in, noise
+        As of :class:`Decoder`.
     n_batches
         Experimental batches; 0 for layers without.
-    noise
-        Random stream of the initial weights and of the dropout.
     sparse
         Whether the input is CSR.
     """

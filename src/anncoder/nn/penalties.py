@@ -11,15 +11,10 @@ from anncoder.types import Summary
 
 
 class WarmUp(nn.Module):
-    """A factor that rises linearly from 0 to 1 over the first training steps.
+    """A factor that rises linearly from 0 to 1 over the first ``n_steps`` training steps; always 1 if that is 0.
 
     The number of steps is a buffer, saved with the weights, for resumed runs. In evaluation the factor is 1: losses of
     different epochs are comparable, and the first epoch is not the best by its small penalty.
-
-    Parameters
-    ----------
-    n_steps
-        Training steps until the factor is 1; 0 for 1 from the start.
     """
 
     steps: Tensor
@@ -38,13 +33,7 @@ class WarmUp(nn.Module):
 
 
 class EpochWarmUp(nn.Module):
-    """A factor that rises linearly from 0 to 1 over the first epochs; 1 in evaluation, as :class:`WarmUp`.
-
-    Parameters
-    ----------
-    n_epochs
-        Epochs until the factor is 1; 0 for 1 from the start.
-    """
+    """As :class:`WarmUp`, over the first ``n_epochs`` epochs."""
 
     steps: Tensor
     steps_per_epoch: Tensor
@@ -69,20 +58,11 @@ class EpochWarmUp(nn.Module):
 
 
 class WeightPenalty(nn.Module):
-    """``l1 * sum |w| + l2 * sum w^2`` over the weight matrices (not biases) of a network.
-
-    Parameters
-    ----------
-    l1, l2
-        Factors.
-    warmup_steps
-        See :class:`WarmUp`.
-    """
+    """``l1 * sum |w| + l2 * sum w^2`` over the weight matrices (not biases) of a network, with a :class:`WarmUp`."""
 
     def __init__(self, l1: float, l2: float, warmup_steps: int) -> None:
         super().__init__()
-        self.l1 = l1
-        self.l2 = l2
+        self.l1, self.l2 = l1, l2
         self.warm_up = WarmUp(warmup_steps)
 
     def forward(self, parameters: Iterable[Tensor]) -> dict[str, Tensor]:

@@ -21,15 +21,7 @@ from anncoder.types import CSR, Noise
 
 
 class SparseLinear(nn.Module):
-    """``x @ weight + bias`` for a CSR or dense x.
-
-    Parameters
-    ----------
-    n_in, n_out
-        Width of the input and of the output.
-    noise
-        Random stream of the initial weights: uniform within 1 / sqrt(n_in), as ``torch.nn.Linear``.
-    """
+    """``x @ weight + bias`` for a CSR or dense x; initial weights as those of ``torch.nn.Linear``."""
 
     def __init__(self, n_in: int, n_out: int, noise: Noise) -> None:
         super().__init__()
@@ -66,7 +58,10 @@ def sparse_matmul(x: CSR | Tensor, weight: Tensor) -> Tensor:
         centred: Tensor = _Centred.apply(weight, weight.new_zeros(weight.shape[1]), x, None)  # type: ignore[no-untyped-call]
         return centred
     if on_gpu(x.values, weight):
-        return _dense(x) @ weight
+        from anncoder.kernels.gpu.launch import densify
+
+        # dense products are faster there than gathering, and the gradient of the weights reads the same dense matrix
+        return densify((x.indptr, x.indices, x.values), x.n_vars) @ weight
     product: Tensor = _SparseMatmul.apply(weight, x)  # type: ignore[no-untyped-call]
     return product
 
@@ -117,13 +112,6 @@ class _SparseMatmul(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
         _ = ctx.saved_tensors
         return transposed_matmul(ctx.x, upstream[0]), None
-
-
-def _dense(x: CSR) -> Tensor:
-    # on a GPU dense products are faster than gathering, and the gradient of the weights reads the same dense matrix
-    from anncoder.kernels.gpu.launch import densify
-
-    return densify((x.indptr, x.indices, x.values), x.n_vars)
 
 
 def transposed_matmul(x: CSR, dense: Tensor) -> Tensor:

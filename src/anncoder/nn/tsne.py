@@ -39,14 +39,8 @@ def affinities(distances: Tensor, perplexity: float) -> Tensor:
     """Return the affinities of the rows to the columns, ``p_ij ~ exp(-beta_i d_ij)``, (n, m); rows sum to 1.
 
     The precision beta_i gives each row the perplexity asked for. All rows at once take Newton steps on its logarithm,
-    and bisect the known interval where a step would leave it.
-
-    Parameters
-    ----------
-    distances
-        (n, m) squared distances; infinite for no neighbour.
-    perplexity
-        Below the number of neighbours of every row.
+    and bisect the known interval where a step would leave it. Of the squared distances, (n, m), those of no neighbour
+    are infinite; the perplexity is below the number of neighbours of every row.
     """
     there = torch.isfinite(distances).to(distances.dtype)
     nearest = distances.amin(dim=1, keepdim=True)
@@ -83,14 +77,8 @@ def _at(log_beta: Tensor, distances: Tensor, there: Tensor, target: float) -> tu
 def joint_affinities(x: Array, perplexity: float) -> csr_array:
     """Return t-SNE's joint probabilities of pairs of cells, (n, n), symmetric and 1 in sum, zero beyond the nearest.
 
-    Each cell has affinities with its ``3 perplexity`` nearest neighbours (van der Maaten 2014, JMLR 15:3221).
-
-    Parameters
-    ----------
-    x
-        (n, d) cells.
-    perplexity
-        Below n - 1.
+    Each cell, a row of (n, d), has affinities with its ``3 perplexity`` nearest neighbours (van der Maaten 2014, JMLR
+    15:3221); the perplexity is below n - 1.
     """
     n = len(x)
     indices, distances = nearest(x, min(int(3 * perplexity), n - 1))

@@ -60,13 +60,7 @@ class History(NamedTuple):
 
 
 class EarlyStopping:
-    """The best loss so far, its weights, and how long ago it was.
-
-    Parameters
-    ----------
-    config
-        For ``min_delta``, ``patience``, ``reduce_lr_patience``.
-    """
+    """The best loss so far, its weights, and how long ago it was."""
 
     def __init__(self, config: TrainingConfig) -> None:
         self.config = config

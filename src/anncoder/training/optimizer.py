@@ -138,9 +138,7 @@ class GpuAdam(torch.optim.Adam):
                 raise RuntimeError("the parameters that have a gradient are others than in the steps before")
             self._n_steps, self._parameters = counted(self, parameters), identities
         states = [self.state[p] for p in parameters]
-        moved = [
-            Moved(p, p.grad, state["exp_avg"], state["exp_avg_sq"]) for p, state in zip(parameters, states, strict=True)
-        ]
+        moved = [Moved(p, p.grad, s["exp_avg"], s["exp_avg_sq"]) for p, s in zip(parameters, states, strict=True)]
         settings = AdamSettings(group["lr"], group["betas"], group["eps"], group["weight_decay"], clip_norm)
         return adam_step(moved, self._n_steps, total, settings)
 
@@ -181,7 +179,5 @@ class AdamPlan(NamedTuple):
 
 def _address(tensor: Tensor | None) -> int:
     if tensor is None or not tensor.is_contiguous():
-        raise RuntimeError(
-            "a parameter, its gradient or a moment of it is not contiguous: torch.optim.Adam takes those"
-        )
+        raise RuntimeError("a parameter, its gradient or a moment is not contiguous: torch.optim.Adam takes those")
     return tensor.data_ptr()

@@ -57,20 +57,7 @@ def fit_context(training: TrainingConfig) -> Iterator[Rank]:
 def prepare(
     source: Source, split: Split, config: NetworkConfig, training: TrainingConfig, process: Rank = SINGLE
 ) -> TrainingData:
-    """Return loaders and summary of the data.
-
-    Parameters
-    ----------
-    source
-        Checked counts, or expression with ``transform="none"``.
-    split
-        Rows to fit on and rows held out.
-    config
-        For ``transform``.
-    training
-        For ``batch_size``, ``seed`` and ``device``.
-    process
-        Which of several processes this is.
+    """Return loaders and summary of the data: checked counts, or expression with ``transform="none"``.
 
     Raises
     ------
@@ -104,12 +91,8 @@ def prepare(
 def refuse_width(config: NetworkConfig, n_vars: int) -> None:
     """Raise a ConfigError unless the latent is narrower than the data, or need not be."""
     if config.compresses and config.n_latent >= n_vars:
-        raise ConfigError(
-            "latent-too-wide",
-            f"n_latent = {config.n_latent} is not below the number of genes, {n_vars}",
-            "n_latent",
-            f"set n_latent below {n_vars}, or fit more genes",
-        )
+        what = f"n_latent = {config.n_latent} is not below the number of genes, {n_vars}"
+        raise ConfigError("latent-too-wide", what, "n_latent", f"set n_latent below {n_vars}, or fit more genes")
 
 
 def refuse_few_cells(config: NetworkConfig, batch_size: int, n_fitted: int) -> None:
@@ -117,12 +100,9 @@ def refuse_few_cells(config: NetworkConfig, batch_size: int, n_fitted: int) -> N
     fewest = config.fewest_cells
     if min(batch_size, n_fitted) < fewest:
         why = f"batch_size = {batch_size}" if batch_size < fewest else f"there are {n_fitted:,} cells to fit on"
-        raise ConfigError(
-            "few-cells",
-            f"the model, as it is set, needs minibatches of {fewest:,} cells or more, and {why}",
-            "batch_size" if batch_size < fewest else "n_obs",
-            "raise batch_size, fit more cells, or lower perplexity",
-        )
+        what = f"the model, as it is set, needs minibatches of {fewest:,} cells or more, and {why}"
+        where = "batch_size" if batch_size < fewest else "n_obs"
+        raise ConfigError("few-cells", what, where, "raise batch_size, fit more cells, or lower perplexity")
 
 
 def on_device(loaders: list[Any], device: torch.device) -> list[Any]:
@@ -164,16 +144,7 @@ def batches_in(
 
 
 def split_cells(n_obs: int, column: Callable[..., Any], training: TrainingConfig) -> Split:
-    """Return the cells to fit on and those held out.
-
-    Parameters
-    ----------
-    n_obs
-        Number of cells.
-    column
-        Gives a column of obs by its name.
-    training
-        For the shares, the columns and the seed.
+    """Return the cells to fit on and those held out; ``column`` gives a column of obs by its name.
 
     Raises
     ------

@@ -41,16 +41,9 @@ def bar(total: int, unit: str, *, always: bool = False, **settings: Any) -> Any:
 
 
 class TrainingReport:
-    """Progress bar and log lines of a training run; a context manager.
+    """Progress bar and log lines of a training run of ``n_steps`` minibatches an epoch; a context manager.
 
-    Parameters
-    ----------
-    n_steps
-        Minibatches in an epoch.
-    max_epochs
-        Epochs at most.
-    show
-        True: a bar always. None: a bar where stderr is a terminal, or in a notebook with ipywidgets. False: nothing.
+    ``show``: True for a bar always, None for one where :func:`bar` finds a place for it, False for nothing.
     """
 
     def __init__(self, n_steps: int, max_epochs: int, *, show: bool | None) -> None:
