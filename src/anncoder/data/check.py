@@ -218,12 +218,9 @@ def refuse_bad(
         raise_first(found)
         warnings += [problem for problem in found if problem.severity == "warning"]
     if n_obs < (2 if to_fit else 1):
-        raise InputError(
-            "too-few-cells",
-            f"a model needs at least 2 cells, this has {n_obs}",
-            ", ".join(store.path.name for store in stores[:3]),
-            "check the filters that ran before",
-        )
+        what = f"a model needs at least 2 cells, this has {n_obs}"
+        remedy = "check the filters that ran before"
+        raise InputError("too-few-cells", what, ", ".join(store.path.name for store in stores[:3]), remedy)
     return tuple(warnings)
 
 
@@ -317,12 +314,9 @@ def _holders(table: dict[str, Traits]) -> tuple[str, ...]:
 def _missing(adata: AnnData, layer: str | None, others: dict[str, Traits]) -> InputError:
     names = [quoted(name) for name in adata.layers if name is not None]
     holders = _holders(others)
-    return InputError(
-        "missing-layer",
-        "this AnnData has no X" if layer is None else f"there is no layer {quoted(layer)}",
-        f"layers: {listed(names) if names else 'none'}",
-        use(holders[0]) if holders else "pass one of the layers, or none to use X; none holds counts",
-    )
+    what = "this AnnData has no X" if layer is None else f"there is no layer {quoted(layer)}"
+    remedy = use(holders[0]) if holders else "pass one of the layers, or none to use X; none holds counts"
+    return InputError("missing-layer", what, f"layers: {listed(names) if names else 'none'}", remedy)
 
 
 def _table_lines(table: dict[str, Traits]) -> list[str]:

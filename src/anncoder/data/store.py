@@ -171,12 +171,8 @@ class Store:
     def refuse_change(self) -> None:
         """Raise a FileError if the file is no longer the one that was opened."""
         if _stamp(self.path, self.layer) != self.stamp:
-            raise FileError(
-                "file-changed",
-                f"{str(self.path)!r} changed while it was read",
-                str(self.path),
-                "let nothing write to it while it is used, and start again",
-            )
+            remedy = "let nothing write to it while it is used, and start again"
+            raise FileError("file-changed", f"{str(self.path)!r} changed while it was read", str(self.path), remedy)
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
@@ -200,12 +196,9 @@ class Store:
 
     def _refuse_old(self) -> None:
         if any(isinstance(self.root[frame], h5py.Dataset) for frame in ("obs", "var")):
-            raise FileError(
-                "old-layout",
-                f"{str(self.path)!r} was written by anndata before version 0.7",
-                str(self.path),
-                "write it anew: anndata.read_h5ad(path).write_h5ad(new_path)",
-            )
+            what = f"{str(self.path)!r} was written by anndata before version 0.7"
+            remedy = "write it anew: anndata.read_h5ad(path).write_h5ad(new_path)"
+            raise FileError("old-layout", what, str(self.path), remedy)
 
     def _element(self) -> Any:
         where = "X" if self.layer is None else f"layers/{self.layer}"
@@ -213,23 +206,17 @@ class Store:
             return self.root[where]
         found = dict(self.slots())
         holders = [slot for slot, matrix in found.items() if traits(matrix).kind == "counts"]
-        raise InputError(
-            "missing-layer",
-            "this file has no X" if self.layer is None else f"there is no layer {quoted(self.layer)}",
-            f"{self.path}: {', '.join(found) or 'no matrix at all'}",
-            use(holders[0]) if holders else "pass one of the layers, or none to use X; none holds counts",
-        )
+        what = "this file has no X" if self.layer is None else f"there is no layer {quoted(self.layer)}"
+        remedy = use(holders[0]) if holders else "pass one of the layers, or none to use X; none holds counts"
+        raise InputError("missing-layer", what, f"{self.path}: {', '.join(found) or 'no matrix at all'}", remedy)
 
     def _refuse_matrix(self) -> None:
         matrix, values = self.matrix, self.matrix.values
         large = matrix.format == "csc" and matrix.n_stored > TRANSPOSED
         if large or matrix.format not in ("csr", "csc", "dense") or matrix.ndim != 2:
-            raise InputError(
-                "not-by-cells",
-                f"{slot_label(self.layer)} is stored as {matrix.format}: cells cannot be read one by one",
-                str(self.path),
-                "store it by cells: adata.X = adata.X.tocsr(); adata.write_h5ad(path)",
-            )
+            what = f"{slot_label(self.layer)} is stored as {matrix.format}: cells cannot be read one by one"
+            remedy = "store it by cells: adata.X = adata.X.tocsr(); adata.write_h5ad(path)"
+            raise InputError("not-by-cells", what, str(self.path), remedy)
         if len(self.var_names) != self.n_vars:
             raise damaged(self.path, f"{self.n_vars:,} columns and {len(self.var_names):,} gene names")
         if matrix.indptr is None:

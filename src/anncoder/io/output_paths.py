@@ -38,12 +38,8 @@ def _refuse_ours(output: Path) -> None:
     is_model = all((output / name).is_file() for name in model_folder.FILES)
     what = "a model" if is_model else "a run folder" * (output.suffix == ".anncoder")
     if what:
-        raise ConfigError(
-            "bad-output",
-            f"the output {str(output)!r} is {what}",
-            "output",
-            "name another folder, or a file: output='NAME.h5ad' (-o NAME.h5ad)",
-        )
+        remedy = "name another folder, or a file: output='NAME.h5ad' (-o NAME.h5ad)"
+        raise ConfigError("bad-output", f"the output {str(output)!r} is {what}", "output", remedy)
 
 
 def _loops(path: Path) -> bool:

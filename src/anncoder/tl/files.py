@@ -425,12 +425,8 @@ class LatentCheck:
     def close(self) -> None:
         """Raise an InputError if cells have a latent that is not finite; warn of units that are constant."""
         if self._n_bad:
-            raise InputError(
-                "latent-not-finite",
-                f"{self._n_bad:,} cells have a latent that is not finite",
-                f"obsm['X_{self.key}']",
-                "fit again with a lower learning_rate",
-            )
+            what = f"{self._n_bad:,} cells have a latent that is not finite"
+            raise InputError("latent-not-finite", what, f"obsm['X_{self.key}']", "fit again with a lower learning_rate")
         mean, square = self._sums / self._n
         dead = int((square - mean**2 < 1e-8).sum())
         if dead == len(mean) and self._n > 1:

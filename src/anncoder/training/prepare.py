@@ -104,12 +104,8 @@ def prepare(
 def refuse_width(config: NetworkConfig, n_vars: int) -> None:
     """Raise a ConfigError unless the latent is narrower than the data, or need not be."""
     if config.compresses and config.n_latent >= n_vars:
-        raise ConfigError(
-            "latent-too-wide",
-            f"n_latent = {config.n_latent} is not below the number of genes, {n_vars}",
-            "n_latent",
-            f"set n_latent below {n_vars}, or fit more genes",
-        )
+        what = f"n_latent = {config.n_latent} is not below the number of genes, {n_vars}"
+        raise ConfigError("latent-too-wide", what, "n_latent", f"set n_latent below {n_vars}, or fit more genes")
 
 
 def refuse_few_cells(config: NetworkConfig, batch_size: int, n_fitted: int) -> None:
@@ -117,12 +113,9 @@ def refuse_few_cells(config: NetworkConfig, batch_size: int, n_fitted: int) -> N
     fewest = config.fewest_cells
     if min(batch_size, n_fitted) < fewest:
         why = f"batch_size = {batch_size}" if batch_size < fewest else f"there are {n_fitted:,} cells to fit on"
-        raise ConfigError(
-            "few-cells",
-            f"the model, as it is set, needs minibatches of {fewest:,} cells or more, and {why}",
-            "batch_size" if batch_size < fewest else "n_obs",
-            "raise batch_size, fit more cells, or lower perplexity",
-        )
+        what = f"the model, as it is set, needs minibatches of {fewest:,} cells or more, and {why}"
+        remedy = "raise batch_size, fit more cells, or lower perplexity"
+        raise ConfigError("few-cells", what, "batch_size" if batch_size < fewest else "n_obs", remedy)
 
 
 def on_device(loaders: list[Any], device: torch.device) -> list[Any]:
