@@ -38,10 +38,10 @@ def run_check(data: list[Path], *, layer: str | None, counts: bool, as_json: boo
 def run_evaluate(
     model: Path,
     data: list[Path],
+    output: Path,
     *,
     labels: str | None,
     layer: str | None,
-    output: Path,
     allow_missing: float,
     guard: bool,
     seed: int,

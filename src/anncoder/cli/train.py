@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,14 +60,16 @@ class TrainRequest(NamedTuple):
     output: Path
     model: str | None = None
     config: Path | None = None
-    settings: tuple[str, ...] = ()
-    flags: dict[str, Any] = {}  # noqa: RUF012 - a NamedTuple's default, never changed
+    settings: Sequence[str] | None = None
     layer: str | None = None
     key: str = "ae"
     denoise: bool = False
     save: Path | None = None
     labels: str | None = None
     evaluation: bool = True
+    seed: int | None = None
+    device: str | None = None
+    threads: int | None = None
     in_place: bool = False
     drop_empty_cells: bool = False
     resume: bool | None = None
@@ -138,10 +141,11 @@ def make_plan(request: TrainRequest) -> TrainPlan:
     ConfigError
         An unknown key or model (the nearest known one is named), or a value out of range.
     """
+    options = {"seed": request.seed, "device": request.device, "threads": request.threads}
     sources = {
         str(request.config): {} if request.config is None else read_yaml(request.config),
-        "--set": parse_assignments(request.settings),
-        "options": request.flags,
+        "--set": parse_assignments(request.settings or ()),
+        "options": {name: value for name, value in options.items() if value is not None},
     }
     named = [values.pop("model", None) for values in sources.values()]
     model_class = find(str(request.model or named[1] or named[0] or "count"))
@@ -208,10 +212,11 @@ def _refuse_save(request: TrainRequest) -> None:
 def _fit(source: DiskSource, plan: TrainPlan, request: TrainRequest, part: Path) -> Autoencoder:
     # part: the folder of what is unfinished. Under the name of the output it would be taken for a result
     model, training = plan.model, plan.training.model_dump()
+    progress = False if request.quiet else request.progress
     try:
         with signals.polled() as stops:
             checkpoint = request.checkpoint._replace(stops=stops)
-            model.fit(source, layer=request.layer, progress=request.progress, checkpoint=checkpoint, **training)
+            model.fit(source, layer=request.layer, progress=progress, checkpoint=checkpoint, **training)
     except DivergenceError:
         forget(part)  # it would diverge again
         if len(model.history_):  # the last good weights are worth keeping
