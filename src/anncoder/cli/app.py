@@ -321,8 +321,6 @@ def dca(
 ) -> None:
     """Denoise with DCA as its own command does: mean.tsv, latent.tsv, dispersion.tsv, dropout.tsv; and dca.h5ad."""
     options = dict(locals())
-    from anncoder.cli.dca import DCARequest, refuse_unsupported, run_dca
+    from anncoder.cli.dca import DCARequest, run_dca
 
-    unsupported = {"--hyper": hyper, "--hypern": hypern, "--hyperepoch": hyperepoch, "--tensorboard": tensorboard}
-    refuse_unsupported([name for name, value in unsupported.items() if value], normtype)
     run_dca(DCARequest(data, outdir, options, transpose, testsplit, saveweights, denoisesubset, quiet))

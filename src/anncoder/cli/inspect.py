@@ -94,14 +94,11 @@ def run_config(model: str, assignments: tuple[str, ...]) -> None:
     values = parse_assignments(assignments)
     hyper, training = split_settings(values, config_class, where="--set")
     with set_in({"--set": values}):
-        settings_of_model = config_class(**hyper)
-        sections = (
-            ("hyper-parameters", settings_of_model),
-            ("training", TrainingConfig(**training).with_defaults_of(settings_of_model)),
-        )
+        of_model = config_class(**hyper)
+        of_fit = TrainingConfig(**training).with_defaults_of(of_model)
     typer.echo(f"model: {model}")
-    for title, settings in sections:
-        print_settings(title, settings)
+    print_settings("hyper-parameters", of_model)
+    print_settings("training", of_fit)
 
 
 def print_settings(title: str, settings: Settings) -> None:

@@ -103,11 +103,12 @@ def run_train(request: TrainRequest) -> None:
         if process.rank == 0:
             _train_and_write(request, plan)
         else:
-            shards: Any = open_stores(list(request.data), request.layer)
+            stores = open_stores(request.data, request.layer)
+            assert stores is not None
             if request.drop_empty_cells:
-                leave_out_empty(shards)
+                leave_out_empty(stores)
             settings = plan.training.model_dump()
-            plan.model.fit(shards, layer=request.layer, progress=False, checkpoint=request.checkpoint, **settings)
+            plan.model.fit(stores, layer=request.layer, progress=False, checkpoint=request.checkpoint, **settings)
 
 
 def _train_and_write(request: TrainRequest, plan: TrainPlan) -> None:
@@ -128,8 +129,8 @@ def _train_and_write(request: TrainRequest, plan: TrainPlan) -> None:
         with logged(folder / LOG):
             metrics = _metrics(source, model, request, began)
             write_json(folder / METRICS, {**metrics, "evaluation": _evaluate(source, model, request)})
-            for shard, path in zip(*files, strict=True):
-                announce(f"{path}: {next_step(request.key, shard.n_obs, model.config.width)}")
+            for store, path in zip(*files, strict=True):
+                announce(f"{path}: {next_step(request.key, store.n_obs, model.config.width)}")
             announce(f"model, history, metrics and log: {folder}")
 
 
@@ -175,8 +176,7 @@ def checked_input(request: TrainRequest, plan: TrainPlan) -> tuple[Files, DiskSo
         in_place=request.in_place,
         drop_empty=request.drop_empty_cells,
     )
-    shards: Any = files.shards
-    source = open_source(shards, request.layer, counts=model.reads_counts, integers=model.config.integers)
+    source = open_source(files.stores, request.layer, counts=model.reads_counts, integers=model.config.integers)
     assert isinstance(source, DiskSource)
     for problem in source.warnings:
         logger.warning("warning: %s [%s]", problem.what, problem.code)
@@ -184,8 +184,8 @@ def checked_input(request: TrainRequest, plan: TrainPlan) -> tuple[Files, DiskSo
     split = split_cells(source.n_obs, source.column, plan.training)
     refuse_few_cells(model.config, given(plan.training.batch_size), len(split.train))
     if request.labels is not None:
-        for shard in files.shards:
-            shard.refuse_no_column(request.labels, what="--labels")
+        for store in files.stores:
+            store.refuse_no_column(request.labels, what="--labels")
     if plan.training.batch_key is not None:
         batches_in(source, plan.training.batch_key)
     if model.config.fits_slot is not None:

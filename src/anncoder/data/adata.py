@@ -15,6 +15,7 @@ from scipy.sparse import csr_matrix, issparse
 
 from anncoder.config import unknown_key
 from anncoder.data.matrix.arrays import OnDisk, canonical
+from anncoder.data.matrix.problems import quoted
 from anncoder.errors import ConfigError, FileError, InputError, listed
 
 
@@ -100,8 +101,8 @@ def read_matrix(adata: anndata.AnnData, layer: str | None) -> csr_matrix:
 
 
 def slot_label(layer: str | None) -> str:
-    """Return the name of a matrix as messages give it."""
-    return "X" if layer is None else f"layers[{layer!r}]"
+    """Return the name of a matrix as messages and :func:`anncoder.check` give it."""
+    return "X" if layer is None else f"layers[{quoted(layer, 80)}]"
 
 
 def resolve_layer(layer: str | None, layers: Collection[str]) -> str | None:
@@ -138,12 +139,9 @@ def obs_column(adata: anndata.AnnData, key: Any, *, what: str) -> Any:
         raise unknown_key(key, [str(c) for c in adata.obs.columns], where=f"{what} (a column of obs)")
     column = adata.obs[key]
     if column.ndim > 1:  # pandas gives them all
-        raise ConfigError(
-            "bad-value",
-            f"obs has {column.shape[1]} columns of the name {key!r}",
-            f"{what} (a column of obs)",
-            "keep one: adata.obs = adata.obs.loc[:, ~adata.obs.columns.duplicated()]",
-        )
+        twice = f"obs has {column.shape[1]} columns of the name {key!r}"
+        remedy = "keep one: adata.obs = adata.obs.loc[:, ~adata.obs.columns.duplicated()]"
+        raise ConfigError("bad-value", twice, f"{what} (a column of obs)", remedy)
     return column
 
 

@@ -78,12 +78,8 @@ def align(model_genes: Sequence[str], data_genes: Sequence[str], *, allow_missin
     if len(missing) > allow_missing * len(model_genes):
         raise _mismatch(model_genes, data_genes, missing)
     if missing:
-        logger.warning(
-            "%d of the model's %d genes are missing and taken as zero: %s",
-            len(missing),
-            len(model_genes),
-            listed(missing),
-        )
+        n, of = len(missing), len(model_genes)
+        logger.warning("%d of the model's %d genes are missing and taken as zero: %s", n, of, listed(missing))
     return Alignment(columns, missing, len(index) - len(model_genes) + len(missing))
 
 

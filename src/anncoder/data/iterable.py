@@ -85,12 +85,8 @@ class IterableSource:
 
     def opened(self, genes: Genes | None, *, counts: bool, to_fit: bool, integers: bool = True) -> Source:
         """Return the cells, checked in one pass, in the order of some genes or, for None, in their own."""
-        alignment = align(
-            list(self.var_names if genes is None else genes.names),
-            list(self.var_names),
-            allow_missing=0.0 if genes is None else genes.allow_missing,
-        )
-        names = self.var_names if genes is None else genes.names
+        names, allow_missing = genes or Genes(self.var_names)
+        alignment = align(list(names), list(self.var_names), allow_missing=allow_missing)
         return BlockSource(self, alignment, names, counts=counts, to_fit=to_fit, integers=integers)
 
 

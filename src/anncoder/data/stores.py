@@ -206,13 +206,11 @@ def _refuse_no_paths(items: Sequence[Any]) -> None:
     other = next((item for item in items if not isinstance(item, str | Path)), None)
     if items and other is None:
         return
-    raise InputError(
-        "not-anndata",
-        f"a list is one of paths, and this one {f'holds {type(other).__name__}' if items else 'is empty'}",
-        remedy="put the cells together: anndata.concat([...], label='sample', index_unique='-')"
-        if isinstance(other, anndata.AnnData)
-        else "give paths of .h5ad files or .zarr folders",
-    )
+    what = f"a list is one of paths, and this one {f'holds {type(other).__name__}' if items else 'is empty'}"
+    remedy = "give paths of .h5ad files or .zarr folders"
+    if isinstance(other, anndata.AnnData):
+        remedy = "put the cells together: anndata.concat([...], label='sample', index_unique='-')"
+    raise InputError("not-anndata", what, remedy=remedy)
 
 
 def refuse_twice(stores: Sequence[Store]) -> None:

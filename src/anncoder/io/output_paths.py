@@ -27,9 +27,8 @@ def refuse_output(output: Path, *, suffix: str = ".h5ad") -> None:
     wrong = f"does not end in {suffix}" if output.suffix != suffix else "is a folder" if output.is_dir() else ""
     wrong = wrong or "is a link that leads back to itself" * _loops(output)
     if wrong:
-        raise ConfigError(
-            "bad-output", f"the output {str(output)!r} {wrong}", "output", f"output='NAME{suffix}' (-o NAME{suffix})"
-        )
+        remedy = f"output='NAME{suffix}' (-o NAME{suffix})"
+        raise ConfigError("bad-output", f"the output {str(output)!r} {wrong}", "output", remedy)
     writable_folder(output.resolve().parent)  # of a link, the folder that the file will be in
 
 

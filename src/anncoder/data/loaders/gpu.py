@@ -29,11 +29,8 @@ class Resident:
     def __init__(self, stored: Stored, device: torch.device) -> None:
         self.device, self.n_vars = device, stored.n_vars
         self.lengths = np.diff(stored.indptr)  # stays in memory: from it the sizes of all minibatches are known
-        self.arrays = (
-            torch.from_numpy(stored.indptr).to(device),
-            torch.from_numpy(stored.indices).to(device),
-            torch.from_numpy(stored.values).to(device),
-        )
+        indptr, indices, values = (torch.from_numpy(array).to(device) for array in stored[:3])
+        self.arrays = indptr, indices, values
 
     def take(self, rows: Tensor, starts: Tensor, nnz: int) -> CSR:
         """Return some rows, in the order given.
