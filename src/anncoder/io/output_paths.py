@@ -52,13 +52,8 @@ def _loops(path: Path) -> bool:
 def refuse_input_as_output(data: Path, output: Path, *, in_place: bool) -> None:
     """Raise a ConfigError if the output would replace the input, without ``--in-place``."""
     if same_file(data, output) and not in_place:
-        raise ConfigError(
-            "output-is-input",
-            "the output is the input",
-            str(output),
-            "choose another name, or say --in-place on the command line: the new file then replaces the old one "
-            "when it is complete",
-        )
+        remedy = "choose another name, or say --in-place on the command line: the new file then replaces the old one "
+        raise ConfigError("output-is-input", "the output is the input", str(output), f"{remedy}when it is complete")
 
 
 def outputs_of(data: Paths, output: Path, *, in_place: bool) -> list[Path]:

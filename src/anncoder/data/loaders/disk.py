@@ -319,21 +319,16 @@ class prefetched(Generic[T]):
         try:
             item = made.result()
         except BaseException:
-            self.stop()
+            self.close(wait=False)
             raise
         if item is OVER:
-            self.stop()
+            self.close(wait=False)
             raise StopIteration
         self._next = self._thread.submit(next, self._items, OVER)
         found: T = item
         return found
 
-    def stop(self) -> None:
-        """Tell the thread to end, and do not wait for it."""
+    def close(self, *, wait: bool = True) -> None:
+        """End the thread; wait for what it reads, or only tell it to end."""
         self._next = None
-        self._thread.shutdown(wait=False, cancel_futures=True)
-
-    def close(self) -> None:
-        """End the thread; wait for what it reads."""
-        self._next = None
-        self._thread.shutdown(cancel_futures=True)
+        self._thread.shutdown(wait=wait, cancel_futures=True)

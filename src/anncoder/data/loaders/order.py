@@ -42,7 +42,6 @@ def split_rows(
         (n_obs,) codes of a column whose proportions both sides keep.
     groups
         (n_obs,) codes of a column whose groups go to one side as a whole (donors, plates).
-
     tail
         Hold out the last cells, as Keras does: they may all be of one sample.
 
