@@ -131,11 +131,8 @@ class SplatParameters(Settings):
         _check_length("path_from", self.path_from, self.n_groups)
         for path, origin in enumerate(self.path_from or (), start=1):
             if not 0 <= origin < path:
-                raise _bad_value(
-                    f"path {path} cannot begin at the end of path {origin}",
-                    "path_from",
-                    "name an earlier path, counted from 1, or 0 for the origin",
-                )
+                what = f"path {path} cannot begin at the end of path {origin}"
+                raise _bad_value(what, "path_from", "name an earlier path, counted from 1, or 0 for the origin")
 
     @property
     def group_names(self) -> list[str]:

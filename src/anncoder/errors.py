@@ -25,10 +25,7 @@ class AnncoderError(Exception):
 
     def __init__(self, code: str, what: str, where: str = "", remedy: str = "") -> None:
         super().__init__(what)
-        self.what = what
-        self.code = code
-        self.where = where
-        self.remedy = remedy
+        self.code, self.what, self.where, self.remedy = code, what, where, remedy
 
     def __str__(self) -> str:
         lines = [f"{self.what} [{self.code}]"]
@@ -77,9 +74,7 @@ class DivergenceError(AnncoderError):
         columns: tuple[int, ...] = (),
     ) -> None:
         super().__init__("diverged", what, where, remedy)
-        self.term = term
-        self.rows = rows
-        self.columns = columns
+        self.term, self.rows, self.columns = term, rows, columns
         self.history: Any = None  # of the training until then, set by the loop
 
     def named(self, obs_names: Sequence[str], var_names: Sequence[str]) -> DivergenceError:

@@ -757,7 +757,7 @@ def test_the_interpreter_waits_for_a_reader_that_closes_its_file() -> None:
         "    def __next__(self): time.sleep(0.3); raise StopIteration\n"
         "    def __del__(self): time.sleep(1); print('closed', flush=True)\n"
         "items = prefetched(File())\n"
-        "items.stop()\n"
+        "items.close(wait=False)\n"
         "del items\n"
         "time.sleep(0.7)\n"
     )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -76,22 +79,35 @@ def _options(
     del version
 
 
-@app.command()
+def command(run: Callable[..., None]) -> Callable[..., None]:
+    """Add a command with the arguments of a function, and ``--debug``; its errors become messages and exit codes."""
+
+    @wraps(run)
+    def guarded(*, debug: bool, **options: Any) -> None:
+        with outcome(debug=debug, quiet=options.get("quiet", False)):
+            run(**options)
+
+    signature = inspect.signature(run, eval_str=True)
+    debug = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Debug)
+    shown = signature.replace(parameters=[*signature.parameters.values(), debug])
+    guarded.__signature__ = shown  # type: ignore[attr-defined] # typer reads it
+    return app.command()(guarded)
+
+
+@command
 def check(
     data: Inputs,
     layer: Layer = None,
     expression: Annotated[bool, typer.Option("--expression", help="Expect expression values, not counts.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    debug: Debug = False,
 ) -> None:
     """Say what a file holds and whether a model can be trained on it."""
-    with outcome(debug=debug):
-        from anncoder.cli.inspect import run_check
+    from anncoder.cli.inspect import run_check
 
-        run_check(data, layer=layer, counts=not expression, as_json=json)
+    run_check(data, layer=layer, counts=not expression, as_json=json)
 
 
-@app.command()
+@command
 def train(
     data: Inputs,
     output: Outputs,
@@ -112,37 +128,15 @@ def train(
     resume: Resume = None,
     progress: Annotated[bool | None, typer.Option(help="A bar, or none; by default where there is a terminal.")] = None,
     quiet: Quiet = False,
-    debug: Debug = False,
 ) -> None:
     """Train a model; OUTPUT is the input plus the latent, beside it the run folder with model, history and log."""
-    flags = {"seed": seed, "device": device, "threads": threads}
-    with outcome(debug=debug, quiet=quiet):
-        from anncoder.cli.train import TrainRequest, run_train
+    request = dict(locals())
+    from anncoder.cli.train import TrainRequest, run_train
 
-        run_train(
-            TrainRequest(
-                data=data,
-                output=output,
-                model=model,
-                config=config,
-                settings=tuple(settings or ()),
-                flags={name: value for name, value in flags.items() if value is not None},
-                layer=layer,
-                key=key,
-                denoise=denoise,
-                save=save,
-                labels=labels,
-                evaluation=evaluation,
-                in_place=in_place,
-                drop_empty_cells=drop_empty_cells,
-                resume=resume,
-                progress=False if quiet else progress,
-                quiet=quiet,
-            )
-        )
+    run_train(TrainRequest(**request))
 
 
-@app.command()
+@command
 def search(
     data: Annotated[Path, typer.Argument(help="An .h5ad file or .zarr folder.", show_default=False, readable=False)],
     output: Output,
@@ -156,16 +150,14 @@ def search(
     layer: Layer = None,
     seed: GivenSeed = None,
     labels: Annotated[str | None, typer.Option(help="obs column to compare clusters with.")] = None,
-    debug: Debug = False,
 ) -> None:
     """Try settings at random, scored on held-out molecules, and train the best; goes on where it was stopped."""
-    with outcome(debug=debug):
-        from anncoder.cli.search import SearchRequest, run_search
+    from anncoder.cli.search import SearchRequest, run_search
 
-        run_search(SearchRequest(data, output, model, space, trials, tuple(settings or ()), layer, seed, labels))
+    run_search(SearchRequest(data, output, model, space, trials, tuple(settings or ()), layer, seed, labels))
 
 
-@app.command()
+@command
 def embed(
     model: ModelFolder,
     data: Inputs,
@@ -175,16 +167,14 @@ def embed(
     allow_missing: AllowMissing = 0.0,
     in_place: InPlace = False,
     drop_empty_cells: DropEmpty = False,
-    debug: Debug = False,
 ) -> None:
     """Write the latent of a saved model for new cells; genes are matched by name."""
-    with outcome(debug=debug):
-        from anncoder.cli.apply import ApplyRequest, run_embed
+    from anncoder.cli.apply import ApplyRequest, run_embed
 
-        run_embed(ApplyRequest(model, data, output, layer, key, allow_missing, in_place, drop_empty_cells))
+    run_embed(ApplyRequest(model, data, output, layer, key, allow_missing, in_place, drop_empty_cells))
 
 
-@app.command()
+@command
 def denoise(
     model: ModelFolder,
     data: Inputs,
@@ -196,17 +186,15 @@ def denoise(
     allow_missing: AllowMissing = 0.0,
     in_place: InPlace = False,
     drop_empty_cells: DropEmpty = False,
-    debug: Debug = False,
 ) -> None:
     """Write the denoised expression of a saved model as a new layer."""
-    with outcome(debug=debug):
-        from anncoder.cli.apply import ApplyRequest, run_denoise
+    from anncoder.cli.apply import ApplyRequest, run_denoise
 
-        request = ApplyRequest(model, data, output, layer, key, allow_missing, in_place, drop_empty_cells)
-        run_denoise(request, scale=scale, batch=batch)
+    request = ApplyRequest(model, data, output, layer, key, allow_missing, in_place, drop_empty_cells)
+    run_denoise(request, scale=scale, batch=batch)
 
 
-@app.command()
+@command
 def evaluate(
     model: ModelFolder,
     data: Inputs,
@@ -220,85 +208,66 @@ def evaluate(
         bool, typer.Option("--guard", help="Fit again to permuted genes, and count the correlations invented.")
     ] = False,
     seed: Seed = 0,
-    debug: Debug = False,
 ) -> None:
     """Compare a saved model with PCA of the same width and with the gene means."""
-    with outcome(debug=debug):
-        from anncoder.cli.inspect import run_evaluate
+    from anncoder.cli.inspect import run_evaluate
 
-        run_evaluate(
-            model,
-            data,
-            labels=labels,
-            layer=layer,
-            output=output,
-            allow_missing=allow_missing,
-            guard=guard,
-            seed=seed,
-        )
+    run_evaluate(model, data, output, labels=labels, layer=layer, allow_missing=allow_missing, guard=guard, seed=seed)
 
 
-@app.command()
+@command
 def info(
     model: ModelFolder,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    debug: Debug = False,
 ) -> None:
     """Say what a saved model is; opening it runs no code from it."""
-    with outcome(debug=debug):
-        from anncoder.cli.inspect import run_info
+    from anncoder.cli.inspect import run_info
 
-        run_info(model, as_json=json)
+    run_info(model, as_json=json)
 
 
-@app.command()
+@command
 def config(
     model: Annotated[str, typer.Option(help=MODELS)] = "count",
     settings: Settings = None,
     simulate: Annotated[bool, typer.Option("--simulate", help="Those of `anncoder simulate`.")] = False,
-    debug: Debug = False,
 ) -> None:
     """Print every setting of a model with its default, as YAML that `train --config` reads."""
-    with outcome(debug=debug):
-        from anncoder.cli.inspect import run_config
-        from anncoder.cli.simulate import run_config_of_simulate
+    from anncoder.cli.inspect import run_config
+    from anncoder.cli.simulate import run_config_of_simulate
 
-        run_config_of_simulate(tuple(settings or ())) if simulate else run_config(model, tuple(settings or ()))
+    run_config_of_simulate(tuple(settings or ())) if simulate else run_config(model, tuple(settings or ()))
 
 
-@app.command()
+@command
 def simulate(
     output: Output,
     settings: Settings = None,
     seed: GivenSeed = None,
     keep_means: Annotated[bool, typer.Option("--keep-means", help="Write the true means as a layer.")] = False,
-    debug: Debug = False,
 ) -> None:
     """Simulate counts of groups or paths of cells (Splatter's model), of any number, with flat memory."""
-    with outcome(debug=debug):
-        from anncoder.cli.simulate import run_simulate
+    from anncoder.cli.simulate import run_simulate
 
-        run_simulate(output, tuple(settings or ()), seed=seed, keep_means=keep_means)
+    run_simulate(output, tuple(settings or ()), seed=seed, keep_means=keep_means)
 
 
-@app.command()
+@command
 def demo(
     outdir: DemoFolder = Path(),
     seed: Seed = 0,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
-    debug: Debug = False,
 ) -> None:
     """Do the main job on 700 real blood cells: check, train, embed, denoise, cluster, draw. Downloads nothing."""
-    with outcome(debug=debug):
-        from anncoder.cli.demo import run_demo
+    from anncoder.cli.demo import run_demo
 
-        run_demo(outdir, seed=seed, threads=threads)
+    run_demo(outdir, seed=seed, threads=threads)
 
 
 Penalty = Annotated[float, typer.Option(min=0.0)]
 
 
-@app.command()
+@command
 def dca(
     data: Annotated[
         Path,
@@ -348,14 +317,10 @@ def dca(
     hypern: Annotated[int | None, typer.Option(hidden=True)] = None,
     hyperepoch: Annotated[int | None, typer.Option(hidden=True)] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", hidden=True)] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and errors.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Denoise with DCA as its own command does: mean.tsv, latent.tsv, dispersion.tsv, dropout.tsv; and dca.h5ad."""
     options = dict(locals())
-    with outcome(debug=debug, quiet=quiet):
-        from anncoder.cli.dca import DCARequest, refuse_unsupported, run_dca
+    from anncoder.cli.dca import DCARequest, run_dca
 
-        unsupported = {"--hyper": hyper, "--hypern": hypern, "--hyperepoch": hyperepoch, "--tensorboard": tensorboard}
-        refuse_unsupported([name for name, value in unsupported.items() if value], normtype)
-        run_dca(DCARequest(data, outdir, options, transpose, testsplit, saveweights, denoisesubset, quiet))
+    run_dca(DCARequest(data, outdir, options, transpose, testsplit, saveweights, denoisesubset, quiet))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,6 +52,7 @@ class DCARequest(NamedTuple):
 
 def run_dca(request: DCARequest) -> None:
     """Read, fit, and write the tables, the h5ad file and, if asked, the model."""
+    _refuse_unsupported(request.options)
     words = {word: value for word, value in request.options.items() if word in OURS}
     model, training = in_our_words(words | {"hiddensize": widths(words["hiddensize"])})
     _refuse_outdir(request)
@@ -88,15 +88,16 @@ def widths(text: str) -> tuple[int, ...]:
         raise ConfigError("bad-value", what, "--hiddensize", "--hiddensize 64,32,64") from None
 
 
-def refuse_unsupported(options: Sequence[str], normtype: str) -> None:
-    """Raise a ConfigError for options of the published command that this one does not have."""
+def _refuse_unsupported(options: dict[str, Any]) -> None:
+    # options of the published command that this one does not have
     history = "the loss of every epoch is in uns['dca_loss_history'] of dca.h5ad"
     trials = "anncoder search INPUT.h5ad -o OUTPUT.h5ad --model dca tries settings, and trains the best"
-    for option in options:
-        remedy = history if option == "--tensorboard" else trials
-        raise ConfigError("bad-option", f"`anncoder dca` has no {option}", option, remedy)
-    if normtype != "zheng":
-        raise unknown_key(normtype, ["zheng"], where="--normtype")
+    for name in ("hyper", "hypern", "hyperepoch", "tensorboard"):
+        if options[name]:
+            remedy = history if name == "tensorboard" else trials
+            raise ConfigError("bad-option", f"`anncoder dca` has no --{name}", f"--{name}", remedy)
+    if options["normtype"] != "zheng":
+        raise unknown_key(options["normtype"], ["zheng"], where="--normtype")
 
 
 def _claimed(outdir: Path) -> Path:

@@ -37,8 +37,9 @@ def run_demo(folder: Path, *, seed: int, threads: int | None) -> None:
     for path in (counts, output):
         _refuse_others(path, cells.var_names)
     write_output(cells, counts, wrote=())
-    flags = {"seed": seed} | ({} if threads is None else {"threads": threads})
-    run_train(TrainRequest(data=[counts], output=output, settings=SETTINGS, flags=flags, denoise=True, labels=LABELS))
+    run_train(
+        TrainRequest([counts], output, settings=SETTINGS, seed=seed, threads=threads, denoise=True, labels=LABELS)
+    )
     adata = read_input(output)
     lay_out(adata, seed=seed)
     write_output(adata, output, wrote=("obsm/X_ae",))

@@ -38,10 +38,10 @@ def run_check(data: list[Path], *, layer: str | None, counts: bool, as_json: boo
 def run_evaluate(
     model: Path,
     data: list[Path],
+    output: Path,
     *,
     labels: str | None,
     layer: str | None,
-    output: Path,
     allow_missing: float,
     guard: bool,
     seed: int,
@@ -94,14 +94,11 @@ def run_config(model: str, assignments: tuple[str, ...]) -> None:
     values = parse_assignments(assignments)
     hyper, training = split_settings(values, config_class, where="--set")
     with set_in({"--set": values}):
-        settings_of_model = config_class(**hyper)
-        sections = (
-            ("hyper-parameters", settings_of_model),
-            ("training", TrainingConfig(**training).with_defaults_of(settings_of_model)),
-        )
+        of_model = config_class(**hyper)
+        of_fit = TrainingConfig(**training).with_defaults_of(of_model)
     typer.echo(f"model: {model}")
-    for title, settings in sections:
-        print_settings(title, settings)
+    print_settings("hyper-parameters", of_model)
+    print_settings("training", of_fit)
 
 
 def print_settings(title: str, settings: Settings) -> None:

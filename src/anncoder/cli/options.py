@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -30,29 +30,14 @@ def _named(text: str) -> Path:
     return Path(text)
 
 
-Output = Annotated[
-    Path,
-    typer.Option(
-        "--output",
-        "-o",
-        help="The .h5ad file to write.",
-        show_default=False,
-        readable=False,
-        parser=_named,
-        metavar="<path>",
-    ),
-]
+def _output(of: str) -> Any:
+    return typer.Option("--output", "-o", help=of, show_default=False, readable=False, parser=_named, metavar="<path>")
+
+
+Output = Annotated[Path, _output("The .h5ad file to write.")]
 Outputs = Annotated[
     Path,
-    typer.Option(
-        "--output",
-        "-o",
-        help="The .h5ad file to write; or, of one input or several, a folder, in which each keeps its name.",
-        show_default=False,
-        readable=False,
-        parser=_named,
-        metavar="<path>",
-    ),
+    _output("The .h5ad file to write; or, of one input or several, a folder, in which each keeps its name."),
 ]
 Layer = Annotated[str | None, typer.Option(help="Layer that holds the counts; X if not given.")]
 Key = Annotated[str, typer.Option(help="Name of the results: obsm['X_KEY'], uns['KEY'], layers['KEY_denoised'].")]

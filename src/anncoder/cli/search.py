@@ -81,7 +81,7 @@ def _winner(request: SearchRequest, model: str, seed: Any, settings: dict[str, A
         output=request.output,
         model=model,
         settings=tuple(f"{name}={json.dumps(value)}" for name, value in settings.items()),
-        flags={"seed": seed},
+        seed=seed,
         layer=request.layer,
         labels=request.labels,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,14 +60,16 @@ class TrainRequest(NamedTuple):
     output: Path
     model: str | None = None
     config: Path | None = None
-    settings: tuple[str, ...] = ()
-    flags: dict[str, Any] = {}  # noqa: RUF012 - a NamedTuple's default, never changed
+    settings: Sequence[str] | None = None
     layer: str | None = None
     key: str = "ae"
     denoise: bool = False
     save: Path | None = None
     labels: str | None = None
     evaluation: bool = True
+    seed: int | None = None
+    device: str | None = None
+    threads: int | None = None
     in_place: bool = False
     drop_empty_cells: bool = False
     resume: bool | None = None
@@ -100,11 +103,12 @@ def run_train(request: TrainRequest) -> None:
         if process.rank == 0:
             _train_and_write(request, plan)
         else:
-            shards: Any = open_stores(list(request.data), request.layer)
+            stores = open_stores(request.data, request.layer)
+            assert stores is not None
             if request.drop_empty_cells:
-                leave_out_empty(shards)
+                leave_out_empty(stores)
             settings = plan.training.model_dump()
-            plan.model.fit(shards, layer=request.layer, progress=False, checkpoint=request.checkpoint, **settings)
+            plan.model.fit(stores, layer=request.layer, progress=False, checkpoint=request.checkpoint, **settings)
 
 
 def _train_and_write(request: TrainRequest, plan: TrainPlan) -> None:
@@ -125,8 +129,8 @@ def _train_and_write(request: TrainRequest, plan: TrainPlan) -> None:
         with logged(folder / LOG):
             metrics = _metrics(source, model, request, began)
             write_json(folder / METRICS, {**metrics, "evaluation": _evaluate(source, model, request)})
-            for shard, path in zip(*files, strict=True):
-                announce(f"{path}: {next_step(request.key, shard.n_obs, model.config.width)}")
+            for store, path in zip(*files, strict=True):
+                announce(f"{path}: {next_step(request.key, store.n_obs, model.config.width)}")
             announce(f"model, history, metrics and log: {folder}")
 
 
@@ -138,10 +142,11 @@ def make_plan(request: TrainRequest) -> TrainPlan:
     ConfigError
         An unknown key or model (the nearest known one is named), or a value out of range.
     """
+    options = {"seed": request.seed, "device": request.device, "threads": request.threads}
     sources = {
         str(request.config): {} if request.config is None else read_yaml(request.config),
-        "--set": parse_assignments(request.settings),
-        "options": request.flags,
+        "--set": parse_assignments(request.settings or ()),
+        "options": {name: value for name, value in options.items() if value is not None},
     }
     named = [values.pop("model", None) for values in sources.values()]
     model_class = find(str(request.model or named[1] or named[0] or "count"))
@@ -171,8 +176,7 @@ def checked_input(request: TrainRequest, plan: TrainPlan) -> tuple[Files, DiskSo
         in_place=request.in_place,
         drop_empty=request.drop_empty_cells,
     )
-    shards: Any = files.shards
-    source = open_source(shards, request.layer, counts=model.reads_counts, integers=model.config.integers)
+    source = open_source(files.stores, request.layer, counts=model.reads_counts, integers=model.config.integers)
     assert isinstance(source, DiskSource)
     for problem in source.warnings:
         logger.warning("warning: %s [%s]", problem.what, problem.code)
@@ -180,8 +184,8 @@ def checked_input(request: TrainRequest, plan: TrainPlan) -> tuple[Files, DiskSo
     split = split_cells(source.n_obs, source.column, plan.training)
     refuse_few_cells(model.config, given(plan.training.batch_size), len(split.train))
     if request.labels is not None:
-        for shard in files.shards:
-            shard.refuse_no_column(request.labels, what="--labels")
+        for store in files.stores:
+            store.refuse_no_column(request.labels, what="--labels")
     if plan.training.batch_key is not None:
         batches_in(source, plan.training.batch_key)
     if model.config.fits_slot is not None:
@@ -208,10 +212,11 @@ def _refuse_save(request: TrainRequest) -> None:
 def _fit(source: DiskSource, plan: TrainPlan, request: TrainRequest, part: Path) -> Autoencoder:
     # part: the folder of what is unfinished. Under the name of the output it would be taken for a result
     model, training = plan.model, plan.training.model_dump()
+    progress = False if request.quiet else request.progress
     try:
         with signals.polled() as stops:
             checkpoint = request.checkpoint._replace(stops=stops)
-            model.fit(source, layer=request.layer, progress=request.progress, checkpoint=checkpoint, **training)
+            model.fit(source, layer=request.layer, progress=progress, checkpoint=checkpoint, **training)
     except DivergenceError:
         forget(part)  # it would diverge again
         if len(model.history_):  # the last good weights are worth keeping

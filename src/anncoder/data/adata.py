@@ -15,6 +15,7 @@ from scipy.sparse import csr_matrix, issparse
 
 from anncoder.config import unknown_key
 from anncoder.data.matrix.arrays import OnDisk, canonical
+from anncoder.data.matrix.problems import quoted
 from anncoder.errors import ConfigError, FileError, InputError, listed
 
 
@@ -61,11 +62,8 @@ def checked_path(data: Any) -> Path:
         It does not exist, or is not HDF5.
     """
     if not isinstance(data, str | Path):
-        raise InputError(
-            "not-anndata",
-            f"expected an AnnData or a path, got {type(data).__name__}",
-            remedy="wrap a matrix: anndata.AnnData(matrix, obs=..., var=...)",
-        )
+        what = f"expected an AnnData or a path, got {type(data).__name__}"
+        raise InputError("not-anndata", what, remedy="wrap a matrix: anndata.AnnData(matrix, obs=..., var=...)")
     path = Path(data)
     try:
         there = path.exists()
@@ -80,12 +78,8 @@ def checked_path(data: Any) -> Path:
 
 def damaged(path: Path, why: str) -> FileError:
     """Return the error for a file that cannot be read as AnnData."""
-    return FileError(
-        "unreadable",
-        f"cannot read {str(path)!r} as AnnData: {why}",
-        str(path),
-        "the file is damaged, incomplete or of another kind; copy or download it again",
-    )
+    remedy = "the file is damaged, incomplete or of another kind; copy or download it again"
+    return FileError("unreadable", f"cannot read {str(path)!r} as AnnData: {why}", str(path), remedy)
 
 
 def read_matrix(adata: anndata.AnnData, layer: str | None) -> csr_matrix:
@@ -107,8 +101,8 @@ def read_matrix(adata: anndata.AnnData, layer: str | None) -> csr_matrix:
 
 
 def slot_label(layer: str | None) -> str:
-    """Return the name of a matrix as messages give it."""
-    return "X" if layer is None else f"layers[{layer!r}]"
+    """Return the name of a matrix as messages and :func:`anncoder.check` give it."""
+    return "X" if layer is None else f"layers[{quoted(layer, 80)}]"
 
 
 def resolve_layer(layer: str | None, layers: Collection[str]) -> str | None:
@@ -122,21 +116,14 @@ def resolve_layer(layer: str | None, layers: Collection[str]) -> str | None:
         ``layers``, which the data have, include one that is called "X".
     """
     if layer is not None and not isinstance(layer, str):
-        raise ConfigError(
-            "bad-value",
-            f"layer = {layer!r} is not the name of a layer",
-            "layer",
-            "name a single layer, such as layer='counts'; None is X",
-        )
+        what = f"layer = {layer!r} is not the name of a layer"
+        raise ConfigError("bad-value", what, "layer", "name a single layer, such as layer='counts'; None is X")
     if layer != "X":
         return layer
     if "X" in layers:
-        raise InputError(
-            "ambiguous-layer",
-            "layer='X' means X, and there is a layer of that name too",
-            "layers['X']",
-            "give the layer another name: adata.layers['counts'] = adata.layers.pop('X')",
-        )
+        what = "layer='X' means X, and there is a layer of that name too"
+        remedy = "give the layer another name: adata.layers['counts'] = adata.layers.pop('X')"
+        raise InputError("ambiguous-layer", what, "layers['X']", remedy)
     return None
 
 
@@ -152,12 +139,9 @@ def obs_column(adata: anndata.AnnData, key: Any, *, what: str) -> Any:
         raise unknown_key(key, [str(c) for c in adata.obs.columns], where=f"{what} (a column of obs)")
     column = adata.obs[key]
     if column.ndim > 1:  # pandas gives them all
-        raise ConfigError(
-            "bad-value",
-            f"obs has {column.shape[1]} columns of the name {key!r}",
-            f"{what} (a column of obs)",
-            "keep one: adata.obs = adata.obs.loc[:, ~adata.obs.columns.duplicated()]",
-        )
+        twice = f"obs has {column.shape[1]} columns of the name {key!r}"
+        remedy = "keep one: adata.obs = adata.obs.loc[:, ~adata.obs.columns.duplicated()]"
+        raise ConfigError("bad-value", twice, f"{what} (a column of obs)", remedy)
     return column
 
 
@@ -178,12 +162,9 @@ def coordinates_of(slots: Mapping[str, Any], key: str) -> np.ndarray[Any, np.dty
     except (TypeError, ValueError):
         values = np.empty(0, np.float32)
     if values.ndim != 2 or not np.isfinite(values).all():
-        raise InputError(
-            "bad-coordinates",
-            f"obsm[{key!r}] is not a matrix of finite numbers",
-            f"obsm[{key!r}]",
-            "name a slot with a number for every cell and axis, such as X_tsne",
-        )
+        what = f"obsm[{key!r}] is not a matrix of finite numbers"
+        remedy = "name a slot with a number for every cell and axis, such as X_tsne"
+        raise InputError("bad-coordinates", what, f"obsm[{key!r}]", remedy)
     return values
 
 
@@ -242,22 +223,15 @@ def batches_of(column: Any, key: str, known: Sequence[str] | None) -> tuple[np.n
     if known is None:
         known = sorted(set(names.tolist()))
         if len(known) == 1:
-            raise ConfigError(
-                "one-batch",
-                f"all cells are of one batch, {known[0]!r}",
-                f"obs[{key!r}]",
-                "leave batch_key out, or name a column with at least two batches",
-            )
+            remedy = "leave batch_key out, or name a column with at least two batches"
+            raise ConfigError("one-batch", f"all cells are of one batch, {known[0]!r}", f"obs[{key!r}]", remedy)
     codes = pd.Index(known).get_indexer(names)
     if (codes < 0).any():  # models of earlier versions call a batch "1.0"
         codes = np.where(codes < 0, pd.Index(known).get_indexer(column.astype(str)), codes)
     if (codes < 0).any():
-        raise InputError(
-            "unknown-batch",
-            f"the model does not know the batch {listed(map(repr, sorted(set(names[codes < 0].tolist()))))}",
-            f"obs[{key!r}]",
-            f"give cells of the batches it was fitted on ({listed(known)}), or fit it again with these",
-        )
+        what = f"the model does not know the batch {listed(map(repr, sorted(set(names[codes < 0].tolist()))))}"
+        remedy = f"give cells of the batches it was fitted on ({listed(known)}), or fit it again with these"
+        raise InputError("unknown-batch", what, f"obs[{key!r}]", remedy)
     return codes.astype(np.int64), list(known)
 
 
@@ -270,12 +244,8 @@ def _slot(adata: anndata.AnnData, layer: str | None) -> Any:
     matrix = adata.X if layer is None else adata.layers.get(layer)
     if matrix is None:
         layers = [str(name) for name in adata.layers if name is not None]
-        raise InputError(
-            "missing-layer",
-            f"there is no {slot_label(layer)}",
-            slot_label(layer),
-            f"layers here: {', '.join(layers) or 'none'}",
-        )
+        what = f"there is no {slot_label(layer)}"
+        raise InputError("missing-layer", what, slot_label(layer), f"layers here: {', '.join(layers) or 'none'}")
     return matrix if issparse(matrix) else np.asarray(matrix)
 
 
@@ -287,12 +257,8 @@ def _refuse_foreign_file(path: Path) -> None:
     except OSError as error:
         raise _unopenable(path, error) from error
     if not looks_right:
-        raise FileError(
-            "not-hdf5",
-            f"{str(path)!r} is not an HDF5 file",
-            str(path),
-            "give an .h5ad file or a .zarr folder; read other formats with scanpy and write_h5ad first",
-        )
+        remedy = "give an .h5ad file or a .zarr folder; read other formats with scanpy and write_h5ad first"
+        raise FileError("not-hdf5", f"{str(path)!r} is not an HDF5 file", str(path), remedy)
 
 
 def _unopenable(path: Path, error: OSError) -> FileError:

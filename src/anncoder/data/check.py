@@ -19,12 +19,12 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from anncoder.data.adata import resolve_layer
+from anncoder.data.adata import resolve_layer, slot_label
 from anncoder.data.matrix.arrays import Block
 from anncoder.data.matrix.kind import KINDS, Traits, traits
-from anncoder.data.matrix.problems import Judged, Location, Problem, judge, quoted, raise_first, use
+from anncoder.data.matrix.problems import Judged, Location, Problem, judge, quoted, raise_first
 from anncoder.data.matrix.sample import SAMPLED_CELLS, evenly
-from anncoder.data.store import Names, Store, slot_name, slots_of
+from anncoder.data.store import Names, Store, missing_layer, slots_of
 from anncoder.data.stores import open_stores
 from anncoder.errors import InputError, listed
 
@@ -159,11 +159,12 @@ def check_adata(
     """Return the report on an AnnData; ``each`` is called as in :func:`anncoder.data.matrix.scan.scan`."""
     start = time.perf_counter()
     layer = resolve_layer(layer, adata.layers)
-    where = slot_name(layer)
+    where = slot_label(layer)
     others = dict(_other_slots(adata, where))
     matrix = adata.X if layer is None else adata.layers.get(layer)
     if matrix is None:
-        raise _missing(adata, layer, others)
+        layers = listed(quoted(name) for name in adata.layers if name is not None)
+        raise missing_layer(layer, "AnnData", f"layers: {layers or 'none'}", _holders(others))
     location = Location(where, adata.obs_names, adata.var_names, counts, lambda: _holders(others), integers)
     judged = judge(matrix, location, logged="log1p" in adata.uns, each=each)
     return _report(adata.shape, where, judged, others, start)
@@ -203,13 +204,8 @@ def refuse_bad(
     """
     n_obs, warnings = sum(store.n_obs for store in stores), []
     for store in stores:
-        judged = judge_store(
-            store,
-            partial(_other_slots_of, store),
-            counts=counts,
-            integers=integers,
-            each=None if each is None else partial(each, store),
-        )
+        others, of_store = partial(_other_slots_of, store), None if each is None else partial(each, store)
+        judged = judge_store(store, others, counts=counts, integers=integers, each=of_store)
         # cells that were left out do not matter any more
         problems = (p for p in judged.problems if store.rows is None or p.code != "empty-cells")
         # one file of several may have a single cell
@@ -218,12 +214,9 @@ def refuse_bad(
         raise_first(found)
         warnings += [problem for problem in found if problem.severity == "warning"]
     if n_obs < (2 if to_fit else 1):
-        raise InputError(
-            "too-few-cells",
-            f"a model needs at least 2 cells, this has {n_obs}",
-            ", ".join(store.path.name for store in stores[:3]),
-            "check the filters that ran before",
-        )
+        what = f"a model needs at least 2 cells, this has {n_obs}"
+        remedy = "check the filters that ran before"
+        raise InputError("too-few-cells", what, ", ".join(store.path.name for store in stores[:3]), remedy)
     return tuple(warnings)
 
 
@@ -270,15 +263,8 @@ def refuse_empty(sizes: Any, names: Callable[[Any], pd.Index], where: str) -> No
 
 
 def _report(shape: tuple[int, ...], where: str, judged: Judged, others: dict[str, Traits], start: float) -> Report:
-    return Report(
-        n_obs=shape[0],
-        n_vars=shape[1],
-        n_stored=judged.n_stored,
-        where=where,
-        table={where: judged.traits, **others},
-        problems=judged.problems,
-        seconds=time.perf_counter() - start,
-    )
+    table, seconds = {where: judged.traits, **others}, time.perf_counter() - start
+    return Report(shape[0], shape[1], judged.n_stored, where, table, judged.problems, seconds)
 
 
 def _other_slots_of(store: Store) -> dict[str, Traits]:
@@ -304,7 +290,7 @@ def _slots(adata: AnnData, checked: str) -> Iterator[tuple[str, Any]]:
         yield "X", held["X"] if on_disk else adata.X
     for layer in adata.layers:
         # anndata 0.13 lists X among the layers, under the name None
-        if layer is not None and (slot := slot_name(layer)) != checked:
+        if layer is not None and (slot := slot_label(layer)) != checked:
             yield slot, adata.layers[layer]
     if "raw.X" in held if on_disk else adata.raw is not None:
         yield "raw.X", held["raw.X"] if on_disk else adata.raw.X
@@ -312,17 +298,6 @@ def _slots(adata: AnnData, checked: str) -> Iterator[tuple[str, Any]]:
 
 def _holders(table: dict[str, Traits]) -> tuple[str, ...]:
     return tuple(slot for slot, row in table.items() if row.kind == "counts")
-
-
-def _missing(adata: AnnData, layer: str | None, others: dict[str, Traits]) -> InputError:
-    names = [quoted(name) for name in adata.layers if name is not None]
-    holders = _holders(others)
-    return InputError(
-        "missing-layer",
-        "this AnnData has no X" if layer is None else f"there is no layer {quoted(layer)}",
-        f"layers: {listed(names) if names else 'none'}",
-        use(holders[0]) if holders else "pass one of the layers, or none to use X; none holds counts",
-    )
 
 
 def _table_lines(table: dict[str, Traits]) -> list[str]:

@@ -71,23 +71,15 @@ def align(model_genes: Sequence[str], data_genes: Sequence[str], *, allow_missin
     _refuse_no_share(allow_missing)
     index = pd.Index(data_genes)
     if not index.is_unique:
-        raise InputError(
-            "duplicate-genes",
-            f"gene names occur twice: {listed(index[index.duplicated()].unique())}",
-            "var_names",
-            "adata.var_names_make_unique()",
-        )
+        what = f"gene names occur twice: {listed(index[index.duplicated()].unique())}"
+        raise InputError("duplicate-genes", what, "var_names", "adata.var_names_make_unique()")
     columns = np.asarray(index.get_indexer(pd.Index(model_genes)))
     missing = [name for name, column in zip(model_genes, columns, strict=True) if column < 0]
     if len(missing) > allow_missing * len(model_genes):
         raise _mismatch(model_genes, data_genes, missing)
     if missing:
-        logger.warning(
-            "%d of the model's %d genes are missing and taken as zero: %s",
-            len(missing),
-            len(model_genes),
-            listed(missing),
-        )
+        n, of = len(missing), len(model_genes)
+        logger.warning("%d of the model's %d genes are missing and taken as zero: %s", n, of, listed(missing))
     return Alignment(columns, missing, len(index) - len(model_genes) + len(missing))
 
 
@@ -135,12 +127,8 @@ def _mismatch(model_genes: Sequence[str], data_genes: Sequence[str], missing: li
     else:
         allowed = f"allow_missing={share:g} (--allow-missing {share:g})"
         remedy = f"give data with the same genes, or {allowed} to take these as zero"
-    return InputError(
-        "missing-genes",
-        f"{len(missing):,} of the model's {len(model_genes):,} genes are missing: {listed(missing, 10)}",
-        "var_names",
-        remedy,
-    )
+    what = f"{len(missing):,} of the model's {len(model_genes):,} genes are missing: {listed(missing, 10)}"
+    return InputError("missing-genes", what, "var_names", remedy)
 
 
 def _without_version(genes: Sequence[str]) -> set[str]:

@@ -80,21 +80,13 @@ class IterableSource:
         self.make_blocks, self.var_names, self.n_obs = make_blocks, pd.Index(var_names).astype(str), int(n_obs)
         self.obs = pd.DataFrame(index=pd.RangeIndex(n_obs)) if obs is None else obs
         if len(self.obs) != n_obs:
-            raise InputError(
-                "shape-mismatch",
-                f"obs has {len(self.obs):,} rows for {n_obs:,} cells",
-                "obs",
-                "give a row for each cell, in the order of the row numbers",
-            )
+            what = f"obs has {len(self.obs):,} rows for {n_obs:,} cells"
+            raise InputError("shape-mismatch", what, "obs", "give a row for each cell, in the order of the row numbers")
 
     def opened(self, genes: Genes | None, *, counts: bool, to_fit: bool, integers: bool = True) -> Source:
         """Return the cells, checked in one pass, in the order of some genes or, for None, in their own."""
-        alignment = align(
-            list(self.var_names if genes is None else genes.names),
-            list(self.var_names),
-            allow_missing=0.0 if genes is None else genes.allow_missing,
-        )
-        names = self.var_names if genes is None else genes.names
+        names, allow_missing = genes or Genes(self.var_names)
+        alignment = align(list(names), list(self.var_names), allow_missing=allow_missing)
         return BlockSource(self, alignment, names, counts=counts, to_fit=to_fit, integers=integers)
 
 
@@ -138,12 +130,9 @@ class BlockSource:
     ) -> Loader:
         """Return minibatches of the chosen rows, in the order in which they come, whatever the seed."""
         if process.size > 1:
-            raise ConfigError(
-                "one-process",
-                "several processes cannot share what comes in an order of its own",
-                "IterableSource",
-                "train with one process, or from files: fit('shards/*.h5ad')",
-            )
+            what = "several processes cannot share what comes in an order of its own"
+            remedy = "train with one process, or from files: fit('shards/*.h5ad')"
+            raise ConfigError("one-process", what, "IterableSource", remedy)
         return BlockLoader(self, cells, chosen, batch_size)
 
     def names(self, rows: Array) -> pd.Index:

@@ -33,7 +33,7 @@ from anncoder.device import memory_errors
 from anncoder.errors import InputError, listed
 from anncoder.types import SINGLE, Loader, Rank
 
-Data: TypeAlias = "anndata.AnnData | str | Path | list[str | Path] | Reader"
+Data: TypeAlias = "anndata.AnnData | str | Path | list[str | Path] | list[Store] | Reader"
 Array = np.ndarray[Any, Any]
 FEW = 16  # where fewer than one in so many is wanted, cells are read one by one
 CHANCE = 0.01  # share of a file's cells that may have name and total of others by chance, where names are numbers
@@ -135,7 +135,8 @@ class MemorySource:
         self, cells: PerCell, chosen: Array, *, batch_size: int, seed: int | None = None, process: Rank = SINGLE
     ) -> Loader:
         """Return minibatches of the chosen rows."""
-        return _in_memory(self._stored, cells, chosen, batch_size=batch_size, seed=seed, process=process)
+        options: Any = {"batch_size": batch_size, "seed": seed, "batch_code": cells.batch_code, "process": process}
+        return MemoryLoader(self._stored, cells.size_factor, np.flatnonzero(chosen), **options)
 
     def names(self, rows: Array) -> pd.Index:
         """Return the names of some cells."""
@@ -214,17 +215,10 @@ class DiskSource:
         self, cells: PerCell, chosen: Array, *, batch_size: int, seed: int | None = None, process: Rank = SINGLE
     ) -> Loader:
         """Return minibatches of the chosen rows."""
+        options: Any = {"batch_size": batch_size, "seed": seed, "batch_code": cells.batch_code, "process": process}
         if (kept := self._few()) is not None:
-            return _in_memory(Stored.of(kept), cells, chosen, batch_size=batch_size, seed=seed, process=process)
-        return DiskLoader(
-            self.stores,
-            cells.size_factor,
-            chosen,
-            batch_size=batch_size,
-            seed=seed,
-            batch_code=cells.batch_code,
-            process=process,
-        )
+            return MemoryLoader(Stored.of(kept), cells.size_factor, np.flatnonzero(chosen), **options)
+        return DiskLoader(self.stores, cells.size_factor, chosen, **options)
 
     def _few(self) -> csr_matrix | None:
         """Return the cells if they are few: they are read once, and kept."""
@@ -283,20 +277,6 @@ def _rows_of(matrix: csr_matrix, chosen: Array, step: int) -> Iterator[tuple[csr
         part = rows[start : start + step]
         whole = part[-1] - part[0] + 1 == len(part)
         yield matrix[part[0] : part[-1] + 1] if whole else matrix[part], part
-
-
-def _in_memory(
-    stored: Stored, cells: PerCell, chosen: Array, *, batch_size: int, seed: int | None, process: Rank
-) -> Loader:
-    return MemoryLoader(
-        stored,
-        cells.size_factor,
-        np.flatnonzero(chosen),
-        batch_size=batch_size,
-        seed=seed,
-        batch_code=cells.batch_code,
-        process=process,
-    )
 
 
 @memory_errors("opening the data")

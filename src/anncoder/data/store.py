@@ -84,7 +84,7 @@ class Store:
     @property
     def slot(self) -> str:
         """Name of the matrix, as :func:`anncoder.check` calls it."""
-        return slot_name(self.layer)
+        return slot_label(self.layer)
 
     def keep(self, rows: Array) -> None:
         """Leave out all other cells; ``rows`` ascend."""
@@ -118,8 +118,7 @@ class Store:
 
     def names(self, rows: Array) -> list[str]:
         """Return the names of some cells; ``rows`` ascend."""
-        rows = rows if self.rows is None else self.rows[rows]
-        return [str(name) for start, block in self.name_blocks() for name in block[within(rows, start)]]
+        return list(Names(self)[rows if self.rows is None else self.rows[rows]])
 
     def index(self) -> Any:
         """Return what holds the names of all cells of the file, (n,); slices read it."""
@@ -171,12 +170,8 @@ class Store:
     def refuse_change(self) -> None:
         """Raise a FileError if the file is no longer the one that was opened."""
         if _stamp(self.path, self.layer) != self.stamp:
-            raise FileError(
-                "file-changed",
-                f"{str(self.path)!r} changed while it was read",
-                str(self.path),
-                "let nothing write to it while it is used, and start again",
-            )
+            remedy = "let nothing write to it while it is used, and start again"
+            raise FileError("file-changed", f"{str(self.path)!r} changed while it was read", str(self.path), remedy)
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
@@ -200,12 +195,9 @@ class Store:
 
     def _refuse_old(self) -> None:
         if any(isinstance(self.root[frame], h5py.Dataset) for frame in ("obs", "var")):
-            raise FileError(
-                "old-layout",
-                f"{str(self.path)!r} was written by anndata before version 0.7",
-                str(self.path),
-                "write it anew: anndata.read_h5ad(path).write_h5ad(new_path)",
-            )
+            what = f"{str(self.path)!r} was written by anndata before version 0.7"
+            remedy = "write it anew: anndata.read_h5ad(path).write_h5ad(new_path)"
+            raise FileError("old-layout", what, str(self.path), remedy)
 
     def _element(self) -> Any:
         where = "X" if self.layer is None else f"layers/{self.layer}"
@@ -213,23 +205,16 @@ class Store:
             return self.root[where]
         found = dict(self.slots())
         holders = [slot for slot, matrix in found.items() if traits(matrix).kind == "counts"]
-        raise InputError(
-            "missing-layer",
-            "this file has no X" if self.layer is None else f"there is no layer {quoted(self.layer)}",
-            f"{self.path}: {', '.join(found) or 'no matrix at all'}",
-            use(holders[0]) if holders else "pass one of the layers, or none to use X; none holds counts",
-        )
+        where = f"{self.path}: {', '.join(found) or 'no matrix at all'}"
+        raise missing_layer(self.layer, "file", where, holders)
 
     def _refuse_matrix(self) -> None:
         matrix, values = self.matrix, self.matrix.values
         large = matrix.format == "csc" and matrix.n_stored > TRANSPOSED
         if large or matrix.format not in ("csr", "csc", "dense") or matrix.ndim != 2:
-            raise InputError(
-                "not-by-cells",
-                f"{slot_label(self.layer)} is stored as {matrix.format}: cells cannot be read one by one",
-                str(self.path),
-                "store it by cells: adata.X = adata.X.tocsr(); adata.write_h5ad(path)",
-            )
+            what = f"{self.slot} is stored as {matrix.format}: cells cannot be read one by one"
+            remedy = "store it by cells: adata.X = adata.X.tocsr(); adata.write_h5ad(path)"
+            raise InputError("not-by-cells", what, str(self.path), remedy)
         if len(self.var_names) != self.n_vars:
             raise damaged(self.path, f"{self.n_vars:,} columns and {len(self.var_names):,} gene names")
         if matrix.indptr is None:
@@ -281,9 +266,11 @@ class Store:
         return self._by_cell
 
 
-def slot_name(layer: str | None) -> str:
-    """Return the name of a matrix as :func:`anncoder.check` gives it."""
-    return "X" if layer is None else f"layers[{quoted(layer, 80)}]"
+def missing_layer(layer: str | None, data: str, where: str, holders: Sequence[str]) -> InputError:
+    """Return the error for data that lack a layer, or X; ``holders`` are their slots with counts."""
+    what = f"this {data} has no X" if layer is None else f"there is no layer {quoted(layer)}"
+    remedy = use(holders[0]) if holders else "pass one of the layers, or none to use X; none holds counts"
+    return InputError("missing-layer", what, where, remedy)
 
 
 def slots_of(root: Any) -> Iterator[tuple[str, OnDisk]]:
@@ -292,7 +279,7 @@ def slots_of(root: Any) -> Iterator[tuple[str, OnDisk]]:
         yield "X", OnDisk(root["X"])
     if "layers" in root:
         for layer in root["layers"]:
-            yield slot_name(layer), OnDisk(root["layers"][layer])
+            yield slot_label(layer), OnDisk(root["layers"][layer])
     if "raw" in root and "X" in root["raw"]:
         yield "raw.X", OnDisk(root["raw"]["X"])
 
@@ -311,11 +298,6 @@ def stacked(parts: list[csr_matrix]) -> csr_matrix:
     indptr = np.concatenate([[0], np.cumsum(np.concatenate([np.diff(part.indptr) for part in parts]))])
     data, indices = np.concatenate([p.data for p in parts]), np.concatenate([p.indices for p in parts])
     return csr_matrix((data, indices, indptr), shape=(len(indptr) - 1, parts[0].shape[1]), copy=False)
-
-
-def within(rows: Array, start: int) -> Array:
-    """Return which of some rows, which ascend, are in the block of names that begins at ``start``, counted from it."""
-    return rows[np.searchsorted(rows, start) : np.searchsorted(rows, start + NAMES)] - start
 
 
 def _stamp(path: Path, layer: str | None) -> tuple[int, int]:
@@ -355,10 +337,13 @@ class Names:
         return int(self.store.index().shape[0])
 
     def __getitem__(self, at: Any) -> Any:
-        """Return one name, or an index of several."""
+        """Return one name, or an index of several, whose positions ascend."""
         if isinstance(at, int | np.integer):
             return str(self.store.index()[int(at)])
-        found = [str(name) for start, block in self.store.name_blocks() for name in block[within(at, start)]]
+        found: list[str] = []
+        for start, block in self.store.name_blocks():
+            first, last = np.searchsorted(at, [start, start + NAMES])
+            found += map(str, block[at[first:last] - start])
         return pd.Index(found, dtype=object)
 
     def repeated(self) -> pd.Index:
@@ -394,10 +379,8 @@ def n_repeated(stores: list[Store], sizes: Array) -> int:
     of_files, start = [], 0
     for store in stores:
         names = Names(store).hashes()
-        own = (names if store.rows is None else names[store.rows]) ^ pd.util.hash_array(
-            sizes[start : start + store.n_obs]
-        )
-        of_files.append(np.unique(own))
+        names = names if store.rows is None else names[store.rows]
+        of_files.append(np.unique(names ^ pd.util.hash_array(sizes[start : start + store.n_obs])))
         start += store.n_obs
     together = np.concatenate(of_files)
     return len(together) - len(np.unique(together))
@@ -426,7 +409,7 @@ class Backed(Store):
         yield from ((slot, matrix) for slot, matrix in slots_of(self.root) if not slot.startswith("layers["))
         for layer, matrix in self.adata.layers.items():
             if layer is not None:  # X, as newer anndata has it
-                yield slot_name(layer), matrix
+                yield slot_label(layer), matrix
 
     @property
     def logged(self) -> bool:

@@ -92,12 +92,8 @@ class Stores:
         """Return coordinates of the cells from obsm, (n_obs, d)."""
         parts = [store.coordinates(key) for store in self.stores]
         if len({part.shape[1] for part in parts}) > 1:
-            raise InputError(
-                "bad-coordinates",
-                f"obsm[{key!r}] has another number of axes in one file than in the next",
-                f"obsm[{key!r}]",
-                "name a slot that all files have alike",
-            )
+            what = f"obsm[{key!r}] has another number of axes in one file than in the next"
+            raise InputError("bad-coordinates", what, f"obsm[{key!r}]", "name a slot that all files have alike")
         return np.concatenate(parts)
 
     def refuse_change(self) -> None:
@@ -179,12 +175,8 @@ def open_files(data: Any, layer: str | None, *, layer_is_of_fit: bool) -> list[S
 
 def not_as_in_fit(layer: str, where: str) -> InputError:
     """Return the error for data without the layer that a model was fitted on."""
-    return InputError(
-        "missing-layer",
-        f"the model was fitted on {slot_label(layer)}, which these data do not have",
-        where,
-        "say where the counts are: layer=NAME (--layer NAME), 'X' for X",
-    )
+    what = f"the model was fitted on {slot_label(layer)}, which these data do not have"
+    return InputError("missing-layer", what, where, "say where the counts are: layer=NAME (--layer NAME), 'X' for X")
 
 
 def paths_of(data: Paths) -> list[Path]:
@@ -214,13 +206,11 @@ def _refuse_no_paths(items: Sequence[Any]) -> None:
     other = next((item for item in items if not isinstance(item, str | Path)), None)
     if items and other is None:
         return
-    raise InputError(
-        "not-anndata",
-        f"a list is one of paths, and this one {f'holds {type(other).__name__}' if items else 'is empty'}",
-        remedy="put the cells together: anndata.concat([...], label='sample', index_unique='-')"
-        if isinstance(other, anndata.AnnData)
-        else "give paths of .h5ad files or .zarr folders",
-    )
+    what = f"a list is one of paths, and this one {f'holds {type(other).__name__}' if items else 'is empty'}"
+    remedy = "give paths of .h5ad files or .zarr folders"
+    if isinstance(other, anndata.AnnData):
+        remedy = "put the cells together: anndata.concat([...], label='sample', index_unique='-')"
+    raise InputError("not-anndata", what, remedy=remedy)
 
 
 def refuse_twice(stores: Sequence[Store]) -> None:
@@ -229,12 +219,8 @@ def refuse_twice(stores: Sequence[Store]) -> None:
     for store in stores:
         first = seen.setdefault(_identity(store.path), store.path)
         if first is not store.path:
-            raise ConfigError(
-                "same-file",
-                f"{str(store.path)!r} is the same file as {str(first)!r}: its cells would be there twice",
-                str(store.path),
-                "name every file once",
-            )
+            what = f"{str(store.path)!r} is the same file as {str(first)!r}: its cells would be there twice"
+            raise ConfigError("same-file", what, str(store.path), "name every file once")
 
 
 def _identity(path: Path) -> tuple[int, int]:
@@ -253,19 +239,11 @@ def _open(path: Path) -> Any:
     except Exception as error:
         raise damaged(path, first_line(error)) from error
     if of_10x:
-        raise FileError(
-            "unreadable",
-            f"{str(path)!r} is a file of 10x Genomics, not of anndata",
-            str(path),
-            "convert it: scanpy.read_10x_h5(path).write_h5ad(new_path)",
-        )
+        what = f"{str(path)!r} is a file of 10x Genomics, not of anndata"
+        raise FileError("unreadable", what, str(path), "convert it: scanpy.read_10x_h5(path).write_h5ad(new_path)")
     if elsewhere:
-        raise FileError(
-            "external-link",
-            f"{str(path)!r} takes {elsewhere!r} from another file",
-            str(path),
-            "write one file with everything in it: anndata.read_h5ad(path).write_h5ad(new_path)",
-        )
+        remedy = "write one file with everything in it: anndata.read_h5ad(path).write_h5ad(new_path)"
+        raise FileError("external-link", f"{str(path)!r} takes {elsewhere!r} from another file", str(path), remedy)
     return file
 
 

@@ -81,12 +81,8 @@ def writing(slot: str) -> Iterator[None]:
     except Exception as error:
         notes = " ".join(getattr(error, "__notes__", [])).splitlines()  # anndata says there which slot it was
         why = str(error).splitlines() or [type(error).__name__]
-        raise InputError(
-            "unwritable-slot",
-            f"the input holds something that cannot be written: {why[0]}",
-            notes[0] if notes else slot,
-            "remove or convert that slot",
-        ) from error
+        what = f"the input holds something that cannot be written: {why[0]}"
+        raise InputError("unwritable-slot", what, notes[0] if notes else slot, "remove or convert that slot") from error
 
 
 def refuse_difference(path: Path, slot: str, found: Any, expected: Any) -> None:

@@ -181,14 +181,11 @@ def read_stored(folder: str | Path) -> StoredModel:
     folder = path_given(folder)
     if not (folder / MANIFEST).is_file():
         inner = folder / "model"  # where `anncoder train` puts it in the folder of a run
-        raise FileError(
-            "not-a-model",
-            f"{str(folder)!r} is not a model folder: it has no {MANIFEST}",
-            str(folder),
-            f"give the model in it: {str(inner)!r}"
-            if (inner / MANIFEST).is_file()
-            else "give the folder that save() wrote, or model/ in the one that `anncoder train` wrote",
-        )
+        remedy = "give the folder that save() wrote, or model/ in the one that `anncoder train` wrote"
+        if (inner / MANIFEST).is_file():
+            remedy = f"give the model in it: {str(inner)!r}"
+        what = f"{str(folder)!r} is not a model folder: it has no {MANIFEST}"
+        raise FileError("not-a-model", what, str(folder), remedy)
     manifest = _read_manifest(folder)
     _refuse_changed(folder, manifest)
     try:
@@ -247,12 +244,8 @@ def misfits(found: dict[str, Any], expected: dict[str, Any]) -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions that a result depends on."""
-    packages = ("anndata", "numpy", "scipy", "torch")
-    return {
-        "python": platform.python_version(),
-        "anncoder": version("anncoder"),
-        **{name: version(name) for name in packages},
-    }
+    packages = ("anncoder", "anndata", "numpy", "scipy", "torch")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
 def encode_names(names: list[str]) -> str:

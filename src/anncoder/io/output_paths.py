@@ -27,9 +27,8 @@ def refuse_output(output: Path, *, suffix: str = ".h5ad") -> None:
     wrong = f"does not end in {suffix}" if output.suffix != suffix else "is a folder" if output.is_dir() else ""
     wrong = wrong or "is a link that leads back to itself" * _loops(output)
     if wrong:
-        raise ConfigError(
-            "bad-output", f"the output {str(output)!r} {wrong}", "output", f"output='NAME{suffix}' (-o NAME{suffix})"
-        )
+        remedy = f"output='NAME{suffix}' (-o NAME{suffix})"
+        raise ConfigError("bad-output", f"the output {str(output)!r} {wrong}", "output", remedy)
     writable_folder(output.resolve().parent)  # of a link, the folder that the file will be in
 
 
@@ -38,12 +37,8 @@ def _refuse_ours(output: Path) -> None:
     is_model = all((output / name).is_file() for name in model_folder.FILES)
     what = "a model" if is_model else "a run folder" * (output.suffix == ".anncoder")
     if what:
-        raise ConfigError(
-            "bad-output",
-            f"the output {str(output)!r} is {what}",
-            "output",
-            "name another folder, or a file: output='NAME.h5ad' (-o NAME.h5ad)",
-        )
+        remedy = "name another folder, or a file: output='NAME.h5ad' (-o NAME.h5ad)"
+        raise ConfigError("bad-output", f"the output {str(output)!r} is {what}", "output", remedy)
 
 
 def _loops(path: Path) -> bool:
@@ -57,13 +52,8 @@ def _loops(path: Path) -> bool:
 def refuse_input_as_output(data: Path, output: Path, *, in_place: bool) -> None:
     """Raise a ConfigError if the output would replace the input, without ``--in-place``."""
     if same_file(data, output) and not in_place:
-        raise ConfigError(
-            "output-is-input",
-            "the output is the input",
-            str(output),
-            "choose another name, or say --in-place on the command line: the new file then replaces the old one "
-            "when it is complete",
-        )
+        remedy = "choose another name, or say --in-place on the command line: the new file then replaces the old one "
+        raise ConfigError("output-is-input", "the output is the input", str(output), f"{remedy}when it is complete")
 
 
 def outputs_of(data: Paths, output: Path, *, in_place: bool) -> list[Path]:

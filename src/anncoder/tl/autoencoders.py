@@ -154,14 +154,10 @@ def embed(
         A fitted model.
     layer
         Where the counts are; None for where they were in ``fit``, ``"X"`` for ``X``.
-    key_added
-        Name under which results are written.
     allow_missing
         Share of the model's genes that may be missing; they are taken as zero.
-    copy
-        Leave ``adata`` alone and return a copy with the results; of an AnnData, not of files.
-    output
-        Where to write, if ``adata`` is files: see :func:`autoencode`.
+    key_added, copy, output
+        As in :func:`autoencode`.
 
     Returns
     -------
@@ -220,8 +216,10 @@ def denoise(
         model reads: ``"counts"``, and ``"normalized"`` for a model fitted with ``transform="none"``.
     batch
         As which experimental batch every cell is decoded; None for its own. See :meth:`Autoencoder.denoise`.
-    layer, key_added, copy, output
-        As in :func:`embed`.
+    layer
+        Where the counts are; None for where they were in ``fit``, ``"X"`` for ``X``.
+    key_added, copy, output
+        As in :func:`autoencode`.
     allow_missing
         Share of the model's genes that may be missing; they are taken as zero, and the layer does not have them.
 
@@ -256,10 +254,11 @@ def denoise(
         return None
     target = _target(adata, copy=copy, output=output)
     refuse_foreign(target, key_added, model)
-    genes = list(target.var_names.astype(str))
-    refuse_unknown_genes(model, target.var_names.astype(str), allow_missing)
-    where: dict[str, Any] = {"layer": layer, "allow_missing": allow_missing}
-    denoised = model.denoise(target, scale=scale, genes=genes, batch=batch, **where)
+    genes = target.var_names.astype(str)
+    refuse_unknown_genes(model, genes, allow_missing)
+    denoised = model.denoise(
+        target, scale=scale, genes=list(genes), batch=batch, layer=layer, allow_missing=allow_missing
+    )
     _write_denoised(target, model, denoised, key_added, denoised_as(scale, batch))
     return target if copy else None
 
@@ -318,15 +317,14 @@ def _autoencode_files(
     files: Paths, model: Autoencoder, wanted: OutputSpec, output: Path, *, layer: str | None, **settings: Any
 ) -> Autoencoder:
     found = open_files_for(model, files, output, wanted, layer)
-    opened: Any = found.shards
-    source = open_source(opened, layer, counts=model.reads_counts, integers=model.config.integers)
+    source = open_source(found.stores, layer, counts=model.reads_counts, integers=model.config.integers)
     assert isinstance(source, DiskSource)
     with _threads_of(settings):
         fitted = model.fit(source, layer=layer, **settings)
         write_results(fitted, source, found.outputs, wanted, together=True)
     if settings["progress"] is not False:
-        for shard, path in zip(*found, strict=True):
-            announce(f"{path}: {next_step(wanted.key, shard.n_obs, fitted.config.width)}")
+        for store, path in zip(*found, strict=True):
+            announce(f"{path}: {next_step(wanted.key, store.n_obs, fitted.config.width)}")
     return fitted
 
 

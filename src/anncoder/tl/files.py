@@ -59,7 +59,7 @@ class OutputSpec(NamedTuple):
 class Files(NamedTuple):
     """Inputs, open, and the output of each."""
 
-    shards: list[Store]
+    stores: list[Store]
     outputs: list[Path]
 
 
@@ -109,17 +109,16 @@ def write_files(
         model, data, output, wanted, asked, fitted=layer is None, in_place=in_place, drop_empty=drop_empty, genes=genes
     )
     if wanted.scale is not None:
-        for shard in files.shards:
+        for store in files.stores:
             try:
-                refuse_unknown_genes(model, shard.var_names, allow_missing)
+                refuse_unknown_genes(model, store.var_names, allow_missing)
             except InputError as error:
-                error.where = f"{shard.path}: {error.where}"  # of many files, which
+                error.where = f"{store.path}: {error.where}"  # of many files, which
                 raise
-    opened: Any = files.shards
-    source = model._source(opened, layer, allow_missing)
+    source = model._source(files.stores, layer, allow_missing)
     assert isinstance(source, DiskSource)
     write_results(model, source, files.outputs, wanted)
-    return [Output(path, shard.n_obs, shard.n_vars) for shard, path in zip(*files, strict=True)]
+    return [Output(path, store.n_obs, store.n_vars) for store, path in zip(*files, strict=True)]
 
 
 def open_files_for(
@@ -167,24 +166,24 @@ def open_files_for(
     outputs = outputs_of(data, output, in_place=in_place)
     if wanted.scale is not None:
         refuse_scale(model.config, wanted.scale)
-    shards = open_files(data, layer, layer_is_of_fit=fitted)
-    assert shards is not None
-    for shard in shards:
-        with shard.errors():
-            refuse_foreign(shard.root, wanted.key, model)
-    _refuse_full_disk(shards, outputs[0].parent, n_latent=model.config.width, denoised=wanted.scale is not None)
+    stores = open_files(data, layer, layer_is_of_fit=fitted)
+    assert stores is not None
+    for store in stores:
+        with store.errors():
+            refuse_foreign(store.root, wanted.key, model)
+    _refuse_full_disk(stores, outputs[0].parent, n_latent=model.config.width, denoised=wanted.scale is not None)
     if drop_empty:
-        leave_out_empty(shards, genes)
-    _refuse_no_cells(shards)
-    return Files(shards, outputs)
+        leave_out_empty(stores, genes)
+    _refuse_no_cells(stores)
+    return Files(stores, outputs)
 
 
-def leave_out_empty(shards: list[Store], genes: list[str] | None = None) -> None:
+def leave_out_empty(stores: list[Store], genes: list[str] | None = None) -> None:
     """Leave out the cells without any count, or without any in some genes, and say how many."""
-    for shard in shards:
-        n_obs = shard.n_obs
-        if n_empty := drop_empty_cells(shard, genes):
-            of = f" of {shard.path.name}" if len(shards) > 1 else ""
+    for store in stores:
+        n_obs = store.n_obs
+        if n_empty := drop_empty_cells(store, genes):
+            of = f" of {store.path.name}" if len(stores) > 1 else ""
             announce(f"left out {n_empty:,} of {n_obs:,} cells{of}, which have no count")
 
 
@@ -199,19 +198,19 @@ def refuse_unknown_genes(model: Autoencoder, var_names: pd.Index, allow_missing:
         raise InputError("unknown-genes", what, "var_names", remedy)
 
 
-def _refuse_no_cells(shards: list[Store]) -> None:
-    without = [str(shard.path) for shard in shards if not shard.n_obs]
-    if 0 < len(without) < len(shards):  # where none has any, it is said when they are checked
+def _refuse_no_cells(stores: list[Store]) -> None:
+    without = [str(store.path) for store in stores if not store.n_obs]
+    if 0 < len(without) < len(stores):  # where none has any, it is said when they are checked
         what = "a file has no cells, and so no results"
         raise InputError("too-few-cells", what, listed(without), "leave it out, or check the filters that ran before")
 
 
-def _refuse_full_disk(shards: Iterable[Store], folder: Path, *, n_latent: int, denoised: bool) -> None:
+def _refuse_full_disk(stores: Iterable[Store], folder: Path, *, n_latent: int, denoised: bool) -> None:
     needed = 0
-    for shard in shards:
-        parts = [shard.path] if shard.path.is_file() else shard.path.rglob("*")
+    for store in stores:
+        parts = [store.path] if store.path.is_file() else store.path.rglob("*")
         needed += sum(part.stat().st_size for part in parts if part.is_file())
-        needed += 4 * shard.n_obs * (n_latent + denoised * shard.n_vars)
+        needed += 4 * store.n_obs * (n_latent + denoised * store.n_vars)
     folder = folder if folder.exists() else folder.parent
     free = shutil.disk_usage(folder).free
     if needed > free:
@@ -250,52 +249,52 @@ def write_results(
     if together:
         allow_open(4 * len(outputs) + 256)  # input, lock, output and its folder, of each
     with ExitStack() as all_written:
-        for (shard, cells), output in zip(source.files(), outputs, strict=True):
+        for (store, cells), output in zip(source.files(), outputs, strict=True):
             output.parent.mkdir(exist_ok=True)  # a folder that was named for them
             with ExitStack() as naming:
                 naming.enter_context(locked(output))
                 temporary = naming.enter_context(atomic_path(output))
-                _write(temporary, shard, cells, model, wanted)
+                _write(temporary, store, cells, model, wanted)
                 if together:
                     sync(temporary)  # now: the names then come one right after the other
                     all_written.enter_context(naming.pop_all())
 
 
-def _write(temporary: Path, shard: Store, cells: DiskSource, model: Autoencoder, wanted: OutputSpec) -> None:
+def _write(temporary: Path, store: Store, cells: DiskSource, model: Autoencoder, wanted: OutputSpec) -> None:
     with new_h5(temporary) as (file, disk):
-        with _reading(shard, disk):
-            keep = None if shard.rows is None else np.isin(np.arange(shard.matrix.shape[0]), shard.rows)
-            copy_h5ad(shard.root, file, disk, keep=keep, without=_replaced(shard, model, wanted))
-        shard.refuse_change()
-        kept = found_denoised(shard.root, model, wanted.key)
+        with _reading(store, disk):
+            keep = None if store.rows is None else np.isin(np.arange(store.matrix.shape[0]), store.rows)
+            copy_h5ad(store.root, file, disk, keep=keep, without=_replaced(store, model, wanted))
+        store.refuse_change()
+        kept = found_denoised(store.root, model, wanted.key)
         how = kept if wanted.scale is None else denoised_as(wanted.scale, wanted.batch)
         slots = _SlotWriter(file, disk, model, wanted.key)
         slots.write_record(how)
         if wanted.latent:
-            slots.write_latent(shard, cells)
+            slots.write_latent(store, cells)
         if wanted.scale is not None:
-            slots.write_denoised(shard, cells, wanted.scale, wanted.batch)
-        shard.refuse_change()
-    _verify(temporary, shard, slots)
+            slots.write_denoised(store, cells, wanted.scale, wanted.batch)
+        store.refuse_change()
+    _verify(temporary, store, slots)
 
 
-def _replaced(shard: Store, model: Autoencoder, wanted: OutputSpec) -> set[str]:
+def _replaced(store: Store, model: Autoencoder, wanted: OutputSpec) -> set[str]:
     """Return the paths of what is not copied: another model's results, and those that are written anew."""
     layer = wanted.scale is not None
     ours = [slot for slot in slots_of(model, wanted.key) if (layer if slot[0] == "layers" else wanted.latent)]
-    others = of_another(shard.root, model, wanted.key)
+    others = of_another(store.root, model, wanted.key)
     return {f"uns/{wanted.key}", *(f"{where}/{name}" for where, name in ours + others)}
 
 
 @contextmanager
-def _reading(shard: Store, disk: DiskFullFile) -> Iterator[None]:
+def _reading(store: Store, disk: DiskFullFile) -> Iterator[None]:
     try:
         yield
     except AnncoderError:
         raise
     except Exception:
         disk.stop_if_failed()  # the disk it is written to, or
-        with shard.errors():  # the file it is read from
+        with store.errors():  # the file it is read from
             raise
 
 
@@ -330,7 +329,7 @@ class _SlotWriter:
             self._write_columns(frame, {})  # for the order to name no column that was not copied
         write_elem(self._group("uns"), self.key, record(self.model, self.key, denoised))
 
-    def write_latent(self, shard: Store, cells: DiskSource) -> None:
+    def write_latent(self, store: Store, cells: DiskSource) -> None:
         """Write the latent, and the model's other results for cells and genes."""
         check = LatentCheck(self.key)
 
@@ -339,19 +338,19 @@ class _SlotWriter:
                 check.add(block)
                 yield block
 
-        self._write_blocks("obsm", f"X_{self.key}", (shard.n_obs, self.model.config.width), checked())
+        self._write_blocks("obsm", f"X_{self.key}", (store.n_obs, self.model.config.width), checked())
         check.close()
         self._write_columns("obs", {n: column_of(v) for n, v in of_cells_here(self.model, cells).items()})
-        of_genes = of_genes_here(self.model, shard.var_names)
+        of_genes = of_genes_here(self.model, store.var_names)
         self._write_columns("var", {name: values for name, values in of_genes.items() if values.ndim == 1})
         for name, values in of_genes.items():
             if values.ndim == 2:
                 write_elem(self._group("varm"), f"{self.key}_{name}", values)
 
-    def write_denoised(self, shard: Store, cells: DiskSource, scale: Scale, batch: str | int | None) -> None:
+    def write_denoised(self, store: Store, cells: DiskSource, scale: Scale, batch: str | int | None) -> None:
         """Write the layer of expected expression."""
-        compute = expecting(self.model, scale, list(shard.var_names), batch)
-        shape = (shard.n_obs, shard.n_vars)
+        compute = expecting(self.model, scale, list(store.var_names), batch)
+        shape = (store.n_obs, store.n_vars)
         self._write_blocks("layers", f"{self.key}_denoised", shape, denoised(self.model, cells, compute, batch))
 
     def _write_blocks(self, where: str, name: str, shape: tuple[int, int], blocks: Iterator[Array]) -> None:
@@ -383,7 +382,7 @@ class _SlotWriter:
         return self.file[name]
 
 
-def _verify(path: Path, shard: Store, written: _SlotWriter) -> None:
+def _verify(path: Path, store: Store, written: _SlotWriter) -> None:
     """Read back what was written, and the counts that were copied, and compare."""
     with h5py.File(path, "r") as file:
         for slot, expected in written.checksums.items():
@@ -393,10 +392,10 @@ def _verify(path: Path, shard: Store, written: _SlotWriter) -> None:
             refuse_difference(path, slot, checksum, expected)
         for slot, values in written.columns.items():
             refuse_difference(path, slot, read_elem(file[slot]), values)
-        again = Store(file, path, shard.layer)
-        for start in range(0, shard.n_obs, READ):
-            rows = [(start, min(start + READ, shard.n_obs))]
-            refuse_difference(path, shard.slot, again.read(rows), shard.read(rows))
+        again = Store(file, path, store.layer)
+        for start in range(0, store.n_obs, READ):
+            rows = [(start, min(start + READ, store.n_obs))]
+            refuse_difference(path, store.slot, again.read(rows), store.read(rows))
 
 
 class LatentCheck:
@@ -425,20 +424,15 @@ class LatentCheck:
     def close(self) -> None:
         """Raise an InputError if cells have a latent that is not finite; warn of units that are constant."""
         if self._n_bad:
-            raise InputError(
-                "latent-not-finite",
-                f"{self._n_bad:,} cells have a latent that is not finite",
-                f"obsm['X_{self.key}']",
-                "fit again with a lower learning_rate",
-            )
+            what = f"{self._n_bad:,} cells have a latent that is not finite"
+            raise InputError("latent-not-finite", what, f"obsm['X_{self.key}']", "fit again with a lower learning_rate")
         mean, square = self._sums / self._n
         dead = int((square - mean**2 < 1e-8).sum())
         if dead == len(mean) and self._n > 1:
             logger.warning("the latent is the same for all cells: fit again with a lower learning_rate")
         elif dead and self._n > 1:
-            logger.warning(
-                "%d of %d latent units are the same for all cells: a smaller n_latent would do", dead, len(mean)
-            )
+            constant = f"{dead} of {len(mean)} latent units are the same for all cells"
+            logger.warning("%s: a smaller n_latent would do", constant)
 
 
 def column_of(values: Any) -> Any:

@@ -181,11 +181,8 @@ def target_of(adata: anndata.AnnData, *, copy: bool) -> anndata.AnnData:
         Something else was given.
     """
     if not isinstance(adata, anndata.AnnData):
-        raise InputError(
-            "not-anndata",
-            f"expected an AnnData, got {type(adata).__name__}",
-            remedy="read it first: sc.read_h5ad(path)",
-        )
+        what = f"expected an AnnData, got {type(adata).__name__}"
+        raise InputError("not-anndata", what, remedy="read it first: sc.read_h5ad(path)")
     if copy:
         return adata.to_memory(copy=True) if adata.isbacked else adata.copy()
     if adata.is_view:

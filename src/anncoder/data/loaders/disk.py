@@ -54,16 +54,12 @@ class DiskLoader:
     ----------
     stores
         The matrices.
-    size_factor
-        (n_obs,) float32 library size over the median library size of the fitted data.
+    size_factor, batch_size, batch_code
+        As in :class:`anncoder.data.loaders.memory.MemoryLoader`.
     chosen
         (n_obs,) bool, the rows to go through.
-    batch_size
-        Cells in a minibatch.
     seed
         Draws the order of the blocks and of the cells of a pool anew in every epoch; None keeps the order of the data.
-    batch_code
-        (n_obs,) experimental batch of each cell, if there are any.
     process
         Which of several processes this is: each reads every ``size``-th block of the epoch's order.
     block, pool
@@ -317,30 +313,22 @@ class prefetched(Generic[T]):
         if self._next is None:
             raise StopIteration
         while not wait([self._next], PATIENCE).done:
-            logger.warning(
-                "nothing has come from %s for %.0f s: is its disk, or the network to it, still there?",
-                self._where,
-                PATIENCE,
-            )
+            asked = "is its disk, or the network to it, still there?"
+            logger.warning("nothing has come from %s for %.0f s: %s", self._where, PATIENCE, asked)
         made, self._next = self._next, None
         try:
             item = made.result()
         except BaseException:
-            self.stop()
+            self.close(wait=False)
             raise
         if item is OVER:
-            self.stop()
+            self.close(wait=False)
             raise StopIteration
         self._next = self._thread.submit(next, self._items, OVER)
         found: T = item
         return found
 
-    def stop(self) -> None:
-        """Tell the thread to end, and do not wait for it."""
+    def close(self, *, wait: bool = True) -> None:
+        """End the thread; wait for what it reads, or only tell it to end."""
         self._next = None
-        self._thread.shutdown(wait=False, cancel_futures=True)
-
-    def close(self) -> None:
-        """End the thread; wait for what it reads."""
-        self._next = None
-        self._thread.shutdown(cancel_futures=True)
+        self._thread.shutdown(wait=wait, cancel_futures=True)

@@ -29,11 +29,8 @@ class Resident:
     def __init__(self, stored: Stored, device: torch.device) -> None:
         self.device, self.n_vars = device, stored.n_vars
         self.lengths = np.diff(stored.indptr)  # stays in memory: from it the sizes of all minibatches are known
-        self.arrays = (
-            torch.from_numpy(stored.indptr).to(device),
-            torch.from_numpy(stored.indices).to(device),
-            torch.from_numpy(stored.values).to(device),
-        )
+        indptr, indices, values = (torch.from_numpy(array).to(device) for array in stored[:3])
+        self.arrays = indptr, indices, values
 
     def take(self, rows: Tensor, starts: Tensor, nnz: int) -> CSR:
         """Return some rows, in the order given.
@@ -47,18 +44,14 @@ class Resident:
         """
         indptr, indices, values = self.arrays
         if on_gpu(values):
+            from anncoder.kernels.gpu.launch import take_rows
+
             taken = CSR(starts, starts.new_empty(nnz), values.new_empty(nnz), self.n_vars)
-            self.take_into(taken, rows)
+            take_rows(self.arrays, rows, *taken[:3])
             return taken
         ahead = torch.repeat_interleave(indptr[rows] - starts[:-1], starts.diff(), output_size=nnz)
         entries = ahead + torch.arange(nnz, device=self.device)
         return CSR(starts, indices[entries].long(), values[entries], self.n_vars)
-
-    def take_into(self, taken: CSR, rows: Tensor) -> None:
-        """Write some rows into memory that is there, for the indptr given."""
-        from anncoder.kernels.gpu.launch import take_rows
-
-        take_rows(self.arrays, rows, *taken[:3])
 
 
 class StaticBatch:
@@ -81,10 +74,10 @@ class StaticBatch:
     def __init__(self, resident: Resident, cells: tuple[Tensor, Tensor | None], rows: Rows, batch_size: int) -> None:
         self.resident, self.cells = resident, cells
         size_factor, code = cells
-        like, self.n_full = resident.arrays[0], len(rows) // batch_size
+        like, n_full = resident.arrays[0], len(rows) // batch_size
         self.number = like.new_zeros(1)  # which minibatch of the epoch it is to be
-        self.rows = like.new_zeros(self.n_full * batch_size)
-        self.starts = like.new_zeros(self.n_full * (batch_size + 1))
+        self.rows = like.new_zeros(n_full * batch_size)
+        self.starts = like.new_zeros(n_full * (batch_size + 1))
         nnz = int(np.sort(resident.lengths[rows])[-batch_size:].sum())  # of the rows with the most stored values
         room = CSR(like.new_zeros(batch_size + 1), like.new_zeros(nnz), size_factor.new_zeros(nnz), resident.n_vars)
         codes = None if code is None else like.new_zeros(batch_size)
@@ -164,10 +157,7 @@ class ResidentLoader:
         self._ahead = (number, plan) if self.loader.seed is None else (number + 1, self._planned(number + 1))
 
     def _planned(self, number: int) -> EpochPlan:
-        return self.plan(list(self.loader.order(number)))
-
-    def plan(self, minibatches: list[Rows]) -> EpochPlan:
-        """Return the minibatches of an epoch, on the device."""
+        minibatches = list(self.loader.order(number))
         starts = [np.concatenate([[0], np.cumsum(self.resident.lengths[rows])]) for rows in minibatches]
         rows, begins = (self._copied(np.concatenate(arrays)) for arrays in (minibatches, starts))
         return EpochPlan(rows, begins, [(len(r), int(s[-1])) for r, s in zip(minibatches, starts, strict=True)])

@@ -79,14 +79,9 @@ class MemoryLoader:
         batch_code: np.ndarray[Any, Any] | None = None,
         process: Rank = SINGLE,
     ) -> None:
-        self.stored = stored
-        self.size_factor = size_factor.astype(np.float32)
-        self.batch_code = batch_code
-        self.rows = rows
-        self.batch_size = batch_size
-        self.seed = seed
-        self.process = process
-        self.n_obs = len(rows)
+        self.stored, self.size_factor, self.batch_code = stored, size_factor.astype(np.float32), batch_code
+        self.rows, self.n_obs = rows, len(rows)
+        self.batch_size, self.seed, self.process = batch_size, seed, process
         if seed is not None:
             refuse_small_share(self.n_obs // process.size, process.size)
 

@@ -42,7 +42,6 @@ def split_rows(
         (n_obs,) codes of a column whose proportions both sides keep.
     groups
         (n_obs,) codes of a column whose groups go to one side as a whole (donors, plates).
-
     tail
         Hold out the last cells, as Keras does: they may all be of one sample.
 
@@ -55,12 +54,8 @@ def split_rows(
         return Split(np.arange(n_obs), np.empty(0, dtype=np.int64))
     generator = np.random.default_rng([seed, 0])
     if (stratify is not None) + (groups is not None) + tail > 1:
-        raise InputError(
-            "bad-split",
-            "a split cannot be stratified, grouped or of the tail at once",
-            "valid_stratify, valid_groups, valid_split",
-            "give one of them",
-        )
+        what = "a split cannot be stratified, grouped or of the tail at once"
+        raise InputError("bad-split", what, "valid_stratify, valid_groups, valid_split", "give one of them")
     if tail:
         n_train = max(int(n_obs * (1 - fraction)), min(2, n_obs))
         return Split(np.arange(n_train), np.arange(n_train, n_obs))
@@ -105,12 +100,8 @@ def refuse_small_share(fewest: int, n_processes: int) -> None:
     Every process takes as many steps as the others, and they would wait for it.
     """
     if fewest < 2 and n_processes > 1:
-        raise ConfigError(
-            "few-cells",
-            f"of {n_processes} processes, one would have {fewest} cells to fit on",
-            "torchrun",
-            "start fewer processes (--nproc-per-node), or fit more cells",
-        )
+        what = f"of {n_processes} processes, one would have {fewest} cells to fit on"
+        raise ConfigError("few-cells", what, "torchrun", "start fewer processes (--nproc-per-node), or fit more cells")
 
 
 def _stratified(strata: Rows, fraction: float, generator: np.random.Generator) -> Rows:
@@ -125,12 +116,8 @@ def _stratified(strata: Rows, fraction: float, generator: np.random.Generator) -
 def _whole_groups(groups: Rows, fraction: float, generator: np.random.Generator) -> Rows:
     names, sizes = np.unique(groups, return_counts=True)
     if len(names) < 2:
-        raise InputError(
-            "bad-split",
-            "a grouped split needs at least two groups",
-            "valid_groups",
-            "use a column with more groups, or valid_stratify",
-        )
+        what = "a grouped split needs at least two groups"
+        raise InputError("bad-split", what, "valid_groups", "use a column with more groups, or valid_stratify")
     order = generator.permutation(len(names))
     filled = np.cumsum(sizes[order])
     n_groups = int(np.argmin(np.abs(filled[:-1] - fraction * len(groups)))) + 1

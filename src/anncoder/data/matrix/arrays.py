@@ -55,22 +55,19 @@ class Block:
     @cached_property
     def values(self) -> Array:
         """Stored values, sparse (n,), dense (last - first, n_minor)."""
-        found: Array = self.arrays.values[self._stored]
-        return found
+        return np.asarray(self.arrays.values[self._stored])
 
     @cached_property
     def indices(self) -> Array:
         """Positions on the minor axis, (n,); of a sparse matrix only."""
-        found: Array = self.arrays.indices[self._stored]
-        return found
+        return np.asarray(self.arrays.indices[self._stored])
 
     @cached_property
     def pointers(self) -> Array:
         """Where each row of the block begins in it, (last - first + 1,); of a sparse matrix only."""
         assert self.arrays.indptr is not None
-        pointers: Array = self.arrays.indptr[self.first : self.last + 1]
-        begin: Array = pointers - pointers[0]
-        return begin
+        pointers = self.arrays.indptr[self.first : self.last + 1]
+        return np.asarray(pointers - pointers[0])
 
     def cells(self) -> csr_matrix:
         """Return the cells of a block along them as float32 CSR with sorted, unique indices, which must be sound."""
@@ -216,8 +213,7 @@ def _cuts(indptr: Array, size: int) -> list[int]:
     """Return the ends of ranges of rows (CSC: columns) that hold about ``size`` stored values each."""
     # of one type, or all of the pointers would be converted
     cuts = np.searchsorted(indptr, np.arange(size, int(indptr[-1]), size).astype(indptr.dtype))
-    ends: list[int] = np.unique([0, *cuts, len(indptr) - 1]).tolist()
-    return ends
+    return list(np.unique([0, *cuts, len(indptr) - 1]).tolist())
 
 
 def compressed_chunk(array: Any) -> int:
