@@ -18,7 +18,8 @@ from benchmarks.speed.comparisons import Bench, Result, against_scvi, compared
 
 from anncoder.data.adata import read_matrix
 from anncoder.data.loaders.disk import DiskLoader
-from anncoder.data.stores import Stores, open_stores
+from anncoder.data.opening import open_stores
+from anncoder.data.stores import Stores
 from anncoder.datasets import simulate, simulate_to_file
 
 ALL_GENES = 13_488  # of the 10x blood cells; with this library size 98.6 % of the entries are zero

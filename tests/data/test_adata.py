@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from anncoder.data.adata import codes_of, obs_column, read_matrix
 from anncoder.data.genes import align, naming
 from anncoder.data.loaders.memory import MemoryLoader, Stored
-from anncoder.data.loaders.order import minibatches, n_minibatches, shuffled, split_rows
+from anncoder.data.loaders.order import minibatches, n_minibatches, shuffled
 from anncoder.data.matrix import arrays
+from anncoder.data.split import split_rows
 from anncoder.data.summary import library_sizes, summarize
 from anncoder.errors import ConfigError, InputError
 

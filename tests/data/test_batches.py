@@ -16,12 +16,13 @@ from anncoder import CountAutoencoder
 from anncoder.config import NetworkConfig, TrainingConfig
 from anncoder.data.adata import batches_of
 from anncoder.data.sources import open_source
+from anncoder.data.split import split_cells
 from anncoder.datasets import simulate
 from anncoder.device import threads_set
 from anncoder.errors import ConfigError, InputError
 from anncoder.models import base, find, names
 from anncoder.training import inference
-from anncoder.training.prepare import batches_in, prepare, split_cells
+from anncoder.training.prepare import batches_in, prepare
 from anncoder.types import Batch
 
 
@@ -66,7 +67,7 @@ def test_minibatches_carry_the_batch_of_each_cell(counts: anndata.AnnData, tmp_p
     data = prepare(source, split, NetworkConfig(), training)
     assert data.batches == ["x", "y"]
     assert data.valid is not None
-    for loader in (data.train, data.valid, data.in_order):
+    for loader in (data.train, data.valid, data.unshuffled):
         for batch in loader.epoch(1):
             assert batch.batch_code is not None
             assert batch.batch_code.tolist() == [0 if row % 3 == 0 else 1 for row in batch.rows.tolist()]

@@ -35,10 +35,11 @@ from anncoder.data.check import check
 from anncoder.data.direct_read import Extents
 from anncoder.data.loaders import disk
 from anncoder.data.loaders.disk import DiskLoader, prefetched
-from anncoder.data.loaders.order import split_rows
 from anncoder.data.matrix import arrays as held
+from anncoder.data.opening import open_stores
 from anncoder.data.sources import open_source
-from anncoder.data.stores import Stores, open_stores
+from anncoder.data.split import split_rows
+from anncoder.data.stores import Stores
 from anncoder.errors import ConfigError, FileError, InputError, ResourceError
 from anncoder.models.count import CountConfig
 from anncoder.training.prepare import prepare

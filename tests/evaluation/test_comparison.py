@@ -23,19 +23,10 @@ from anncoder.data.loaders.memory import Stored
 from anncoder.data.summary import library_sizes
 from anncoder.errors import ConfigError, InputError
 from anncoder.evaluation import baselines, clusters, comparison
-from anncoder.evaluation.baselines import (
-    HELD_OUT,
-    Cells,
-    GeneMean,
-    Principal,
-    Trained,
-    blocks,
-    gene_factors,
-    heldout_nll,
-    thin,
-)
+from anncoder.evaluation.baselines import Cells, GeneMean, Principal, Trained, blocks
 from anncoder.evaluation.clusters import cluster_scores
 from anncoder.evaluation.comparison import evaluate, reconstruction_mse
+from anncoder.evaluation.heldout import HELD_OUT, gene_factors, heldout_nll, thin
 from anncoder.models.base import Autoencoder
 from anncoder.types import Batch
 

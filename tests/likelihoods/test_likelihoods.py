@@ -12,7 +12,7 @@ from torch import Tensor
 
 from anncoder.likelihoods import absolute_error, gaussian_nll, nb_nll, poisson_nll, squared_error, zinb_nll
 from anncoder.likelihoods.reference import gaussian_reference, nb_reference, poisson_reference, zinb_reference
-from anncoder.nn.heads import CountHeads
+from anncoder.nn.count_heads import CountHeads
 from anncoder.types import CSR, Noise
 
 

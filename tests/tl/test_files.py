@@ -22,7 +22,7 @@ from scipy import sparse as sp
 import anncoder as ac
 from anncoder import CountAutoencoder, UndercompleteAutoencoder
 from anncoder.data import sources
-from anncoder.data.stores import paths_of
+from anncoder.data.opening import paths_of
 from anncoder.errors import AnncoderError, ConfigError, FileError, InputError, ResourceError
 from anncoder.io import h5ad_copy
 from anncoder.io.h5ad_copy import copy_h5ad

@@ -25,7 +25,8 @@ from anncoder import CountAutoencoder
 from anncoder.data.loaders.disk import DiskLoader
 from anncoder.data.loaders.memory import MemoryLoader, Stored
 from anncoder.data.loaders.order import minibatches
-from anncoder.data.stores import Stores, open_stores
+from anncoder.data.opening import open_stores
+from anncoder.data.stores import Stores
 from anncoder.errors import ConfigError, ResourceError
 from anncoder.training import distributed
 from anncoder.types import Noise, Rank

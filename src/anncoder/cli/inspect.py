@@ -13,7 +13,7 @@ from anncoder.cli.run_folder import write_json
 from anncoder.cli.settings import parse_assignments, set_in
 from anncoder.config import Settings, TrainingConfig, split_settings
 from anncoder.data.check import check
-from anncoder.data.stores import paths_of
+from anncoder.data.opening import paths_of
 from anncoder.evaluation.comparison import Evaluation, evaluate
 from anncoder.io.model_folder import read_stored
 from anncoder.io.output_paths import refuse_output

@@ -31,8 +31,9 @@ from anncoder.cli.run_folder import (
 )
 from anncoder.cli.settings import parse_assignments, read_yaml, set_in
 from anncoder.config import TrainingConfig, given, split_settings
+from anncoder.data.opening import open_stores
 from anncoder.data.sources import DiskSource, open_source
-from anncoder.data.stores import open_stores
+from anncoder.data.split import split_cells
 from anncoder.device import choose_device, threads_set
 from anncoder.errors import ConfigError, DivergenceError, InputError
 from anncoder.evaluation.comparison import evaluate
@@ -44,7 +45,7 @@ from anncoder.tl.files import Files, OutputSpec, leave_out_empty, natural_scale,
 from anncoder.tl.slots import next_step
 from anncoder.training.checkpoint import Checkpoint, forget, kept_until
 from anncoder.training.distributed import processes
-from anncoder.training.prepare import batches_in, refuse_few_cells, refuse_width, split_cells
+from anncoder.training.prepare import batches_in, refuse_few_cells, refuse_width
 from anncoder.training.progress import announce
 
 logger = logging.getLogger("anncoder")

@@ -24,8 +24,8 @@ from anncoder.data.matrix.arrays import Block
 from anncoder.data.matrix.kind import KINDS, Traits, traits
 from anncoder.data.matrix.problems import Judged, Location, Problem, judge, quoted, raise_first
 from anncoder.data.matrix.sample import SAMPLED_CELLS, evenly
+from anncoder.data.opening import open_stores
 from anncoder.data.store import Names, Store, missing_layer, slots_of
-from anncoder.data.stores import open_stores
 from anncoder.errors import InputError, listed
 
 __all__ = ["Problem", "Report", "check", "check_matrix", "raise_first"]

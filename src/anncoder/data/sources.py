@@ -26,8 +26,9 @@ from anncoder.data.loaders.disk import POOL_BYTES, DiskLoader, prefetched
 from anncoder.data.loaders.memory import MemoryLoader, Stored
 from anncoder.data.matrix.arrays import Block
 from anncoder.data.matrix.problems import Problem
+from anncoder.data.opening import not_as_in_fit, open_files, open_stores, refuse_twice
 from anncoder.data.store import READ, Store, n_repeated, stacked
-from anncoder.data.stores import Stores, not_as_in_fit, open_files, open_stores, refuse_twice
+from anncoder.data.stores import Stores
 from anncoder.data.summary import library_sizes
 from anncoder.device import memory_errors
 from anncoder.errors import InputError, listed

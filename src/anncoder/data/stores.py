@@ -1,28 +1,21 @@
-"""Several files of cells, one below the other; opening paths and globs; empty cells."""
+"""Several files of cells, one below the other, with their genes in one order; empty cells."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
-from glob import glob, has_magic
-from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-import anndata
-import h5py
 import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix
 
-from anncoder.data.adata import checked_path, damaged, first_line, resolve_layer, slot_label
 from anncoder.data.genes import Alignment, align, naming
 from anncoder.data.matrix.arrays import Block
 from anncoder.data.matrix.scan import structure, unreadable
-from anncoder.data.store import READ, Backed, Store, stacked
-from anncoder.errors import ConfigError, FileError, InputError, listed
+from anncoder.data.store import READ, Store, stacked
+from anncoder.errors import InputError, listed
 
 Array = np.ndarray[Any, Any]
-Paths: TypeAlias = str | Path | Sequence[str | Path]
 
 
 class Stores:
@@ -132,134 +125,6 @@ class Stores:
         if kinds[0] != kinds[1]:
             remedy = f"it has {kinds[0]} and the first {kinds[1]}: put one kind of name into var_names of both"
         return InputError("other-genes", what, str(store.path), remedy)
-
-
-def open_stores(data: Any, layer: str | None) -> list[Store] | None:
-    """Open what is on disk: a path, a glob, a list of them, or the X of a backed AnnData; None for what is in memory.
-
-    What is open already, a list of stores, is returned as it is. ``layer`` is None or ``"X"`` for ``X``.
-
-    Raises
-    ------
-    FileError
-        There is no such file, it is not AnnData's, or part of it is elsewhere.
-    InputError
-        This is no path, there is no such layer, it is not stored by cells, or "X" may be either.
-    """
-    if isinstance(data, anndata.AnnData):
-        if data.isbacked and not data.is_view and not data.file.is_open:
-            data.file.open()
-        # of a backed AnnData X alone is in its file: its layers are in memory, as all of a view is once it is touched
-        on_disk = data.isbacked and not data.is_view and resolve_layer(layer, data.layers) is None
-        return [Backed(data)] if on_disk else None
-    if isinstance(data, list) and data and all(isinstance(item, Store) for item in data):
-        return list(data)
-    files = ((_open(path), path) for path in paths_of(data))
-    return [
-        Store(file, path, resolve_layer(layer, file.get("layers", ()) if layer == "X" else ())) for file, path in files
-    ]
-
-
-def open_files(data: Any, layer: str | None, *, layer_is_of_fit: bool) -> list[Store] | None:
-    """Open what is on disk for a fitted model, as :func:`open_stores` does.
-
-    ``layer`` is None or ``"X"`` for ``X``; ``layer_is_of_fit`` says that it was not asked for, but is that of ``fit``.
-    """
-    try:
-        return open_stores(data, layer)
-    except InputError as error:
-        if error.code != "missing-layer" or not layer_is_of_fit or layer is None:
-            raise
-        raise not_as_in_fit(layer, error.where) from error
-
-
-def not_as_in_fit(layer: str, where: str) -> InputError:
-    """Return the error for data without the layer that a model was fitted on."""
-    what = f"the model was fitted on {slot_label(layer)}, which these data do not have"
-    return InputError("missing-layer", what, where, "say where the counts are: layer=NAME (--layer NAME), 'X' for X")
-
-
-def paths_of(data: Paths) -> list[Path]:
-    """Return the files that a path, a glob, or several of them mean.
-
-    Raises
-    ------
-    FileError
-        There is no such file, or it is not AnnData's.
-    InputError
-        This is no path.
-    """
-    if isinstance(data, list | tuple):
-        _refuse_no_paths(data)
-        return [path for item in data for path in paths_of(item)]
-    if isinstance(data, str | Path) and has_magic(str(data)) and not os.path.exists(data):  # noqa: PTH110 - pathlib's raises
-        found = sorted(glob(str(data)))  # noqa: PTH207 - pathlib's takes no absolute pattern
-        paths = [checked_path(path) for path in [*found] or [str(data)]]
-        files: dict[tuple[int, int], Path] = {}
-        for path in paths:  # a link names no other file
-            files.setdefault(_identity(path), path)
-        return list(files.values())
-    return [checked_path(data)]
-
-
-def _refuse_no_paths(items: Sequence[Any]) -> None:
-    other = next((item for item in items if not isinstance(item, str | Path)), None)
-    if items and other is None:
-        return
-    what = f"a list is one of paths, and this one {f'holds {type(other).__name__}' if items else 'is empty'}"
-    remedy = "give paths of .h5ad files or .zarr folders"
-    if isinstance(other, anndata.AnnData):
-        remedy = "put the cells together: anndata.concat([...], label='sample', index_unique='-')"
-    raise InputError("not-anndata", what, remedy=remedy)
-
-
-def refuse_twice(stores: Sequence[Store]) -> None:
-    """Raise a ConfigError where one file is to be fitted to twice: its cells would be on both sides of the split."""
-    seen: dict[tuple[int, int], Path] = {}
-    for store in stores:
-        first = seen.setdefault(_identity(store.path), store.path)
-        if first is not store.path:
-            what = f"{str(store.path)!r} is the same file as {str(first)!r}: its cells would be there twice"
-            raise ConfigError("same-file", what, str(store.path), "name every file once")
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    state = path.stat()
-    return state.st_dev, state.st_ino
-
-
-def _open(path: Path) -> Any:
-    try:
-        if path.is_dir():
-            import zarr
-
-            return zarr.open_group(str(path), mode="r")
-        file = h5py.File(path, "r")
-        elsewhere, of_10x = _elsewhere(file), "obs" not in file and "matrix/barcodes" in file
-    except Exception as error:
-        raise damaged(path, first_line(error)) from error
-    if of_10x:
-        what = f"{str(path)!r} is a file of 10x Genomics, not of anndata"
-        raise FileError("unreadable", what, str(path), "convert it: scanpy.read_10x_h5(path).write_h5ad(new_path)")
-    if elsewhere:
-        remedy = "write one file with everything in it: anndata.read_h5ad(path).write_h5ad(new_path)"
-        raise FileError("external-link", f"{str(path)!r} takes {elsewhere!r} from another file", str(path), remedy)
-    return file
-
-
-def _elsewhere(file: h5py.File) -> str:
-    """Return the name of something that another file holds, whichever that is; empty if there is none."""
-
-    def foreign(name: str, link: Any) -> str | None:
-        if isinstance(link, h5py.ExternalLink):
-            return name
-        if isinstance(link, h5py.HardLink) and file.get(name, getclass=True) is h5py.Dataset:
-            dataset = file[name]
-            if dataset.external or (dataset.is_virtual and any(s.file_name != "." for s in dataset.virtual_sources())):
-                return name
-        return None
-
-    return str(file.visititems_links(foreign) or "")
 
 
 def drop_empty_cells(store: Store, genes: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Library sizes, and gene means and variances of the cells to fit on."""
+"""Library sizes, size factors, and gene means and variances of the cells to fit on."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ Array = np.ndarray[Any, Any]
 def library_sizes(matrix: csr_matrix) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Return the total count of each cell, (n,)."""
     return np.asarray(matrix.sum(axis=1, dtype=np.float64)).ravel()
+
+
+def size_factors(sizes: Array, library_size: float) -> Array:
+    """Return library size over median library size of each cell, (n,) float32."""
+    return (sizes / library_size).astype(np.float32)
 
 
 def summarize(

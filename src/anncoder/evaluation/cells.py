@@ -11,11 +11,12 @@ import pandas as pd
 from scipy.sparse import vstack
 
 from anncoder.data.adata import obs_column
+from anncoder.data.opening import open_files
 from anncoder.data.sources import Data, DiskSource, Genes, Reader, Source
-from anncoder.data.stores import Stores, open_files
+from anncoder.data.split import split_cells
+from anncoder.data.stores import Stores
 from anncoder.errors import ConfigError, InputError
 from anncoder.models.base import Autoencoder
-from anncoder.training.prepare import split_cells
 
 READ = 8192  # cells at a time
 

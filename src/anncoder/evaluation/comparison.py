@@ -40,20 +40,11 @@ from anncoder.data.adata import obs_column
 from anncoder.data.sources import Data
 from anncoder.data.summary import library_sizes
 from anncoder.errors import ConfigError, InputError
-from anncoder.evaluation.baselines import (
-    Cells,
-    GeneMean,
-    Method,
-    Principal,
-    Trained,
-    heldout_nll,
-    input_of,
-    thin,
-    whole,
-)
+from anncoder.evaluation.baselines import Cells, GeneMean, Method, Principal, Trained, input_of
 from anncoder.evaluation.cells import Sample, some_cells
 from anncoder.evaluation.clusters import cluster_scores, comparable
 from anncoder.evaluation.correlations import invented
+from anncoder.evaluation.heldout import heldout_nll, thin, whole
 from anncoder.models.base import Autoencoder, refuse_no_model
 
 logger = logging.getLogger("anncoder")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 
-from anncoder.data.stores import Paths, paths_of
+from anncoder.data.opening import Paths, paths_of
 from anncoder.errors import ConfigError, listed
 from anncoder.io import model_folder
 from anncoder.io.atomic import same_file, writable_folder

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from anncoder.config import NetworkConfig, OptimizerName, PrecisionName, SplitName, TrainingConfig, given, unknown_key
 from anncoder.data.adata import batch_name, open_data
 from anncoder.data.genes import columns_of
-from anncoder.data.loaders.order import Split
 from anncoder.data.sources import Data, Genes, MemorySource, PerCell, Source, open_for_model, open_source
+from anncoder.data.split import Split, split_cells
+from anncoder.data.summary import size_factors
 from anncoder.device import products_in, refuse_size, usual_torch
 from anncoder.errors import ConfigError, DivergenceError, FileError
 from anncoder.io import model_folder
@@ -31,7 +32,7 @@ from anncoder.training.checkpoint import Checkpoint, FitCheckpointer, checkpoint
 from anncoder.training.cuda_graph import recorded_step_or_none
 from anncoder.training.inference import infer, put_in_order
 from anncoder.training.loop import History, StepFunction, train
-from anncoder.training.prepare import TrainingData, batches_in, fit_context, limited, prepare, split_cells
+from anncoder.training.prepare import TrainingData, batches_in, fit_context, limited, prepare
 from anncoder.training.progress import TrainingReport, announce, warn_interrupted
 from anncoder.types import Batch, Noise, Rank, Shape
 
@@ -368,7 +369,7 @@ class Autoencoder:
         training = limited(ready.training, len(ready.train))
         step_fn = recorded_step_or_none(ready.train, self.config, training, process)
         network = self._build(Shape(len(source.var_names), len(ready.batches), tuple(ready.batches)), noise)
-        network.to(ready.device).start_from(ready.summary, ready.in_order)
+        network.to(ready.device).start_from(ready.summary, ready.unshuffled)
         noise.seed_for_rank(process.rank)  # all processes start from the same weights, and differ in their noise
         if progress is not False:
             n_threads = torch.get_num_threads()
@@ -556,7 +557,7 @@ def blocks(
     ``by_batch``: whether the experimental batch of each cell is read; None for the model's ``encodes_batches``.
     """
     by_batch = model.config.encodes_batches if by_batch is None else by_batch
-    factors = (source.sizes / (model.library_size_ if model.reads_counts else 1)).astype(np.float32)
+    factors = size_factors(source.sizes, model.library_size_ if model.reads_counts else 1.0)
     codes, _ = batches_in(source, model.training_.batch_key if by_batch else None, model.batches_)
     loader = source.loader(PerCell(factors, codes), np.ones(source.n_obs, dtype=bool), batch_size=BLOCK)
     found = infer(model._network(), loader, compute)

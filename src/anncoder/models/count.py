@@ -28,7 +28,7 @@ from anncoder.likelihoods import gaussian_nll, nb_nll, poisson_nll, zinb_nll
 from anncoder.likelihoods.common import LOG_MEAN_RANGE, LOG_THETA_RANGE, warn_of_large_means
 from anncoder.models.base import Array, Autoencoder
 from anncoder.nn.basis import LatentBasis, pulled_back
-from anncoder.nn.heads import CountHeads, CountParameters
+from anncoder.nn.count_heads import CountHeads, CountParameters
 from anncoder.nn.inputs import LogNormalize, Standardize
 from anncoder.nn.layers import Decoder, Encoder, hold_bias
 from anncoder.nn.penalties import WeightPenalty

@@ -36,7 +36,7 @@ from anncoder.errors import ConfigError
 from anncoder.likelihoods import nb_nll, poisson_nll, squared_error, zinb_nll
 from anncoder.likelihoods.common import warn_of_large_means
 from anncoder.models.base import Array, Autoencoder
-from anncoder.nn.heads import CountParameters, PiOfMean
+from anncoder.nn.count_heads import CountParameters, PiOfMean
 from anncoder.nn.inputs import LogNormalize, Standardize
 from anncoder.nn.layers import Decoder, Dropout, Encoder, after, linear
 from anncoder.nn.penalties import WeightPenalty
@@ -184,7 +184,7 @@ class DCANetwork(nn.Module):
         n_common = len(config.decoder_widths) - n_own
         common, own = config.decoder_widths[:n_common], config.decoder_widths[n_common:]
         self.decoder = Decoder(layers._replace(widths=common), config.n_latent, noise)
-        self.heads = Heads(config.parts, layers._replace(widths=own), self.decoder.n_out, n_vars, noise)
+        self.heads = DCAHeads(config.parts, layers._replace(widths=own), self.decoder.n_out, n_vars, noise)
         self.encoder_penalty = WeightPenalty(config.l1_encoder or config.l1, config.l2_encoder or config.l2, 0)
         self.penalty = WeightPenalty(config.l1, config.l2, 0)
         start_weights(self, config.init, noise)
@@ -262,7 +262,7 @@ class DCANetwork(nn.Module):
         return {n: torch.stack([terms[n] for terms in (of_encoder, of_rest) if n in terms]).sum() for n in names}
 
 
-class Heads(nn.Module):
+class DCAHeads(nn.Module):
     """From the last common hidden layer, (b, n_in), to the parameters of each entry, limited as published.
 
     ``parts`` tells which parameters there are, ``layers`` the hidden layers that each head has for itself.

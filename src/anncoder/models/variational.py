@@ -35,7 +35,7 @@ from anncoder.likelihoods import nb_nll, poisson_nll, zinb_nll
 from anncoder.likelihoods.common import LOG_MEAN_RANGE, LOG_THETA_RANGE, warn_of_large_means
 from anncoder.models.base import Array, Autoencoder
 from anncoder.models.count import moment_log_theta, refuse_no_dropout
-from anncoder.nn.heads import CountParameters
+from anncoder.nn.count_heads import CountParameters
 from anncoder.nn.inputs import LogNormalize
 from anncoder.nn.layers import ConditionalLayers, product_of, rows_of
 from anncoder.nn.penalties import EpochWarmUp

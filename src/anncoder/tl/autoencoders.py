@@ -13,8 +13,8 @@ import anndata
 import numpy as np
 
 from anncoder.config import TrainingConfig, split_settings, unknown_key
+from anncoder.data.opening import Paths
 from anncoder.data.sources import DiskSource, open_source
-from anncoder.data.stores import Paths
 from anncoder.device import refuse_size, threads_set
 from anncoder.errors import ConfigError
 from anncoder.models import find

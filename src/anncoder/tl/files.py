@@ -19,9 +19,10 @@ from anndata.io import read_elem, write_elem
 from natsort import natsorted
 
 from anncoder.data.genes import align
+from anncoder.data.opening import Paths, open_files
 from anncoder.data.sources import Data, DiskSource
 from anncoder.data.store import READ, Store
-from anncoder.data.stores import Paths, drop_empty_cells, open_files
+from anncoder.data.stores import drop_empty_cells
 from anncoder.errors import AnncoderError, InputError, ResourceError, listed
 from anncoder.io.atomic import allow_open, atomic_path, locked, sync
 from anncoder.io.h5ad_copy import copy_h5ad, slices

@@ -1,1 +1,1 @@
-"""Training: the loop, its optimizer, checkpoints, several processes; knows no model and no AnnData."""
+"""Training: preparation of the data, the loop (no model, no AnnData), optimizer, checkpoints, processes."""

@@ -25,8 +25,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from anncoder.config import NetworkConfig, TrainingConfig
-from anncoder.data.loaders.order import Split
 from anncoder.data.sources import Source
+from anncoder.data.split import Split
 from anncoder.errors import ConfigError, FileError, listed
 from anncoder.io.atomic import atomic_path, writable_folder
 from anncoder.training.distributed import gathered, sent, summed

@@ -25,8 +25,8 @@ def optimizer_of(network: nn.Module, config: TrainingConfig, device: torch.devic
     if on_gpu(*parameters) and not config.clip_value:
         return GpuAdam(parameters, rate, betas, epsilon, decay, capturable=True)
     # clipping by value has to see every entry before the step does
-    cpu_loss = device.type != "mps" and not config.clip_value
-    return torch.optim.Adam(parameters, rate, betas, epsilon, decay, fused=cpu_loss)
+    has_fused_step = device.type != "mps" and not config.clip_value
+    return torch.optim.Adam(parameters, rate, betas, epsilon, decay, fused=has_fused_step)
 
 
 def step(optimizer: torch.optim.Optimizer, total: Tensor, config: TrainingConfig) -> Tensor | bool:

@@ -1,8 +1,8 @@
-"""Preparation of a fit: validation split, size factors, loaders, gene summary."""
+"""Preparation of a fit: size factors, loaders, gene summary, limits of the settings."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from anncoder.config import NetworkConfig, TrainingConfig, given
-from anncoder.data.adata import batches_of, codes_of
+from anncoder.data.adata import batches_of
 from anncoder.data.loaders.disk import cached_loader
 from anncoder.data.loaders.gpu import Resident, ResidentLoader
 from anncoder.data.loaders.memory import MemoryLoader
-from anncoder.data.loaders.order import Split, split_rows
 from anncoder.data.sources import PerCell, Source
-from anncoder.data.summary import summarize
+from anncoder.data.split import Split
+from anncoder.data.summary import size_factors, summarize
 from anncoder.device import choose_device, fits, memory_errors, threads_set, usual_torch
 from anncoder.errors import ConfigError
 from anncoder.training.distributed import processes
@@ -34,7 +34,9 @@ class TrainingData(NamedTuple):
     valid: Loader | None  # cells held out
     summary: Summary
     sample: Batch  # some of the cells to fit on, at random: enough for averages
-    in_order: Loader  # the cells to fit on, in the order of the data, for the models that look at them before training
+    unshuffled: (
+        Loader  # the cells to fit on, in the order of the data, for the models that look at them before training
+    )
     batches: list[str]  # names of the experimental batches, in the order of their codes; empty where there are none
     codes: np.ndarray[Any, Any] | None  # (n_obs,) int64, the experimental batch of each cell
     training: TrainingConfig
@@ -69,7 +71,7 @@ def prepare(
     device = choose_device(training.device)
     refuse_few_cells(config, given(training.batch_size), len(split.train))
     library_size = float(np.median(source.sizes[split.train]))
-    factors = (source.sizes / library_size).astype(np.float32)
+    factors = size_factors(source.sizes, library_size)
     fitted, held_out = _mask(split.train, source.n_obs), _mask(split.valid, source.n_obs)
     codes, batches = batches_in(source, training.batch_key)
     cells = PerCell(factors, codes)
@@ -82,10 +84,10 @@ def prepare(
     if config.fits_slot is not None:
         summary = summary._replace(target=torch.from_numpy(source.coordinates(config.fits_slot)))
     some = source.loader(cells, fitted, batch_size=min(SAMPLE, max(len(split.train), 2)), seed=training.seed)
-    in_order = source.loader(cells, fitted, batch_size=VALID_BATCH)
+    unshuffled = source.loader(cells, fitted, batch_size=VALID_BATCH)
     summary = summary._replace(n_steps=len(train))
     train, valid = on_device([train, valid], device)
-    return TrainingData(train, valid, summary, next(iter(some.epoch(0))), in_order, batches, codes, training, device)
+    return TrainingData(train, valid, summary, next(iter(some.epoch(0))), unshuffled, batches, codes, training, device)
 
 
 def refuse_width(config: NetworkConfig, n_vars: int) -> None:
@@ -141,31 +143,6 @@ def batches_in(
         A cell is of a batch that is not among the known ones.
     """
     return (None, []) if key is None else batches_of(source.column(key, what="batch_key"), key, known)
-
-
-def split_cells(n_obs: int, column: Callable[..., Any], training: TrainingConfig) -> Split:
-    """Return the cells to fit on and those held out; ``column`` gives a column of obs by its name.
-
-    Raises
-    ------
-    ConfigError
-        A column of obs does not exist, or has missing values.
-    InputError
-        The groups cannot be split.
-    """
-
-    def codes(what: str) -> Any:
-        key = getattr(training, what)
-        return None if key is None else codes_of(column(key, what=what), key, what=what)
-
-    return split_rows(
-        n_obs,
-        given(training.valid_fraction),
-        training.seed,
-        stratify=codes("valid_stratify"),
-        groups=codes("valid_groups"),
-        tail=training.valid_split == "tail",
-    )
 
 
 def _mask(rows: Any, n_obs: int) -> Any:
