@@ -73,6 +73,7 @@ def test_a_ratio_is_other_over_ours() -> None:
     assert result.lowest <= result.ratio <= result.highest
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_and_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_benchmark(parsed(["--only", "losses", "--repeats", "1", "--cells", "512", "-o", str(tmp_path / "it.json")]))
     output = capsys.readouterr().out

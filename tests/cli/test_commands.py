@@ -672,6 +672,7 @@ class TestProcess:
             done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
             assert (done.returncode, done.stderr) == (code, "")
 
+    @pytest.mark.slow
     @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
     def test_the_name_of_a_file_need_not_be_utf_8(self, counts_file: Path, tmp_path: Path) -> None:
         name = os.fsdecode(b"caf\xe9.h5ad")
@@ -700,7 +701,9 @@ class TestProcess:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert done.stdout.strip() == "[]"
 
-    @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+    @pytest.mark.parametrize(
+        ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+    )
     def test_a_signal_ends_training_after_keeping_its_state(
         self, counts_file: Path, tmp_path: Path, number: signal.Signals, code: int
     ) -> None:

@@ -406,7 +406,8 @@ def test_steps_in_one_place_are_the_steps_on_minibatches_of_their_own(device: to
     assert seen[3] != seen[0]  # the last two cells have a place of their own
 
 
-@pytest.mark.parametrize("beta1", [0.8, pytest.param(0.0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("beta1", [0.8, 0.0])
 def test_the_step_is_adams(beta1: float, device: torch.device) -> None:
     """Clipped or not, with decay, over more tensors than a launch takes; and none where the loss is infinite."""
     shapes = [(1500,), (3, 5), (1,), *[(2,)] * 31]

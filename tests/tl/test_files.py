@@ -172,7 +172,7 @@ class TestCopy:
             del file["uns/from_elsewhere"], file["uns/soft"], file["uns/nothing"], file["uns/records"]
         given = anndata.read_h5ad(everything)
         given.write_zarr(tmp_path / "in.zarr")
-        monkeypatch.setattr(h5ad_copy, "AT_ONCE", 1000)
+        monkeypatch.setattr(h5ad_copy, "AT_ONCE", 4000)
         with new_h5(tmp_path / "out.h5ad") as (file, disk):
             source = zarr.open_group(str(tmp_path / "in.zarr"), mode="r")
             copy_h5ad(source, file, disk, keep=kept(given.n_obs, rows))
