@@ -20,8 +20,13 @@ def library_sizes(matrix: csr_matrix) -> np.ndarray[Any, np.dtype[np.float64]]:
     return np.asarray(matrix.sum(axis=1, dtype=np.float64)).ravel()
 
 
+def median_library_size(sizes: Array) -> float:
+    """Return the median library size of the fitted cells, whose library sizes are given, (n,): size factor 1."""
+    return float(np.median(sizes))
+
+
 def size_factors(sizes: Array, library_size: float) -> Array:
-    """Return library size over median library size of each cell, (n,) float32."""
+    """Return library size over :func:`median_library_size` of each cell, (n,) float32."""
     return (sizes / library_size).astype(np.float32)
 
 

@@ -16,7 +16,7 @@ from anncoder.data.loaders.gpu import Resident, ResidentLoader
 from anncoder.data.loaders.memory import MemoryLoader
 from anncoder.data.sources import PerCell, Source
 from anncoder.data.split import Split
-from anncoder.data.summary import size_factors, summarize
+from anncoder.data.summary import median_library_size, size_factors, summarize
 from anncoder.device import choose_device, fits, memory_errors, threads_set, usual_torch
 from anncoder.errors import ConfigError
 from anncoder.training.distributed import processes
@@ -70,7 +70,7 @@ def prepare(
     refuse_width(config, len(source.var_names))
     device = choose_device(training.device)
     refuse_few_cells(config, given(training.batch_size), len(split.train))
-    library_size = float(np.median(source.sizes[split.train]))
+    library_size = median_library_size(source.sizes[split.train])
     factors = size_factors(source.sizes, library_size)
     fitted, held_out = _mask(split.train, source.n_obs), _mask(split.valid, source.n_obs)
     codes, batches = batches_in(source, training.batch_key)
