@@ -1,4 +1,4 @@
-"""Limits of means and dispersions, stored entries of dense tensors, single derivatives."""
+"""Limits of means and dispersions, stored entries in dense tensors, first derivatives only."""
 
 from __future__ import annotations
 

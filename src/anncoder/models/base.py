@@ -448,8 +448,8 @@ def load(folder: str | Path, model: type[Autoencoder] | None = None) -> Autoenco
     FileError
         The folder is not a model, is damaged, was written by a newer version, or has a model of another kind.
     """
-    given: Any = model
-    if given is not None and not (isinstance(given, type) and issubclass(given, Autoencoder)):
+    kind_given: Any = model
+    if kind_given is not None and not (isinstance(kind_given, type) and issubclass(kind_given, Autoencoder)):
         remedy = "load(folder) for the models of this package, load(folder, model=MyModel) for another"
         raise ConfigError("bad-value", f"model is the class of a model of your own, not {model!r}", "model", remedy)
     stored = model_folder.read_stored(folder)
