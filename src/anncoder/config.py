@@ -175,7 +175,10 @@ class NetworkConfig(Settings):
             "learning_rate": 2e-3,
             "weight_decay": 0.0,
             "beta1": 0.9,
+            "beta2": 0.999,
             "epsilon": 1e-8,
+            "lr_warmup_steps": 0,
+            "averaging": False,
             "clip_norm": 10.0,
             "clip_value": 0.0,
             "valid_fraction": 0.1,
@@ -183,9 +186,27 @@ class NetworkConfig(Settings):
             "early_stopping": True,
             "keep_best": True,
             "patience": 15,
+            "patience_steps": 0,
+            "min_delta": 1e-4,
             "reduce_lr_patience": 5,
             "reduce_lr_factor": 0.3,
         }
+
+
+# settings of a fit that converges in few epochs: small minibatches and large steps at a constant rate, whose average
+# is validated and kept. Measured in docs/benchmarks.md
+FAST_TRAINING: dict[str, Any] = {
+    "batch_size": 64,
+    "learning_rate": 1e-2,
+    "beta1": 0.8,
+    "beta2": 0.99,
+    "lr_warmup_steps": 20,
+    "averaging": True,
+    "patience": 2,
+    "patience_steps": 120,
+    "min_delta": 5e-4,
+    "reduce_lr_patience": 0,
+}
 
 
 class Layers(NamedTuple):
@@ -235,7 +256,12 @@ class TrainingConfig(Settings):
     learning_rate: Annotated[float | None, Field(gt=0, description="step size")] = None
     weight_decay: Annotated[Weight | None, Field(description="decay of the weights")] = None
     beta1: Annotated[Probability | None, Field(description="Adam's memory of the gradient")] = None
+    beta2: Annotated[Probability | None, Field(description="Adam's memory of the squared gradient")] = None
     epsilon: Annotated[float | None, Field(ge=1e-30, description="added to the optimizer's denominator")] = None
+    lr_warmup_steps: Annotated[Steps | None, Field(description="steps over which the step size rises to full")] = None
+    averaging: Annotated[
+        bool | None, Field(description="validate and keep an average of the weights of the last steps")
+    ] = None
     clip_norm: Annotated[float | None, Field(ge=0, description="largest norm of the gradient; 0 for any")] = None
     clip_value: Annotated[float | None, Field(ge=0, description="largest entry of the gradient; 0 for any")] = None
     valid_fraction: Annotated[float | None, Field(ge=0, le=0.9, description="share of cells held out; 0 for none")] = (
@@ -249,7 +275,12 @@ class TrainingConfig(Settings):
     early_stopping: Annotated[bool | None, Field(description="stop when the validation loss no longer falls")] = None
     keep_best: Annotated[bool | None, Field(description="end with the best weights, not the last")] = None
     patience: Annotated[int | None, Field(ge=1, description="epochs without improvement before stopping")] = None
-    min_delta: Annotated[Weight, Field(description="relative fall of the loss that counts as improvement")] = 1e-4
+    patience_steps: Annotated[
+        Steps | None, Field(description="minibatches without improvement, at least, before stopping")
+    ] = None
+    min_delta: Annotated[
+        Weight | None, Field(description="relative fall of the loss that counts as improvement")
+    ] = None
     reduce_lr_patience: Annotated[
         int | None, Field(ge=0, description="epochs without improvement before the step size falls; 0 for never")
     ] = None

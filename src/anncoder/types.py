@@ -60,6 +60,11 @@ class CSR(NamedTuple):
         out.view(-1)[self.flat()] = self.values
         return out
 
+    def head(self, n: int) -> CSR:
+        """Return the first n rows, or all if there are fewer."""
+        indptr = self.indptr[: n + 1]
+        return CSR(indptr, self.indices[: int(indptr[-1])], self.values[: int(indptr[-1])], self.n_vars)
+
     def to(self, device: torch.device) -> CSR:
         """Return the matrix on another device."""
         return CSR(self.indptr.to(device), self.indices.to(device), self.values.to(device), self.n_vars)
@@ -72,6 +77,11 @@ class Batch(NamedTuple):
     size_factor: Tensor  # (b,) library size / median library size of the fitted data, > 0
     rows: Tensor  # (b,) int64 position of each cell in the data
     batch_code: Tensor | None = None  # (b,) int64 experimental batch, for the models that use it
+
+    def head(self, n: int) -> Batch:
+        """Return the first n cells, or all if there are fewer."""
+        code = None if self.batch_code is None else self.batch_code[:n]
+        return Batch(self.counts.head(n), self.size_factor[:n], self.rows[:n], code)
 
     def to(self, device: torch.device) -> Batch:
         """Return the minibatch on another device."""

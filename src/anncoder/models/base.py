@@ -133,7 +133,10 @@ class Autoencoder:
         learning_rate: float | None = None,
         weight_decay: float | None = None,
         beta1: float | None = None,
+        beta2: float | None = None,
         epsilon: float | None = None,
+        lr_warmup_steps: int | None = None,
+        averaging: bool | None = None,
         clip_norm: float | None = None,
         clip_value: float | None = None,
         valid_fraction: float | None = None,
@@ -143,7 +146,8 @@ class Autoencoder:
         early_stopping: bool | None = None,
         keep_best: bool | None = None,
         patience: int | None = None,
-        min_delta: float = 1e-4,
+        patience_steps: int | None = None,
+        min_delta: float | None = None,
         reduce_lr_patience: int | None = None,
         reduce_lr_factor: float | None = None,
         seed: int = 0,
@@ -165,19 +169,23 @@ class Autoencoder:
             Where the counts are; None and ``"X"`` for ``X``.
         batch_key
             obs column with the experimental batch, for the models that correct for it.
-        max_epochs, max_steps, batch_size, optimizer, learning_rate, weight_decay, beta1, epsilon
+        max_epochs, max_steps, batch_size, optimizer, learning_rate, weight_decay, beta1, beta2, epsilon
             Most passes over the data, and most minibatches in whole passes (None for any number where the passes are
-            given); cells in a minibatch; ``"adam"`` or ``"rmsprop"``, its step size, decay, memory and the number added
-            to its denominator. None, here and below, for what suits the model (``model.config.defaults``).
+            given); cells in a minibatch; ``"adam"`` or ``"rmsprop"``, its step size, decay, memories of the gradient
+            and of its square, and the number added to its denominator. None, here and below, for what suits the model
+            (``model.config.defaults``).
+        lr_warmup_steps, averaging
+            Minibatches over which the step size rises to ``learning_rate``; whether an average of the weights of the
+            last steps is what is validated and kept (:mod:`anncoder.training.averaging`).
         clip_norm, clip_value
             Largest norm and largest entry of the gradient; 0 for any.
         valid_fraction, valid_split
             Share of the cells held out, 0 for none; ``"random"``, or ``"tail"`` for the last ones.
         valid_stratify, valid_groups
             obs column whose proportions the split keeps, or whose groups it never divides.
-        early_stopping, patience, min_delta, keep_best
-            Stop after ``patience`` epochs in which the validation loss did not fall by the share ``min_delta``; end
-            with the weights of the best epoch, not of the last.
+        early_stopping, patience, patience_steps, min_delta, keep_best
+            Stop after ``patience`` epochs, and at least ``patience_steps`` minibatches, in which the validation loss
+            did not fall by the share ``min_delta``; end with the weights of the best epoch, not of the last.
         reduce_lr_patience, reduce_lr_factor
             Multiply the step size by the factor after so many epochs without improvement; 0 for never.
         seed
@@ -225,6 +233,7 @@ class Autoencoder:
                         process,
                         start.checkpointer,
                         start.step_fn,
+                        ready.sample,
                     )
             except DivergenceError as error:
                 self._keep(error.history, source, split, ready, start, layer)

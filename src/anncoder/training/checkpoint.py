@@ -37,7 +37,7 @@ from anncoder.types import Noise, Rank
 logger = logging.getLogger("anncoder")
 
 NAME = "checkpoint.safetensors"
-SCHEMA = 1
+SCHEMA = 2
 HASHED = ("gene names", "library sizes", "gene means", "batch codes", "coordinates to fit to", "cells held out")
 ELSEWHERE = ("device", "threads", "cuda_graph")  # settings of where and how to compute, not of the result
 EARLY_STOPPING = ("best", "best_epoch", "mark", "waited", "waited_at_rate")  # numbers of EarlyStopping
@@ -291,7 +291,8 @@ def _numbers_of(state: State) -> dict[str, Any]:
     early_stopping, mean = state.early_stopping, state.mean
     return {
         "records": state.records,
-        "learning_rate": state.optimizer.param_groups[0]["lr"],
+        "learning_rate": state.rate,
+        "n_steps": state.n_steps,
         "watch": {name: getattr(early_stopping, name) for name in EARLY_STOPPING},
         "mean": {"names": list(mean.sums), "n_cells": mean.n_cells, "n_steps": mean.n_steps},
     }
@@ -307,6 +308,7 @@ def _tensors_of(state: State) -> dict[str, Tensor]:
         "network": state.network.state_dict(),
         "best": state.early_stopping.weights,
         "optimizer": moments,
+        "averaged": {} if state.averaged is None else dict(enumerate(state.averaged.values)),
         "mean": {name: torch.as_tensor(value, dtype=torch.float64) for name, value in state.mean.sums.items()},
     }
     return {f"{group}.{name}": value for group, values in groups.items() for name, value in values.items()}
@@ -322,9 +324,11 @@ def _put_back(numbers: dict[str, Any], tensors: dict[str, Tensor], state: State,
     for name, value in _group(tensors, "optimizer").items():  # the optimizer moves them to its devices
         number, _, what = name.partition(".")
         moments.setdefault(int(number), {})[what] = value.clone()
-    optimizer = state.optimizer.state_dict()
-    optimizer["param_groups"][0]["lr"] = numbers["learning_rate"]
-    state.optimizer.load_state_dict({**optimizer, "state": moments})
+    state.optimizer.load_state_dict({**state.optimizer.state_dict(), "state": moments})
+    state.rate, state.n_steps = numbers["learning_rate"], numbers["n_steps"]
+    if state.averaged is not None:
+        averaged = group("averaged")
+        state.averaged.values = [averaged[str(number)] for number in range(len(averaged))]
     state.records[:] = numbers["records"]
     state.early_stopping.weights = group("best")
     for name, value in numbers["watch"].items():

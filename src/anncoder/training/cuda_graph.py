@@ -55,9 +55,11 @@ class RecordedStep:
                 self.n_plain += 1
                 return self._on_the_side(network, batch, optimizer, config)
             rate = optimizer.param_groups[0]["lr"]
-            if self.graph is None or rate != self.rate:
+            if rate != self.rate:  # it may be rising: recorded once it stays
+                self.rate, self.graph = rate, None
+                return self._on_the_side(network, batch, optimizer, config)
+            if self.graph is None:
                 self._record(network, batch, optimizer, config)
-                self.rate = rate
             assert self.graph is not None
             self.graph.replay()
         assert self.result is not None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from anncoder.config import TrainingConfig, given
 from anncoder.errors import ConfigError, DivergenceError
 from anncoder.training import divergence
+from anncoder.training.averaging import CELLS, AveragedWeights
 from anncoder.training.distributed import average_buffers, names_of_all, summed, wrapped
 from anncoder.training.optimizer import optimizer_of, step
 from anncoder.types import SINGLE, Batch, Loader, Loss, Rank
@@ -76,7 +78,7 @@ class EarlyStopping:
         if loss < self.best or not self.config.keep_best:
             self.best, self.best_epoch = loss, epoch
             self.weights = {name: value.detach().clone() for name, value in network.state_dict().items()}
-        improved = loss < self.mark - self.config.min_delta * abs(self.mark) if epoch else True
+        improved = loss < self.mark - given(self.config.min_delta) * abs(self.mark) if epoch else True
         if improved:
             self.mark = loss
         self.waited = 0 if improved else self.waited + 1
@@ -90,22 +92,48 @@ class EarlyStopping:
         self.waited_at_rate = 0
         return True
 
-    def gives_up(self) -> bool:
-        """Return whether to stop early."""
-        return bool(self.config.early_stopping) and self.waited >= given(self.config.patience)
+    def gives_up(self, n_minibatches: int) -> bool:
+        """Return whether to stop early, where an epoch has so many minibatches."""
+        enough = self.waited * n_minibatches >= given(self.config.patience_steps)
+        return bool(self.config.early_stopping) and enough and self.waited >= given(self.config.patience)
 
 
 class State:
     """State of training: all that a resume needs, beside the network's random streams.
 
-    ``network`` is the network itself, not a wrapper of it.
+    ``network`` is the network itself, not a wrapper of it; ``sample`` are cells of the fit, on its device.
     """
 
-    def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, config: TrainingConfig) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        config: TrainingConfig,
+        sample: Batch | None = None,
+    ) -> None:
         self.network, self.optimizer, self.early_stopping = network, optimizer, EarlyStopping(config)
+        self.averaged = AveragedWeights(network, sample) if config.averaging else None
+        self.warmup_steps = given(config.lr_warmup_steps)
+        self.rate = given(config.learning_rate)  # step size after the warm-up
+        self.n_steps = 0  # since the beginning
         self.records: list[Record] = []  # of the finished epochs
         self.mean = RunningMean()  # of the losses in the current epoch
         self.healthy: Tensor | bool = True  # whether everything was finite in it, () bool
+
+    def before_step(self) -> None:
+        """Set the step size."""
+        rate = self.rate * min(1.0, (self.n_steps + 1) / (self.warmup_steps + 1))
+        self.optimizer.param_groups[0]["lr"] = rate
+
+    def after_step(self) -> None:
+        """Count a step, and let the average follow."""
+        self.n_steps += 1
+        if self.averaged is not None:
+            self.averaged.after_step(self.n_steps)
+
+    def as_validated(self) -> AbstractContextManager[None]:
+        """Give the network the weights to validate and to keep, for the time of a block."""
+        return nullcontext() if self.averaged is None else self.averaged.in_place()
 
 
 def train(
@@ -118,6 +146,7 @@ def train(
     process: Rank = SINGLE,
     checkpointer: Checkpointer | None = None,
     step_fn: StepFunction | None = None,
+    sample: Batch | None = None,
 ) -> History:
     """Fit a network in place and leave it with its best weights, in evaluation mode.
 
@@ -137,6 +166,8 @@ def train(
         Restores the state of an unfinished run, and stores later ones.
     step_fn
         Replaces the plain step; see :mod:`anncoder.training.cuda_graph`.
+    sample
+        Cells of the fit, for the batch-norm statistics of averaged weights; the same in all processes.
 
     Raises
     ------
@@ -147,30 +178,24 @@ def train(
         A term of the loss is called ``"loss"``.
     """
     network.to(device)
-    optimizer = optimizer_of(network, config, device)
-    state = State(network, optimizer, config)
+    seen = None if sample is None or not config.averaging else sample.head(CELLS).to(device)
+    state = State(network, optimizer_of(network, config, device), config, seen)
     if checkpointer is not None:
         checkpointer.restore(state)
     parallel = wrapped(network, process)
     early_stopping, records, stopped = state.early_stopping, state.records, "max_epochs"
     try:
-        for epoch in range(len(records), given(config.max_epochs)):
+        for _ in range(len(records), given(config.max_epochs)):
             began = time.perf_counter()
             fitted = fit_epoch(parallel, loader, state, config, progress, process, checkpointer, step_fn)
             average_buffers(network, process)
-            held_out = {} if valid_loader is None else mean_loss(network, valid_loader, device, process)
-            if not all(math.isfinite(value) for value in held_out.values()):
-                raise divergence.in_epoch(held_out, epoch, held_out=True)
-            means = {f"train_{k}": v for k, v in fitted.items()} | {f"valid_{k}": v for k, v in held_out.items()}
-            rate = optimizer.param_groups[0]["lr"]
-            records.append({"epoch": epoch, "learning_rate": rate, "seconds": time.perf_counter() - began, **means})
+            validate(state, fitted, valid_loader, device, process, began)
             progress.epoch(records[-1])
-            early_stopping.after_epoch(means["train_loss" if valid_loader is None else "valid_loss"], epoch, network)
-            if early_stopping.gives_up():
+            if early_stopping.gives_up(len(loader)):
                 stopped = "early"
                 break
             if early_stopping.reduces_rate():
-                optimizer.param_groups[0]["lr"] = rate * given(config.reduce_lr_factor)
+                state.rate *= given(config.reduce_lr_factor)
             state.mean, state.healthy = RunningMean(), True
             if checkpointer is not None:
                 checkpointer.after_step(state)
@@ -186,6 +211,30 @@ def train(
         for parameter in network.parameters():  # as large as the network, and useless after the fit
             parameter.grad = None
     return History(records, early_stopping.best_epoch, stopped)
+
+
+def validate(
+    state: State,
+    fitted: Record,
+    loader: Loader | None,
+    device: torch.device,
+    process: Rank,
+    began: float,
+) -> None:
+    """Score the weights of an epoch on the cells held out; add its record, and keep the weights if they are the best.
+
+    ``fitted`` has the mean losses of the cells fitted, ``began`` is the time at which the epoch did.
+    """
+    epoch = len(state.records)
+    with state.as_validated():
+        held_out = {} if loader is None else mean_loss(state.network, loader, device, process)
+        if not all(math.isfinite(value) for value in held_out.values()):
+            raise divergence.in_epoch(held_out, epoch, held_out=True)
+        means = {f"train_{k}": v for k, v in fitted.items()} | {f"valid_{k}": v for k, v in held_out.items()}
+        loss = means["train_loss" if loader is None else "valid_loss"]
+        state.early_stopping.after_epoch(loss, epoch, state.network)
+    times = {"epoch": epoch, "learning_rate": state.rate, "seconds": time.perf_counter() - began}
+    state.records.append({**times, **means})
 
 
 def fit_epoch(
@@ -204,6 +253,7 @@ def fit_epoch(
     epoch, done = len(state.records), state.mean.n_steps
     for number, host_batch in enumerate(islice(loader.epoch(epoch), done, None), done):
         batch = host_batch if device.type == "cpu" else host_batch.to(device)
+        state.before_step()
         if step_fn is None:
             loss: Loss = network(batch)
             finite = descend(state.optimizer, loss, config)
@@ -213,6 +263,7 @@ def fit_epoch(
         # on the CPU the answer costs nothing; a GPU would have to be waited for, and is asked once an epoch
         if device.type == "cpu" and not bool(finite):
             raise divergence.in_minibatch(network, batch, loss, epoch, number)
+        state.after_step()
         state.mean.add(loss, len(batch.rows))
         if checkpointer is not None:
             checkpointer.after_step(state)

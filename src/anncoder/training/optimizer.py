@@ -19,7 +19,7 @@ def optimizer_of(network: nn.Module, config: TrainingConfig, device: torch.devic
     parameters = [p for p in network.parameters() if p.requires_grad]
     if config.optimizer == "rmsprop":  # rho is Keras's; torch's own is 0.99
         return torch.optim.RMSprop(parameters, lr=rate, alpha=0.9, eps=epsilon, weight_decay=decay)
-    betas = (given(config.beta1), 0.999)
+    betas = (given(config.beta1), given(config.beta2))
     if fused(*parameters) and not config.clip_value:
         return Adam(parameters, rate, betas, epsilon, decay)
     if on_gpu(*parameters) and not config.clip_value:
