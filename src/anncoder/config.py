@@ -92,6 +92,8 @@ HiddenWidths = Annotated[
 Activation = Annotated[ActivationName, Field(description="activation of the hidden layers")]
 Norm = Annotated[NormName, Field(description="normalisation of the hidden layers")]
 LinearDecoder = Annotated[bool, Field(description="decode without hidden layers")]
+Corruption = Annotated[CorruptionName, Field(description="what is done to the input in training")]
+Strength = Annotated[float, Field(ge=0, description="probability of a change, or standard deviation of the gaussian")]
 
 
 class NetworkConfig(Settings):
@@ -227,12 +229,18 @@ class LayeredConfig(NetworkConfig):
     linear_decoder: LinearDecoder = False
     dropout_rate: Annotated[Probability, Field(description="share of hidden units dropped in training")] = 0.0
     standardize: Annotated[bool, Field(description="z-score the genes of the network input")] = False
+    corruption: Corruption = "dropout"
+    strength: Strength = 0.5
     natural_axes: Annotated[
         bool, Field(description="turn and scale the latent so that distances are of expression")
     ] = True
     l1: Annotated[Weight, Field(description="L1 penalty on the weights")] = 0.0
     l2: Annotated[Weight, Field(description="L2 penalty on the weights")] = 0.0
     warmup_steps: Annotated[Steps, Field(description="steps over which penalties rise to full strength")] = 0
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Refuse a corruption that has no meaning."""
+        refuse_corruption(self.corruption, self.strength, self.transform, type(self).__name__)
 
     @property
     def layers(self) -> Layers:
@@ -244,6 +252,18 @@ class LayeredConfig(NetworkConfig):
         """Hidden layers of the decoder: the encoder's, mirrored."""
         widths = () if self.linear_decoder else tuple(reversed(self.n_hidden))
         return self.layers._replace(widths=widths)
+
+
+def refuse_corruption(corruption: str, strength: float, transform: str, where: str) -> None:
+    """Raise a ConfigError for a strength, or an input, that a corruption has no meaning for."""
+    if corruption != "gaussian" and strength >= 1:
+        what = f"strength = {strength:g} is not a probability below 1"
+        remedy = f"for corruption={corruption!r} give the share of entries to change, such as 0.4"
+        raise ConfigError("bad-value", what, f"{where}.strength", remedy)
+    if corruption == "thinning" and transform == "none":
+        what = "thinning removes molecules: it needs counts"
+        remedy = "set transform='log1p' and fit raw counts, or choose another corruption"
+        raise ConfigError("bad-value", what, f"{where}.corruption", remedy)
 
 
 class TrainingConfig(Settings):

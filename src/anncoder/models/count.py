@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from anncoder.config import (
     FAST_TRAINING,
     ActivationName,
+    CorruptionName,
     DispersionName,
     LayeredConfig,
     LikelihoodName,
@@ -29,6 +30,7 @@ from anncoder.likelihoods import gaussian_nll, nb_nll, poisson_nll, zinb_nll
 from anncoder.likelihoods.common import LOG_MEAN_RANGE, LOG_THETA_RANGE, warn_of_large_means
 from anncoder.models.base import Array, Autoencoder
 from anncoder.nn.basis import LatentBasis, pulled_back
+from anncoder.nn.corruption import InputNoise
 from anncoder.nn.count_heads import CountHeads, CountParameters
 from anncoder.nn.inputs import LogNormalize, Standardize
 from anncoder.nn.layers import Decoder, Encoder, hold_bias
@@ -53,10 +55,12 @@ class CountConfig(LayeredConfig):
     @property
     def recordable(self) -> bool:
         """Every step does the same, but for the likelihood without a kernel and for random numbers (dropout)."""
-        return self.likelihood != "gaussian" and self.transform == "log1p" and self.dropout_rate == 0
+        random = self.dropout_rate > 0 or (self.corruption != "none" and self.strength > 0)
+        return self.likelihood != "gaussian" and self.transform == "log1p" and not random
 
     def model_post_init(self, context: Any, /) -> None:
         """Refuse expression values for a likelihood of counts."""
+        super().model_post_init(context)
         if self.transform == "none" and self.likelihood != "gaussian":
             what = f"likelihood={self.likelihood!r} is of raw counts, which the network reads log-normalised"
             remedy = "set transform='log1p', or likelihood='gaussian' for expression values"
@@ -70,6 +74,7 @@ class CountNetwork(nn.Module):
         super().__init__()
         self.config, n_vars = config, shape.n_vars
         self.inputs = LogNormalize(config.transform)
+        self.input_noise = InputNoise(config.corruption, config.strength, self.inputs, noise)
         self.standardize = Standardize(n_vars, scaled=config.standardize)
         self.encoder = Encoder(config.layers, n_vars, config.n_latent, noise)
         self.decoder = Decoder(config.decoder_layers, config.n_latent, noise)
@@ -134,7 +139,7 @@ class CountNetwork(nn.Module):
 
     def raw_latent(self, batch: Batch) -> Tensor:
         """Return the latent in the axes of training, (b, k), which the decoder reads."""
-        latent: Tensor = self.encoder(self.inputs(batch), self.standardize.mean, self.standardize.scale)
+        latent: Tensor = self.encoder(self.input_noise(batch), self.standardize.mean, self.standardize.scale)
         return latent
 
     def parameters_of(self, batch: Batch) -> CountParameters:
@@ -194,7 +199,7 @@ class CountAutoencoder(Autoencoder):
         Penalty on the squared dropout probability of ``"zinb"``.
     n_latent, n_hidden, activation, norm, linear_decoder, dropout_rate
         As in :class:`UndercompleteAutoencoder`.
-    transform, standardize, natural_axes, l1, l2, warmup_steps
+    transform, standardize, corruption, strength, natural_axes, l1, l2, warmup_steps
         As in :class:`UndercompleteAutoencoder`.
     """
 
@@ -217,6 +222,8 @@ class CountAutoencoder(Autoencoder):
         ridge_pi: float = 0.0,
         transform: TransformName = "log1p",
         standardize: bool = False,
+        corruption: CorruptionName = "dropout",
+        strength: float = 0.5,
         natural_axes: bool = True,
         l1: float = 0.0,
         l2: float = 0.0,

@@ -13,11 +13,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import linear as product
 
-from anncoder.config import ActivationName, LayeredConfig, NormName, TransformName, arguments
+from anncoder.config import FAST_TRAINING, ActivationName, CorruptionName, LayeredConfig, NormName, TransformName, arguments
 from anncoder.errors import ConfigError
 from anncoder.likelihoods import absolute_error, squared_error
 from anncoder.models.base import Autoencoder
 from anncoder.nn.basis import LatentBasis, pulled_back, unit_information
+from anncoder.nn.corruption import InputNoise
 from anncoder.nn.inputs import LogNormalize, Standardize
 from anncoder.nn.layers import Decoder, Encoder, hold_bias, linear, product_of
 from anncoder.nn.penalties import WeightPenalty
@@ -30,8 +31,14 @@ class UndercompleteConfig(LayeredConfig):
     error: Annotated[Literal["squared", "absolute"], Field(description="reconstruction error")] = "squared"
     tied: Annotated[bool, Field(description="decoder weights are the encoder's, transposed")] = False
 
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Few epochs of large steps."""
+        return {**super().defaults, **FAST_TRAINING}
+
     def model_post_init(self, context: Any, /) -> None:
         """Refuse layers that cannot be tied."""
+        super().model_post_init(context)
         if self.tied and (self.norm != "none" or self.linear_decoder):
             found = f"norm={self.norm!r} and linear_decoder={self.linear_decoder}"
             what = f"tied weights go with norm='none' and linear_decoder=False, not {found}"
@@ -48,6 +55,7 @@ class UndercompleteNetwork(nn.Module):
         super().__init__()
         self.config, n_vars = config, shape.n_vars
         self.inputs = LogNormalize(config.transform)
+        self.input_noise = InputNoise(config.corruption, config.strength, self.inputs, noise)
         self.standardize = Standardize(n_vars, scaled=config.standardize)
         self.encoder = Encoder(config.layers, n_vars, config.n_latent, noise)
         self.basis = LatentBasis(config.n_latent)
@@ -92,8 +100,14 @@ class UndercompleteNetwork(nn.Module):
 
     def raw_latent(self, batch: Batch) -> Tensor:
         """Return the latent in the axes of training, (b, k), which the decoder reads."""
-        latent: Tensor = self.encoder(self.inputs(batch), self.standardize.mean, self.standardize.scale)
+        latent: Tensor = self.encoder(self.input_noise(batch), self.standardize.mean, self.standardize.scale)
         return latent
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Return the last hidden layer, (b, h): all but the output layer."""
+        latent = self.raw_latent(batch)
+        hidden: Tensor = latent if self.config.tied else self.decoder(latent)
+        return hidden
 
     def decode(self, latent: Tensor) -> Tensor:
         """Return the reconstruction of the network input, (b, g)."""
@@ -152,6 +166,9 @@ class UndercompleteAutoencoder(Autoencoder):
         ``"log1p"``: the data are raw counts and are log-normalised here. ``"none"``: they are expression values.
     standardize
         z-score the genes of the network input.
+    corruption, strength
+        What is done to the input in training, and how strongly, as of :class:`DenoisingAutoencoder`: noise keeps a
+        network from copying that of the data. ``"none"`` for nothing.
     natural_axes
         After training, turn and scale the latent so that its distances are those of the output distribution and its
         axes are principal, largest first (:mod:`anncoder.nn.basis`); of a linear model at its optimum, PCA's.
@@ -177,6 +194,8 @@ class UndercompleteAutoencoder(Autoencoder):
         tied: bool = False,
         transform: TransformName = "log1p",
         standardize: bool = False,
+        corruption: CorruptionName = "dropout",
+        strength: float = 0.5,
         natural_axes: bool = True,
         l1: float = 0.0,
         l2: float = 0.0,
