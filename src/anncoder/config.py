@@ -229,7 +229,7 @@ class LayeredConfig(NetworkConfig):
     linear_decoder: LinearDecoder = False
     dropout_rate: Annotated[Probability, Field(description="share of hidden units dropped in training")] = 0.0
     standardize: Annotated[bool, Field(description="z-score the genes of the network input")] = False
-    corruption: Corruption = "dropout"
+    corruption: Corruption = "none"
     strength: Strength = 0.5
     natural_axes: Annotated[
         bool, Field(description="turn and scale the latent so that distances are of expression")
@@ -298,9 +298,9 @@ class TrainingConfig(Settings):
     patience_steps: Annotated[
         Steps | None, Field(description="minibatches without improvement, at least, before stopping")
     ] = None
-    min_delta: Annotated[
-        Weight | None, Field(description="relative fall of the loss that counts as improvement")
-    ] = None
+    min_delta: Annotated[Weight | None, Field(description="relative fall of the loss that counts as improvement")] = (
+        None
+    )
     reduce_lr_patience: Annotated[
         int | None, Field(ge=0, description="epochs without improvement before the step size falls; 0 for never")
     ] = None

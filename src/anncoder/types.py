@@ -150,6 +150,7 @@ class Summary(NamedTuple):
     x_std: Tensor  # (g,) standard deviation of the network input, 1 where it is 0
     n_steps: int = 0  # minibatches in an epoch, for a warm-up over epochs
     target: Tensor | None = None  # (n, d) coordinates to fit to, of each cell of the data by ``Batch.rows``
+    sample: Batch | None = None  # some of the fitted cells, at random, on the CPU
     inverse_size: float = 1.0  # mean of 1 / size_factor: how much wider counts / size_factor are than counts
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from anncoder.config import (
     FAST_TRAINING,
     ActivationName,
+    Corruption,
     CorruptionName,
     DispersionName,
     LayeredConfig,
@@ -35,6 +36,7 @@ from anncoder.nn.count_heads import CountHeads, CountParameters
 from anncoder.nn.inputs import LogNormalize, Standardize
 from anncoder.nn.layers import Decoder, Encoder, hold_bias
 from anncoder.nn.penalties import WeightPenalty
+from anncoder.nn.principal import start_from_components
 from anncoder.types import Batch, Loader, Loss, Noise, Shape, Summary, materialize
 
 
@@ -45,6 +47,7 @@ class CountConfig(LayeredConfig):
     dispersion: Annotated[
         DispersionName, Field(description="inverse dispersion: one a gene, one an entry, or one a cell (shared)")
     ] = "gene"
+    corruption: Corruption = "thinning"
     ridge_pi: Annotated[Weight, Field(description="penalty on the squared dropout probability (zinb)")] = 0.0
 
     @property
@@ -88,6 +91,7 @@ class CountNetwork(nn.Module):
     def start_from(self, summary: Summary, cells: Loader) -> None:
         """Start every gene at its mean and its moment estimate of the dispersion, and set the standardisation."""
         self.standardize.start_from(summary)
+        start_from_components(self.encoder, self.inputs, self.standardize, summary.sample, self.input_noise.noise)
         gaussian = self.config.likelihood == "gaussian"
         if not gaussian:
             warn_of_large_means(summary.gene_mean)
@@ -222,7 +226,7 @@ class CountAutoencoder(Autoencoder):
         ridge_pi: float = 0.0,
         transform: TransformName = "log1p",
         standardize: bool = False,
-        corruption: CorruptionName = "dropout",
+        corruption: CorruptionName = "thinning",
         strength: float = 0.5,
         natural_axes: bool = True,
         l1: float = 0.0,

@@ -15,25 +15,28 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from anncoder.config import (
+    FAST_TRAINING,
     Activation,
     ActivationName,
+    Corruption,
     CorruptionName,
     LatentUnits,
     LayeredConfig,
     LinearDecoder,
     Norm,
     NormName,
+    Strength,
     TransformName,
     arguments,
 )
-from anncoder.errors import ConfigError
 from anncoder.likelihoods import squared_error
 from anncoder.models.base import Autoencoder
 from anncoder.nn.basis import LatentBasis, pulled_back, unit_information
-from anncoder.nn.corruption import Corrupted, corrupt, select, thin
+from anncoder.nn.corruption import InputNoise
 from anncoder.nn.inputs import LogNormalize, Standardize
 from anncoder.nn.layers import Decoder, Encoder, linear
 from anncoder.nn.penalties import WeightPenalty
+from anncoder.nn.principal import start_from_components
 from anncoder.types import CSR, Batch, Loader, Loss, Noise, Shape, Summary
 
 
@@ -44,10 +47,8 @@ class DenoisingConfig(LayeredConfig):
     activation: Activation = "mish"
     norm: Norm = "layer"
     linear_decoder: LinearDecoder = True
-    corruption: Annotated[CorruptionName, Field(description="what is done to the input in training")] = "swap"
-    strength: Annotated[
-        float, Field(ge=0, description="probability of a change, or standard deviation of the gaussian")
-    ] = 0.4
+    corruption: Corruption = "swap"
+    strength: Strength = 0.4
     masked_weight: Annotated[
         float, Field(ge=0, le=1, description="weight of changed entries; the others have 1 minus it")
     ] = 0.75
@@ -58,19 +59,8 @@ class DenoisingConfig(LayeredConfig):
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """The mask predictor has many weights: it overfits at larger steps, and at falling ones."""
-        return {**super().defaults, "learning_rate": 1e-3, "reduce_lr_patience": 0}
-
-    def model_post_init(self, context: Any, /) -> None:
-        """Refuse a strength or an input that the corruption has no meaning for."""
-        if self.corruption != "gaussian" and self.strength >= 1:
-            what = f"strength = {self.strength:g} is not a probability below 1"
-            remedy = f"for corruption={self.corruption!r} give the share of entries to change, such as 0.4"
-            raise ConfigError("bad-value", what, "DenoisingConfig.strength", remedy)
-        if self.corruption == "thinning" and self.transform == "none":
-            what = "thinning removes molecules: it needs counts"
-            remedy = "set transform='log1p' and fit raw counts, or choose another corruption"
-            raise ConfigError("bad-value", what, "DenoisingConfig.corruption", remedy)
+        """Few epochs of large steps."""
+        return {**super().defaults, **FAST_TRAINING, "learning_rate": 3e-3}
 
 
 class DenoisingNetwork(nn.Module):
@@ -80,11 +70,11 @@ class DenoisingNetwork(nn.Module):
         super().__init__()
         self.config, self.noise, n_vars = config, noise, shape.n_vars
         self.inputs = LogNormalize(config.transform)
+        self.input_noise = InputNoise(config.corruption, config.strength, self.inputs, noise)
         self.standardize = Standardize(n_vars, scaled=config.standardize)
         self.encoder = Encoder(config.layers, n_vars, config.n_latent, noise)
         self.mask_head = linear(config.n_latent, n_vars, noise) if config.mask_predictor else None
-        n_decoded = config.n_latent + (n_vars if config.mask_predictor else 0)
-        self.decoder = Decoder(config.decoder_layers, n_decoded, noise)
+        self.decoder = Decoder(config.decoder_layers, config.n_latent, noise)
         self.output = linear(self.decoder.n_out, n_vars, noise)
         self.basis = LatentBasis(config.n_latent)
         self.penalty = WeightPenalty(config.l1, config.l2, config.warmup_steps)
@@ -92,6 +82,7 @@ class DenoisingNetwork(nn.Module):
     def start_from(self, summary: Summary, cells: Loader) -> None:
         """Start the output at the mean expression of each gene, and set the standardisation."""
         self.standardize.start_from(summary)
+        start_from_components(self.encoder, self.inputs, self.standardize, summary.sample, self.input_noise.noise)
         with torch.no_grad():
             self.output.bias.copy_(summary.x_mean)
 
@@ -101,26 +92,14 @@ class DenoisingNetwork(nn.Module):
         In evaluation the noise is a function of the minibatch: losses of different epochs can be compared.
         """
         clean = self.inputs(batch)
-        corrupted = self.corrupt(batch, clean)
-        latent = self._encode(corrupted.x)
-        decoded, mask_logits = self.decode(latent)
-        terms = {"reconstruction": self._reconstruction(clean, decoded, corrupted.changed)}
-        if mask_logits is not None and corrupted.changed is not None:
-            terms["reconstruction"] = (1 - self.config.mask_loss_weight) * terms["reconstruction"]
-            terms["mask"] = self.config.mask_loss_weight * _mask_loss(mask_logits, corrupted.changed)
-        return Loss.of(terms | self.penalty(self.parameters()))
-
-    def corrupt(self, batch: Batch, clean: CSR) -> Corrupted:
-        """Return a corrupted network input, by the network's own random numbers."""
-        config, device = self.config, clean.values.device
         noise = self.noise if self.training else Noise(self.noise.seed + int(batch.rows[0]))
-        generator = noise.on(device)
-        if config.corruption != "thinning":
-            return corrupt(clean, config.corruption, config.strength, generator)
-        thinned = thin(batch.counts, config.strength, generator)
-        # fewer molecules, smaller library: the normalised values stay on their scale
-        x = self.inputs(batch._replace(counts=thinned, size_factor=batch.size_factor * (1 - config.strength)))
-        return Corrupted(x, select(clean, thinned.values < batch.counts.values))
+        corrupted = self.input_noise.corrupted(batch, noise, clean)
+        latent = self._encode(corrupted.x)
+        terms = {"reconstruction": self._reconstruction(clean, self.decode(latent), corrupted.changed)}
+        if self.mask_head is not None and corrupted.changed is not None:
+            terms["reconstruction"] = (1 - self.config.mask_loss_weight) * terms["reconstruction"]
+            terms["mask"] = self.config.mask_loss_weight * _mask_loss(self.mask_head(latent), corrupted.changed)
+        return Loss.of(terms | self.penalty(self.parameters()))
 
     def encode(self, batch: Batch) -> Tensor:
         """Return the latent of the clean input in its natural axes, (b, k)."""
@@ -132,19 +111,17 @@ class DenoisingNetwork(nn.Module):
         """Give the latent its natural axes, after training."""
         if self.config.natural_axes:
             latent = self._encode(self.inputs(batch))
-            metric = pulled_back(lambda z: self.decode(z)[0], latent, unit_information(batch))
+            metric = pulled_back(self.decode, latent, unit_information(batch))
             self.basis.set_from(latent, metric)
 
-    def decode(self, latent: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the reconstruction of the network input and the mask logits, (b, g) each."""
-        mask_logits = None if self.mask_head is None else self.mask_head(latent)
-        joint = latent if mask_logits is None else torch.cat([latent, mask_logits], dim=1)
-        return self.output(self.decoder(joint)), mask_logits
+    def decode(self, latent: Tensor) -> Tensor:
+        """Return the reconstruction of the network input, (b, g)."""
+        decoded: Tensor = self.output(self.decoder(latent))
+        return decoded
 
     def denoise(self, batch: Batch) -> Tensor:
         """Return the expected expression, (b, g), at the median library size (``transform="none"``: as it is)."""
-        decoded, _ = self.decode(self._encode(self.inputs(batch)))
-        return self.inputs.inverse(decoded)
+        return self.inputs.inverse(self.decode(self._encode(self.inputs(batch))))
 
     def _encode(self, x: CSR | Tensor) -> Tensor:
         latent: Tensor = self.encoder(x, self.standardize.mean, self.standardize.scale)
@@ -183,8 +160,8 @@ class DenoisingAutoencoder(Autoencoder):
     masked_weight
         Weight of changed entries in the squared error; the others have ``1 - masked_weight``.
     mask_predictor
-        Predict the changed entries from the latent with a linear head, whose output the decoder reads too. The decoder
-        then has n_vars x n_vars weights: for a few thousand genes.
+        Predict the changed entries from the latent with a linear head. (In scMAE the decoder reads the head's output
+        too; that is a linear function of the latent, which a linear decoder can express by itself.)
     mask_loss_weight
         Weight of that prediction's cross-entropy; the reconstruction has 1 minus it.
     n_latent, n_hidden, activation, norm, linear_decoder, dropout_rate

@@ -13,7 +13,15 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import linear as product
 
-from anncoder.config import FAST_TRAINING, ActivationName, CorruptionName, LayeredConfig, NormName, TransformName, arguments
+from anncoder.config import (
+    FAST_TRAINING,
+    ActivationName,
+    CorruptionName,
+    LayeredConfig,
+    NormName,
+    TransformName,
+    arguments,
+)
 from anncoder.errors import ConfigError
 from anncoder.likelihoods import absolute_error, squared_error
 from anncoder.models.base import Autoencoder
@@ -22,6 +30,7 @@ from anncoder.nn.corruption import InputNoise
 from anncoder.nn.inputs import LogNormalize, Standardize
 from anncoder.nn.layers import Decoder, Encoder, hold_bias, linear, product_of
 from anncoder.nn.penalties import WeightPenalty
+from anncoder.nn.principal import start_from_components
 from anncoder.types import Batch, Loader, Loss, Noise, Shape, Summary
 
 
@@ -70,6 +79,7 @@ class UndercompleteNetwork(nn.Module):
     def start_from(self, summary: Summary, cells: Loader) -> None:
         """Start the output at the mean expression of each gene, and set the standardisation."""
         self.standardize.start_from(summary)
+        start_from_components(self.encoder, self.inputs, self.standardize, summary.sample, self.input_noise.noise)
         bias = self.tied.output_bias if self.config.tied else self.output.bias
         with torch.no_grad():
             bias.copy_(summary.x_mean)
@@ -194,7 +204,7 @@ class UndercompleteAutoencoder(Autoencoder):
         tied: bool = False,
         transform: TransformName = "log1p",
         standardize: bool = False,
-        corruption: CorruptionName = "dropout",
+        corruption: CorruptionName = "none",
         strength: float = 0.5,
         natural_axes: bool = True,
         l1: float = 0.0,

@@ -85,9 +85,10 @@ def prepare(
         summary = summary._replace(target=torch.from_numpy(source.coordinates(config.fits_slot)))
     some = source.loader(cells, fitted, batch_size=min(SAMPLE, max(len(split.train), 2)), seed=training.seed)
     unshuffled = source.loader(cells, fitted, batch_size=VALID_BATCH)
-    summary = summary._replace(n_steps=len(train))
+    sample = next(iter(some.epoch(0)))
+    summary = summary._replace(n_steps=len(train), sample=sample)
     train, valid = on_device([train, valid], device)
-    return TrainingData(train, valid, summary, next(iter(some.epoch(0))), unshuffled, batches, codes, training, device)
+    return TrainingData(train, valid, summary, sample, unshuffled, batches, codes, training, device)
 
 
 def refuse_width(config: NetworkConfig, n_vars: int) -> None:

@@ -1,0 +1,110 @@
+"""Encoder weights that start from principal components (randomised SVD), not at random.
+
+The first layer's units are random directions in the plane of the leading components, the latent starts near the
+components themselves, each at unit variance: some epochs less of training, and a better end (docs/benchmarks.md). An
+encoder without hidden layers starts at the components as they are.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import batch_norm
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from anncoder.nn.inputs import LogNormalize, Standardize
+from anncoder.nn.layers import Encoder
+from anncoder.nn.sparse import sparse_matmul, transposed_matmul
+from anncoder.types import CSR, Batch, Noise
+
+COMPONENTS = 50  # that the first layer sees at the start
+FEWEST = 50  # cells from which components are found
+OVERSAMPLING = 10
+PASSES = 4
+PASSES_LINEAR = 40  # where the components are the optimum of the whole network
+SHIFT = 0.5  # standard deviation of the shifts of batch normalisation: the units bend in different places
+RIDGE = 1e-3  # of the last product, in cells
+
+
+@torch.no_grad()
+def start_from_components(
+    encoder: Encoder, inputs: LogNormalize, standardize: Standardize, cells: Batch | None, noise: Noise
+) -> None:
+    """Start an encoder from the principal components of some cells.
+
+    Parameters
+    ----------
+    encoder, inputs, standardize, noise
+        Of one network, on any device.
+    cells
+        (n, g) fitted cells, on the CPU; None, or a few only, leave the encoder as it is.
+    """
+    if cells is None or cells.counts.n_rows < FEWEST:
+        return
+    x, mean = _standardized(inputs(cells), standardize)
+    weight, linear = encoder.first.weight, not len(encoder.rest)
+    encoder.first.bias.zero_()
+    if linear:
+        axes, _ = principal_axes(x, mean, weight.shape[1], PASSES_LINEAR)
+        weight[:, : axes.shape[1]] = axes.to(weight.device)
+        return
+    axes, deviations = principal_axes(x, mean, COMPONENTS, PASSES)
+    whitening = axes / deviations.clamp(min=1e-6 * float(deviations[0]) + 1e-30)
+    directions = weight[: axes.shape[1]].cpu()
+    directions /= directions.square().sum(0).mean().sqrt()
+    weight.copy_(whitening @ directions)
+    scores = sparse_matmul(x, whitening) - mean @ whitening
+    _fit_last(encoder, (scores @ directions).to(weight.device), scores.to(weight.device), noise)
+
+
+def _standardized(x: CSR, standardize: Standardize) -> tuple[CSR, Tensor]:
+    # the input before it is centred, and the mean to subtract
+    mean = standardize.mean.cpu()
+    if standardize.scale is None:
+        return x, mean
+    scale = standardize.scale.cpu()
+    return x.with_values(x.values / scale[x.indices]), mean / scale
+
+
+def _fit_last(encoder: Encoder, product: Tensor, scores: Tensor, noise: Noise) -> None:
+    # the last product gives the whitened scores, (n, k), as well as it can by least squares
+    for follow, layer in zip(encoder.after, encoder.rest, strict=True):
+        norm, activation, _ = follow
+        if isinstance(norm, _BatchNorm):
+            norm.bias.normal_(0, SHIFT, generator=noise.on(norm.bias.device))
+        hidden = activation(_normalized(norm, product))
+        product = layer(hidden)
+    centred = hidden - hidden.mean(0)
+    k = min(scores.shape[1], encoder.last.weight.shape[0])
+    ridge = RIDGE * len(hidden) * torch.eye(hidden.shape[1], device=hidden.device)
+    fitted = torch.linalg.solve(centred.T @ centred + ridge, centred.T @ scores[:, :k])
+    encoder.last.weight[:k] = fitted.T
+    encoder.last.bias.zero_()
+
+
+def _normalized(norm: nn.Module, hidden: Tensor) -> Tensor:
+    # batch normalisation by the statistics of these cells
+    if isinstance(norm, _BatchNorm):
+        return batch_norm(hidden, None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
+    normalized: Tensor = norm(hidden)
+    return normalized
+
+
+@torch.no_grad()
+def principal_axes(x: CSR, mean: Tensor, k: int, passes: int = PASSES) -> tuple[Tensor, Tensor]:
+    """Return the leading principal axes of x - mean, (g, k), and the standard deviations along them, (k,).
+
+    By subspace iteration (Halko, Martinsson, Tropp 2011, doi 10.1137/090771806), for a (n, g) x on the CPU; fewer than
+    k where there are fewer cells or genes.
+    """
+    k = min(k, x.n_rows - 1, x.n_vars)
+    n_directions = min(k + OVERSAMPLING, x.n_vars, x.n_rows)
+    start = torch.randn(x.n_vars, n_directions, generator=torch.Generator().manual_seed(0))
+    directions = torch.linalg.qr(start)[0]
+    for _ in range(passes):
+        scores = sparse_matmul(x, directions) - mean @ directions
+        spread = transposed_matmul(x, scores) - torch.outer(mean, scores.sum(0))
+        directions = torch.linalg.qr(spread)[0]
+    scores = sparse_matmul(x, directions) - mean @ directions
+    _, singular, rotation = torch.linalg.svd(scores, full_matrices=False)
+    return directions @ rotation[:k].T, singular[:k] / (x.n_rows - 1) ** 0.5
