@@ -92,7 +92,9 @@ HiddenWidths = Annotated[
 Activation = Annotated[ActivationName, Field(description="activation of the hidden layers")]
 Norm = Annotated[NormName, Field(description="normalisation of the hidden layers")]
 LinearDecoder = Annotated[bool, Field(description="decode without hidden layers")]
-Corruption = Annotated[CorruptionName, Field(description="what is done to the input in training")]
+Corruption = Annotated[
+    CorruptionName, Field(description="what is done to the input in training; null for what suits the model")
+]
 Strength = Annotated[float, Field(ge=0, description="probability of a change, or standard deviation of the gaussian")]
 
 
@@ -229,7 +231,10 @@ class LayeredConfig(NetworkConfig):
     linear_decoder: LinearDecoder = False
     dropout_rate: Annotated[Probability, Field(description="share of hidden units dropped in training")] = 0.0
     standardize: Annotated[bool, Field(description="z-score the genes of the network input")] = False
-    corruption: Corruption = "none"
+    start: Annotated[
+        Literal["components", "random"], Field(description="initial weights of the encoder: from PCA, or random")
+    ] = "components"
+    corruption: Corruption | None = None
     strength: Strength = 0.5
     natural_axes: Annotated[
         bool, Field(description="turn and scale the latent so that distances are of expression")
@@ -243,6 +248,13 @@ class LayeredConfig(NetworkConfig):
         refuse_corruption(self.corruption, self.strength, self.transform, type(self).__name__)
 
     @property
+    def noise_kind(self) -> CorruptionName:
+        """What is done to the input in training: by default counts are thinned, and expression values left alone."""
+        if self.corruption is not None:
+            return self.corruption
+        return "thinning" if self.reads_counts else "none"
+
+    @property
     def layers(self) -> Layers:
         """Hidden layers of the encoder."""
         return Layers(self.n_hidden, self.activation, self.norm, self.dropout_rate)
@@ -254,7 +266,7 @@ class LayeredConfig(NetworkConfig):
         return self.layers._replace(widths=widths)
 
 
-def refuse_corruption(corruption: str, strength: float, transform: str, where: str) -> None:
+def refuse_corruption(corruption: str | None, strength: float, transform: str, where: str) -> None:
     """Raise a ConfigError for a strength, or an input, that a corruption has no meaning for."""
     if corruption != "gaussian" and strength >= 1:
         what = f"strength = {strength:g} is not a probability below 1"

@@ -6,7 +6,7 @@ dispersion as a parameter of the gene, of the cell, or of both.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from anncoder.config import (
     FAST_TRAINING,
     ActivationName,
-    Corruption,
     CorruptionName,
     DispersionName,
     LayeredConfig,
@@ -47,18 +46,18 @@ class CountConfig(LayeredConfig):
     dispersion: Annotated[
         DispersionName, Field(description="inverse dispersion: one a gene, one an entry, or one a cell (shared)")
     ] = "gene"
-    corruption: Corruption = "thinning"
     ridge_pi: Annotated[Weight, Field(description="penalty on the squared dropout probability (zinb)")] = 0.0
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """Few epochs of large steps; without batch normalisation half as large."""
-        return {**super().defaults, **FAST_TRAINING}
+        """Few epochs of large steps; of a Gaussian smaller ones: its loss has no bound from below."""
+        own = {"learning_rate": 3e-3} if self.likelihood == "gaussian" else {}
+        return {**super().defaults, **FAST_TRAINING, **own}
 
     @property
     def recordable(self) -> bool:
         """Every step does the same, but for the likelihood without a kernel and for random numbers (dropout)."""
-        random = self.dropout_rate > 0 or (self.corruption != "none" and self.strength > 0)
+        random = self.dropout_rate > 0 or (self.noise_kind != "none" and self.strength > 0)
         return self.likelihood != "gaussian" and self.transform == "log1p" and not random
 
     def model_post_init(self, context: Any, /) -> None:
@@ -77,7 +76,7 @@ class CountNetwork(nn.Module):
         super().__init__()
         self.config, n_vars = config, shape.n_vars
         self.inputs = LogNormalize(config.transform)
-        self.input_noise = InputNoise(config.corruption, config.strength, self.inputs, noise)
+        self.input_noise = InputNoise(config.noise_kind, config.strength, self.inputs, noise)
         self.standardize = Standardize(n_vars, scaled=config.standardize)
         self.encoder = Encoder(config.layers, n_vars, config.n_latent, noise)
         self.decoder = Decoder(config.decoder_layers, config.n_latent, noise)
@@ -91,7 +90,8 @@ class CountNetwork(nn.Module):
     def start_from(self, summary: Summary, cells: Loader) -> None:
         """Start every gene at its mean and its moment estimate of the dispersion, and set the standardisation."""
         self.standardize.start_from(summary)
-        start_from_components(self.encoder, self.inputs, self.standardize, summary.sample, self.input_noise.noise)
+        if self.config.start == "components":
+            start_from_components(self.encoder, self.inputs, self.standardize, summary, self.input_noise.noise)
         gaussian = self.config.likelihood == "gaussian"
         if not gaussian:
             warn_of_large_means(summary.gene_mean)
@@ -203,7 +203,7 @@ class CountAutoencoder(Autoencoder):
         Penalty on the squared dropout probability of ``"zinb"``.
     n_latent, n_hidden, activation, norm, linear_decoder, dropout_rate
         As in :class:`UndercompleteAutoencoder`.
-    transform, standardize, corruption, strength, natural_axes, l1, l2, warmup_steps
+    transform, standardize, start, corruption, strength, natural_axes, l1, l2, warmup_steps
         As in :class:`UndercompleteAutoencoder`.
     """
 
@@ -226,7 +226,8 @@ class CountAutoencoder(Autoencoder):
         ridge_pi: float = 0.0,
         transform: TransformName = "log1p",
         standardize: bool = False,
-        corruption: CorruptionName = "thinning",
+        start: Literal["components", "random"] = "components",
+        corruption: CorruptionName | None = None,
         strength: float = 0.5,
         natural_axes: bool = True,
         l1: float = 0.0,

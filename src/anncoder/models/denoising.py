@@ -7,7 +7,7 @@ doi 10.1093/bioinformatics/btae020.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -70,7 +70,7 @@ class DenoisingNetwork(nn.Module):
         super().__init__()
         self.config, self.noise, n_vars = config, noise, shape.n_vars
         self.inputs = LogNormalize(config.transform)
-        self.input_noise = InputNoise(config.corruption, config.strength, self.inputs, noise)
+        self.input_noise = InputNoise(config.noise_kind, config.strength, self.inputs, noise)
         self.standardize = Standardize(n_vars, scaled=config.standardize)
         self.encoder = Encoder(config.layers, n_vars, config.n_latent, noise)
         self.mask_head = linear(config.n_latent, n_vars, noise) if config.mask_predictor else None
@@ -82,7 +82,8 @@ class DenoisingNetwork(nn.Module):
     def start_from(self, summary: Summary, cells: Loader) -> None:
         """Start the output at the mean expression of each gene, and set the standardisation."""
         self.standardize.start_from(summary)
-        start_from_components(self.encoder, self.inputs, self.standardize, summary.sample, self.input_noise.noise)
+        if self.config.start == "components":
+            start_from_components(self.encoder, self.inputs, self.standardize, summary, self.input_noise.noise)
         with torch.no_grad():
             self.output.bias.copy_(summary.x_mean)
 
@@ -166,7 +167,7 @@ class DenoisingAutoencoder(Autoencoder):
         Weight of that prediction's cross-entropy; the reconstruction has 1 minus it.
     n_latent, n_hidden, activation, norm, linear_decoder, dropout_rate
         As in :class:`UndercompleteAutoencoder`.
-    transform, standardize, natural_axes, l1, l2, warmup_steps
+    transform, standardize, start, natural_axes, l1, l2, warmup_steps
         As in :class:`UndercompleteAutoencoder`.
     """
 
@@ -189,6 +190,7 @@ class DenoisingAutoencoder(Autoencoder):
         mask_loss_weight: float = 0.7,
         transform: TransformName = "log1p",
         standardize: bool = False,
+        start: Literal["components", "random"] = "components",
         natural_axes: bool = True,
         l1: float = 0.0,
         l2: float = 0.0,

@@ -27,7 +27,7 @@ from anncoder.likelihoods import absolute_error, squared_error
 from anncoder.models.base import Autoencoder
 from anncoder.nn.basis import LatentBasis, pulled_back, unit_information
 from anncoder.nn.corruption import InputNoise
-from anncoder.nn.inputs import LogNormalize, Standardize
+from anncoder.nn.inputs import PASSES_EXACT, LogNormalize, Projection, Standardize
 from anncoder.nn.layers import Decoder, Encoder, hold_bias, linear, product_of
 from anncoder.nn.penalties import WeightPenalty
 from anncoder.nn.principal import start_from_components
@@ -42,8 +42,20 @@ class UndercompleteConfig(LayeredConfig):
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """Few epochs of large steps."""
-        return {**super().defaults, **FAST_TRAINING}
+        """Few epochs; a network that starts at its optimum is to stay there, and takes tiny steps."""
+        return {**super().defaults, **FAST_TRAINING, "learning_rate": 1e-5 if self.starts_at_optimum else 3e-3}
+
+    @property
+    def noise_kind(self) -> CorruptionName:
+        """A linear network reads its input as it is by default: with noise its optimum would not be PCA."""
+        linear = not self.n_hidden or self.activation == "linear"
+        return "none" if self.corruption is None and linear else super().noise_kind
+
+    @property
+    def starts_at_optimum(self) -> bool:
+        """Whether the optimum is PCA, and the network starts there."""
+        plain = self.error == "squared" and not (self.standardize or self.l1 or self.l2)
+        return plain and not self.n_hidden and self.noise_kind == "none" and self.start == "components"
 
     def model_post_init(self, context: Any, /) -> None:
         """Refuse layers that cannot be tied."""
@@ -64,7 +76,7 @@ class UndercompleteNetwork(nn.Module):
         super().__init__()
         self.config, n_vars = config, shape.n_vars
         self.inputs = LogNormalize(config.transform)
-        self.input_noise = InputNoise(config.corruption, config.strength, self.inputs, noise)
+        self.input_noise = InputNoise(config.noise_kind, config.strength, self.inputs, noise)
         self.standardize = Standardize(n_vars, scaled=config.standardize)
         self.encoder = Encoder(config.layers, n_vars, config.n_latent, noise)
         self.basis = LatentBasis(config.n_latent)
@@ -79,10 +91,22 @@ class UndercompleteNetwork(nn.Module):
     def start_from(self, summary: Summary, cells: Loader) -> None:
         """Start the output at the mean expression of each gene, and set the standardisation."""
         self.standardize.start_from(summary)
-        start_from_components(self.encoder, self.inputs, self.standardize, summary.sample, self.input_noise.noise)
+        if self.config.start == "components":
+            start_from_components(self.encoder, self.inputs, self.standardize, summary, self.input_noise.noise)
         bias = self.tied.output_bias if self.config.tied else self.output.bias
         with torch.no_grad():
             bias.copy_(summary.x_mean)
+            if self.config.starts_at_optimum:
+                self._start_at_components(cells)
+
+    def _start_at_components(self, cells: Loader) -> None:
+        # of all cells, not of a sample: training does not change much any more
+        found = Projection(len(self.standardize.mean), self.config.n_latent)
+        found.start_from(cells, self.inputs, PASSES_EXACT)
+        self.encoder.first.weight.copy_(found.components)
+        self.encoder.first.bias.zero_()
+        if not self.config.tied:
+            self.output.weight.copy_(found.components)
 
     @torch.no_grad()
     def finish(self, batch: Batch) -> None:
@@ -151,8 +175,9 @@ class UndercompleteAutoencoder(Autoencoder):
     """An autoencoder of log-normalised expression with fewer latent units than genes.
 
     With ``activation="linear"`` and squared error its optimum is PCA, up to a rotation (Baldi & Hornik 1989,
-    doi 10.1016/0893-6080(89)90014-2). Training reaches the leading components that are well apart in variance; the
-    settings of ``configs/linear.yaml`` come closer to the rest than the defaults do.
+    doi 10.1016/0893-6080(89)90014-2). Without hidden
+    layers it starts there; ``start="random"`` trains it from scratch, which reaches the components that are well apart
+    in variance.
 
     Parameters
     ----------
@@ -176,9 +201,12 @@ class UndercompleteAutoencoder(Autoencoder):
         ``"log1p"``: the data are raw counts and are log-normalised here. ``"none"``: they are expression values.
     standardize
         z-score the genes of the network input.
+    start
+        Initial weights of the encoder: ``"components"`` of PCA, or ``"random"``.
     corruption, strength
-        What is done to the input in training, and how strongly, as of :class:`DenoisingAutoencoder`: noise keeps a
-        network from copying that of the data. ``"none"`` for nothing.
+        What is done to the input in training, and how strongly, as of :class:`DenoisingAutoencoder`: it keeps a network
+        from copying the noise of the data. None for thinning of counts, and for nothing where the data are expression
+        values or the network is linear (whose optimum then is PCA); ``"none"`` for nothing.
     natural_axes
         After training, turn and scale the latent so that its distances are those of the output distribution and its
         axes are principal, largest first (:mod:`anncoder.nn.basis`); of a linear model at its optimum, PCA's.
@@ -204,7 +232,8 @@ class UndercompleteAutoencoder(Autoencoder):
         tied: bool = False,
         transform: TransformName = "log1p",
         standardize: bool = False,
-        corruption: CorruptionName = "none",
+        start: Literal["components", "random"] = "components",
+        corruption: CorruptionName | None = None,
         strength: float = 0.5,
         natural_axes: bool = True,
         l1: float = 0.0,

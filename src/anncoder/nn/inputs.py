@@ -15,6 +15,7 @@ from anncoder.types import CSR, Batch, Loader, Summary
 EXACT_GENES = 2048  # up to here the whole covariance is computed, beyond only its products with few vectors
 OVERSAMPLING = 10  # directions iterated beside the requested ones
 PASSES = 8  # over the data, without the covariance
+PASSES_EXACT = 40  # where components beside others of nearly the same variance are to be told from them
 
 
 class LogNormalize(nn.Module):
@@ -129,10 +130,10 @@ class Projection(nn.Module):
         return scores @ self.components.T + self.mean if self.n_pcs else scores
 
     @torch.no_grad()
-    def start_from(self, cells: Loader, inputs: Callable[[Batch], CSR]) -> None:
+    def start_from(self, cells: Loader, inputs: Callable[[Batch], CSR], passes: int = PASSES) -> None:
         """Find the components of the fitted cells; ``inputs`` maps a minibatch to the network input.
 
-        Up to 2,048 genes from the covariance itself, beyond by eight rounds of subspace iteration (Halko, Martinsson,
+        Up to 2,048 genes from the covariance itself, beyond by eight rounds (``passes``) of subspace iteration (Halko, Martinsson,
         Tropp 2011, doi 10.1137/090771806), which is as good where the spectrum falls. The same cells give the same
         components: the largest loading of each is positive. Fewer cells than components leave the others at zero.
         """
@@ -143,8 +144,8 @@ class Projection(nn.Module):
             for batch in cells.epoch(0):
                 yield inputs(batch)
 
-        find = _exact if len(self.mean) <= EXACT_GENES else _iterated
-        mean, directions, variances = find(blocks, self.n_pcs)
+        exact = len(self.mean) <= EXACT_GENES
+        mean, directions, variances = _exact(blocks, self.n_pcs) if exact else _iterated(blocks, self.n_pcs, passes)
         found = variances > 1e-12 * variances.max().clamp(min=1e-300)
         largest = directions.gather(0, directions.abs().argmax(dim=0, keepdim=True))
         self.mean.copy_(mean)
@@ -164,7 +165,7 @@ def _exact(blocks: Callable[[], Iterator[CSR]], k: int) -> Found:
     return mean, directions[:, -k:].flip(1), variances[-k:].flip(0)
 
 
-def _iterated(blocks: Callable[[], Iterator[CSR]], k: int) -> Found:
+def _iterated(blocks: Callable[[], Iterator[CSR]], k: int, passes: int) -> Found:
     n, total = 0, torch.zeros(())
     for x in blocks():
         n, total = n + x.n_rows, total + transposed_matmul(x, x.values.new_ones(x.n_rows, 1).double()).ravel()
@@ -178,7 +179,7 @@ def _iterated(blocks: Callable[[], Iterator[CSR]], k: int) -> Found:
             products += transposed_matmul(x, sparse_matmul(x, directions))
         return products
 
-    for _ in range(PASSES - 1):
+    for _ in range(passes - 1):
         directions = torch.linalg.qr(spread(directions))[0]
     variances, rotation = torch.linalg.eigh(directions.T @ spread(directions))
     return mean, (directions @ rotation).flip(1)[:, :k], variances.flip(0)[:k]

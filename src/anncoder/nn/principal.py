@@ -1,8 +1,7 @@
 """Encoder weights that start from principal components (randomised SVD), not at random.
 
 The first layer's units are random directions in the plane of the leading components, the latent starts near the
-components themselves, each at unit variance: some epochs less of training, and a better end (docs/benchmarks.md). An
-encoder without hidden layers starts at the components as they are.
+components themselves, each at unit variance: some epochs less of training, and a better end (docs/benchmarks.md).
 """
 
 from __future__ import annotations
@@ -15,44 +14,35 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from anncoder.nn.inputs import LogNormalize, Standardize
 from anncoder.nn.layers import Encoder
 from anncoder.nn.sparse import sparse_matmul, transposed_matmul
-from anncoder.types import CSR, Batch, Noise
+from anncoder.types import CSR, Noise, Summary
 
 COMPONENTS = 50  # that the first layer sees at the start
 FEWEST = 50  # cells from which components are found
 OVERSAMPLING = 10
 PASSES = 4
-PASSES_LINEAR = 40  # where the components are the optimum of the whole network
 SHIFT = 0.5  # standard deviation of the shifts of batch normalisation: the units bend in different places
 RIDGE = 1e-3  # of the last product, in cells
 
 
 @torch.no_grad()
 def start_from_components(
-    encoder: Encoder, inputs: LogNormalize, standardize: Standardize, cells: Batch | None, noise: Noise
+    encoder: Encoder, inputs: LogNormalize, standardize: Standardize, summary: Summary, noise: Noise
 ) -> None:
-    """Start an encoder from the principal components of some cells.
+    """Start an encoder with hidden layers from the principal components of ``summary.sample``.
 
-    Parameters
-    ----------
-    encoder, inputs, standardize, noise
-        Of one network, on any device.
-    cells
-        (n, g) fitted cells, on the CPU; None, or a few only, leave the encoder as it is.
+    Where these are a few cells only, or there is no hidden layer, the encoder stays as it is.
     """
-    if cells is None or cells.counts.n_rows < FEWEST:
+    cells = summary.sample
+    if cells is None or cells.counts.n_rows < FEWEST or not len(encoder.rest):
         return
     x, mean = _standardized(inputs(cells), standardize)
-    weight, linear = encoder.first.weight, not len(encoder.rest)
-    encoder.first.bias.zero_()
-    if linear:
-        axes, _ = principal_axes(x, mean, weight.shape[1], PASSES_LINEAR)
-        weight[:, : axes.shape[1]] = axes.to(weight.device)
-        return
-    axes, deviations = principal_axes(x, mean, COMPONENTS, PASSES)
+    axes, deviations = principal_axes(x, mean, COMPONENTS)
     whitening = axes / deviations.clamp(min=1e-6 * float(deviations[0]) + 1e-30)
+    weight = encoder.first.weight
     directions = weight[: axes.shape[1]].cpu()
     directions /= directions.square().sum(0).mean().sqrt()
     weight.copy_(whitening @ directions)
+    encoder.first.bias.zero_()
     scores = sparse_matmul(x, whitening) - mean @ whitening
     _fit_last(encoder, (scores @ directions).to(weight.device), scores.to(weight.device), noise)
 
@@ -91,7 +81,7 @@ def _normalized(norm: nn.Module, hidden: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def principal_axes(x: CSR, mean: Tensor, k: int, passes: int = PASSES) -> tuple[Tensor, Tensor]:
+def principal_axes(x: CSR, mean: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return the leading principal axes of x - mean, (g, k), and the standard deviations along them, (k,).
 
     By subspace iteration (Halko, Martinsson, Tropp 2011, doi 10.1137/090771806), for a (n, g) x on the CPU; fewer than
@@ -101,7 +91,7 @@ def principal_axes(x: CSR, mean: Tensor, k: int, passes: int = PASSES) -> tuple[
     n_directions = min(k + OVERSAMPLING, x.n_vars, x.n_rows)
     start = torch.randn(x.n_vars, n_directions, generator=torch.Generator().manual_seed(0))
     directions = torch.linalg.qr(start)[0]
-    for _ in range(passes):
+    for _ in range(PASSES):
         scores = sparse_matmul(x, directions) - mean @ directions
         spread = transposed_matmul(x, scores) - torch.outer(mean, scores.sum(0))
         directions = torch.linalg.qr(spread)[0]

@@ -49,9 +49,9 @@ def drop(address: Scalar) -> None:
 def swap(address: Scalar) -> None:
     """Write the corrupted matrix, each of whose rows has values of another row in places, and what it changed.
 
-    Arrays, in order: indptr, indices, values of x, with sorted columns; (4,) key, limit, number of genes, and shift: row
-    i takes values of row i + shift, modulo the number of rows; (b + 1,) where each row of the results begins: they have
-    room for the columns of both rows; columns and values of the corrupted matrix; columns and clean values of the
+    Arrays, in order: indptr, indices, values of x, with sorted columns; (4,) key, limit, number of genes, and shift:
+    row i takes values of row i + shift, modulo the number of rows; (b + 1,) where each row of the results begins: they
+    have room for the columns of both rows; columns and values of the corrupted matrix; columns and clean values of the
     changed entries; the lengths of the rows of both, (2 b,), written.
     """
     table = arguments(address)
@@ -102,8 +102,8 @@ def _swap_row(own: Vector, other: Vector, draw: Vector, corrupted: Vector, chang
 def pack(address: Scalar) -> None:
     """Write rows without the room between them.
 
-    Arrays, in order: (b + 1,) where each row begins; its columns and values; (b + 1,) where it begins in the result; the
-    columns and values of that, written.
+    Arrays, in order: (b + 1,) where each row begins; its columns and values; (b + 1,) where it begins in the result;
+    the columns and values of that, written.
     """
     table = arguments(address)
     starts, columns, data = i64_line(table, 0), i64_line(table, 1), f32_line(table, 2)
