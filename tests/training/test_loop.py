@@ -126,7 +126,7 @@ def test_a_negative_loss_is_watched_like_any_other() -> None:
     for epoch, loss in enumerate([-1.0, -1.5, -1.505, -1.51]):
         watch.after_epoch(loss, epoch, network)
     assert watch.best == -1.51
-    assert watch.gives_up()  # the last two fell by less than 1 %
+    assert watch.gives_up(1)  # the last two fell by less than 1 %
 
 
 def global_states() -> tuple[object, ...]:
@@ -186,7 +186,17 @@ class TestDivergence:
     def test_it_is_named_and_the_last_good_weights_are_kept(self, counts) -> None:  # type: ignore[no-untyped-def]
         model = UndercompleteAutoencoder(n_latent=3, n_hidden=(), norm="none")
         with pytest.raises(DivergenceError, match=r"stopped being finite in epoch \d+, minibatch \d+") as caught:
-            model.fit(counts, learning_rate=1e25, max_epochs=50, clip_norm=1e30, valid_fraction=0, progress=False)
+            model.fit(
+                counts,
+                learning_rate=1e25,
+                max_epochs=50,
+                batch_size=128,
+                lr_warmup_steps=0,
+                averaging=False,
+                clip_norm=1e30,
+                valid_fraction=0,
+                progress=False,
+            )
         assert caught.value.term in ("reconstruction", "gradient")
         assert "learning_rate" in caught.value.remedy
         assert model.network_ is not None

@@ -133,9 +133,10 @@ class Projection(nn.Module):
     def start_from(self, cells: Loader, inputs: Callable[[Batch], CSR], passes: int = PASSES) -> None:
         """Find the components of the fitted cells; ``inputs`` maps a minibatch to the network input.
 
-        Up to 2,048 genes from the covariance itself, beyond by eight rounds (``passes``) of subspace iteration (Halko, Martinsson,
-        Tropp 2011, doi 10.1137/090771806), which is as good where the spectrum falls. The same cells give the same
-        components: the largest loading of each is positive. Fewer cells than components leave the others at zero.
+        Up to 2,048 genes from the covariance itself, beyond by eight rounds (``passes``) of subspace iteration (Halko,
+        Martinsson, Tropp 2011, doi 10.1137/090771806), which is as good where the spectrum falls. The same cells give
+        the same components: the largest loading of each is positive. Fewer cells than components leave the others at
+        zero.
         """
         if not self.n_pcs:
             return
