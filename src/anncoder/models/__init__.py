@@ -9,7 +9,8 @@ A network is built from ``(config, shape, noise)`` and offers
 - ``denoise(batch) -> (b, g)``: expected expression at the median library size, before zero inflation; a model with zero
   inflation also has ``observed(batch) -> (b, g)``, the expectation after it;
 - ``start_from(summary, cells)``: initial values from the summary of the fitted cells, or from passes over ``cells``;
-- ``finish(batch)``: settings after training, from a sample of the fitted cells.
+- ``finish(batch)``: settings after training, from a sample of the fitted cells;
+- ``hidden(batch)``, where it wants: all but the output layer, for the statistics of batch normalisation.
 
 The contract:
 
