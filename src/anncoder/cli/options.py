@@ -53,6 +53,8 @@ Resume = Annotated[
         show_default=False,
     ),
 ]
+Device = Annotated[str, typer.Option(help="cpu, gpu, cuda, cuda:1, mps, auto.")]
+Threads = Annotated[int | None, typer.Option(min=1, max=MOST_THREADS, help="CPU threads.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and errors.")]
 MODELS = f"One of {', '.join(names())}."

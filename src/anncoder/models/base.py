@@ -24,7 +24,7 @@ from anncoder.data.genes import columns_of
 from anncoder.data.sources import Data, Genes, MemorySource, PerCell, Source, open_for_model, open_source
 from anncoder.data.split import Split, split_cells
 from anncoder.data.summary import size_factors
-from anncoder.device import products_in, refuse_size, usual_torch
+from anncoder.device import choose_device, products_in, refuse_size, usual_torch
 from anncoder.errors import ConfigError, DivergenceError, FileError
 from anncoder.io import model_folder
 from anncoder.models import find, names
@@ -232,6 +232,22 @@ class Autoencoder:
             self._keep(history, source, split, ready, start, layer)
         return self
 
+    def to(self, device: str) -> Self:
+        """Move the fitted model to a device, where it then embeds and denoises; return it.
+
+        Parameters
+        ----------
+        device
+            As of :meth:`fit`.
+
+        Raises
+        ------
+        ConfigError
+            There is no such device, or the model is not fitted.
+        """
+        self._network().to(choose_device(device))
+        return self
+
     def embed(self, data: Data, *, layer: str | None = None, allow_missing: float = 0.0) -> Array:
         """Return the latent of each cell, (n_obs, n_latent) float32.
 
@@ -429,7 +445,7 @@ class Autoencoder:
         return open_for_model(data, where, genes, counts=self.reads_counts, layer_is_of_fit=of_fit, integers=integers)
 
 
-def load(folder: str | Path, model: type[Autoencoder] | None = None) -> Autoencoder:
+def load(folder: str | Path, model: type[Autoencoder] | None = None, *, device: str = "cpu") -> Autoencoder:
     """Open a model that :meth:`Autoencoder.save` wrote; it embeds and denoises to the same bits.
 
     Opening a model runs no code from it; files that were changed, cut or swapped are refused.
@@ -440,11 +456,13 @@ def load(folder: str | Path, model: type[Autoencoder] | None = None) -> Autoenco
         Where the model is.
     model
         The class of a model of your own, from outside of this package; None for one of ours, found by its name.
+    device
+        Where it is to embed and denoise, as of :meth:`Autoencoder.fit`; :meth:`Autoencoder.to` moves it later.
 
     Raises
     ------
     ConfigError
-        ``model`` is not the class of an autoencoder.
+        ``model`` is not the class of an autoencoder, or there is no such device.
     FileError
         The folder is not a model, is damaged, was written by a newer version, or has a model of another kind.
     """
@@ -452,6 +470,7 @@ def load(folder: str | Path, model: type[Autoencoder] | None = None) -> Autoenco
     if kind_given is not None and not (isinstance(kind_given, type) and issubclass(kind_given, Autoencoder)):
         remedy = "load(folder) for the models of this package, load(folder, model=MyModel) for another"
         raise ConfigError("bad-value", f"model is the class of a model of your own, not {model!r}", "model", remedy)
+    choose_device(device)
     stored = model_folder.read_stored(folder)
     name, known = stored.config.model, names() if model is None else [model.name]
     if name not in known:
@@ -459,7 +478,7 @@ def load(folder: str | Path, model: type[Autoencoder] | None = None) -> Autoenco
         remedy = "give the class of a model of your own: load(folder, model=MyModel)"
         raise FileError("bad-model", what, str(folder), remedy)
     try:
-        return _restore(find(name) if model is None else model, stored, Path(folder))
+        return _restore(find(name) if model is None else model, stored, Path(folder)).to(device)
     except ConfigError as error:
         raise model_folder.broken(Path(folder), error.what) from error
 
