@@ -18,7 +18,7 @@ import torch
 from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 
-from anncoder.config import NetworkConfig, OptimizerName, PrecisionName, SplitName, TrainingConfig, given, unknown_key
+from anncoder.config import NetworkConfig, OptimizerName, PrecisionName, SplitName, TrainingConfig, unknown_key
 from anncoder.data.adata import batch_name, open_data
 from anncoder.data.genes import columns_of
 from anncoder.data.sources import Data, Genes, MemorySource, PerCell, Source, open_for_model, open_source
@@ -188,7 +188,7 @@ class Autoencoder:
             used); ``"tf32"`` for faster products on a CUDA GPU, of factors with three digits; whether to record a step
             there and replay it, None for where that can be done (count autoencoder, data in memory).
         progress
-            True for a progress bar, False for silence, None for a bar in a terminal, or a notebook with ipywidgets.
+            True for a progress bar, False for silence, None for a bar in a terminal or a notebook.
         checkpoint
             Folder that keeps the state of an unfinished fit: the same call goes on from there after a kill, to the
             same bits; with an :class:`IterableSource` from the end of an epoch, in the order of its next pass. Removed
@@ -390,7 +390,7 @@ class Autoencoder:
         if progress is not False:
             n_threads = torch.get_num_threads()
             announce(f"training on {ready.device} ({n_threads} threads): {ready.size}{resume_note(checkpointer)}")
-        report = TrainingReport(len(ready.train), given(training.max_epochs), show=progress)
+        report = TrainingReport(len(ready.train), training, show=progress)
         return Start(network, training, checkpointer, step_fn, report)
 
     def _keep(
@@ -398,6 +398,7 @@ class Autoencoder:
     ) -> None:
         if history.records:
             start.network.finish(ready.sample.to(ready.device))
+        start.report.ended(history)
         if history.stopped == "interrupted":
             warn_interrupted(history)
         elif start.checkpointer is not None:

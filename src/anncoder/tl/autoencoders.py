@@ -69,7 +69,7 @@ def autoencode(
         an ``.h5ad`` file, or a folder, in which each keeps its name. The inputs are read and copied a
         block at a time, and left as they are.
     progress
-        True for a progress bar, False for silence, None for a bar in a terminal, or a notebook with ipywidgets.
+        True for a progress bar, False for silence, None for a bar in a terminal or a notebook.
     **settings
         Hyper-parameters of the model (``n_latent``, ``n_hidden``, ``likelihood``...; an object has them already) and
         settings of its fit (``max_epochs``, ``seed``, ``threads``...), as :class:`anncoder.CountAutoencoder` and its
