@@ -85,7 +85,7 @@ def test_compiling_is_said_while_it_is_so(caplog: pytest.LogCaptureFixture, monk
     def working() -> str:
         source = "def compile():\n    import time\n    time.sleep(0.2)\n"
         frame: dict[str, Any] = {"__name__": names["work"]}
-        exec(source, frame)  # noqa: S102 - a frame of that module
+        exec(source, frame)
         with caplog.at_level(logging.INFO, "anncoder"), TrainingReport(1, training(), show=None) as report:
             frame["compile"]()
             report.step()

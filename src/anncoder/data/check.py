@@ -28,6 +28,9 @@ from anncoder.data.opening import open_stores
 from anncoder.data.store import Names, Store, missing_layer, slots_of
 from anncoder.errors import InputError, listed
 
+FEATURES, GENES = "feature_types", "Gene Expression"  # Cell Ranger's column of var, and its word for genes
+FEW_CELLS = 50  # below which a fit is warned about
+
 __all__ = ["Problem", "Report", "check", "check_matrix", "raise_first"]
 
 
@@ -150,7 +153,8 @@ def check(
     with store.errors():
         others = _other_slots_of(store)
         judged = judge_store(store, lambda: others, counts=counts, integers=integers)
-    return _report(store.matrix.shape, store.slot, judged, others, start)
+        warned = with_warnings(judged, fit_warnings(store.n_obs, store.var_column(FEATURES)))
+    return _report(store.matrix.shape, store.slot, warned, others, start)
 
 
 def check_adata(
@@ -167,7 +171,33 @@ def check_adata(
         raise missing_layer(layer, "AnnData", f"layers: {layers or 'none'}", _holders(others))
     location = Location(where, adata.obs_names, adata.var_names, counts, lambda: _holders(others), integers)
     judged = judge(matrix, location, logged="log1p" in adata.uns, each=each)
-    return _report(adata.shape, where, judged, others, start)
+    warned = with_warnings(judged, fit_warnings(adata.n_obs, adata.var.get(FEATURES)))
+    return _report(adata.shape, where, warned, others, start)
+
+
+def fit_warnings(n_obs: int, features: Iterable[object] | None) -> tuple[Problem, ...]:
+    """Return warnings about what a model would be fitted on: few cells, and other features than genes.
+
+    ``features`` are the kinds of the columns, as Cell Ranger names them (``var["feature_types"]``); None if unknown.
+    """
+    found = []
+    if 2 <= n_obs < FEW_CELLS:
+        what = f"{n_obs} cells are few for a network: what it finds may be chance"
+        remedy = "compare with PCA and with another seed (anncoder.evaluate, --seed), or fit more cells"
+        found.append(Problem("few-cells", "warning", what, "n_obs", remedy))
+    kinds = {} if features is None else pd.Series(list(features)).astype(str).value_counts().to_dict()
+    others = [f"{n:,} of {kind!r}" for kind, n in kinds.items() if kind != GENES]
+    if GENES in kinds and others:
+        what = f"beside genes the matrix has other features: {listed(others)}; their counts are of another scale"
+        remedy = f'fit the genes alone: adata[:, adata.var["{FEATURES}"] == "{GENES}"].copy()'
+        found.append(Problem("other-features", "warning", what, f'var["{FEATURES}"]', remedy))
+    return tuple(found)
+
+
+def with_warnings(judged: Judged, warnings: tuple[Problem, ...]) -> Judged:
+    """Return the judgement with warnings behind its errors."""
+    errors = [problem for problem in judged.problems if problem.severity == "error"]
+    return judged._replace(problems=(*errors, *warnings, *judged.problems[len(errors) :]))
 
 
 def judge_store(

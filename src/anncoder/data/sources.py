@@ -8,7 +8,7 @@ read once and kept, which costs no more memory.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from copy import copy
 from pathlib import Path
@@ -20,7 +20,15 @@ import pandas as pd
 from scipy.sparse import csr_matrix
 
 from anncoder.data.adata import coordinates_of, obs_column, read_matrix, resolve_layer, slot_label
-from anncoder.data.check import check_adata, raise_first, refuse_bad, refuse_empty, that_matter
+from anncoder.data.check import (
+    FEATURES,
+    check_adata,
+    fit_warnings,
+    raise_first,
+    refuse_bad,
+    refuse_empty,
+    that_matter,
+)
 from anncoder.data.genes import align
 from anncoder.data.loaders.disk import POOL_BYTES, DiskLoader, prefetched
 from anncoder.data.loaders.memory import MemoryLoader, Stored
@@ -272,6 +280,12 @@ def checked(stores: Stores, *, counts: bool, to_fit: bool, integers: bool) -> Di
     return DiskSource(stores, counts=counts, sizes=sizes, kept=stacked(parts) if kept else None, warnings=warnings)
 
 
+def log_warnings(n_obs: int, features: Iterable[object] | None) -> None:
+    """Log the warnings about what a model will be fitted on."""
+    for problem in fit_warnings(n_obs, features):
+        logger.warning("%s: %s", problem.what, problem.remedy)
+
+
 def _rows_of(matrix: csr_matrix, chosen: Array, step: int) -> Iterator[tuple[csr_matrix, Array]]:
     rows = np.flatnonzero(chosen)
     for start in range(0, len(rows), step):
@@ -310,6 +324,8 @@ def open_source(data: Data, layer: str | None, *, counts: bool, to_fit: bool = T
     if stores is None:
         assert isinstance(data, anndata.AnnData)
         where = resolve_layer(layer, data.layers)
+        if to_fit:
+            log_warnings(data.n_obs, data.var.get(FEATURES))
         return MemorySource(data, where, counts=counts, to_fit=to_fit, integers=integers)
     if to_fit:
         refuse_twice(stores)
@@ -319,6 +335,8 @@ def open_source(data: Data, layer: str | None, *, counts: bool, to_fit: bool = T
         refuse_bad(stores, counts=counts, to_fit=to_fit, integers=integers)  # what is wrong with a file is said first
         raise
     source = checked(together, counts=counts, to_fit=to_fit, integers=integers)
+    if to_fit:
+        log_warnings(source.n_obs, stores[0].var_column(FEATURES))
     n = n_repeated(stores, source.sizes) if to_fit and counts and len(stores) > 1 else 0
     if n > CHANCE * min(store.n_obs for store in stores):
         logger.warning(

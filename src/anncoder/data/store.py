@@ -161,6 +161,11 @@ class Store:
         found = coordinates_of(slots, key)
         return found if self.rows is None else found[self.rows]
 
+    def var_column(self, key: str) -> Any:
+        """Return a column of var, (n_vars,), or None if there is none."""
+        with self.errors():
+            return self._var_column(key)
+
     def refuse_no_column(self, key: str, *, what: str) -> None:
         """Raise a ConfigError if obs has no such column."""
         columns = self._columns()
@@ -188,6 +193,9 @@ class Store:
 
     def _column(self, key: str) -> Any:
         return anndata.io.read_elem(self.root["obs"][key])
+
+    def _var_column(self, key: str) -> Any:
+        return anndata.io.read_elem(self.root["var"][key]) if key in self.root["var"] else None
 
     def _coordinates(self, key: str) -> Mapping[str, Any]:
         slots = dict(self.root["obsm"]) if "obsm" in self.root else {}
@@ -421,6 +429,9 @@ class Backed(Store):
 
     def _column(self, key: str) -> Any:
         return self.adata.obs[key]
+
+    def _var_column(self, key: str) -> Any:
+        return self.adata.var.get(key)
 
     def _coordinates(self, key: str) -> Mapping[str, Any]:
         return dict(self.adata.obsm)

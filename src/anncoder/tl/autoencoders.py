@@ -20,7 +20,6 @@ from anncoder.errors import ConfigError
 from anncoder.models import find
 from anncoder.models.base import Array, Autoencoder, Scale, refuse_no_decoder, refuse_no_model
 from anncoder.tl.files import (
-    LatentCheck,
     OutputSpec,
     column_of,
     natural_scale,
@@ -31,6 +30,7 @@ from anncoder.tl.files import (
     write_files,
     write_results,
 )
+from anncoder.tl.latent_check import LatentCheck
 from anncoder.tl.slots import denoised_as, next_step, refuse_foreign, sign, target_of
 from anncoder.training.progress import announce
 

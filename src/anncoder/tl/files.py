@@ -30,6 +30,7 @@ from anncoder.io.h5ad_write import refuse_difference
 from anncoder.io.hdf5 import DiskFullFile, new_h5
 from anncoder.io.output_paths import outputs_of
 from anncoder.models.base import Array, Autoencoder, Scale, denoised, expecting, latents, refuse_scale
+from anncoder.tl.latent_check import LatentCheck
 from anncoder.tl.slots import denoised_as, found_denoised, of_another, record, refuse_foreign, slots_of
 from anncoder.training.progress import announce, logger
 
@@ -397,43 +398,6 @@ def _verify(path: Path, store: Store, written: _SlotWriter) -> None:
         for start in range(0, store.n_obs, READ):
             rows = [(start, min(start + READ, store.n_obs))]
             refuse_difference(path, store.slot, again.read(rows), store.read(rows))
-
-
-class LatentCheck:
-    """Checks, a block of cells at a time, whether a latent is finite and whether its units differ between cells.
-
-    Parameters
-    ----------
-    key
-        Under which the latent will be written.
-    """
-
-    def __init__(self, key: str) -> None:
-        self.key = key
-        self._n = self._n_bad = 0
-        self._sums: Any = None
-
-    def add(self, block: Array) -> None:
-        """Take in some cells, (b, k)."""
-        if self._sums is None:
-            self._shift, self._sums = block[:1].astype(np.float64), np.zeros((2, block.shape[1]))
-        values = block - self._shift  # variances are of small differences of latents that may be far from zero
-        self._sums += values.sum(axis=0), np.square(values).sum(axis=0)
-        self._n += len(block)
-        self._n_bad += int((~np.isfinite(block).all(axis=1)).sum())
-
-    def close(self) -> None:
-        """Raise an InputError if cells have a latent that is not finite; warn of units that are constant."""
-        if self._n_bad:
-            what = f"{self._n_bad:,} cells have a latent that is not finite"
-            raise InputError("latent-not-finite", what, f"obsm['X_{self.key}']", "fit again with a lower learning_rate")
-        mean, square = self._sums / self._n
-        dead = int((square - mean**2 < 1e-8).sum())
-        if dead == len(mean) and self._n > 1:
-            logger.warning("the latent is the same for all cells: fit again with a lower learning_rate")
-        elif dead and self._n > 1:
-            constant = f"{dead} of {len(mean)} latent units are the same for all cells"
-            logger.warning("%s: a smaller n_latent would do", constant)
 
 
 def column_of(values: Any) -> Any:
