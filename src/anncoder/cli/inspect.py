@@ -15,6 +15,7 @@ from anncoder.config import Settings, TrainingConfig, split_settings
 from anncoder.data.check import check
 from anncoder.data.opening import paths_of
 from anncoder.device import threads_set
+from anncoder.errors import InputError, listed
 from anncoder.evaluation.comparison import Evaluation, evaluate
 from anncoder.io.model_folder import read_stored
 from anncoder.io.output_paths import refuse_output
@@ -32,8 +33,12 @@ def run_check(data: list[Path], *, layer: str | None, counts: bool, as_json: boo
     else:
         heads = [f"{path}: " if len(paths) > 1 else "" for path in paths]
         typer.echo("\n\n".join(f"{head}{report}" for head, report in zip(heads, reports, strict=True)))
-    for report in reports:
-        report.raise_if_bad()
+    for path, report in zip(paths, reports, strict=True):
+        errors = [problem.code for problem in report.problems if problem.severity == "error"]
+        if errors and as_json:
+            report.raise_if_bad()
+        if errors:  # they were printed in full
+            raise InputError(errors[0], f"{path} cannot be used as it is: {listed(errors)}, see above")
 
 
 class EvaluateRequest(NamedTuple):

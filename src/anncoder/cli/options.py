@@ -27,7 +27,7 @@ ModelFolder = Annotated[
 def _named(text: str) -> Path:
     if not text:  # a variable of the shell that is not set; as a path it would be the current folder
         raise typer.BadParameter("no output was named")
-    return Path(text)
+    return Path(text).expanduser()
 
 
 def _output(of: str) -> Any:

@@ -30,7 +30,7 @@ from anncoder.cli.run_folder import (
     write_text,
 )
 from anncoder.cli.settings import parse_assignments, read_yaml, set_in
-from anncoder.config import TrainingConfig, given, split_settings
+from anncoder.config import TrainingConfig, given, refuse_unused_batches, split_settings
 from anncoder.data.opening import open_stores
 from anncoder.data.sources import DiskSource, open_source
 from anncoder.data.split import split_cells
@@ -189,6 +189,7 @@ def checked_input(request: TrainRequest, plan: TrainPlan) -> tuple[Files, DiskSo
             store.refuse_no_column(request.labels, what="--labels")
     if plan.training.batch_key is not None:
         batches_in(source, plan.training.batch_key)
+        refuse_unused_batches(model.config, plan.training)
     if model.config.fits_slot is not None:
         source.coordinates(model.config.fits_slot)
     return files, source

@@ -51,6 +51,21 @@ def _gap_in_x(path: Path) -> str:
         return OnDisk(file["X"]).gap(path) if "X" in file else ""
 
 
+def not_anndata(data: Any) -> InputError:
+    """Return the error for something else than an AnnData or a path, with the way to one."""
+    modalities = getattr(data, "mod", None)  # MuData: a dictionary of AnnData
+    if isinstance(modalities, Mapping) and modalities:
+        names = [str(name) for name in modalities]
+        first = "rna" if "rna" in names else names[0]
+        remedy = f"give one of its modalities ({listed(names)}): mdata[{first!r}]"
+    elif issparse(data) or hasattr(data, "__array__"):
+        remedy = "wrap the matrix, cells x genes: anndata.AnnData(matrix)"
+    else:
+        remedy = "give an AnnData, or the path of an .h5ad file or .zarr folder"
+    what = f"expected an AnnData or a path, got {type(data).__module__.partition('.')[0]}.{type(data).__qualname__}"
+    return InputError("not-anndata", what.replace("builtins.", ""), "data", remedy)
+
+
 def checked_path(data: Any) -> Path:
     """Return the path of an ``.h5ad`` file or a ``.zarr`` folder.
 
@@ -62,9 +77,8 @@ def checked_path(data: Any) -> Path:
         It does not exist, or is not HDF5.
     """
     if not isinstance(data, str | Path):
-        what = f"expected an AnnData or a path, got {type(data).__name__}"
-        raise InputError("not-anndata", what, remedy="wrap a matrix: anndata.AnnData(matrix, obs=..., var=...)")
-    path = Path(data)
+        raise not_anndata(data)
+    path = Path(data).expanduser()
     try:
         there = path.exists()
     except OSError as error:

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from anncoder.config import NetworkConfig
 from anncoder.data.adata import resolve_layer, slot_label
 from anncoder.data.matrix.arrays import Block
 from anncoder.data.matrix.kind import KINDS, Traits, traits
@@ -26,9 +27,10 @@ from anncoder.data.matrix.problems import Judged, Location, Problem, judge, quot
 from anncoder.data.matrix.sample import SAMPLED_CELLS, evenly
 from anncoder.data.opening import open_stores
 from anncoder.data.store import Names, Store, missing_layer, slots_of
-from anncoder.errors import InputError, listed
+from anncoder.errors import InputError, counted, listed
 
 FEATURES, GENES = "feature_types", "Gene Expression"  # Cell Ranger's column of var, and its word for genes
+NARROW = "latent-too-wide"
 FEW_CELLS = 50  # below which a fit is warned about
 
 __all__ = ["Problem", "Report", "check", "check_matrix", "raise_first"]
@@ -108,11 +110,16 @@ class Report:
         """Return everything as JSON."""
         return json.dumps(self.to_dict(), indent=2, allow_nan=False)
 
+    def _verdict(self) -> str:
+        if not self.ok:
+            return "not usable as it is"
+        with_others = any(problem.code == NARROW for problem in self.problems)
+        return "ready, but not with the default settings" if with_others else "ready"
+
     def __str__(self) -> str:
         head = (
-            f"{self.n_obs:,} cells x {self.n_vars:,} genes; {self.where}: {KINDS[self.kind]}; "
-            f"{'ready' if self.ok else 'not usable as it is'} "
-            f"({self.n_stored:,} values read in {self.seconds:.2g} s)"
+            f"{counted(self.n_obs, 'cell')} x {counted(self.n_vars, 'gene')}; {self.where}: {KINDS[self.kind]}; "
+            f"{self._verdict()} ({counted(self.n_stored, 'value')} read in {self.seconds:.2g} s)"
         )
         return "\n".join([head, "", *_table_lines(self.table), *map(_paragraph, self.problems)])
 
@@ -153,7 +160,7 @@ def check(
     with store.errors():
         others = _other_slots_of(store)
         judged = judge_store(store, lambda: others, counts=counts, integers=integers)
-        warned = with_warnings(judged, fit_warnings(store.n_obs, store.var_column(FEATURES)))
+        warned = with_warnings(judged, fit_warnings(store.matrix.shape, store.var_column(FEATURES)))
     return _report(store.matrix.shape, store.slot, warned, others, start)
 
 
@@ -171,16 +178,22 @@ def check_adata(
         raise missing_layer(layer, "AnnData", f"layers: {layers or 'none'}", _holders(others))
     location = Location(where, adata.obs_names, adata.var_names, counts, lambda: _holders(others), integers)
     judged = judge(matrix, location, logged="log1p" in adata.uns, each=each)
-    warned = with_warnings(judged, fit_warnings(adata.n_obs, adata.var.get(FEATURES)))
+    warned = with_warnings(judged, fit_warnings(adata.shape, adata.var.get(FEATURES)))
     return _report(adata.shape, where, warned, others, start)
 
 
-def fit_warnings(n_obs: int, features: Iterable[object] | None) -> tuple[Problem, ...]:
-    """Return warnings about what a model would be fitted on: few cells, and other features than genes.
+def fit_warnings(shape: tuple[int, int], features: Iterable[object] | None) -> tuple[Problem, ...]:
+    """Return warnings about what a model would be fitted on: few cells or genes, and other features than genes.
 
-    ``features`` are the kinds of the columns, as Cell Ranger names them (``var["feature_types"]``); None if unknown.
+    ``shape`` is (n_obs, n_vars); ``features`` are the kinds of the columns, as Cell Ranger names them
+    (``var["feature_types"]``), None if unknown.
     """
-    found = []
+    found, (n_obs, n_vars) = [], shape
+    default = NetworkConfig.model_fields["n_latent"].default
+    if 2 <= n_vars <= default:
+        what = f"{n_vars} genes are no more than the default latent has units, {default}"
+        fewer = n_vars // 2
+        found.append(Problem(NARROW, "warning", what, "n_vars", f"n_latent={fewer} (--set n_latent={fewer})"))
     if 2 <= n_obs < FEW_CELLS:
         what = f"{n_obs} cells are few for a network: what it finds may be chance"
         remedy = "compare with PCA and with another seed (anncoder.evaluate, --seed), or fit more cells"
@@ -285,7 +298,8 @@ def refuse_empty(sizes: Any, names: Callable[[Any], pd.Index], where: str) -> No
     """
     empty = np.flatnonzero(sizes == 0)
     if len(empty):
-        what = f"{len(empty):,} cells have no count in any of the model's genes: {listed(names(empty))}"
+        have = "has" if len(empty) == 1 else "have"
+        what = f"{counted(len(empty), 'cell')} {have} no count in any of the model's genes: {listed(names(empty))}"
         # a filter of all genes would keep a cell whose counts are in genes that the model does not know
         known = f"adata[:, adata.var_names.isin(model.var_names_)].{where.rsplit(': ', 1)[-1]}"
         remedy = f"remove them: adata = adata[np.ravel({known}.sum(axis=1)) > 0].copy(), or --drop-empty-cells"

@@ -76,7 +76,8 @@ def paths_of(data: Paths) -> list[Path]:
     if isinstance(data, list | tuple):
         _refuse_no_paths(data)
         return [path for item in data for path in paths_of(item)]
-    if isinstance(data, str | Path) and has_magic(str(data)) and not os.path.exists(data):  # noqa: PTH110 - pathlib's raises
+    data = Path(data).expanduser() if isinstance(data, str | Path) else data
+    if isinstance(data, Path) and has_magic(str(data)) and not os.path.exists(data):  # noqa: PTH110 - pathlib's raises
         found = sorted(glob(str(data)))  # noqa: PTH207 - pathlib's takes no absolute pattern
         paths = [checked_path(path) for path in [*found] or [str(data)]]
         files: dict[tuple[int, int], Path] = {}

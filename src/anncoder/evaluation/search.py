@@ -114,6 +114,7 @@ def search(
     ['n_latent']
     """
     space = checked_space(model, space)
+    journal = None if journal is None else Path(journal).expanduser()
     if n_trials < 1:
         raise ConfigError("bad-value", f"n_trials = {n_trials}", "n_trials", "ask for one at least")
     hyper, _ = split_settings(settings, find(model).config_class)
@@ -124,7 +125,7 @@ def search(
         _refuse_values(model, name, [value])
     refuse_none_held_out(settings.get("valid_fraction", 1))
     about = {"model": model, "space": dict(space), "settings": settings, "seed": seed, "data": _digest(adata, layer)}
-    trials = [] if journal is None else _journal(Path(journal), about)
+    trials = [] if journal is None else _journal(journal, about)
     for trial in trials[:n_trials]:
         if report is not None:
             report(trial)
@@ -132,7 +133,7 @@ def search(
         trial = _run(adata, model, number, draw(space, seed, number), layer, {"seed": seed, **settings})
         trials.append(trial)
         if journal is not None:
-            with Path(journal).open("a", encoding="utf-8") as file:
+            with journal.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(trial._asdict()) + "\n")
         if report is not None:
             report(trial)

@@ -25,7 +25,7 @@ from anncoder.data.sources import Data, Genes, MemorySource, PerCell, Source, op
 from anncoder.data.split import Split, split_cells
 from anncoder.data.summary import size_factors
 from anncoder.device import choose_device, products_in, refuse_size, usual_torch
-from anncoder.errors import ConfigError, DivergenceError, FileError
+from anncoder.errors import ConfigError, DivergenceError, FileError, counted
 from anncoder.io import model_folder
 from anncoder.models import find, names
 from anncoder.training.checkpoint import Checkpoint, FitCheckpointer, checkpointer_of, resume_note, run_of
@@ -117,7 +117,7 @@ class Autoencoder:
 
     def __repr__(self) -> str:
         changed = {k: v for k, v in self.config if v != type(self.config).model_fields[k].default}
-        state = "" if self.network_ is None else f"  # fitted: {len(self.var_names_):,} genes"
+        state = "" if self.network_ is None else f"  # fitted: {counted(len(self.var_names_), 'gene')}"
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in changed.items())}){state}"
 
     def fit(
@@ -339,7 +339,7 @@ class Autoencoder:
             valid_obs=list(self.valid_obs_),
             valid_sizes=self.valid_sizes_.tolist(),
         )
-        model_folder.write_model(folder, record, list(self.var_names_), weights)
+        model_folder.write_model(Path(folder).expanduser(), record, list(self.var_names_), weights)
 
     def unfitted(self) -> Autoencoder:
         """Return an unfitted model with the same settings; of a name of this package, by the class of this package."""
@@ -472,6 +472,7 @@ def load(folder: str | Path, model: type[Autoencoder] | None = None, *, device: 
         remedy = "load(folder) for the models of this package, load(folder, model=MyModel) for another"
         raise ConfigError("bad-value", f"model is the class of a model of your own, not {model!r}", "model", remedy)
     choose_device(device)
+    folder = Path(folder).expanduser()
     stored = model_folder.read_stored(folder)
     name, known = stored.config.model, names() if model is None else [model.name]
     if name not in known:
@@ -479,9 +480,9 @@ def load(folder: str | Path, model: type[Autoencoder] | None = None, *, device: 
         remedy = "give the class of a model of your own: load(folder, model=MyModel)"
         raise FileError("bad-model", what, str(folder), remedy)
     try:
-        return _restore(find(name) if model is None else model, stored, Path(folder)).to(device)
+        return _restore(find(name) if model is None else model, stored, folder).to(device)
     except ConfigError as error:
-        raise model_folder.broken(Path(folder), error.what) from error
+        raise model_folder.broken(folder, error.what) from error
 
 
 def _restore(kind: type[Autoencoder], stored: model_folder.StoredModel, folder: Path) -> Autoencoder:

@@ -270,9 +270,11 @@ def _model_of(model: str | Autoencoder, settings: dict[str, Any]) -> tuple[Autoe
         hyper, training = split_settings(settings, model_class.config_class)
         return model_class(**hyper), training
     if not isinstance(model, Autoencoder):
-        kind = model.__name__ if isinstance(model, type) else type(model).__name__
-        what = f"model is the name of one or an autoencoder, not {kind}"
-        remedy = "give name and settings: autoencode(adata, 'count', n_latent=16); or an object: MyModel()"
+        if isinstance(model, type) and issubclass(model, Autoencoder):
+            what, remedy = f"model is a class, {model.__name__}, and not an object of it", f"write {model.__name__}()"
+        else:
+            what = f"model is neither the name of a model nor an autoencoder: got {type(model).__name__}"
+            remedy = "give a name and settings, autoencode(adata, 'count', n_latent=16), or an object"
         raise ConfigError("bad-value", what, "model", remedy)
     for key in settings:
         if key not in TrainingConfig.model_fields:
@@ -336,7 +338,7 @@ def _output(output: str | Path | None, *, copy: bool) -> Path:
         what = "results of files are written to a file, and none is named"
         remedy = "output='out.h5ad'; or model.embed(path), which returns an array"
         raise ConfigError("no-output", what, "output", remedy)
-    return Path(output)
+    return Path(output).expanduser()
 
 
 def _target(adata: Any, *, copy: bool, output: str | Path | None) -> anndata.AnnData:

@@ -23,7 +23,7 @@ from anncoder.data.opening import Paths, open_files
 from anncoder.data.sources import Data, DiskSource
 from anncoder.data.store import READ, Store
 from anncoder.data.stores import drop_empty_cells
-from anncoder.errors import AnncoderError, InputError, ResourceError, listed
+from anncoder.errors import AnncoderError, InputError, ResourceError, counted, listed
 from anncoder.io.atomic import allow_open, atomic_path, locked, sync
 from anncoder.io.h5ad_copy import copy_h5ad, slices
 from anncoder.io.h5ad_write import refuse_difference
@@ -186,7 +186,7 @@ def leave_out_empty(stores: list[Store], genes: list[str] | None = None) -> None
         n_obs = store.n_obs
         if n_empty := drop_empty_cells(store, genes):
             of = f" of {store.path.name}" if len(stores) > 1 else ""
-            announce(f"left out {n_empty:,} of {n_obs:,} cells{of}, which have no count")
+            announce(f"left out {n_empty:,} of {counted(n_obs, 'cell')}{of} without any count")
 
 
 def refuse_unknown_genes(model: Autoencoder, var_names: pd.Index, allow_missing: float = 0.0) -> None:

@@ -10,7 +10,7 @@ import torch
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components
 
-from anncoder.errors import InputError, listed
+from anncoder.errors import InputError, counted, listed
 from anncoder.models.base import Array
 
 logger = logging.getLogger("anncoder")
@@ -52,7 +52,7 @@ class LatentCheck:
     def close(self) -> None:
         """Raise an InputError if a latent is not finite; warn of constant units and of parts."""
         if self._n_bad:
-            what = f"{self._n_bad:,} cells have a latent that is not finite"
+            what = f"the latent of {counted(self._n_bad, 'cell')} is not finite"
             raise InputError("latent-not-finite", what, f"obsm['X_{self.key}']", "fit again with a lower learning_rate")
         mean, square = self._sums / self._n
         dead = int((square - mean**2 < 1e-8).sum())

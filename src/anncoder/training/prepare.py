@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from anncoder.config import NetworkConfig, TrainingConfig, given
+from anncoder.config import NetworkConfig, TrainingConfig, given, refuse_unused_batches
 from anncoder.data.adata import batches_of
 from anncoder.data.loaders.disk import cached_loader
 from anncoder.data.loaders.gpu import Resident, ResidentLoader
@@ -18,7 +18,7 @@ from anncoder.data.sources import PerCell, Source
 from anncoder.data.split import Split
 from anncoder.data.summary import median_library_size, size_factors, summarize
 from anncoder.device import choose_device, fits, memory_errors, threads_set, usual_torch
-from anncoder.errors import ConfigError
+from anncoder.errors import ConfigError, counted
 from anncoder.training.distributed import processes
 from anncoder.types import SINGLE, Batch, Loader, Rank, Summary
 
@@ -46,7 +46,8 @@ class TrainingData(NamedTuple):
     def size(self) -> str:
         """The numbers of cells and genes, for people."""
         n_valid = 0 if self.valid is None else self.valid.n_obs
-        return f"{self.train.n_obs:,} cells x {self.sample.counts.n_vars:,} genes, {n_valid:,} cells held out"
+        fitted = counted(self.train.n_obs, "cell")
+        return f"{fitted} x {counted(self.sample.counts.n_vars, 'gene')}, {counted(n_valid, 'cell')} held out"
 
 
 @contextmanager
@@ -74,6 +75,7 @@ def prepare(
     factors = size_factors(source.sizes, library_size)
     fitted, held_out = _mask(split.train, source.n_obs), _mask(split.valid, source.n_obs)
     codes, batches = batches_in(source, training.batch_key)
+    refuse_unused_batches(config, training)
     cells = PerCell(factors, codes)
     train = source.loader(cells, fitted, batch_size=given(training.batch_size), seed=training.seed, process=process)
     held_out_cells = source.loader(cells, held_out, batch_size=VALID_BATCH, process=process)
@@ -94,7 +96,9 @@ def refuse_width(config: NetworkConfig, n_vars: int) -> None:
     """Raise a ConfigError unless the latent is narrower than the data, or need not be."""
     if config.compresses and config.n_latent >= n_vars:
         what = f"n_latent = {config.n_latent} is not below the number of genes, {n_vars}"
-        raise ConfigError("latent-too-wide", what, "n_latent", f"set n_latent below {n_vars}, or fit more genes")
+        fewer = max(1, n_vars // 2)
+        remedy = f"set n_latent below the number of genes: n_latent={fewer} (--set n_latent={fewer}), or fit more genes"
+        raise ConfigError("latent-too-wide", what, "n_latent", remedy)
 
 
 def refuse_few_cells(config: NetworkConfig, batch_size: int, n_fitted: int) -> None:

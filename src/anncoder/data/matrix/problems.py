@@ -132,9 +132,11 @@ def _sorted(problems: list[Problem]) -> tuple[Problem, ...]:
 def _unreadable(code: str, reason: str, location: Location) -> Problem:
     remedy = {
         "not-numeric": "convert the values to numbers first, for instance with .astype('float32')",
+        "dask": "read it into memory: adata = adata.to_memory() (or .compute()), or give the path of the file",
         "not-a-matrix": "make it a scipy CSR or numpy matrix of cells x genes first (masked values: .filled(0))",
     }
-    return Problem(code, "error", reason, location.where, location.instead(remedy[code]))
+    lazy = "dask" if "dask" in reason.lower() else code
+    return Problem(code, "error", reason, location.where, location.instead(remedy[lazy]))
 
 
 def _shape_problems(shape: tuple[int, int], location: Location) -> Iterator[Problem]:
@@ -229,9 +231,13 @@ def _too_large(flaw: Flaw, values: Scan, location: Location) -> Problem:
 
 
 def _give_counts(location: Location, kind: str) -> str:
-    rounding = "; corrected counts may be rounded" if kind == "expression" else ""
+    # corrected counts (SoupX, CellBender, DCA) are fractional, and still counts
+    corrected = "; corrected counts: round them, or DCA(check_counts=False) (anncoder dca --nocheckcounts)"
     return location.instead(
-        "give the raw counts, from before any normalisation, or use a model of expression values" + rounding
+        "give the raw counts, from before any normalisation, or fit the values as they are: "
+        "model='undercomplete', transform='none' (anncoder train --model undercomplete --set transform=none)"
+        + corrected
+        * (kind == "expression")
     )
 
 
