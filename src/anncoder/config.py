@@ -324,7 +324,6 @@ ALIASES = {
     "n_comps": "n_latent",
     "n_components": "n_latent",
     "n_dims": "n_latent",
-    "n_pcs": "n_latent",
     "latent_dim": "n_latent",
     "latent_size": "n_latent",
     "n_epochs": "max_epochs",

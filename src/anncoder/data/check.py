@@ -29,7 +29,8 @@ from anncoder.data.opening import open_stores
 from anncoder.data.store import Names, Store, missing_layer, slots_of
 from anncoder.errors import InputError, counted, listed
 
-FEATURES, GENES = "feature_types", "Gene Expression"  # Cell Ranger's column of var, and its word for genes
+FEATURES = ("feature_types", "feature_biotype")  # columns of var: Cell Ranger's and CELLxGENE's
+GENES = ("Gene Expression", "gene")  # and their words for genes
 NARROW = "latent-too-wide"
 FEW_CELLS = 50  # below which a fit is warned about
 
@@ -160,7 +161,7 @@ def check(
     with store.errors():
         others = _other_slots_of(store)
         judged = judge_store(store, lambda: others, counts=counts, integers=integers)
-        warned = with_warnings(judged, fit_warnings(store.matrix.shape, store.var_column(FEATURES)))
+        warned = with_warnings(judged, fit_warnings(store.matrix.shape, store.var_column))
     return _report(store.matrix.shape, store.slot, warned, others, start)
 
 
@@ -178,15 +179,14 @@ def check_adata(
         raise missing_layer(layer, "AnnData", f"layers: {layers or 'none'}", _holders(others))
     location = Location(where, adata.obs_names, adata.var_names, counts, lambda: _holders(others), integers)
     judged = judge(matrix, location, logged="log1p" in adata.uns, each=each)
-    warned = with_warnings(judged, fit_warnings(adata.shape, adata.var.get(FEATURES)))
+    warned = with_warnings(judged, fit_warnings(adata.shape, adata.var.get))
     return _report(adata.shape, where, warned, others, start)
 
 
-def fit_warnings(shape: tuple[int, int], features: Iterable[object] | None) -> tuple[Problem, ...]:
+def fit_warnings(shape: tuple[int, int], column: Callable[[str], Any]) -> tuple[Problem, ...]:
     """Return warnings about what a model would be fitted on: few cells or genes, and other features than genes.
 
-    ``shape`` is (n_obs, n_vars); ``features`` are the kinds of the columns, as Cell Ranger names them
-    (``var["feature_types"]``), None if unknown.
+    ``shape`` is (n_obs, n_vars); ``column`` gives a column of var, None if there is no such.
     """
     found, (n_obs, n_vars) = [], shape
     default = NetworkConfig.model_fields["n_latent"].default
@@ -198,13 +198,18 @@ def fit_warnings(shape: tuple[int, int], features: Iterable[object] | None) -> t
         what = f"{n_obs} cells are few for a network: what it finds may be chance"
         remedy = "compare with PCA and with another seed (anncoder.evaluate, --seed), or fit more cells"
         found.append(Problem("few-cells", "warning", what, "n_obs", remedy))
-    kinds = {} if features is None else pd.Series(list(features)).astype(str).value_counts().to_dict()
-    others = [f"{n:,} of {kind!r}" for kind, n in kinds.items() if kind != GENES]
-    if GENES in kinds and others:
-        what = f"beside genes the matrix has other features: {listed(others)}; their counts are of another scale"
-        remedy = f'fit the genes alone: adata[:, adata.var["{FEATURES}"] == "{GENES}"].copy()'
-        found.append(Problem("other-features", "warning", what, f'var["{FEATURES}"]', remedy))
-    return tuple(found)
+    return (*found, *_other_features(column))
+
+
+def _other_features(column: Callable[[str], Any]) -> Iterator[Problem]:
+    for name, genes in zip(FEATURES, GENES, strict=True):
+        values = column(name)
+        kinds = {} if values is None else pd.Series(list(values)).astype(str).value_counts().to_dict()
+        others = [f"{n:,} of {kind!r}" for kind, n in kinds.items() if kind != genes]
+        if genes in kinds and others:
+            what = f"beside genes the matrix has other features: {listed(others)}; their counts are of another scale"
+            remedy = f'fit the genes alone: adata[:, adata.var["{name}"] == "{genes}"].copy()'
+            yield Problem("other-features", "warning", what, f'var["{name}"]', remedy)
 
 
 def with_warnings(judged: Judged, warnings: tuple[Problem, ...]) -> Judged:

@@ -8,7 +8,7 @@ read once and kept, which costs no more memory.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from copy import copy
 from pathlib import Path
@@ -21,7 +21,6 @@ from scipy.sparse import csr_matrix
 
 from anncoder.data.adata import coordinates_of, obs_column, read_matrix, resolve_layer, slot_label
 from anncoder.data.check import (
-    FEATURES,
     NARROW,
     check_adata,
     fit_warnings,
@@ -281,9 +280,9 @@ def checked(stores: Stores, *, counts: bool, to_fit: bool, integers: bool) -> Di
     return DiskSource(stores, counts=counts, sizes=sizes, kept=stacked(parts) if kept else None, warnings=warnings)
 
 
-def log_warnings(shape: tuple[int, int], features: Iterable[object] | None) -> None:
+def log_warnings(shape: tuple[int, int], column: Callable[[str], Any]) -> None:
     """Log the warnings about what a model will be fitted on, (n_obs, n_vars)."""
-    for problem in fit_warnings(shape, features):
+    for problem in fit_warnings(shape, column):
         if problem.code != NARROW:  # the settings may be others; the fit refuses what does not go
             logger.warning("%s: %s", problem.what, problem.remedy)
 
@@ -327,7 +326,9 @@ def open_source(data: Data, layer: str | None, *, counts: bool, to_fit: bool = T
         assert isinstance(data, anndata.AnnData)
         where = resolve_layer(layer, data.layers)
         if to_fit:
-            log_warnings(data.shape, data.var.get(FEATURES))
+            source = MemorySource(data, where, counts=counts, to_fit=to_fit, integers=integers)
+            log_warnings(data.shape, data.var.get)
+            return source
         return MemorySource(data, where, counts=counts, to_fit=to_fit, integers=integers)
     if to_fit:
         refuse_twice(stores)
@@ -338,7 +339,7 @@ def open_source(data: Data, layer: str | None, *, counts: bool, to_fit: bool = T
         raise
     source = checked(together, counts=counts, to_fit=to_fit, integers=integers)
     if to_fit:
-        log_warnings((source.n_obs, len(source.var_names)), stores[0].var_column(FEATURES))
+        log_warnings((source.n_obs, len(source.var_names)), stores[0].var_column)
     n = n_repeated(stores, source.sizes) if to_fit and counts and len(stores) > 1 else 0
     if n > CHANCE * min(store.n_obs for store in stores):
         logger.warning(
