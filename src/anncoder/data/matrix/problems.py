@@ -231,14 +231,13 @@ def _too_large(flaw: Flaw, values: Scan, location: Location) -> Problem:
 
 
 def _give_counts(location: Location, kind: str) -> str:
-    # corrected counts (SoupX, CellBender, DCA) are fractional, and still counts
-    corrected = "; corrected counts: round them, or DCA(check_counts=False) (anncoder dca --nocheckcounts)"
-    return location.instead(
+    remedy = (
         "give the raw counts, from before any normalisation, or fit the values as they are: "
         "model='undercomplete', transform='none' (anncoder train --model undercomplete --set transform=none)"
-        + corrected
-        * (kind == "expression")
     )
+    if kind in ("expression", "cpm"):  # SoupX, CellBender and DCA leave fractions, and still counts
+        remedy += "; corrected counts: round them, or DCA(check_counts=False) (anncoder dca --nocheckcounts)"
+    return location.instead(remedy)
 
 
 def _zero_problems(values: Scan, location: Location) -> Iterator[Problem]:
