@@ -358,7 +358,7 @@ def unknown_key(key: object, known: Sequence[str], *, where: str) -> ConfigError
     if str(key) in ELSEWHERE and "learning_rate" in known:  # among settings, not among names of data
         remedy = ELSEWHERE[str(key)]
     else:
-        remedy = f"did you mean {near[0]!r}?" if near else f"known: {listed(known, MOST_NAMES) or 'none'}"
+        remedy = f"did you mean {near[0]!r}?" if near else f"known keys: {listed(known, MOST_NAMES) or 'none'}"
     return ConfigError("unknown-key", f"unknown key {key!r}", where, remedy)
 
 

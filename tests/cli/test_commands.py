@@ -104,7 +104,7 @@ class TestTrain:
         assert metrics["epochs"] == 3
         assert {"model", "pca", "gene_mean"} <= set(metrics["evaluation"]["methods"])
         log = (tmp_path / "out.anncoder" / "run.log").read_text()
-        assert "epoch 3/3" in log
+        assert "epoch 3 " in log
         assert "INFO" in log
         for name in ("config.json", "genes.txt", "weights.safetensors", "manifest.json"):
             assert (tmp_path / "out.anncoder" / "model" / name).read_bytes() == (model / name).read_bytes()
@@ -175,7 +175,9 @@ class TestTrain:
         assert not {"Cell4", "Cell51"} & set(written.obs_names)
 
     def test_quiet_is_quiet_and_the_log_is_not(self, anncoder: Run, counts_file: Path, tmp_path: Path) -> None:
-        result = anncoder("train", counts_file, "-o", tmp_path / "out.h5ad", "--quiet", *QUICK[:-1])
+        result = anncoder(
+            "train", counts_file, "-o", tmp_path / "out.h5ad", "--quiet", "--set", "early_stopping=false", *QUICK[:-1]
+        )
         assert (result.exit_code, result.output) == (0, "")
         assert "neighbors" in (tmp_path / "out.anncoder" / "run.log").read_text()
 
@@ -191,7 +193,7 @@ class TestRunFolder:
         assert len(pd.read_csv(folder / "history.csv")) == 1
         assert yaml.safe_load((folder / "resolved.yaml").read_text())["seed"] == 2
         assert load(folder / "model").training_.seed == 2
-        assert "epoch 2/2" not in (folder / "run.log").read_text()
+        assert "epoch 2 " not in (folder / "run.log").read_text()
 
     def test_a_failed_run_keeps_the_results_of_the_one_before(
         self, anncoder: Run, counts_file: Path, tmp_path: Path

@@ -61,7 +61,7 @@ def codes(report, severity=None):
 
 def problem(report, code) -> Problem:
     (found,) = [problem for problem in report.problems if problem.code == code]
-    assert len(found.what) + len(found.where) + len(found.remedy) < 400
+    assert len(found.what) + len(found.where) < 300
     assert found.what
     assert found.where
     assert found.remedy

@@ -556,7 +556,7 @@ def test_the_command_writes_its_tables_and_an_h5ad(
     result = anncoder("dca", table, out, "--type", "zinb", "--saveweights", *SMALL[:-1])
     assert result.exit_code == 0, result.output
     assert f"wrote {out}: dca.h5ad, dispersion.tsv, dropout.tsv, latent.tsv, mean.tsv, model\n" in result.stderr
-    assert "left out 1 cells and 1 genes" in result.stderr
+    assert "left out 1 cell and 1 gene" in result.stderr
     names = ["dca.h5ad", "dispersion.tsv", "dropout.tsv", "latent.tsv", "mean.tsv", "model"]
     assert sorted(path.name for path in out.iterdir()) == names
     written = anndata.read_h5ad(out / "dca.h5ad")

@@ -213,9 +213,10 @@ def _other_features(column: Callable[[str], Any]) -> Iterator[Problem]:
 
 
 def with_warnings(judged: Judged, warnings: tuple[Problem, ...]) -> Judged:
-    """Return the judgement with warnings behind its errors."""
-    errors = [problem for problem in judged.problems if problem.severity == "error"]
-    return judged._replace(problems=(*errors, *warnings, *judged.problems[len(errors) :]))
+    """Return the judgement with warnings before its own, unless there are errors to be mended first."""
+    if any(problem.severity == "error" for problem in judged.problems):
+        return judged
+    return judged._replace(problems=(*warnings, *judged.problems))
 
 
 def judge_store(

@@ -190,7 +190,7 @@ def path_given(folder: object) -> Path:
     if not isinstance(folder, str | os.PathLike):
         what = f"expected the path of a folder, got {type(folder).__name__}"
         raise ConfigError("bad-value", what, "folder", "give a path: 'pbmc.ac'")
-    return Path(folder)
+    return Path(folder).expanduser()
 
 
 def same_file(left: str | Path, right: str | Path) -> bool:

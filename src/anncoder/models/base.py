@@ -18,7 +18,15 @@ import torch
 from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 
-from anncoder.config import NetworkConfig, OptimizerName, PrecisionName, SplitName, TrainingConfig, unknown_key
+from anncoder.config import (
+    NetworkConfig,
+    OptimizerName,
+    PrecisionName,
+    SplitName,
+    TrainingConfig,
+    refuse_unused_batches,
+    unknown_key,
+)
 from anncoder.data.adata import batch_name, open_data
 from anncoder.data.genes import columns_of
 from anncoder.data.sources import Data, Genes, MemorySource, PerCell, Source, open_for_model, open_source
@@ -27,6 +35,7 @@ from anncoder.data.summary import size_factors
 from anncoder.device import choose_device, products_in, refuse_size, usual_torch
 from anncoder.errors import ConfigError, DivergenceError, FileError, counted
 from anncoder.io import model_folder
+from anncoder.io.atomic import path_given
 from anncoder.models import find, names
 from anncoder.training.checkpoint import Checkpoint, FitCheckpointer, checkpointer_of, resume_note, run_of
 from anncoder.training.cuda_graph import recorded_step_or_none
@@ -339,7 +348,7 @@ class Autoencoder:
             valid_obs=list(self.valid_obs_),
             valid_sizes=self.valid_sizes_.tolist(),
         )
-        model_folder.write_model(Path(folder).expanduser(), record, list(self.var_names_), weights)
+        model_folder.write_model(folder, record, list(self.var_names_), weights)
 
     def unfitted(self) -> Autoencoder:
         """Return an unfitted model with the same settings; of a name of this package, by the class of this package."""
@@ -379,6 +388,7 @@ class Autoencoder:
         checkpoint: str | Path | Checkpoint | None,
         progress: bool | None,
     ) -> Start:
+        refuse_unused_batches(self.config, ready.training)  # its column exists: that would have been said first
         noise = Noise(ready.training.seed)
         run = run_of(self.name, self.config, ready.training, source, split, ready)
         checkpointer = checkpointer_of(checkpoint, run, noise, process, ready.device, in_order=source.in_order)
@@ -472,7 +482,7 @@ def load(folder: str | Path, model: type[Autoencoder] | None = None, *, device: 
         remedy = "load(folder) for the models of this package, load(folder, model=MyModel) for another"
         raise ConfigError("bad-value", f"model is the class of a model of your own, not {model!r}", "model", remedy)
     choose_device(device)
-    folder = Path(folder).expanduser()
+    folder = path_given(folder)
     stored = model_folder.read_stored(folder)
     name, known = stored.config.model, names() if model is None else [model.name]
     if name not in known:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from anncoder.config import NetworkConfig, TrainingConfig, given, refuse_unused_batches
+from anncoder.config import NetworkConfig, TrainingConfig, given
 from anncoder.data.adata import batches_of
 from anncoder.data.loaders.disk import cached_loader
 from anncoder.data.loaders.gpu import Resident, ResidentLoader
@@ -75,7 +75,6 @@ def prepare(
     factors = size_factors(source.sizes, library_size)
     fitted, held_out = _mask(split.train, source.n_obs), _mask(split.valid, source.n_obs)
     codes, batches = batches_in(source, training.batch_key)
-    refuse_unused_batches(config, training)
     cells = PerCell(factors, codes)
     train = source.loader(cells, fitted, batch_size=given(training.batch_size), seed=training.seed, process=process)
     held_out_cells = source.loader(cells, held_out, batch_size=VALID_BATCH, process=process)
@@ -97,7 +96,7 @@ def refuse_width(config: NetworkConfig, n_vars: int) -> None:
     if config.compresses and config.n_latent >= n_vars:
         what = f"n_latent = {config.n_latent} is not below the number of genes, {n_vars}"
         fewer = max(1, n_vars // 2)
-        remedy = f"set n_latent below the number of genes: n_latent={fewer} (--set n_latent={fewer}), or fit more genes"
+        remedy = f"set n_latent below {n_vars}, such as n_latent={fewer} (--set n_latent={fewer}), or fit more genes"
         raise ConfigError("latent-too-wide", what, "n_latent", remedy)
 
 

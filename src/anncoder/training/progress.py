@@ -109,7 +109,8 @@ class TrainingReport:
         """Say when training stopped and why; warn if it was to go on."""
         if self.shown:
             announce(ending(history))
-        if history.stopped == "max_epochs" and still_improving(history, given(self.training.min_delta)):
+        early = self.training.early_stopping  # who leaves it out has chosen the number of epochs
+        if early and history.stopped == "max_epochs" and still_improving(history, given(self.training.min_delta)):
             logger.warning(
                 "training ended at max_epochs = %d while the loss was still falling: raise max_epochs "
                 "(--set max_epochs=%d)",
