@@ -477,8 +477,8 @@ def test_scaled_values_with_counts_in_raw():
     assert codes(report, "error") == ["not-integer", "negative"]
     assert report.slots == {"X": "scaled", "raw.X": "counts"}
     remedy = problem(report, "negative").remedy
-    assert remedy == "pass adata.raw.to_adata(), whose X holds counts"
-    assert check(adata.raw.to_adata()).ok
+    assert remedy == "pass layer='raw.X' (--layer raw.X), which holds counts, of the genes of raw.var"
+    assert check(adata, layer="raw.X").ok
 
 
 def test_a_missing_layer_names_those_there_are_and_the_counts():

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from anncoder.data.adata import resolve_layer, slot_label
+from anncoder.data.adata import RAW, genes_of, matrix_of, resolve_layer, slot_label
 from anncoder.data.matrix.arrays import Block
 from anncoder.data.matrix.kind import KINDS, Traits, traits
 from anncoder.data.matrix.problems import Judged, Location, Problem, judge, quoted, raise_first
@@ -127,7 +127,7 @@ def check(
     data
         Cells x genes: an AnnData, which may be a view, or the path of an ``.h5ad`` file or ``.zarr`` folder.
     layer
-        The layer that will be used; None and ``"X"`` are ``X``.
+        The layer that will be used; None and ``"X"`` are ``X``, ``"raw.X"`` is the matrix of ``raw``, with its genes.
     counts
         The matrix must hold raw counts, as the count models need. If False, it may hold any finite values.
     integers
@@ -161,13 +161,13 @@ def check_adata(
     layer = resolve_layer(layer, adata.layers)
     where = slot_label(layer)
     others = dict(_other_slots(adata, where))
-    matrix = adata.X if layer is None else adata.layers.get(layer)
+    matrix = matrix_of(adata, layer)
     if matrix is None:
         layers = listed(quoted(name) for name in adata.layers if name is not None)
         raise missing_layer(layer, "AnnData", f"layers: {layers or 'none'}", _holders(others))
-    location = Location(where, adata.obs_names, adata.var_names, counts, lambda: _holders(others), integers)
+    location = Location(where, adata.obs_names, genes_of(adata, layer), counts, lambda: _holders(others), integers)
     judged = judge(matrix, location, logged="log1p" in adata.uns, each=each)
-    return _report(adata.shape, where, judged, others, start)
+    return _report((adata.n_obs, len(location.var_names)), where, judged, others, start)
 
 
 def judge_store(
@@ -292,8 +292,8 @@ def _slots(adata: AnnData, checked: str) -> Iterator[tuple[str, Any]]:
         # anndata 0.13 lists X among the layers, under the name None
         if layer is not None and (slot := slot_label(layer)) != checked:
             yield slot, adata.layers[layer]
-    if "raw.X" in held if on_disk else adata.raw is not None:
-        yield "raw.X", held["raw.X"] if on_disk else adata.raw.X
+    if checked != RAW and (RAW in held if on_disk else adata.raw is not None):
+        yield RAW, held[RAW] if on_disk else matrix_of(adata, RAW)
 
 
 def _holders(table: dict[str, Traits]) -> tuple[str, ...]:

@@ -19,7 +19,15 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix
 
-from anncoder.data.adata import coordinates_of, obs_column, read_matrix, resolve_layer, slot_label
+from anncoder.data.adata import (
+    coordinates_of,
+    genes_of,
+    has_layer,
+    obs_column,
+    read_matrix,
+    resolve_layer,
+    slot_label,
+)
 from anncoder.data.check import check_adata, raise_first, refuse_bad, refuse_empty, that_matter
 from anncoder.data.genes import align
 from anncoder.data.loaders.disk import POOL_BYTES, DiskLoader, prefetched
@@ -117,7 +125,7 @@ class MemorySource:
         report = check_adata(adata, layer, counts=counts, integers=integers, each=each if counts else None)
         raise_first(that_matter(report.problems, adata.n_obs, to_fit))
         self.adata, self.matrix, self.where = adata, read_matrix(adata, layer), slot_label(layer)
-        self.n_obs, self.var_names = adata.n_obs, pd.Index(adata.var_names.astype(str))
+        self.n_obs, self.var_names = adata.n_obs, pd.Index(genes_of(adata, layer).astype(str))
         self.sizes = np.concatenate(sums) if sums else library_sizes(self.matrix) if counts else np.ones(self.n_obs)
         self._stored = Stored.of(self.matrix)  # one for all loaders
 
@@ -289,7 +297,7 @@ def open_source(data: Data, layer: str | None, *, counts: bool, to_fit: bool = T
     data
         AnnData; a path, a glob or a list of paths of ``.h5ad`` files and ``.zarr`` folders; a backed AnnData.
     layer
-        Where the matrix is; None and ``"X"`` for ``X``, as everywhere.
+        Where the matrix is; None and ``"X"`` for ``X``, ``"raw.X"`` for that of ``raw``, as everywhere.
     counts
         Whether it must hold raw counts.
     to_fit
@@ -361,10 +369,10 @@ def open_for_model(
         source = checked(Stores(stores, *genes), counts=counts, to_fit=False, integers=integers)
     else:
         assert isinstance(data, anndata.AnnData)
-        alignment = align(list(genes.names), list(map(str, data.var_names)), allow_missing=genes.allow_missing)
-        if layer_is_of_fit and layer is not None and layer not in data.layers:
+        if layer_is_of_fit and layer is not None and not has_layer(data, layer):
             raise not_as_in_fit(layer, "layers: " + (listed(map(repr, filter(None, data.layers))) or "none"))
         where = resolve_layer(layer, data.layers)
+        alignment = align(list(genes.names), list(map(str, genes_of(data, where))), allow_missing=genes.allow_missing)
         whole = MemorySource(data, where, counts=counts, to_fit=False, integers=integers)
         source = whole.with_matrix(alignment.apply(whole.matrix), counts=counts)
     refuse_empty(source.sizes, source.names, source.where)

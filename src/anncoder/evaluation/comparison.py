@@ -36,7 +36,7 @@ import pandas as pd
 from scipy.sparse import csr_matrix
 
 from anncoder.config import TrainingConfig, given
-from anncoder.data.adata import obs_column
+from anncoder.data.adata import genes_of, obs_column
 from anncoder.data.sources import Data
 from anncoder.data.summary import library_sizes
 from anncoder.errors import ConfigError, InputError
@@ -124,7 +124,7 @@ def evaluate(
     labels
         obs column with the cell types; None for no labels.
     layer
-        Where the counts are; None for the layer of the fit.
+        Where the counts are; None for the layer of the fit, ``"X"`` for ``X``, ``"raw.X"`` for those of ``raw``.
     allow_missing
         Share of the model's genes that may be missing.
     max_cells
@@ -259,7 +259,8 @@ def _only_numbered(model: Autoencoder) -> bool:
 def _same_totals(model: Autoencoder, sample: Sample, cells: Cells) -> bool:
     # cells of other data may have the same names, but have other totals
     known = sample.held_out >= 0
-    all_genes = model.var_names_.isin(sample.adata.var_names.astype(str)).all()
+    here = genes_of(sample.adata, model.layer_ if sample.layer is None else sample.layer)
+    all_genes = model.var_names_.isin(here.astype(str)).all()
     if not (model.reads_counts and len(model.valid_sizes_) and all_genes):
         return not _only_numbered(model)
     sizes = model.valid_sizes_[sample.held_out[known]]

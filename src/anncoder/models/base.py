@@ -162,7 +162,7 @@ class Autoencoder:
             Raw counts, (n_obs, n_vars): AnnData, or, read from disk in blocks, the path of an ``.h5ad`` file or
             ``.zarr`` folder, several in a list or glob, or a backed AnnData.
         layer
-            Where the counts are; None and ``"X"`` for ``X``.
+            Where the counts are; None and ``"X"`` for ``X``, ``"raw.X"`` for those of ``raw`` (and of its genes).
         batch_key
             obs column with the experimental batch, for the models that correct for it.
         max_epochs, max_steps, batch_size, optimizer, learning_rate, weight_decay, beta1, epsilon
@@ -240,7 +240,7 @@ class Autoencoder:
         data
             AnnData or path. Genes are matched by name, in any order; genes the model does not know are left out.
         layer
-            Where the counts are; None for where they were in ``fit``, ``"X"`` for ``X``.
+            Where the counts are; None for where they were in ``fit``, ``"X"`` for ``X``, ``"raw.X"`` for ``raw``.
         allow_missing
             Share of the model's genes that may be missing from the data; their counts are then zero.
 

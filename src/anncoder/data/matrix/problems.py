@@ -120,7 +120,7 @@ def use(slot: str) -> str:
     if slot == "X":
         return "leave out layer (--layer): X holds counts"
     if slot == "raw.X":
-        return "pass adata.raw.to_adata(), whose X holds counts"
+        return "pass layer='raw.X' (--layer raw.X), which holds counts, of the genes of raw.var"
     name = slot.removeprefix("layers[").removesuffix("]")
     return f"pass layer={name} (--layer {name}), which holds counts"
 
@@ -160,7 +160,10 @@ def _name_problems(location: Location) -> Iterator[Problem]:
     if (genes := _repeated(location.var_names)).size:
         what = f"{_several(len(genes), 'gene name occurs', 'gene names occur')} more than once"
         where = f"var_names {listed(map(quoted, genes))}"
-        yield Problem("duplicate-genes", "error", what, where, "adata.var_names_make_unique()")
+        remedy = "adata.var_names_make_unique()"
+        if location.where == "raw.X":  # whose names cannot be set where they are
+            remedy = "raw = adata.raw.to_adata(); raw.var_names_make_unique(); adata.raw = raw"
+        yield Problem("duplicate-genes", "error", what, where, remedy)
     if (cells := _repeated(location.obs_names)).size:
         what = f"{_several(len(cells), 'cell name occurs', 'cell names occur')} more than once"
         where = f"obs_names {listed(map(quoted, cells))}"
