@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from anndata import AnnData
 
@@ -200,9 +199,11 @@ def refuse_bad(
 ) -> tuple[Problem, ...]:
     """Raise the first error in files that will be used together; return the warnings.
 
+    That all cells of one of several files are empty is no error.
+
     ``each`` is called with every block of every file, as in :func:`anncoder.data.matrix.scan.scan`.
     """
-    n_obs, warnings = sum(store.n_obs for store in stores), []
+    n_obs, warnings, all_zero = sum(store.n_obs for store in stores), [], 0
     for store in stores:
         others, of_store = partial(_other_slots_of, store), None if each is None else partial(each, store)
         judged = judge_store(store, others, counts=counts, integers=integers, each=of_store)
@@ -211,7 +212,9 @@ def refuse_bad(
         # one file of several may have a single cell
         matter = that_matter(problems, n_obs, to_fit and n_obs < 2)
         found = [problem._replace(where=f"{store.path.name}: {problem.where}") for problem in matter]
-        raise_first(found)
+        of_zeros = [problem for problem in found if problem.code == "all-zero"]
+        all_zero += len(of_zeros)
+        raise_first(problem for problem in found if all_zero == len(stores) or problem not in of_zeros)
         warnings += [problem for problem in found if problem.severity == "warning"]
     if n_obs < (2 if to_fit else 1):
         what = f"a model needs at least 2 cells, this has {n_obs}"
@@ -246,20 +249,6 @@ def check_matrix(
     """
     judged = judge(matrix, Location(where, pd.Index(obs_names), pd.Index(var_names), counts, integers=integers))
     return judged.problems, judged.traits.kind
-
-
-def refuse_empty(sizes: Any, names: Callable[[Any], pd.Index], where: str) -> None:
-    """Raise an InputError if cells have no count in any of the model's genes.
-
-    ``sizes`` are their totals, (n_obs,), and ``names`` gives the names of some of them.
-    """
-    empty = np.flatnonzero(sizes == 0)
-    if len(empty):
-        what = f"{len(empty):,} cells have no count in any of the model's genes: {listed(names(empty))}"
-        # a filter of all genes would keep a cell whose counts are in genes that the model does not know
-        known = f"adata[:, adata.var_names.isin(model.var_names_)].{where.rsplit(': ', 1)[-1]}"
-        remedy = f"remove them: adata = adata[np.ravel({known}.sum(axis=1)) > 0].copy(), or --drop-empty-cells"
-        raise InputError("empty-cells", what, where, remedy)
 
 
 def _report(shape: tuple[int, ...], where: str, judged: Judged, others: dict[str, Traits], start: float) -> Report:

@@ -28,11 +28,12 @@ from anncoder.data.adata import (
     resolve_layer,
     slot_label,
 )
-from anncoder.data.check import check_adata, raise_first, refuse_bad, refuse_empty, that_matter
+from anncoder.data.check import check_adata, raise_first, refuse_bad, that_matter
 from anncoder.data.genes import align
 from anncoder.data.loaders.disk import POOL_BYTES, DiskLoader, prefetched
 from anncoder.data.loaders.memory import MemoryLoader, Stored
 from anncoder.data.matrix.arrays import Block
+from anncoder.data.matrix.notes import with_counts
 from anncoder.data.matrix.problems import Problem
 from anncoder.data.opening import not_as_in_fit, open_files, open_stores, refuse_twice
 from anncoder.data.store import READ, Store, n_repeated, stacked
@@ -339,7 +340,14 @@ def open_source(data: Data, layer: str | None, *, counts: bool, to_fit: bool = T
 
 @memory_errors("opening the data")
 def open_for_model(
-    data: Data, layer: str | None, genes: Genes, *, counts: bool, layer_is_of_fit: bool, integers: bool = True
+    data: Data,
+    layer: str | None,
+    genes: Genes,
+    *,
+    counts: bool,
+    layer_is_of_fit: bool,
+    integers: bool = True,
+    strict: bool = False,
 ) -> Source:
     """Open and check cells for a fitted model, in its gene order.
 
@@ -353,13 +361,15 @@ def open_for_model(
         Those of the model.
     layer_is_of_fit
         The layer was not asked for: it is where the counts were in ``fit``.
+    strict
+        A cell without any count in these genes is an error.
 
     Raises
     ------
     FileError
         As :func:`open_source`.
     InputError
-        Too many genes are missing, a cell has no count in any of them, or the matrix is not what the model needs.
+        Too many genes are missing, no cell has a count in any of them, or the matrix is not what the model needs.
     """
     source: Source
     stores = None if isinstance(data, Reader) else open_files(data, layer, layer_is_of_fit=layer_is_of_fit)
@@ -375,5 +385,9 @@ def open_for_model(
         alignment = align(list(genes.names), list(map(str, genes_of(data, where))), allow_missing=genes.allow_missing)
         whole = MemorySource(data, where, counts=counts, to_fit=False, integers=integers)
         source = whole.with_matrix(alignment.apply(whole.matrix), counts=counts)
-    refuse_empty(source.sizes, source.names, source.where)
+    consequence = "their latent is that of a cell without counts"
+    n_vars = len(genes.names)
+    with_counts(
+        source.sizes, source.names, source.where, n_vars, strict="model" if strict else "", consequence=consequence
+    )
     return source

@@ -22,6 +22,7 @@ import numpy as np
 from anncoder.config import TrainingConfig, split_settings
 from anncoder.data.adata import genes_of, matrix_of, resolve_layer
 from anncoder.data.check import check
+from anncoder.data.matrix.notes import said_once
 from anncoder.errors import ConfigError, DivergenceError, FileError, InputError
 from anncoder.evaluation.comparison import heldout_score, refuse_none_held_out
 from anncoder.io.atomic import atomic_path
@@ -54,6 +55,7 @@ class Trial(NamedTuple):
     problem: str = ""
 
 
+@said_once()
 def search(
     adata: anndata.AnnData,
     model: str = "count",

@@ -276,7 +276,7 @@ class AutoImpute(Autoencoder):
         matrix.eliminate_zeros()
         if self.config.transform != "none":
             sizes = library_sizes(matrix)
-            matrix.data /= np.repeat(sizes / np.median(sizes), np.diff(matrix.indptr)).astype(np.float32)
+            matrix.data /= np.repeat(sizes / np.median(sizes[sizes > 0]), np.diff(matrix.indptr)).astype(np.float32)
         if self.config.transform == "log1p":
             np.log1p(matrix.data, out=matrix.data)
         return matrix

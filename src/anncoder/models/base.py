@@ -18,7 +18,16 @@ import torch
 from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 
-from anncoder.config import NetworkConfig, OptimizerName, PrecisionName, SplitName, TrainingConfig, given, unknown_key
+from anncoder.config import (
+    EmptyCellsName,
+    NetworkConfig,
+    OptimizerName,
+    PrecisionName,
+    SplitName,
+    TrainingConfig,
+    given,
+    unknown_key,
+)
 from anncoder.data.adata import batch_name, open_data
 from anncoder.data.genes import columns_of
 from anncoder.data.sources import Data, Genes, MemorySource, PerCell, Source, open_for_model, open_source
@@ -126,6 +135,7 @@ class Autoencoder:
         *,
         layer: str | None = None,
         batch_key: str | None = None,
+        empty_cells: EmptyCellsName = "leave-out",
         max_epochs: int | None = None,
         max_steps: int | None = None,
         batch_size: int | None = None,
@@ -165,6 +175,9 @@ class Autoencoder:
             Where the counts are; None and ``"X"`` for ``X``, ``"raw.X"`` for those of ``raw`` (and of its genes).
         batch_key
             obs column with the experimental batch, for the models that correct for it.
+        empty_cells
+            Cells without any count in these genes are left out of the fit, with a warning, and embedded like all
+            others; ``"error"`` refuses them, in the fit and with the fitted model.
         max_epochs, max_steps, batch_size, optimizer, learning_rate, weight_decay, beta1, epsilon
             Most passes over the data, and most minibatches in whole passes (None for any number where the passes are
             given); cells in a minibatch; ``"adam"`` or ``"rmsprop"``, its step size, decay, memory and the number added
@@ -210,7 +223,7 @@ class Autoencoder:
         training = TrainingConfig(**settings).with_defaults_of(self.config)
         with fit_context(training) as process:
             source = open_source(data, layer, counts=self.reads_counts, integers=self.config.integers)
-            split = split_cells(source.n_obs, source.column, training)
+            split = split_cells(source, training)
             ready = prepare(source, split, self.config, training, process)
             start = self._start(source, split, ready, process, checkpoint, progress)
             try:
@@ -425,8 +438,9 @@ class Autoencoder:
     def _source(self, data: Data, layer: str | None, allow_missing: float) -> Source:
         self._network()
         where = self.layer_ if layer is None else layer
-        genes, of_fit, integers = Genes(self.var_names_, allow_missing), layer is None, self.config.integers
-        return open_for_model(data, where, genes, counts=self.reads_counts, layer_is_of_fit=of_fit, integers=integers)
+        genes, counts, integers = Genes(self.var_names_, allow_missing), self.reads_counts, self.config.integers
+        how = {"layer_is_of_fit": layer is None, "integers": integers, "strict": self.training_.empty_cells == "error"}
+        return open_for_model(data, where, genes, counts=counts, **how)
 
 
 def load(folder: str | Path, model: type[Autoencoder] | None = None) -> Autoencoder:
@@ -526,7 +540,10 @@ def expecting(
     def expected(cells: Batch) -> Tensor:
         whole: Tensor = network.denoise(cells) if code is None else network.denoise_as(cells, code)
         mean = whole[:, columns]
-        return mean * cells.size_factor.unsqueeze(1) if scale == "counts" else mean
+        if scale != "counts":
+            return mean
+        filled = cells.counts.row_sums() > 0  # a cell without counts has a library size of 0, but no such size factor
+        return mean * (cells.size_factor * filled).unsqueeze(1)
 
     return expected
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from anncoder.config import TrainingConfig, split_settings, unknown_key
 from anncoder.data.adata import RAW
+from anncoder.data.matrix.notes import said_once
 from anncoder.data.opening import Paths
 from anncoder.data.sources import DiskSource, open_source
 from anncoder.device import refuse_size, threads_set
@@ -38,6 +39,7 @@ from anncoder.tl.slots import denoised_as, next_step, refuse_foreign, sign, targ
 from anncoder.training.progress import announce
 
 
+@said_once()
 def autoencode(
     adata: anndata.AnnData | Paths,
     model: str | Autoencoder = "count",
@@ -141,6 +143,7 @@ def autoencode(
     return target if copy else fitted
 
 
+@said_once()
 def embed(
     adata: anndata.AnnData | Paths,
     model: Autoencoder,
@@ -198,6 +201,7 @@ def embed(
     return target if copy else None
 
 
+@said_once()
 def denoise(
     adata: anndata.AnnData | Paths,
     model: Autoencoder,

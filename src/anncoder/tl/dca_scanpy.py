@@ -18,6 +18,7 @@ from scipy.sparse import csr_matrix
 from anncoder.config import split_settings, unknown_key
 from anncoder.data.adata import read_matrix, slot_label
 from anncoder.data.check import check
+from anncoder.data.matrix.notes import said_once
 from anncoder.data.matrix.problems import use
 from anncoder.data.summary import library_sizes
 from anncoder.device import refuse_size
@@ -74,6 +75,7 @@ class Results(NamedTuple):
     dropout: Array | None = None  # (n_obs, 1) or (n_obs, n_vars)
 
 
+@said_once()
 def dca(
     adata: anndata.AnnData,
     mode: Literal["denoise", "latent"] = "denoise",
@@ -113,7 +115,7 @@ def dca(
     Parameters
     ----------
     adata
-        Raw counts in ``X``, (n_obs, n_vars), without all-zero genes or cells.
+        Raw counts in ``X``, (n_obs, n_vars), without all-zero genes. Cells without counts are left out of the fit.
     mode
         ``"denoise"``, or ``"latent"`` for the low-dimensional representation.
     ae_type
@@ -174,7 +176,7 @@ def dca(
     ConfigError
         A word or a value that does not exist here; a layer ``"dca_counts"`` that holds something else.
     InputError
-        The data are not raw counts, or have all-zero genes or cells.
+        The data are not raw counts, or have all-zero genes.
 
     Examples
     --------

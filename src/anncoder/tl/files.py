@@ -20,6 +20,7 @@ from natsort import natsorted
 
 from anncoder.data.adata import RAW
 from anncoder.data.genes import align
+from anncoder.data.matrix.notes import said_once
 from anncoder.data.opening import Paths, open_files
 from anncoder.data.sources import Data, DiskSource
 from anncoder.data.store import READ, Store
@@ -73,6 +74,7 @@ class Output(NamedTuple):
     n_vars: int
 
 
+@said_once()
 def write_files(
     model: Autoencoder,
     data: Paths,

@@ -248,8 +248,10 @@ def _zero_problems(values: Scan, location: Location) -> Iterator[Problem]:
     if len(cells) and n_vars:
         what = f"{len(cells):,} of {n_obs:,} cells {'is' if len(cells) == 1 else 'are'} zero in every gene"
         where = f"{location.where}, {_listed('cell', cells, location.obs_names)}"
-        severity = "error" if location.counts else "warning"
-        yield Problem("empty-cells", severity, what, where, _drop_empty(location.where))
+        remedy = _drop_empty(location.where)
+        if location.counts:
+            remedy = f"nothing to do, a fit leaves them out; or {remedy}"
+        yield Problem("empty-cells", "warning", what, where, remedy)
     if len(genes) and n_obs:
         what = f"{len(genes):,} of {n_vars:,} genes {'is' if len(genes) == 1 else 'are'} zero in every cell"
         where = f"{location.where}, {_listed('gene', genes, location.var_names)}"
@@ -265,9 +267,9 @@ def _listed(noun: str, positions: Any, names: pd.Index) -> str:
 
 
 def _drop_empty(where: str) -> str:
-    if where.startswith("layers["):
+    if where.startswith("layers[") or where == "raw.X":
         # scanpy's filter looks at X, which may be something else
         drop = f"adata = adata[adata.{where}.sum(axis=1) > 0].copy()"
     else:
         drop = "sc.pp.filter_cells(adata, min_counts=1)"
-    return f"{drop}, or --drop-empty-cells on the command line"
+    return f"{drop}, or --drop-empty-cells"
