@@ -27,6 +27,7 @@ TransformName = Literal["log1p", "normalize", "none"]
 OptimizerName = Literal["adam", "rmsprop"]
 SplitName = Literal["random", "tail"]
 PrecisionName = Literal["float32", "tf32"]
+EmptyCellsName = Literal["leave-out", "error"]
 
 Width = Annotated[int, Field(ge=1, le=65_536)]
 Steps = Annotated[int, Field(ge=0, le=2**31 - 1)]  # as many as a float32 or an integer of torch can be compared with
@@ -257,6 +258,9 @@ class TrainingConfig(Settings):
     ] = None
     reduce_lr_factor: Annotated[float | None, Field(gt=0, lt=1, description="by how much it falls")] = None
     batch_key: Annotated[str | None, Field(description="obs column with the experimental batch")] = None
+    empty_cells: Annotated[
+        EmptyCellsName, Field(description="cells without any count: leave-out of the fit (they are embedded), or error")
+    ] = "leave-out"
     # scikit-learn takes no larger one; a training should not find that out when it is over
     seed: Annotated[int, Field(ge=0, lt=2**32, description="start of every random stream")] = 0
     device: Annotated[str, Field(description="auto, cpu, gpu, cuda, cuda:1, mps")] = "auto"

@@ -163,9 +163,10 @@ class TestTrain:
         counts.X = csr_matrix(dense)
         counts.write_h5ad(tmp_path / "holes.h5ad")
         words = (tmp_path / "holes.h5ad", "-o", tmp_path / "out.h5ad", *QUICK)
-        refused = anncoder("train", *words)
+        refused = anncoder("train", *words, "--set", "empty_cells=error")
         assert refused.exit_code == 4
-        assert "'Cell4', 'Cell51'" in refused.stderr
+        assert not (tmp_path / "out.h5ad").exists()
+        assert "2 of 120 cells have no count in any of the 60 genes (Cell4, Cell51)" in refused.stderr
         assert "--drop-empty-cells" in refused.stderr
         result = anncoder("train", *words, "--drop-empty-cells")
         assert result.exit_code == 0, result.output
@@ -455,7 +456,8 @@ class TestOtherCommands:
         self, anncoder: Run, counts: anndata.AnnData, tmp_path: Path
     ) -> None:
         half = counts[:, 30:].copy()
-        CountAutoencoder(n_latent=3, n_hidden=()).fit(half, max_epochs=1, progress=False).save(tmp_path / "model")
+        model = CountAutoencoder(n_latent=3, n_hidden=())
+        model.fit(half, max_epochs=1, progress=False, empty_cells="error").save(tmp_path / "model")
         dense = counts.X.toarray()
         dense[5, 30:] = 0
         counts.X = dense

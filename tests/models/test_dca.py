@@ -478,7 +478,7 @@ def test_the_remedy_for_counts_elsewhere_can_be_followed(counts: anndata.AnnData
     assert caught.value.remedy == "adata.X = adata.layers['q'].copy(), which holds counts"
     del logs.layers["q"]
     logs.raw = counts
-    with pytest.raises(InputError, match=r"pass adata\.raw\.to_adata\(\)"):
+    with pytest.raises(InputError, match=r"adata = adata\.raw\.to_adata\(\)"):
         tl.dca(logs, mode="latent", **QUICK)
     tl.dca(logs.raw.to_adata(), mode="latent", **QUICK)
 

@@ -321,6 +321,7 @@ def dca(
     learningrate: Annotated[float | None, typer.Option("--learningrate", "-r", help="Step size.")] = None,
     saveweights: Annotated[bool, typer.Option("--saveweights/--no-saveweights", help="Save OUTDIR/model.")] = False,
     checkcounts: Annotated[bool, typer.Option("--checkcounts/--nocheckcounts", help="Refuse other values.")] = True,
+    layer: Layer = None,
     denoisesubset: Annotated[
         Path | None, typer.Option(help="File of the genes to write, one a line.", readable=False)
     ] = None,

@@ -16,7 +16,8 @@ from scipy.sparse import csr_matrix
 
 from anncoder.cli.exit import signals
 from anncoder.config import unknown_key
-from anncoder.data.adata import read_matrix
+from anncoder.data.adata import RAW, matrix_of, read_matrix, resolve_layer, slot_label
+from anncoder.data.check import check
 from anncoder.data.matrix.scan import scan, structure, unreadable
 from anncoder.data.summary import library_sizes
 from anncoder.device import refuse_size
@@ -80,7 +81,7 @@ def own_words() -> Iterator[None]:
 
 
 def _fit_and_write(request: DCARequest, model: DCA, training: dict[str, Any]) -> None:
-    adata = _with_counts(_read(request))
+    adata = _with_counts(_of_layer(_read(request), request.options["layer"]))
     refuse_data(adata, check_counts=model.config.check_counts)
     refuse_unwritable(adata)
     genes = _columns(adata, request.denoisesubset)
@@ -149,6 +150,19 @@ def _read(request: DCARequest) -> anndata.AnnData:
     if request.transpose:
         announce("--transpose has no meaning for an AnnData file, which is cells x genes")
     return read_input(request.data)
+
+
+def _of_layer(adata: anndata.AnnData, layer: str | None) -> anndata.AnnData:
+    # the counts of a layer in the place of X, where this command reads and writes them; raw has genes of its own
+    layer = resolve_layer(layer, adata.layers)
+    if layer is None or matrix_of(adata, layer) is None:
+        check(adata, layer=layer)  # which says which layers there are
+        return adata
+    announce(f"dca.h5ad has the counts of {slot_label(layer)} in X")
+    if layer == RAW:
+        return adata.raw.to_adata()
+    adata.X = adata.layers[layer]
+    return adata
 
 
 def _with_counts(adata: anndata.AnnData) -> anndata.AnnData:

@@ -39,7 +39,7 @@ Outputs = Annotated[
     Path,
     _output("The .h5ad file to write; or, of one input or several, a folder, in which each keeps its name."),
 ]
-Layer = Annotated[str | None, typer.Option(help="Layer that holds the counts; X if not given.")]
+Layer = Annotated[str | None, typer.Option(help="Layer that holds the counts, or raw.X; X if not given.")]
 Key = Annotated[str, typer.Option(help="Name of the results: obsm['X_KEY'], uns['KEY'], layers['KEY_denoised'].")]
 InPlace = Annotated[bool, typer.Option("--in-place", help="Let the output replace the input.")]
 DropEmpty = Annotated[bool, typer.Option("--drop-empty-cells", help="Leave out cells without any count.")]

@@ -18,6 +18,9 @@ from anncoder.data.matrix.arrays import OnDisk, canonical
 from anncoder.data.matrix.problems import quoted
 from anncoder.errors import ConfigError, FileError, InputError, listed
 
+RAW = "raw.X"
+"""Stands for the matrix of ``adata.raw`` where a layer is named; it has genes of its own, those of ``raw.var``."""
+
 
 def open_data(data: anndata.AnnData | str | Path) -> anndata.AnnData:
     """Return an AnnData: the one given, or the one in an ``.h5ad`` or ``.zarr`` file.
@@ -97,14 +100,21 @@ def damaged(path: Path, why: str) -> FileError:
 
 
 def read_matrix(adata: anndata.AnnData, layer: str | None) -> csr_matrix:
-    """Return ``X`` or a layer as a float32 CSR matrix with sorted, unique indices; the user's is not touched.
+    """Return a matrix as float32 CSR with sorted, unique indices; ``layer`` as in :func:`matrix_of`.
+
+    The user's is not touched.
 
     Raises
     ------
     InputError
         There is no such layer, or no ``X``.
     """
-    matrix = _slot(adata, layer)
+    matrix = matrix_of(adata, layer)
+    if matrix is None:
+        layers = [str(name) for name in adata.layers if name is not None]
+        what = f"there is no {slot_label(layer)}"
+        raise InputError("missing-layer", what, slot_label(layer), f"layers here: {', '.join(layers) or 'none'}")
+    matrix = matrix if issparse(matrix) else np.asarray(matrix)
     if isinstance(matrix, csr_matrix) and matrix.dtype == np.float32:
         # another object: the user's would remember what is found out about it
         view = csr_matrix((matrix.data, matrix.indices, matrix.indptr), shape=matrix.shape, copy=False)
@@ -114,31 +124,56 @@ def read_matrix(adata: anndata.AnnData, layer: str | None) -> csr_matrix:
     return matrix
 
 
+def matrix_of(adata: anndata.AnnData, layer: str | None) -> Any:
+    """Return ``X`` (None), the matrix of ``raw`` (:data:`RAW`) or a layer as it is; None if there is no such slot."""
+    if layer == RAW:
+        raw = adata.raw
+        matrix: Any = None if raw is None else raw.X
+        # of a backed AnnData anndata gives what is on disk
+        return matrix.to_memory() if hasattr(matrix, "to_memory") else matrix
+    return adata.X if layer is None else adata.layers.get(layer)
+
+
+def genes_of(adata: anndata.AnnData, layer: str | None) -> pd.Index:
+    """Return the names of the genes of a matrix, as they are: those of ``raw`` are its own."""
+    return adata.raw.var_names if layer == RAW and adata.raw is not None else adata.var_names
+
+
+def var_of(adata: anndata.AnnData, layer: str | None) -> pd.DataFrame:
+    """Return the table of the genes of a matrix: that of ``raw`` is its own."""
+    return adata.raw.var if layer == RAW and adata.raw is not None else adata.var
+
+
+def has_layer(adata: anndata.AnnData, layer: str) -> bool:
+    """Tell whether there is a layer of this name, or, for :data:`RAW`, a raw matrix."""
+    return adata.raw is not None if layer == RAW else layer in adata.layers
+
+
 def slot_label(layer: str | None) -> str:
     """Return the name of a matrix as messages and :func:`anncoder.check` give it."""
+    if layer == RAW:
+        return RAW
     return "X" if layer is None else f"layers[{quoted(layer, 80)}]"
 
 
 def resolve_layer(layer: str | None, layers: Collection[str]) -> str | None:
-    """Return the layer that a user means: ``"X"`` stands for ``X``, which is None here.
+    """Return the layer that a user means: ``"X"`` stands for ``X``, which is None here, ``"raw.X"`` for itself.
 
     Raises
     ------
     ConfigError
         It is no name.
     InputError
-        ``layers``, which the data have, include one that is called "X".
+        ``layers``, which the data have, include one that is called "X", or "raw.X", and this is what was asked for.
     """
     if layer is not None and not isinstance(layer, str):
         what = f"layer = {layer!r} is not the name of a layer"
         raise ConfigError("bad-value", what, "layer", "name a single layer, such as layer='counts'; None is X")
-    if layer != "X":
-        return layer
-    if "X" in layers:
-        what = "layer='X' means X, and there is a layer of that name too"
-        remedy = "give the layer another name: adata.layers['counts'] = adata.layers.pop('X')"
-        raise InputError("ambiguous-layer", what, "layers['X']", remedy)
-    return None
+    if layer in ("X", RAW) and layer in layers:
+        what = f"layer={layer!r} means {layer}, and there is a layer of that name too"
+        remedy = f"give the layer another name: adata.layers['counts'] = adata.layers.pop({layer!r})"
+        raise InputError("ambiguous-layer", what, f"layers[{layer!r}]", remedy)
+    return None if layer == "X" else layer
 
 
 def obs_column(adata: anndata.AnnData, key: Any, *, what: str) -> Any:
@@ -252,15 +287,6 @@ def batches_of(column: Any, key: str, known: Sequence[str] | None) -> tuple[np.n
 def batch_name(batch: object) -> str:
     """Return the name of a batch, or of another group of cells: a whole number has one, as an integer or as a float."""
     return str(int(batch) if isinstance(batch, float | np.floating) and batch.is_integer() else batch)
-
-
-def _slot(adata: anndata.AnnData, layer: str | None) -> Any:
-    matrix = adata.X if layer is None else adata.layers.get(layer)
-    if matrix is None:
-        layers = [str(name) for name in adata.layers if name is not None]
-        what = f"there is no {slot_label(layer)}"
-        raise InputError("missing-layer", what, slot_label(layer), f"layers here: {', '.join(layers) or 'none'}")
-    return matrix if issparse(matrix) else np.asarray(matrix)
 
 
 def _refuse_foreign_file(path: Path) -> None:

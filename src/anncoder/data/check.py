@@ -15,12 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from anndata import AnnData
 
 from anncoder.config import NetworkConfig
-from anncoder.data.adata import resolve_layer, slot_label
+from anncoder.data.adata import RAW, genes_of, matrix_of, resolve_layer, slot_label, var_of
 from anncoder.data.matrix.arrays import Block
 from anncoder.data.matrix.kind import KINDS, Traits, traits
 from anncoder.data.matrix.problems import Judged, Location, Problem, judge, quoted, raise_first
@@ -138,7 +137,7 @@ def check(
     data
         Cells x genes: an AnnData, which may be a view, or the path of an ``.h5ad`` file or ``.zarr`` folder.
     layer
-        The layer that will be used; None and ``"X"`` are ``X``.
+        The layer that will be used; None and ``"X"`` are ``X``, ``"raw.X"`` is the matrix of ``raw``, with its genes.
     counts
         The matrix must hold raw counts, as the count models need. If False, it may hold any finite values.
     integers
@@ -173,14 +172,14 @@ def check_adata(
     layer = resolve_layer(layer, adata.layers)
     where = slot_label(layer)
     others = dict(_other_slots(adata, where))
-    matrix = adata.X if layer is None else adata.layers.get(layer)
+    matrix = matrix_of(adata, layer)
     if matrix is None:
         layers = listed(quoted(name) for name in adata.layers if name is not None)
         raise missing_layer(layer, "AnnData", f"layers: {layers or 'none'}", _holders(others))
-    location = Location(where, adata.obs_names, adata.var_names, counts, lambda: _holders(others), integers)
+    location = Location(where, adata.obs_names, genes_of(adata, layer), counts, lambda: _holders(others), integers)
     judged = judge(matrix, location, logged="log1p" in adata.uns, each=each)
-    warned = with_warnings(judged, fit_warnings(adata.shape, adata.var.get))
-    return _report(adata.shape, where, warned, others, start)
+    shape, var = (adata.n_obs, len(location.var_names)), var_of(adata, layer)
+    return _report(shape, where, with_warnings(judged, fit_warnings(shape, var.get)), others, start)
 
 
 def fit_warnings(shape: tuple[int, int], column: Callable[[str], Any]) -> tuple[Problem, ...]:
@@ -249,9 +248,11 @@ def refuse_bad(
 ) -> tuple[Problem, ...]:
     """Raise the first error in files that will be used together; return the warnings.
 
+    That all cells of one of several files are empty is no error.
+
     ``each`` is called with every block of every file, as in :func:`anncoder.data.matrix.scan.scan`.
     """
-    n_obs, warnings = sum(store.n_obs for store in stores), []
+    n_obs, warnings, all_zero = sum(store.n_obs for store in stores), [], 0
     for store in stores:
         others, of_store = partial(_other_slots_of, store), None if each is None else partial(each, store)
         judged = judge_store(store, others, counts=counts, integers=integers, each=of_store)
@@ -260,7 +261,9 @@ def refuse_bad(
         # one file of several may have a single cell
         matter = that_matter(problems, n_obs, to_fit and n_obs < 2)
         found = [problem._replace(where=f"{store.path.name}: {problem.where}") for problem in matter]
-        raise_first(found)
+        of_zeros = [problem for problem in found if problem.code == "all-zero"]
+        all_zero += len(of_zeros)
+        raise_first(problem for problem in found if all_zero == len(stores) or problem not in of_zeros)
         warnings += [problem for problem in found if problem.severity == "warning"]
     if n_obs < (2 if to_fit else 1):
         what = f"a model needs at least 2 cells, this has {n_obs}"
@@ -297,21 +300,6 @@ def check_matrix(
     return judged.problems, judged.traits.kind
 
 
-def refuse_empty(sizes: Any, names: Callable[[Any], pd.Index], where: str) -> None:
-    """Raise an InputError if cells have no count in any of the model's genes.
-
-    ``sizes`` are their totals, (n_obs,), and ``names`` gives the names of some of them.
-    """
-    empty = np.flatnonzero(sizes == 0)
-    if len(empty):
-        have = "has" if len(empty) == 1 else "have"
-        what = f"{counted(len(empty), 'cell')} {have} no count in any of the model's genes: {listed(names(empty))}"
-        # a filter of all genes would keep a cell whose counts are in genes that the model does not know
-        known = f"adata[:, adata.var_names.isin(model.var_names_)].{where.rsplit(': ', 1)[-1]}"
-        remedy = f"remove them: adata = adata[np.ravel({known}.sum(axis=1)) > 0].copy(), or --drop-empty-cells"
-        raise InputError("empty-cells", what, where, remedy)
-
-
 def _report(shape: tuple[int, ...], where: str, judged: Judged, others: dict[str, Traits], start: float) -> Report:
     table, seconds = {where: judged.traits, **others}, time.perf_counter() - start
     return Report(shape[0], shape[1], judged.n_stored, where, table, judged.problems, seconds)
@@ -342,8 +330,8 @@ def _slots(adata: AnnData, checked: str) -> Iterator[tuple[str, Any]]:
         # anndata 0.13 lists X among the layers, under the name None
         if layer is not None and (slot := slot_label(layer)) != checked:
             yield slot, adata.layers[layer]
-    if "raw.X" in held if on_disk else adata.raw is not None:
-        yield "raw.X", held["raw.X"] if on_disk else adata.raw.X
+    if checked != RAW and (RAW in held if on_disk else adata.raw is not None):
+        yield RAW, held[RAW] if on_disk else matrix_of(adata, RAW)
 
 
 def _holders(table: dict[str, Traits]) -> tuple[str, ...]:

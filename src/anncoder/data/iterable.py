@@ -113,7 +113,8 @@ class BlockSource:
         for raw, rows in self._raw():
             names = {"obs_names": self.names(rows), "var_names": given.var_names}
             found, _ = check_matrix(raw, **names, where=self.where, counts=counts, integers=integers)
-            raise_first(problem for problem in found if problem.code != "too-few-cells")
+            # of a block: others may have more cells, and cells with counts
+            raise_first(problem for problem in found if problem.code not in ("too-few-cells", "all-zero"))
             if counts:
                 self.sizes[rows] = library_sizes(self._aligned(raw))
 

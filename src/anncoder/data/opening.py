@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import anndata
 import h5py
 
-from anncoder.data.adata import checked_path, damaged, first_line, resolve_layer, slot_label
+from anncoder.data.adata import RAW, checked_path, damaged, first_line, resolve_layer, slot_label
 from anncoder.data.store import Backed, Store
 from anncoder.errors import ConfigError, FileError, InputError
 
@@ -19,9 +19,10 @@ Paths: TypeAlias = str | Path | Sequence[str | Path]
 
 
 def open_stores(data: Any, layer: str | None) -> list[Store] | None:
-    """Open what is on disk: a path, a glob, a list of them, or the X of a backed AnnData; None for what is in memory.
+    """Open what is on disk: a path, a glob, a list of them, X or raw of a backed AnnData; None for what is in memory.
 
-    What is open already, a list of stores, is returned as it is. ``layer`` is None or ``"X"`` for ``X``.
+    What is open already, a list of stores, is returned as it is. ``layer`` is None or ``"X"`` for ``X``, ``"raw.X"``
+    for the matrix of ``raw``.
 
     Raises
     ------
@@ -33,14 +34,15 @@ def open_stores(data: Any, layer: str | None) -> list[Store] | None:
     if isinstance(data, anndata.AnnData):
         if data.isbacked and not data.is_view and not data.file.is_open:
             data.file.open()
-        # of a backed AnnData X alone is in its file: its layers are in memory, as all of a view is once it is touched
-        on_disk = data.isbacked and not data.is_view and resolve_layer(layer, data.layers) is None
-        return [Backed(data)] if on_disk else None
+        # of a backed AnnData X and raw are in its file: its layers are in memory, as all of a view is once touched
+        where = resolve_layer(layer, data.layers)
+        return [Backed(data, where)] if data.isbacked and not data.is_view and where in (None, RAW) else None
     if isinstance(data, list) and data and all(isinstance(item, Store) for item in data):
         return list(data)
     files = ((_open(path), path) for path in paths_of(data))
     return [
-        Store(file, path, resolve_layer(layer, file.get("layers", ()) if layer == "X" else ())) for file, path in files
+        Store(file, path, resolve_layer(layer, file.get("layers", ()) if layer in ("X", RAW) else ()))
+        for file, path in files
     ]
 
 

@@ -19,20 +19,29 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix
 
-from anncoder.data.adata import coordinates_of, obs_column, read_matrix, resolve_layer, slot_label
+from anncoder.data.adata import (
+    coordinates_of,
+    genes_of,
+    has_layer,
+    obs_column,
+    read_matrix,
+    resolve_layer,
+    slot_label,
+    var_of,
+)
 from anncoder.data.check import (
     NARROW,
     check_adata,
     fit_warnings,
     raise_first,
     refuse_bad,
-    refuse_empty,
     that_matter,
 )
 from anncoder.data.genes import align
 from anncoder.data.loaders.disk import POOL_BYTES, DiskLoader, prefetched
 from anncoder.data.loaders.memory import MemoryLoader, Stored
 from anncoder.data.matrix.arrays import Block
+from anncoder.data.matrix.notes import with_counts
 from anncoder.data.matrix.problems import Problem
 from anncoder.data.opening import not_as_in_fit, open_files, open_stores, refuse_twice
 from anncoder.data.store import READ, Store, n_repeated, stacked
@@ -125,7 +134,7 @@ class MemorySource:
         report = check_adata(adata, layer, counts=counts, integers=integers, each=each if counts else None)
         raise_first(that_matter(report.problems, adata.n_obs, to_fit))
         self.adata, self.matrix, self.where = adata, read_matrix(adata, layer), slot_label(layer)
-        self.n_obs, self.var_names = adata.n_obs, pd.Index(adata.var_names.astype(str))
+        self.n_obs, self.var_names = adata.n_obs, pd.Index(genes_of(adata, layer).astype(str))
         self.sizes = np.concatenate(sums) if sums else library_sizes(self.matrix) if counts else np.ones(self.n_obs)
         self._stored = Stored.of(self.matrix)  # one for all loaders
 
@@ -304,7 +313,7 @@ def open_source(data: Data, layer: str | None, *, counts: bool, to_fit: bool = T
     data
         AnnData; a path, a glob or a list of paths of ``.h5ad`` files and ``.zarr`` folders; a backed AnnData.
     layer
-        Where the matrix is; None and ``"X"`` for ``X``, as everywhere.
+        Where the matrix is; None and ``"X"`` for ``X``, ``"raw.X"`` for that of ``raw``, as everywhere.
     counts
         Whether it must hold raw counts.
     to_fit
@@ -327,7 +336,7 @@ def open_source(data: Data, layer: str | None, *, counts: bool, to_fit: bool = T
         where = resolve_layer(layer, data.layers)
         if to_fit:
             source = MemorySource(data, where, counts=counts, to_fit=to_fit, integers=integers)
-            log_warnings(data.shape, data.var.get)
+            log_warnings((source.n_obs, len(source.var_names)), var_of(data, where).get)
             return source
         return MemorySource(data, where, counts=counts, to_fit=to_fit, integers=integers)
     if to_fit:
@@ -352,7 +361,14 @@ def open_source(data: Data, layer: str | None, *, counts: bool, to_fit: bool = T
 
 @memory_errors("opening the data")
 def open_for_model(
-    data: Data, layer: str | None, genes: Genes, *, counts: bool, layer_is_of_fit: bool, integers: bool = True
+    data: Data,
+    layer: str | None,
+    genes: Genes,
+    *,
+    counts: bool,
+    layer_is_of_fit: bool,
+    integers: bool = True,
+    strict: bool = False,
 ) -> Source:
     """Open and check cells for a fitted model, in its gene order.
 
@@ -366,13 +382,15 @@ def open_for_model(
         Those of the model.
     layer_is_of_fit
         The layer was not asked for: it is where the counts were in ``fit``.
+    strict
+        A cell without any count in these genes is an error.
 
     Raises
     ------
     FileError
         As :func:`open_source`.
     InputError
-        Too many genes are missing, a cell has no count in any of them, or the matrix is not what the model needs.
+        Too many genes are missing, no cell has a count in any of them, or the matrix is not what the model needs.
     """
     source: Source
     stores = None if isinstance(data, Reader) else open_files(data, layer, layer_is_of_fit=layer_is_of_fit)
@@ -382,11 +400,15 @@ def open_for_model(
         source = checked(Stores(stores, *genes), counts=counts, to_fit=False, integers=integers)
     else:
         assert isinstance(data, anndata.AnnData)
-        alignment = align(list(genes.names), list(map(str, data.var_names)), allow_missing=genes.allow_missing)
-        if layer_is_of_fit and layer is not None and layer not in data.layers:
+        if layer_is_of_fit and layer is not None and not has_layer(data, layer):
             raise not_as_in_fit(layer, "layers: " + (listed(map(repr, filter(None, data.layers))) or "none"))
         where = resolve_layer(layer, data.layers)
+        alignment = align(list(genes.names), list(map(str, genes_of(data, where))), allow_missing=genes.allow_missing)
         whole = MemorySource(data, where, counts=counts, to_fit=False, integers=integers)
         source = whole.with_matrix(alignment.apply(whole.matrix), counts=counts)
-    refuse_empty(source.sizes, source.names, source.where)
+    consequence = "their latent is that of a cell without counts"
+    n_vars = len(genes.names)
+    with_counts(
+        source.sizes, source.names, source.where, n_vars, strict="model" if strict else "", consequence=consequence
+    )
     return source

@@ -19,7 +19,7 @@ import pandas as pd
 from scipy.sparse import csc_matrix, csr_matrix
 
 from anncoder.config import unknown_key
-from anncoder.data.adata import coordinates_of, damaged, first_line, slot_label
+from anncoder.data.adata import RAW, coordinates_of, damaged, first_line, slot_label, var_of
 from anncoder.data.direct_read import Extents, unwritten
 from anncoder.data.matrix.arrays import Block, OnDisk, compressed_chunk
 from anncoder.data.matrix.kind import traits
@@ -43,7 +43,7 @@ class Store:
     path
         Where it is, for messages and to see that it does not change.
     layer
-        None for ``X``.
+        None for ``X``, ``"raw.X"`` for the matrix of ``raw``.
 
     Attributes
     ----------
@@ -55,6 +55,8 @@ class Store:
         Which of them are left, (n_obs,) ascending; None for all.
     var_names
         Names of its genes, (n_vars,).
+    own_genes
+        Names of the genes of ``var``, which are those of the matrix but where that is of ``raw``.
     chunk_rows
         How many rows a compressed chunk holds, which is read as a whole; 1 where nothing is compressed.
     """
@@ -66,8 +68,9 @@ class Store:
         self._by_cell: csr_matrix | None = None
         with self.errors():
             self._refuse_old()
-            self.var_names = pd.Index(index_of(root["var"])[:]).astype(str)
+            self.own_genes = self._own_genes()
             self.matrix = OnDisk(self._element())
+            self.var_names = self.own_genes if layer != RAW else self._raw_genes()
             if self.matrix.ndim == 2:
                 self.n_obs, self.n_vars = self.matrix.shape
         self._refuse_matrix()
@@ -187,6 +190,12 @@ class Store:
             self.refuse_change()
             raise damaged(self.path, first_line(error)) from error
 
+    def _own_genes(self) -> pd.Index:
+        return pd.Index(index_of(self.root["var"])[:]).astype(str)
+
+    def _raw_genes(self) -> pd.Index:
+        return pd.Index(index_of(self.root[_raw_parts(self.root)[1]])[:]).astype(str)
+
     def _columns(self) -> list[str]:
         names = self.root["obs"].attrs.get("column-order", [])
         return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
@@ -195,7 +204,8 @@ class Store:
         return anndata.io.read_elem(self.root["obs"][key])
 
     def _var_column(self, key: str) -> Any:
-        return anndata.io.read_elem(self.root["var"][key]) if key in self.root["var"] else None
+        var = self.root[_raw_parts(self.root)[1] if self.layer == RAW else "var"]
+        return anndata.io.read_elem(var[key]) if not isinstance(var, h5py.Dataset) and key in var else None
 
     def _coordinates(self, key: str) -> Mapping[str, Any]:
         slots = dict(self.root["obsm"]) if "obsm" in self.root else {}
@@ -208,7 +218,7 @@ class Store:
             raise FileError("old-layout", what, str(self.path), remedy)
 
     def _element(self) -> Any:
-        where = "X" if self.layer is None else f"layers/{self.layer}"
+        where = _raw_parts(self.root)[0] if self.layer == RAW else _place(self.layer)
         if where in self.root and self.root[where].attrs.get("encoding-type") != "null":
             return self.root[where]
         found = dict(self.slots())
@@ -276,7 +286,9 @@ class Store:
 
 def missing_layer(layer: str | None, data: str, where: str, holders: Sequence[str]) -> InputError:
     """Return the error for data that lack a layer, or X; ``holders`` are their slots with counts."""
-    what = f"this {data} has no X" if layer is None else f"there is no layer {quoted(layer)}"
+    what = f"there is no layer {quoted(layer)}"
+    if layer in (None, RAW):
+        what = f"this {data} has no {'X' if layer is None else 'raw'}"
     remedy = use(holders[0]) if holders else "pass one of the layers, or none to use X; none holds counts"
     return InputError("missing-layer", what, where, remedy)
 
@@ -288,12 +300,19 @@ def slots_of(root: Any) -> Iterator[tuple[str, OnDisk]]:
     if "layers" in root:
         for layer in root["layers"]:
             yield slot_label(layer), OnDisk(root["layers"][layer])
-    if "raw" in root and "X" in root["raw"]:
-        yield "raw.X", OnDisk(root["raw"]["X"])
+    if (raw := _raw_parts(root)[0]) in root:
+        yield RAW, OnDisk(root[raw])
+
+
+def _raw_parts(root: Any) -> tuple[str, str]:
+    """Return the paths of the matrix of ``raw``, if there is one, and of its genes."""
+    return ("raw.X", "raw.var") if "raw.X" in root else ("raw/X", "raw/var")  # the first: files of before anndata 0.7
 
 
 def index_of(frame: Any) -> Any:
     """Return the array that holds the index of a stored data frame."""
+    if getattr(frame.dtype if hasattr(frame, "dtype") else None, "names", None):  # a table of before anndata 0.7
+        return np.char.decode(np.asarray(frame[frame.dtype.names[0]], dtype="S"))
     index = frame[frame.attrs.get("_index", "_index")]
     values = index["values"] if hasattr(index, "keys") else index  # a nullable array is a group of values and mask
     return values.asstr() if isinstance(values, h5py.Dataset) and h5py.check_string_dtype(values.dtype) else values
@@ -313,11 +332,17 @@ def _stamp(path: Path, layer: str | None) -> tuple[int, int]:
     # of a zarr folder also the files of the matrix, which are written one by one
     try:
         states = [path.stat()]
-        if path.is_dir() and ".." not in (parts := ("X",) if layer is None else ("layers", *layer.split("/"))):
+        if path.is_dir() and ".." not in (parts := _place(layer).split("/")):
             states += _states(path.joinpath(*parts))
     except OSError:
         return 0, -1
     return max(state.st_mtime_ns for state in states), sum(state.st_size for state in states)
+
+
+def _place(layer: str | None) -> str:
+    if layer == RAW:
+        return "raw/X"
+    return "X" if layer is None else f"layers/{layer}"
 
 
 def _states(folder: Path) -> Iterator[os.stat_result]:
@@ -395,18 +420,25 @@ def n_repeated(stores: list[Store], sizes: Array) -> int:
 
 
 class Backed(Store):
-    """The cells of a backed AnnData: X is read from its file, all else is what the object holds.
+    """The cells of a backed AnnData: X, or raw, is read from its file, all else is what the object holds.
 
     Parameters
     ----------
     adata
         Backed, and no view.
+    layer
+        None for ``X``, ``"raw.X"`` for the matrix of ``raw``.
     """
 
-    def __init__(self, adata: anndata.AnnData) -> None:
+    def __init__(self, adata: anndata.AnnData, layer: str | None = None) -> None:
         self.adata = adata
-        super().__init__(adata.file, Path(str(adata.filename)), None)
-        self.var_names = pd.Index(adata.var_names.astype(str))
+        super().__init__(adata.file, Path(str(adata.filename)), layer)
+
+    def _own_genes(self) -> pd.Index:
+        return pd.Index(self.adata.var_names.astype(str))
+
+    def _raw_genes(self) -> pd.Index:
+        return pd.Index(self.adata.raw.var_names.astype(str))
 
     def index(self) -> Any:
         """Return the names of all cells, (n,)."""
@@ -431,7 +463,7 @@ class Backed(Store):
         return self.adata.obs[key]
 
     def _var_column(self, key: str) -> Any:
-        return self.adata.var.get(key)
+        return var_of(self.adata, self.layer).get(key)
 
     def _coordinates(self, key: str) -> Mapping[str, Any]:
         return dict(self.adata.obsm)

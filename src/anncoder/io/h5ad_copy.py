@@ -91,7 +91,7 @@ def _axes_of_cells(path: str) -> tuple[int, ...]:
     head, _, rest = path.partition("/")
     if rest.startswith("__categories"):  # older files keep the names of categories there
         return ()
-    if path in ("X", "raw/X") or (head in ("obs", "obsm", "layers") and rest):
+    if path in ("X", "raw/X", "raw.X") or (head in ("obs", "obsm", "layers") and rest):
         return (0,)
     return (0, 1) if head == "obsp" and rest else ()
 

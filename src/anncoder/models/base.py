@@ -19,6 +19,7 @@ from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 
 from anncoder.config import (
+    EmptyCellsName,
     NetworkConfig,
     OptimizerName,
     PrecisionName,
@@ -135,6 +136,7 @@ class Autoencoder:
         *,
         layer: str | None = None,
         batch_key: str | None = None,
+        empty_cells: EmptyCellsName = "leave-out",
         max_epochs: int | None = None,
         max_steps: int | None = None,
         batch_size: int | None = None,
@@ -171,9 +173,12 @@ class Autoencoder:
             Raw counts, (n_obs, n_vars): AnnData, or, read from disk in blocks, the path of an ``.h5ad`` file or
             ``.zarr`` folder, several in a list or glob, or a backed AnnData.
         layer
-            Where the counts are; None and ``"X"`` for ``X``.
+            Where the counts are; None and ``"X"`` for ``X``, ``"raw.X"`` for those of ``raw`` (and of its genes).
         batch_key
             obs column with the experimental batch, for the models that correct for it.
+        empty_cells
+            Cells without any count in these genes are left out of the fit, with a warning, and embedded like all
+            others; ``"error"`` refuses them, in the fit and with the fitted model.
         max_epochs, max_steps, batch_size, optimizer, learning_rate, weight_decay, beta1, epsilon
             Most passes over the data, and most minibatches in whole passes (None for any number where the passes are
             given); cells in a minibatch; ``"adam"`` or ``"rmsprop"``, its step size, decay, memory and the number added
@@ -219,7 +224,7 @@ class Autoencoder:
         training = TrainingConfig(**settings).with_defaults_of(self.config)
         with fit_context(training) as process:
             source = open_source(data, layer, counts=self.reads_counts, integers=self.config.integers)
-            split = split_cells(source.n_obs, source.column, training)
+            split = split_cells(source, training)
             ready = prepare(source, split, self.config, training, process)
             start = self._start(source, split, ready, process, checkpoint, progress)
             try:
@@ -265,7 +270,7 @@ class Autoencoder:
         data
             AnnData or path. Genes are matched by name, in any order; genes the model does not know are left out.
         layer
-            Where the counts are; None for where they were in ``fit``, ``"X"`` for ``X``.
+            Where the counts are; None for where they were in ``fit``, ``"X"`` for ``X``, ``"raw.X"`` for ``raw``.
         allow_missing
             Share of the model's genes that may be missing from the data; their counts are then zero.
 
@@ -452,8 +457,9 @@ class Autoencoder:
     def _source(self, data: Data, layer: str | None, allow_missing: float) -> Source:
         self._network()
         where = self.layer_ if layer is None else layer
-        genes, of_fit, integers = Genes(self.var_names_, allow_missing), layer is None, self.config.integers
-        return open_for_model(data, where, genes, counts=self.reads_counts, layer_is_of_fit=of_fit, integers=integers)
+        genes, counts, integers = Genes(self.var_names_, allow_missing), self.reads_counts, self.config.integers
+        how = {"layer_is_of_fit": layer is None, "integers": integers, "strict": self.training_.empty_cells == "error"}
+        return open_for_model(data, where, genes, counts=counts, **how)
 
 
 def load(folder: str | Path, model: type[Autoencoder] | None = None, *, device: str = "cpu") -> Autoencoder:
@@ -557,7 +563,10 @@ def expecting(
     def expected(cells: Batch) -> Tensor:
         whole: Tensor = network.denoise(cells) if code is None else network.denoise_as(cells, code)
         mean = whole[:, columns]
-        return mean * cells.size_factor.unsqueeze(1) if scale == "counts" else mean
+        if scale != "counts":
+            return mean
+        filled = cells.counts.row_sums() > 0  # a cell without counts has a library size of 0, but no such size factor
+        return mean * (cells.size_factor * filled).unsqueeze(1)
 
     return expected
 

@@ -18,7 +18,9 @@ import pandas as pd
 from anndata.io import read_elem, write_elem
 from natsort import natsorted
 
+from anncoder.data.adata import RAW
 from anncoder.data.genes import align
+from anncoder.data.matrix.notes import said_once
 from anncoder.data.opening import Paths, open_files
 from anncoder.data.sources import Data, DiskSource
 from anncoder.data.store import READ, Store
@@ -73,6 +75,7 @@ class Output(NamedTuple):
     n_vars: int
 
 
+@said_once()
 def write_files(
     model: Autoencoder,
     data: Paths,
@@ -113,14 +116,14 @@ def write_files(
     if wanted.scale is not None:
         for store in files.stores:
             try:
-                refuse_unknown_genes(model, store.var_names, allow_missing)
+                refuse_unknown_genes(model, store.own_genes, allow_missing)
             except InputError as error:
                 error.where = f"{store.path}: {error.where}"  # of many files, which
                 raise
     source = model._source(files.stores, layer, allow_missing)
     assert isinstance(source, DiskSource)
     write_results(model, source, files.outputs, wanted)
-    return [Output(path, store.n_obs, store.n_vars) for store, path in zip(*files, strict=True)]
+    return [Output(path, store.n_obs, len(store.own_genes)) for store, path in zip(*files, strict=True)]
 
 
 def open_files_for(
@@ -146,7 +149,7 @@ def open_files_for(
     wanted
         What will be written.
     layer
-        Where the counts are; None and "X" for ``X``.
+        Where the counts are; None and "X" for ``X``, "raw.X" for those of ``raw``.
     fitted
         The layer is the one the model was fitted on, not one that was asked for.
     drop_empty
@@ -173,6 +176,8 @@ def open_files_for(
     for store in stores:
         with store.errors():
             refuse_foreign(store.root, wanted.key, model)
+        if wanted.scale is not None and genes is None:
+            refuse_genes_outside_raw(store.own_genes, store.var_names)
     _refuse_full_disk(stores, outputs[0].parent, n_latent=model.config.width, denoised=wanted.scale is not None)
     if drop_empty:
         leave_out_empty(stores, genes)
@@ -200,6 +205,23 @@ def refuse_unknown_genes(model: Autoencoder, var_names: pd.Index, allow_missing:
         raise InputError("unknown-genes", what, "var_names", remedy)
 
 
+def refuse_genes_outside_raw(var_names: pd.Index, raw_names: pd.Index) -> None:
+    """Raise an InputError unless a model of the genes of ``raw`` will know all genes of ``var``."""
+    n_outside = int((~var_names.isin(raw_names)).sum())
+    if n_outside:
+        what = f"{n_outside:,} of the genes of var are not in raw.var: a denoised layer has all genes of var"
+        remedy = "adata = adata[:, adata.var_names.isin(adata.raw.var_names)].copy()"
+        raise InputError("unknown-genes", what, "var_names", remedy)
+
+
+def say_genes_left_out(model: Autoencoder, var_names: pd.Index) -> None:
+    """Say which genes of the model have no place in a denoised layer: those of ``raw`` that ``var`` does not have."""
+    left_out = model.var_names_[~model.var_names_.isin(var_names)]
+    if len(left_out):
+        what = "the denoised layer has the %s genes of var; %s of raw.var are not in it: %s"
+        logger.warning(what, f"{len(var_names):,}", f"{len(left_out):,}", listed(left_out))
+
+
 def _refuse_no_cells(stores: list[Store]) -> None:
     without = [str(store.path) for store in stores if not store.n_obs]
     if 0 < len(without) < len(stores):  # where none has any, it is said when they are checked
@@ -212,7 +234,7 @@ def _refuse_full_disk(stores: Iterable[Store], folder: Path, *, n_latent: int, d
     for store in stores:
         parts = [store.path] if store.path.is_file() else store.path.rglob("*")
         needed += sum(part.stat().st_size for part in parts if part.is_file())
-        needed += 4 * store.n_obs * (n_latent + denoised * store.n_vars)
+        needed += 4 * store.n_obs * (n_latent + denoised * len(store.own_genes))
     folder = folder if folder.exists() else folder.parent
     free = shutil.disk_usage(folder).free
     if needed > free:
@@ -343,7 +365,7 @@ class _SlotWriter:
         self._write_blocks("obsm", f"X_{self.key}", (store.n_obs, self.model.config.width), checked())
         check.close()
         self._write_columns("obs", {n: column_of(v) for n, v in of_cells_here(self.model, cells).items()})
-        of_genes = of_genes_here(self.model, store.var_names)
+        of_genes = of_genes_here(self.model, store.own_genes)
         self._write_columns("var", {name: values for name, values in of_genes.items() if values.ndim == 1})
         for name, values in of_genes.items():
             if values.ndim == 2:
@@ -351,8 +373,10 @@ class _SlotWriter:
 
     def write_denoised(self, store: Store, cells: DiskSource, scale: Scale, batch: str | int | None) -> None:
         """Write the layer of expected expression."""
-        compute = expecting(self.model, scale, list(store.var_names), batch)
-        shape = (store.n_obs, store.n_vars)
+        compute = expecting(self.model, scale, list(store.own_genes), batch)
+        shape = (store.n_obs, len(store.own_genes))
+        if store.layer == RAW:
+            say_genes_left_out(self.model, store.own_genes)
         self._write_blocks("layers", f"{self.key}_denoised", shape, denoised(self.model, cells, compute, batch))
 
     def _write_blocks(self, where: str, name: str, shape: tuple[int, int], blocks: Iterator[Array]) -> None:

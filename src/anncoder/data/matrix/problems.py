@@ -120,7 +120,7 @@ def use(slot: str) -> str:
     if slot == "X":
         return "leave out layer (--layer): X holds counts"
     if slot == "raw.X":
-        return "pass adata.raw.to_adata(), whose X holds counts"
+        return "pass layer='raw.X' (--layer raw.X), which holds counts, of the genes of raw.var"
     name = slot.removeprefix("layers[").removesuffix("]")
     return f"pass layer={name} (--layer {name}), which holds counts"
 
@@ -162,7 +162,10 @@ def _name_problems(location: Location) -> Iterator[Problem]:
     if (genes := _repeated(location.var_names)).size:
         what = f"{_several(len(genes), 'gene name occurs', 'gene names occur')} more than once"
         where = f"var_names {listed(map(quoted, genes))}"
-        yield Problem("duplicate-genes", "error", what, where, "adata.var_names_make_unique()")
+        remedy = "adata.var_names_make_unique()"
+        if location.where == "raw.X":  # whose names cannot be set where they are
+            remedy = "raw = adata.raw.to_adata(); raw.var_names_make_unique(); adata.raw = raw"
+        yield Problem("duplicate-genes", "error", what, where, remedy)
     if (cells := _repeated(location.obs_names)).size:
         what = f"{_several(len(cells), 'cell name occurs', 'cell names occur')} more than once"
         where = f"obs_names {listed(map(quoted, cells))}"
@@ -250,8 +253,10 @@ def _zero_problems(values: Scan, location: Location) -> Iterator[Problem]:
     if len(cells) and n_vars:
         what = f"{len(cells):,} of {n_obs:,} cells {'is' if len(cells) == 1 else 'are'} zero in every gene"
         where = f"{location.where}, {_listed('cell', cells, location.obs_names)}"
-        severity = "error" if location.counts else "warning"
-        yield Problem("empty-cells", severity, what, where, _drop_empty(location.where))
+        remedy = _drop_empty(location.where)
+        if location.counts:
+            remedy = f"nothing to do, a fit leaves them out; or {remedy}"
+        yield Problem("empty-cells", "warning", what, where, remedy)
     if len(genes) and n_obs:
         what = f"{len(genes):,} of {n_vars:,} genes {'is' if len(genes) == 1 else 'are'} zero in every cell"
         where = f"{location.where}, {_listed('gene', genes, location.var_names)}"
@@ -267,9 +272,9 @@ def _listed(noun: str, positions: Any, names: pd.Index) -> str:
 
 
 def _drop_empty(where: str) -> str:
-    if where.startswith("layers["):
+    if where.startswith("layers[") or where == "raw.X":
         # scanpy's filter looks at X, which may be something else
         drop = f"adata = adata[adata.{where}.sum(axis=1) > 0].copy()"
     else:
         drop = "sc.pp.filter_cells(adata, min_counts=1)"
-    return f"{drop}, or --drop-empty-cells on the command line"
+    return f"{drop}, or --drop-empty-cells"
