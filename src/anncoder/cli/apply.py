@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from anncoder.config import unknown_key
 from anncoder.device import threads_set
-from anncoder.models.base import Autoencoder, load
+from anncoder.models.base import Autoencoder
+from anncoder.models.loading import load
 from anncoder.tl.files import Output, OutputSpec, natural_scale, write_files
 from anncoder.tl.slots import next_step
 from anncoder.training.progress import announce

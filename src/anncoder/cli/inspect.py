@@ -20,7 +20,7 @@ from anncoder.evaluation.comparison import Evaluation, evaluate
 from anncoder.io.model_folder import read_stored
 from anncoder.io.output_paths import refuse_output
 from anncoder.models import find
-from anncoder.models.base import load
+from anncoder.models.loading import load
 
 
 def run_check(data: list[Path], *, layer: str | None, counts: bool, as_json: bool) -> None:

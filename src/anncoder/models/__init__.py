@@ -28,10 +28,12 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
+SHARED = ("base", "loading")  # files of all models
+
 
 def names() -> list[str]:
     """Return the names of all models: the files of this folder."""
-    return sorted(module.name for module in iter_modules(__path__) if module.name != "base")
+    return sorted(module.name for module in iter_modules(__path__) if module.name not in SHARED)
 
 
 # what others call our models, and the setting that makes it so
