@@ -164,7 +164,8 @@ def check_adata(
     matrix = adata.X if layer is None else adata.layers.get(layer)
     if matrix is None:
         layers = listed(quoted(name) for name in adata.layers if name is not None)
-        raise missing_layer(layer, "AnnData", f"layers: {layers or 'none'}", _holders(others))
+        where = f"layers: {layers or 'none'}"
+        raise missing_layer(layer, "AnnData", where, _holders(others), others=bool(others))
     location = Location(where, adata.obs_names, adata.var_names, counts, lambda: _holders(others), integers)
     judged = judge(matrix, location, logged="log1p" in adata.uns, each=each)
     return _report(adata.shape, where, judged, others, start)
