@@ -232,12 +232,13 @@ class TestFiles:
             file["numbers"] = [1, 2, 3]
         (tmp_path / "loop.h5ad").symlink_to(tmp_path / "nowhere.h5ad")
         cases = {
-            "text": "is not an HDF5 file",
+            "text": "is a table of text",
             "missing": "no such file",
             "loop": "no such file",
-            "folder": "cannot read",
+            "folder": "is a folder, and none of zarr",
+            "other": "is not of anndata: it holds numbers",
         }
-        for name, said in (*cases.items(), ("other", "cannot read")):
+        for name, said in cases.items():
             path = tmp_path / f"{name}.h5ad"
             refused("check", path, code=3, said=(said, str(path)))
             refused("train", path, "-o", tmp_path / "out.h5ad", code=3, said=(said, str(path)))
@@ -369,7 +370,7 @@ class TestOutputs:
     def test_a_file_of_10x(self, refused: Callable[..., str], tmp_path: Path) -> None:
         with h5py.File(tmp_path / "raw.h5", "w") as file:
             file["matrix/barcodes"] = [b"AAAC", b"AAAG"]
-        refused("check", tmp_path / "raw.h5", code=3, said=("of 10x Genomics", "scanpy.read_10x_h5(path).write_h5ad"))
+        refused("check", tmp_path / "raw.h5", code=3, said=("of 10x Genomics", "scanpy.read_10x_h5("))
 
     def test_metrics_never_replace_data(
         self, refused: Callable[..., str], counts_file: Path, model_folder: Path, tmp_path: Path

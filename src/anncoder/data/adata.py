@@ -11,9 +11,14 @@ import anndata
 import h5py
 import numpy as np
 import pandas as pd
+from anndata.io import read_elem
 from scipy.sparse import csr_matrix, issparse
 
 from anncoder.config import unknown_key
+from anncoder.data.formats.attributes import encoding_of, is_null
+from anncoder.data.formats.checked import open_root
+from anncoder.data.formats.failures import damaged, first_line
+from anncoder.data.formats.foreign import refuse_foreign_file, refuse_foreign_folder
 from anncoder.data.matrix.arrays import OnDisk, canonical
 from anncoder.data.matrix.problems import quoted
 from anncoder.errors import ConfigError, FileError, InputError, listed
@@ -28,30 +33,34 @@ def open_data(data: anndata.AnnData | str | Path) -> anndata.AnnData:
     Raises
     ------
     FileError
-        The file does not exist, is truncated, or is not an AnnData file.
+        The file does not exist, is truncated, is not an AnnData file, or needs something that is not installed.
     """
     if isinstance(data, anndata.AnnData):
         return data.to_memory() if data.isbacked else data
     path = checked_path(data)
+    root = open_root(path)
     try:
-        adata = anndata.read_zarr(path) if path.is_dir() else anndata.read_h5ad(path)
-        gap = _gap_in_x(path)
+        gap = _gap_in_x(root, path)
+        adata = _read(root, path)
     except Exception as error:
         raise damaged(path, first_line(error)) from error
+    finally:
+        if isinstance(root, h5py.File):
+            root.close()
     if gap:
         raise damaged(path, gap)
     return adata
 
 
-def _gap_in_x(path: Path) -> str:
-    # not of layers: chunks of zeros, which zarr leaves out, one may well have (a mask), and nobody may ask for it
-    if path.is_dir():
-        import zarr
+def _read(root: Any, path: Path) -> anndata.AnnData:
+    if encoding_of(root) not in ("", "anndata"):  # other programs call it "AnnData"; anndata reads only its own word
+        return anndata.AnnData(**{name: read_elem(root[name]) for name in root if not is_null(root[name])})
+    return anndata.read_zarr(path) if path.is_dir() else anndata.read_h5ad(path)
 
-        group = zarr.open_group(str(path), mode="r")
-        return OnDisk(group["X"]).gap(path) if "X" in group else ""
-    with h5py.File(path, "r") as file:
-        return OnDisk(file["X"]).gap(path) if "X" in file else ""
+
+def _gap_in_x(root: Any, path: Path) -> str:
+    # not of layers: chunks of zeros, which zarr leaves out, one may well have (a mask), and nobody may ask for it
+    return OnDisk(root["X"]).gap(path) if "X" in root else ""
 
 
 def not_anndata(data: Any) -> InputError:
@@ -77,7 +86,7 @@ def checked_path(data: Any) -> Path:
     InputError
         It is no path at all.
     FileError
-        It does not exist, or is not HDF5.
+        It does not exist, or is neither HDF5 nor zarr.
     """
     if not isinstance(data, str | Path):
         raise not_anndata(data)
@@ -88,15 +97,11 @@ def checked_path(data: Any) -> Path:
         raise _unopenable(path, error) from error
     if not there:
         raise FileError("no-file", f"no such file: {str(path)!r}", str(path), "check the path")
-    if not path.is_dir():
-        _refuse_foreign_file(path)
+    try:
+        (refuse_foreign_folder if path.is_dir() else refuse_foreign_file)(path)
+    except OSError as error:
+        raise _unopenable(path, error) from error
     return path
-
-
-def damaged(path: Path, why: str) -> FileError:
-    """Return the error for a file that cannot be read as AnnData."""
-    remedy = "the file is damaged, incomplete or of another kind; copy or download it again"
-    return FileError("unreadable", f"cannot read {str(path)!r} as AnnData: {why}", str(path), remedy)
 
 
 def read_matrix(adata: anndata.AnnData, layer: str | None) -> csr_matrix:
@@ -289,24 +294,6 @@ def batch_name(batch: object) -> str:
     return str(int(batch) if isinstance(batch, float | np.floating) and batch.is_integer() else batch)
 
 
-def _refuse_foreign_file(path: Path) -> None:
-    try:
-        looks_right = h5py.is_hdf5(path)
-        with path.open("rb"):
-            pass
-    except OSError as error:
-        raise _unopenable(path, error) from error
-    if not looks_right:
-        remedy = "give an .h5ad file or a .zarr folder; read other formats with scanpy and write_h5ad first"
-        raise FileError("not-hdf5", f"{str(path)!r} is not an HDF5 file", str(path), remedy)
-
-
 def _unopenable(path: Path, error: OSError) -> FileError:
     why = os.strerror(error.errno) if error.errno else first_line(error)
     return FileError("unreadable", f"cannot open {str(path)!r}: {why}", str(path), "check the permissions")
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's text, or its kind."""
-    lines = str(error).splitlines()
-    return lines[0][:200] if lines else type(error).__name__

@@ -175,7 +175,8 @@ def check_adata(
     matrix = matrix_of(adata, layer)
     if matrix is None:
         layers = listed(quoted(name) for name in adata.layers if name is not None)
-        raise missing_layer(layer, "AnnData", f"layers: {layers or 'none'}", _holders(others))
+        where = f"layers: {layers or 'none'}"
+        raise missing_layer(layer, "AnnData", where, _holders(others), others=bool(others))
     location = Location(where, adata.obs_names, genes_of(adata, layer), counts, lambda: _holders(others), integers)
     judged = judge(matrix, location, logged="log1p" in adata.uns, each=each)
     shape, var = (adata.n_obs, len(location.var_names)), var_of(adata, layer)

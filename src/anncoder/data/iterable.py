@@ -13,8 +13,9 @@ import torch
 from scipy.sparse import csr_matrix, issparse
 
 from anncoder.config import unknown_key
-from anncoder.data.adata import coordinates_of, first_line
+from anncoder.data.adata import coordinates_of
 from anncoder.data.check import check_matrix, raise_first
+from anncoder.data.formats.failures import first_line
 from anncoder.data.genes import Alignment, align
 from anncoder.data.loaders.disk import Pool, minibatches_of
 from anncoder.data.loaders.memory import Stored

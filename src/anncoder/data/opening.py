@@ -1,4 +1,4 @@
-"""Opening of .h5ad files and .zarr folders: paths, globs, backed AnnData; 10x files refused."""
+"""Opening of .h5ad files and .zarr folders: paths, globs, backed AnnData."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import anndata
-import h5py
 
-from anncoder.data.adata import RAW, checked_path, damaged, first_line, resolve_layer, slot_label
+from anncoder.data.adata import RAW, checked_path, resolve_layer, slot_label
+from anncoder.data.formats.checked import open_root
 from anncoder.data.store import Backed, Store
-from anncoder.errors import ConfigError, FileError, InputError
+from anncoder.errors import ConfigError, InputError
 
 Paths: TypeAlias = str | Path | Sequence[str | Path]
 
@@ -39,7 +39,7 @@ def open_stores(data: Any, layer: str | None) -> list[Store] | None:
         return [Backed(data, where)] if data.isbacked and not data.is_view and where in (None, RAW) else None
     if isinstance(data, list) and data and all(isinstance(item, Store) for item in data):
         return list(data)
-    files = ((_open(path), path) for path in paths_of(data))
+    files = ((open_root(path), path) for path in paths_of(data))
     return [
         Store(file, path, resolve_layer(layer, file.get("layers", ()) if layer in ("X", RAW) else ()))
         for file, path in files
@@ -113,37 +113,3 @@ def refuse_twice(stores: Sequence[Store]) -> None:
 def _identity(path: Path) -> tuple[int, int]:
     state = path.stat()
     return state.st_dev, state.st_ino
-
-
-def _open(path: Path) -> Any:
-    try:
-        if path.is_dir():
-            import zarr
-
-            return zarr.open_group(str(path), mode="r")
-        file = h5py.File(path, "r")
-        elsewhere, of_10x = _elsewhere(file), "obs" not in file and "matrix/barcodes" in file
-    except Exception as error:
-        raise damaged(path, first_line(error)) from error
-    if of_10x:
-        what = f"{str(path)!r} is a file of 10x Genomics, not of anndata"
-        raise FileError("unreadable", what, str(path), "convert it: scanpy.read_10x_h5(path).write_h5ad(new_path)")
-    if elsewhere:
-        remedy = "write one file with everything in it: anndata.read_h5ad(path).write_h5ad(new_path)"
-        raise FileError("external-link", f"{str(path)!r} takes {elsewhere!r} from another file", str(path), remedy)
-    return file
-
-
-def _elsewhere(file: h5py.File) -> str:
-    """Return the name of something that another file holds, whichever that is; empty if there is none."""
-
-    def foreign(name: str, link: Any) -> str | None:
-        if isinstance(link, h5py.ExternalLink):
-            return name
-        if isinstance(link, h5py.HardLink) and file.get(name, getclass=True) is h5py.Dataset:
-            dataset = file[name]
-            if dataset.external or (dataset.is_virtual and any(s.file_name != "." for s in dataset.virtual_sources())):
-                return name
-        return None
-
-    return str(file.visititems_links(foreign) or "")

@@ -19,9 +19,11 @@ import pandas as pd
 from scipy.sparse import csc_matrix, csr_matrix
 
 from anncoder.config import unknown_key
-from anncoder.data.adata import RAW, coordinates_of, damaged, first_line, slot_label, var_of
+from anncoder.data.adata import RAW, coordinates_of, slot_label, var_of
 from anncoder.data.direct_read import Extents, unwritten
-from anncoder.data.matrix.arrays import Block, OnDisk, compressed_chunk
+from anncoder.data.formats.attributes import index_name, is_null, texts_of
+from anncoder.data.formats.failures import damaged, first_line, refuse_missing_filters
+from anncoder.data.matrix.arrays import Block, OnDisk, compressed_chunk, signed
 from anncoder.data.matrix.kind import traits
 from anncoder.data.matrix.problems import quoted, use
 from anncoder.data.matrix.scan import structure
@@ -67,7 +69,6 @@ class Store:
         self.rows: Array | None = None
         self._by_cell: csr_matrix | None = None
         with self.errors():
-            self._refuse_old()
             self.own_genes = self._own_genes()
             self.matrix = OnDisk(self._element())
             self.var_names = self.own_genes if layer != RAW else self._raw_genes()
@@ -82,7 +83,7 @@ class Store:
             self._places = [Extents.of(array) for array in (self.matrix.values, self.matrix.indices)]
             self.chunk_rows = self._chunk_rows()
             if self.matrix.format == "csc":  # a small one: read as a whole, and once
-                self.matrix.values, self.matrix.indices = self.matrix.values[:], self.matrix.indices[:]
+                self.matrix.values, self.matrix.indices = self.matrix.values[:], signed(self.matrix.indices[:])
 
     @property
     def slot(self) -> str:
@@ -188,6 +189,7 @@ class Store:
             yield
         except (OSError, KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
             self.refuse_change()
+            self._refuse_missing_filters()
             raise damaged(self.path, first_line(error)) from error
 
     def _own_genes(self) -> pd.Index:
@@ -197,8 +199,7 @@ class Store:
         return pd.Index(index_of(self.root[_raw_parts(self.root)[1]])[:]).astype(str)
 
     def _columns(self) -> list[str]:
-        names = self.root["obs"].attrs.get("column-order", [])
-        return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
+        return texts_of(self.root["obs"], "column-order")
 
     def _column(self, key: str) -> Any:
         return anndata.io.read_elem(self.root["obs"][key])
@@ -211,20 +212,19 @@ class Store:
         slots = dict(self.root["obsm"]) if "obsm" in self.root else {}
         return {name: anndata.io.read_elem(slot) if name == key else None for name, slot in slots.items()}
 
-    def _refuse_old(self) -> None:
-        if any(isinstance(self.root[frame], h5py.Dataset) for frame in ("obs", "var")):
-            what = f"{str(self.path)!r} was written by anndata before version 0.7"
-            remedy = "write it anew: anndata.read_h5ad(path).write_h5ad(new_path)"
-            raise FileError("old-layout", what, str(self.path), remedy)
+    def _refuse_missing_filters(self) -> None:
+        # of a backed AnnData, which we did not open
+        with contextlib.suppress(OSError, KeyError, ValueError, RuntimeError):
+            refuse_missing_filters(self.root["/"], self.path)
 
     def _element(self) -> Any:
         where = _raw_parts(self.root)[0] if self.layer == RAW else _place(self.layer)
-        if where in self.root and self.root[where].attrs.get("encoding-type") != "null":
+        if where in self.root and not is_null(self.root[where]):
             return self.root[where]
         found = dict(self.slots())
         holders = [slot for slot, matrix in found.items() if traits(matrix).kind == "counts"]
         where = f"{self.path}: {', '.join(found) or 'no matrix at all'}"
-        raise missing_layer(self.layer, "file", where, holders)
+        raise missing_layer(self.layer, "file", where, holders, others=bool(found))
 
     def _refuse_matrix(self) -> None:
         matrix, values = self.matrix, self.matrix.values
@@ -284,23 +284,35 @@ class Store:
         return self._by_cell
 
 
-def missing_layer(layer: str | None, data: str, where: str, holders: Sequence[str]) -> InputError:
-    """Return the error for data that lack a layer, or X; ``holders`` are their slots with counts."""
+def missing_layer(
+    layer: str | None, data: str, where: str, holders: Sequence[str], *, others: bool = True
+) -> InputError:
+    """Return the error for data that lack a layer, or X.
+
+    ``holders`` are their slots with counts, and ``others`` says whether they have any matrix.
+    """
     what = f"there is no layer {quoted(layer)}"
     if layer in (None, RAW):
         what = f"this {data} has no {'X' if layer is None else 'raw'}"
-    remedy = use(holders[0]) if holders else "pass one of the layers, or none to use X; none holds counts"
+    remedy = "pass one of the layers, or none to use X; none holds counts"
+    if not others:
+        remedy = (
+            f"there is no matrix in this {data}: take the one that has the counts, or put them in, adata.X = counts"
+        )
+    remedy = use(holders[0]) if holders else remedy
     return InputError("missing-layer", what, where, remedy)
 
 
 def slots_of(root: Any) -> Iterator[tuple[str, OnDisk]]:
     """Yield name and matrix of every slot of the shape of a count matrix."""
-    if "X" in root and root["X"].attrs.get("encoding-type") != "null":
+    if "X" in root and not is_null(root["X"]):
         yield "X", OnDisk(root["X"])
     if "layers" in root:
         for layer in root["layers"]:
             yield slot_label(layer), OnDisk(root["layers"][layer])
-    if (raw := _raw_parts(root)[0]) in root:
+    raw = _raw_parts(root)[0]
+    in_groups = "/" not in raw or ("raw" in root and not is_null(root["raw"]))
+    if in_groups and raw in root:
         yield RAW, OnDisk(root[raw])
 
 
@@ -313,7 +325,7 @@ def index_of(frame: Any) -> Any:
     """Return the array that holds the index of a stored data frame."""
     if getattr(frame.dtype if hasattr(frame, "dtype") else None, "names", None):  # a table of before anndata 0.7
         return np.char.decode(np.asarray(frame[frame.dtype.names[0]], dtype="S"))
-    index = frame[frame.attrs.get("_index", "_index")]
+    index = frame[index_name(frame)]
     values = index["values"] if hasattr(index, "keys") else index  # a nullable array is a group of values and mask
     return values.asstr() if isinstance(values, h5py.Dataset) and h5py.check_string_dtype(values.dtype) else values
 

@@ -19,6 +19,7 @@ from anndata.io import read_elem, write_elem
 from natsort import natsorted
 
 from anncoder.data.adata import RAW
+from anncoder.data.formats.attributes import texts_of
 from anncoder.data.genes import align
 from anncoder.data.matrix.notes import said_once
 from anncoder.data.opening import Paths, open_files
@@ -27,7 +28,7 @@ from anncoder.data.store import READ, Store
 from anncoder.data.stores import drop_empty_cells
 from anncoder.errors import AnncoderError, InputError, ResourceError, counted, listed
 from anncoder.io.atomic import allow_open, atomic_path, locked, sync
-from anncoder.io.h5ad_copy import copy_h5ad, slices
+from anncoder.io.h5ad_copy import copy_h5ad, rehearse, slices
 from anncoder.io.h5ad_write import refuse_difference
 from anncoder.io.hdf5 import DiskFullFile, new_h5
 from anncoder.io.output_paths import outputs_of
@@ -174,6 +175,7 @@ def open_files_for(
     stores = open_files(data, layer, layer_is_of_fit=fitted)
     assert stores is not None
     for store in stores:
+        rehearse(store.root, store.path)
         with store.errors():
             refuse_foreign(store.root, wanted.key, model)
         if wanted.scale is not None and genes is None:
@@ -397,7 +399,7 @@ class _SlotWriter:
         for name, values in columns.items():
             write_elem(frame, f"{self.key}_{name}", values)
             self.columns[f"{where}/{self.key}_{name}"] = values
-        order = [str(name) for name in frame.attrs.get("column-order", [])]
+        order = texts_of(frame, "column-order")
         names = [name for name in order if name in frame] + [f"{self.key}_{name}" for name in columns]
         if names != order:
             frame.attrs["column-order"] = np.array(names, dtype=h5py.string_dtype())

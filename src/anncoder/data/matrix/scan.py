@@ -268,7 +268,7 @@ def _pointer_fault(arrays: Arrays) -> str:
     indices, indptr, n_values = arrays.indices, arrays.indptr, arrays.values.shape[0]
     if indptr is None:
         return ""
-    if indices.dtype.kind != "i" or indptr.dtype.kind != "i":
+    if indices.dtype.kind not in "iu" or indptr.dtype.kind != "i":
         return f"the index arrays are {indices.dtype} and {indptr.dtype}, not integers"
     if len(indptr) != arrays.n_major + 1:
         return f"indptr has {len(indptr):,} entries instead of {arrays.n_major + 1:,}"
