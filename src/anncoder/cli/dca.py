@@ -18,6 +18,7 @@ from anncoder.cli.exit import signals
 from anncoder.config import unknown_key
 from anncoder.data.adata import RAW, matrix_of, read_matrix, resolve_layer, slot_label
 from anncoder.data.check import check
+from anncoder.data.matrix.notes import said_once
 from anncoder.data.matrix.scan import scan, structure, unreadable
 from anncoder.data.summary import library_sizes
 from anncoder.device import refuse_size
@@ -53,6 +54,7 @@ class DCARequest(NamedTuple):
     quiet: bool = False
 
 
+@said_once()
 def run_dca(request: DCARequest) -> None:
     """Read, fit, and write the tables, the h5ad file and, if asked, the model."""
     _refuse_unsupported(request.options)
@@ -81,7 +83,8 @@ def own_words() -> Iterator[None]:
 
 
 def _fit_and_write(request: DCARequest, model: DCA, training: dict[str, Any]) -> None:
-    adata = _with_counts(_of_layer(_read(request), request.options["layer"]))
+    rounds = model.config.check_counts
+    adata = _with_counts(_of_layer(_read(request), request.options["layer"]), rounds=rounds)
     refuse_data(adata, check_counts=model.config.check_counts)
     refuse_unwritable(adata)
     genes = _columns(adata, request.denoisesubset)
@@ -165,11 +168,11 @@ def _of_layer(adata: anndata.AnnData, layer: str | None) -> anndata.AnnData:
     return adata
 
 
-def _with_counts(adata: anndata.AnnData) -> anndata.AnnData:
+def _with_counts(adata: anndata.AnnData, *, rounds: bool) -> anndata.AnnData:
     # as DCA's command: genes and cells without any count are left out, and said to be
     if adata.X is None or unreadable(adata.X) or structure(adata.X).fault or not adata.var_names.is_unique:
         return adata  # the check of the fit says what is wrong
-    found = scan(adata.X, math.inf)
+    found = scan(adata.X, math.inf, rounds=rounds)
     cells, genes = found.empty_obs, found.empty_vars
     if len(cells) == adata.n_obs or not len(cells) + len(genes):
         return adata

@@ -24,6 +24,7 @@ from anncoder.data.matrix.arrays import Block
 from anncoder.data.matrix.kind import KINDS, Traits, traits
 from anncoder.data.matrix.problems import Judged, Location, Problem, judge, quoted, raise_first
 from anncoder.data.matrix.sample import SAMPLED_CELLS, evenly
+from anncoder.data.matrix.zeros import holders
 from anncoder.data.opening import open_stores
 from anncoder.data.store import Names, Store, missing_layer, slots_of
 from anncoder.errors import InputError, counted, listed
@@ -80,8 +81,8 @@ class Report:
 
     @property
     def counts_in(self) -> tuple[str, ...]:
-        """The slots that hold counts."""
-        return _holders(self.table)
+        """The slots that hold counts, of whatever molecules."""
+        return tuple(slot for slot, row in self.table.items() if row.kind == "counts")
 
     def raise_if_bad(self) -> None:
         """Raise the first error, if there is one, as an InputError that mentions the others."""
@@ -175,9 +176,13 @@ def check_adata(
     matrix = matrix_of(adata, layer)
     if matrix is None:
         layers = listed(quoted(name) for name in adata.layers if name is not None)
-        where = f"layers: {layers or 'none'}"
-        raise missing_layer(layer, "AnnData", where, _holders(others), others=bool(others))
-    location = Location(where, adata.obs_names, genes_of(adata, layer), counts, lambda: _holders(others), integers)
+        holding = holders(_named_slots(adata, where), others)
+        raise missing_layer(layer, "AnnData", f"layers: {layers or 'none'}", holding, others=bool(others))
+
+    def holding_counts() -> tuple[str, ...]:
+        return holders(_named_slots(adata, where), others)
+
+    location = Location(where, adata.obs_names, genes_of(adata, layer), counts, holding_counts, integers)
     judged = judge(matrix, location, logged="log1p" in adata.uns, each=each)
     shape, var = (adata.n_obs, len(location.var_names)), var_of(adata, layer)
     return _report(shape, where, with_warnings(judged, fit_warnings(shape, var.get)), others, start)
@@ -230,8 +235,15 @@ def judge_store(
     """Read the matrix of a file once; ``others`` gives the traits of its other slots, where a remedy needs them."""
     with store.errors():
         names = Names(store)
-        location = Location(store.slot, names, store.var_names, counts, lambda: _holders(others()), integers)
-        return judge(store.matrix, location, logged=store.logged, each=each)
+        location = Location(store.slot, names, store.var_names, counts, lambda: store.holders(others()), integers)
+        judged = judge(store.matrix, location, logged=store.logged, each=each)
+    store.rounded = rounded(judged.problems)
+    return judged
+
+
+def rounded(problems: Iterable[Problem]) -> str:
+    """Return what is said of counts that are whole but for rounding, and where; empty if there are none."""
+    return next((f"{problem.where}: {problem.what}" for problem in problems if problem.code == "rounded"), "")
 
 
 def that_matter(problems: Iterable[Problem], n_obs: int, to_fit: bool) -> Iterator[Problem]:
@@ -322,6 +334,14 @@ def _other_slots(adata: AnnData, checked: str) -> Iterator[tuple[str, Traits]]:
         yield slot, traits(matrix, logged=logged)
 
 
+def _named_slots(adata: AnnData, checked: str) -> dict[str, tuple[Any, pd.Index]]:
+    """Return matrix and genes of every slot, the checked one first; of a view, of some cells."""
+    if adata.is_view and not adata.isbacked:
+        adata = adata[evenly(adata.n_obs, SAMPLED_CELLS)]
+    found = {slot: (matrix, genes_of(adata, slot)) for slot, matrix in _slots(adata, "")}
+    return {slot: found[slot] for slot in sorted(found, key=lambda slot: slot != checked)}
+
+
 def _slots(adata: AnnData, checked: str) -> Iterator[tuple[str, Any]]:
     on_disk = adata.isbacked and not adata.is_view
     held = dict(slots_of(adata.file)) if on_disk else {}
@@ -333,10 +353,6 @@ def _slots(adata: AnnData, checked: str) -> Iterator[tuple[str, Any]]:
             yield slot, adata.layers[layer]
     if checked != RAW and (RAW in held if on_disk else adata.raw is not None):
         yield RAW, held[RAW] if on_disk else matrix_of(adata, RAW)
-
-
-def _holders(table: dict[str, Traits]) -> tuple[str, ...]:
-    return tuple(slot for slot, row in table.items() if row.kind == "counts")
 
 
 def _table_lines(table: dict[str, Traits]) -> list[str]:

@@ -35,13 +35,14 @@ from anncoder.data.check import (
     fit_warnings,
     raise_first,
     refuse_bad,
+    rounded,
     that_matter,
 )
 from anncoder.data.genes import align
 from anncoder.data.loaders.disk import POOL_BYTES, DiskLoader, prefetched
 from anncoder.data.loaders.memory import MemoryLoader, Stored
-from anncoder.data.matrix.arrays import Block
-from anncoder.data.matrix.notes import with_counts
+from anncoder.data.matrix.arrays import Block, nearest_whole
+from anncoder.data.matrix.notes import ROUNDED, say, with_counts
 from anncoder.data.matrix.problems import Problem
 from anncoder.data.opening import not_as_in_fit, open_files, open_stores, refuse_twice
 from anncoder.data.store import READ, Store, n_repeated, stacked
@@ -93,6 +94,7 @@ class Source(Protocol):
     n_obs: int
     var_names: pd.Index  # (n_vars,)
     sizes: Array  # (n_obs,) library sizes; ones where the values are no counts
+    rounded: str  # what is said of counts that are whole but for rounding, and are read as whole; empty if none is
 
     def blocks(self, chosen: Array, step: int) -> Iterator[tuple[csr_matrix, Array]]:
         """Yield the chosen rows, (n_obs,) bool, in order, at most ``step`` at a time, and where they are."""
@@ -134,6 +136,10 @@ class MemorySource:
         report = check_adata(adata, layer, counts=counts, integers=integers, each=each if counts else None)
         raise_first(that_matter(report.problems, adata.n_obs, to_fit))
         self.adata, self.matrix, self.where = adata, read_matrix(adata, layer), slot_label(layer)
+        if found := rounded(report.problems):
+            parts = (nearest_whole(self.matrix.data), self.matrix.indices, self.matrix.indptr)
+            self.matrix = csr_matrix(parts, shape=self.matrix.shape, copy=False)
+        self.rounded = found
         self.n_obs, self.var_names = adata.n_obs, pd.Index(genes_of(adata, layer).astype(str))
         self.sizes = np.concatenate(sums) if sums else library_sizes(self.matrix) if counts else np.ones(self.n_obs)
         self._stored = Stored.of(self.matrix)  # one for all loaders
@@ -202,6 +208,7 @@ class DiskSource:
         self.where = f"{', '.join(names[:3])}{', ...' * (len(names) > 3)}: {slot_label(stores.stores[0].layer)}"
         self.sizes, self.warnings = np.ones(self.n_obs) if sizes is None else sizes, warnings
         self._counts, self._kept = counts, kept
+        self.rounded = next((f"{s.path.name}: {s.rounded}" for s in stores.stores if s.rounded), "")
         self.names, self.column, self.coordinates = stores.names, stores.column, stores.coordinates
 
     def opened(self, genes: Genes | None, *, counts: bool, to_fit: bool, integers: bool = True) -> Source:
@@ -269,24 +276,26 @@ def checked(stores: Stores, *, counts: bool, to_fit: bool, integers: bool) -> Di
         As :func:`anncoder.data.check.refuse_bad`.
     """
     sizes, kept = np.ones(stores.n_obs), are_few(stores)
-    parts: list[csr_matrix] = []
+    parts: dict[int, csr_matrix] = {}  # by their first cell
 
     def take(cells: csr_matrix, first: int) -> None:
         if counts:
             sizes[first : first + cells.shape[0]] = library_sizes(cells)
         if kept:
-            parts.append(cells)
+            parts[first] = cells
 
     def each(store: Store, block: Block) -> None:
         if block.arrays.by_cell:
             take(*stores.cells(store, block))
-        elif block.last == block.arrays.n_major:  # stored by genes it is in memory, and by cells once all is sound
-            for first, last in stores.borders(READ, store):
-                take(stores.read([(first, last)]), first)
 
     warnings = refuse_bad(stores.stores, counts=counts, to_fit=to_fit, integers=integers, each=each)
+    for store in stores.stores:
+        if store.matrix.format == "csc":  # stored by genes it is in memory, and by cells now that all is sound
+            for first, last in stores.borders(READ, store):
+                take(stores.read([(first, last)]), first)
     stores.refuse_change()
-    return DiskSource(stores, counts=counts, sizes=sizes, kept=stacked(parts) if kept else None, warnings=warnings)
+    cells = stacked([parts[first] for first in sorted(parts)]) if kept else None
+    return DiskSource(stores, counts=counts, sizes=sizes, kept=cells, warnings=warnings)
 
 
 def log_warnings(shape: tuple[int, int], column: Callable[[str], Any]) -> None:
@@ -328,6 +337,13 @@ def open_source(data: Data, layer: str | None, *, counts: bool, to_fit: bool = T
     InputError
         The matrix is not what the model needs, or the files have different genes.
     """
+    source = _opened(data, layer, counts=counts, to_fit=to_fit, integers=integers)
+    if source.rounded:
+        say(source.rounded, ROUNDED)
+    return source
+
+
+def _opened(data: Data, layer: str | None, *, counts: bool, to_fit: bool, integers: bool) -> Source:
     if isinstance(data, Reader):
         return data.opened(None, counts=counts, to_fit=to_fit, integers=integers)
     stores = open_stores(data, layer)
@@ -406,6 +422,8 @@ def open_for_model(
         alignment = align(list(genes.names), list(map(str, genes_of(data, where))), allow_missing=genes.allow_missing)
         whole = MemorySource(data, where, counts=counts, to_fit=False, integers=integers)
         source = whole.with_matrix(alignment.apply(whole.matrix), counts=counts)
+    if source.rounded:
+        say(source.rounded, ROUNDED)
     consequence = "their latent is that of a cell without counts"
     n_vars = len(genes.names)
     with_counts(

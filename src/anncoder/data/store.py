@@ -23,10 +23,11 @@ from anncoder.data.adata import RAW, coordinates_of, slot_label, var_of
 from anncoder.data.direct_read import Extents, unwritten
 from anncoder.data.formats.attributes import index_name, is_null, texts_of
 from anncoder.data.formats.failures import damaged, first_line, refuse_missing_filters
-from anncoder.data.matrix.arrays import Block, OnDisk, compressed_chunk, signed
-from anncoder.data.matrix.kind import traits
+from anncoder.data.matrix.arrays import Block, OnDisk, compressed_chunk, nearest_whole, signed
+from anncoder.data.matrix.kind import Traits
 from anncoder.data.matrix.problems import quoted, use
 from anncoder.data.matrix.scan import structure
+from anncoder.data.matrix.zeros import holders
 from anncoder.errors import FileError, InputError
 
 Array = np.ndarray[Any, Any]
@@ -59,6 +60,8 @@ class Store:
         Names of its genes, (n_vars,).
     own_genes
         Names of the genes of ``var``, which are those of the matrix but where that is of ``raw``.
+    rounded
+        What was said of counts that are whole but for rounding, and are read as whole; empty until the check.
     chunk_rows
         How many rows a compressed chunk holds, which is read as a whole; 1 where nothing is compressed.
     """
@@ -67,6 +70,7 @@ class Store:
         self.root, self.path, self.layer = root, path, layer
         self.stamp = _stamp(path, layer)
         self.rows: Array | None = None
+        self.rounded = ""
         self._by_cell: csr_matrix | None = None
         with self.errors():
             self.own_genes = self._own_genes()
@@ -103,12 +107,12 @@ class Store:
             The file is damaged, or has changed since it was opened.
         """
         if self.rows is None:
-            return self._read(ranges)
+            return self._rows(ranges)
         parts = []
         for a, b in ranges:
             rows = self.rows[a:b]
             first, last = int(rows[0]), int(rows[-1]) + 1
-            part = self._read([(first, last)])
+            part = self._rows([(first, last)])
             parts.append(part if last - first == len(rows) else part[rows - first])
         return stacked(parts)
 
@@ -131,6 +135,11 @@ class Store:
     def slots(self) -> Iterator[tuple[str, Any]]:
         """Yield name and matrix of every slot of the shape of a count matrix."""
         yield from slots_of(self.root)
+
+    def holders(self, known: Mapping[str, Traits]) -> tuple[str, ...]:
+        """Return the slots with the counts that the others were made from; ``known`` are the traits of some."""
+        found = {slot: (matrix, self._raw_genes() if slot == RAW else self.own_genes) for slot, matrix in self.slots()}
+        return holders({slot: found[slot] for slot in sorted(found, key=lambda slot: slot != self.slot)}, known)
 
     @property
     def logged(self) -> bool:
@@ -222,9 +231,8 @@ class Store:
         if where in self.root and not is_null(self.root[where]):
             return self.root[where]
         found = dict(self.slots())
-        holders = [slot for slot, matrix in found.items() if traits(matrix).kind == "counts"]
         where = f"{self.path}: {', '.join(found) or 'no matrix at all'}"
-        raise missing_layer(self.layer, "file", where, holders, others=bool(found))
+        raise missing_layer(self.layer, "file", where, self.holders({}), others=bool(found))
 
     def _refuse_matrix(self) -> None:
         matrix, values = self.matrix, self.matrix.values
@@ -248,6 +256,12 @@ class Store:
         if self.matrix.format == "dense":
             return compressed_chunk(self.matrix.values)
         return round(compressed_chunk(self.matrix.values) * self.matrix.shape[0] / max(self.matrix.n_stored, 1))
+
+    def _rows(self, ranges: Sequence[tuple[int, int]]) -> csr_matrix:
+        matrix = self._read(ranges)
+        if self.rounded:
+            matrix.data = nearest_whole(matrix.data)
+        return matrix
 
     def _read(self, ranges: Sequence[tuple[int, int]]) -> csr_matrix:
         matrix, indptr = self.matrix, self.matrix.indptr

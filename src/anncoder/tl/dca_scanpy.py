@@ -270,10 +270,15 @@ def write_obs(adata: anndata.AnnData, sizes: Any, model: DCA, split: Any) -> Non
     if model.config.size_factors:
         columns = {"size_factors": sizes / model.library_size_, "n_counts": sizes}
     for name, values in columns.items():
-        if name in adata.obs and not np.array_equal(adata.obs[name].to_numpy(), values):
+        if name in adata.obs and not _alike(adata.obs[name].to_numpy(), values):
             adata.obs[f"{name}_before_dca"] = adata.obs[name]
         adata.obs[name] = values
     adata.obs["dca_split"] = pd.Categorical(split)
+
+
+def _alike(there: Any, values: Any) -> bool:
+    # the same numbers, in the digits of a float32, as others may have stored them
+    return there.dtype.kind in "biuf" and bool(np.allclose(there, values, rtol=1e-6, atol=0))
 
 
 def write_info(adata: anndata.AnnData, found: Results, model: DCA) -> None:

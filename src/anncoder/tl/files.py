@@ -421,6 +421,7 @@ def _verify(path: Path, store: Store, written: _SlotWriter) -> None:
         for slot, values in written.columns.items():
             refuse_difference(path, slot, read_elem(file[slot]), values)
         again = Store(file, path, store.layer)
+        again.rounded = store.rounded
         for start in range(0, store.n_obs, READ):
             rows = [(start, min(start + READ, store.n_obs))]
             refuse_difference(path, store.slot, again.read(rows), store.read(rows))

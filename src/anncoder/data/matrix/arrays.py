@@ -25,6 +25,22 @@ DISK_BLOCK = 1 << 21
 """Values read at once from disk, where every read has its price."""
 
 
+NOISE = 1e-6
+"""Share of a count, or of 1, by which it may miss a whole number: some digits of float32, which the models read."""
+
+
+def nearest_whole(values: Array) -> Array:
+    """Return the nearest whole numbers, without a negative zero."""
+    return np.asarray(np.rint(values) + 0.0, values.dtype)
+
+
+def near_whole(values: Array) -> Array:
+    """Return which values are whole numbers, or miss one by the noise of rounding, bool; infinite ones are not."""
+    with np.errstate(invalid="ignore"):
+        off = np.abs(values - np.rint(values))
+    return np.asarray(off <= np.minimum(NOISE * np.maximum(np.abs(values), 1), 0.05))
+
+
 class Arrays(NamedTuple):
     """The arrays of a matrix, seen along its major axis; on disk they are HDF5 or zarr arrays, which slices read."""
 

@@ -17,6 +17,7 @@ Array = np.ndarray[Any, Any]
 
 logger = logging.getLogger("anncoder")
 
+ROUNDED = "taken rounded, as the whole numbers that they are in the digits of float32"
 Strict = Literal["", "fit", "model"]
 
 _said: ContextVar[set[str] | None] = ContextVar("said", default=None)

@@ -89,7 +89,8 @@ def judge(
     problems += _shape_problems(matrix.shape, location)
     if any(problem.code == "shape-mismatch" for problem in problems):
         return Judged(_sorted([*problems, *_structure_problems(structure(matrix), location)]), UNKNOWN, 0)
-    values = scan(matrix, LARGEST_COUNT if location.counts else LARGEST_VALUE, each)
+    rounds = location.counts and location.integers
+    values = scan(matrix, LARGEST_COUNT if location.counts else LARGEST_VALUE, each, rounds=rounds)
     problems += _structure_problems(values.structure, location)
     if values.structure.fault:
         return Judged(_sorted(problems), UNKNOWN, 0)
@@ -212,6 +213,9 @@ def _value_problems(values: Scan, location: Location, kind: str) -> Iterator[Pro
         noun = "an integer" if flaw.n == 1 else "integers"
         what = f"{_share(flaw, values)} not {noun} ({flaw.value:.6g}; maximum {values.highest:.6g}){looks}"
         yield Problem("not-integer", "error", what, location.of(flaw), _give_counts(location, kind))
+    elif location.integers and (flaw := flaws.get("rounded")):
+        what = f"{_share(flaw, values)} whole but for the noise of rounding ({flaw.value!r})"
+        yield Problem("rounded", "info", what, location.of(flaw), "nothing to do: whole numbers are read")
     if flaw := flaws.get("negative"):
         what = f"{_share(flaw, values)} negative ({flaw.value:.6g}; minimum {values.lowest:.6g}){looks}"
         yield Problem("negative", "error", what, location.of(flaw), _give_counts(location, kind))
