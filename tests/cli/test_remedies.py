@@ -70,7 +70,10 @@ def messages() -> Iterator[tuple[str, str]]:
 def test_every_option_command_and_setting_in_a_message_exists() -> None:
     options = set.union(*map(options_of, COMMANDS))
     for file, text in messages():
-        assert set(OPTION.findall(text)) <= options | {"--max-restarts", "--nproc-per-node"}, (file, text)  # torchrun's
+        assert set(OPTION.findall(text)) <= options | {"--max-restarts", "--nproc-per-node", "--include"}, (
+            file,
+            text,
+        )  # torchrun's, git's
         commands = {word for word in COMMAND.findall(text) if f"anncoder {word}" not in NO_COMMANDS}
         assert commands <= set(COMMANDS), (file, text)
         assert set(SETTING.findall(text)) <= SETTINGS, (file, text)
@@ -186,8 +189,8 @@ def assert_good(command: str, words: list[str]) -> str:
             here = named if named in COMMANDS else here
             if option:
                 assert option in options_of(here), (words, remedy)
-        if here == "dca":  # its settings have names of their own
-            assert not set(ARGUMENT.findall(remedy)) & SETTINGS, (words, remedy)
+    if command == "dca":  # its settings have names of their own
+        assert not {where.rpartition(".")[2] for where in re.findall(r"where: +(\S+)", said)} & SETTINGS, said
     return said
 
 

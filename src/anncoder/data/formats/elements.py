@@ -1,4 +1,4 @@
-"""Elements of a file that anndata cannot read: found before hours are spent on the file, not after.
+"""Elements of a file that anndata cannot read, found before a fit and not after.
 
 Whatever is small is read, by anndata itself; of matrices and what is large, kind and shape are looked at.
 """
