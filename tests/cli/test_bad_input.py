@@ -367,10 +367,40 @@ class TestOutputs:
         for name in ("out.H5AD", ".h5ad"):
             refused(*words, tmp_path / name, code=2, said=("does not end in .h5ad",))
 
-    def test_a_file_of_10x(self, refused: Callable[..., str], tmp_path: Path) -> None:
+    def test_every_command_says_the_same_of_one_file(
+        self, refused: Callable[..., str], model_folder: Path, tmp_path: Path
+    ) -> None:
         with h5py.File(tmp_path / "raw.h5", "w") as file:
             file["matrix/barcodes"] = [b"AAAC", b"AAAG"]
-        refused("check", tmp_path / "raw.h5", code=3, said=("of 10x Genomics", "scanpy.read_10x_h5("))
+        (tmp_path / "page.h5ad").write_text("<!DOCTYPE html><html></html>")
+        (tmp_path / "page.csv").write_text("<!DOCTYPE html><html></html>")
+        (tmp_path / "table.txt.h5ad").write_text("gene,a,b\ng1,0,1\n")
+        (tmp_path / "empty.zarr").mkdir()
+        adata = anndata.AnnData(np.ones((4, 3), np.float32), layers={"counts": np.ones((4, 3), np.float32)})
+        adata.write_h5ad(tmp_path / "slash.h5ad")
+        with h5py.File(tmp_path / "slash.h5ad", "r+") as file:
+            file.move("layers/counts", "layers/of/us")
+        out = tmp_path / "out.h5ad"
+        for name, said in {
+            "raw.h5": ("is a file of 10x Genomics", "scanpy.read_10x_h5("),
+            "page.h5ad": ("is a web page", "download it again"),
+            "page.csv": ("is a web page", "download it again"),
+            "table.txt.h5ad": ("is a table of text", "pandas.read_csv("),
+            "empty.zarr": ("it holds nothing", "a .zarr folder"),
+            "slash.h5ad": ("a name with a slash ('of/us')", "f.move('layers/of/us', 'layers/of_us')"),
+        }.items():
+            path = tmp_path / name
+            first = refused("check", path, code=3, said=said)
+            assert "Traceback" not in first
+            assert first == refused("train", path, "-o", out, *QUICK, code=3, said=said)
+            assert first == refused("embed", model_folder, path, "-o", out, code=3, said=said)
+            assert first == refused("dca", path, tmp_path / "outdir", code=3, said=said)
+
+    def test_a_file_without_a_matrix(self, refused: Callable[..., str], tmp_path: Path) -> None:
+        path = tmp_path / "in.h5ad"
+        anndata.AnnData(obs=pd.DataFrame(index=["a", "b"]), var=pd.DataFrame(index=["g", "h"])).write_h5ad(path)
+        for words in (("check", path), ("train", path, "-o", tmp_path / "o.h5ad"), ("dca", path, tmp_path / "outdir")):
+            refused(*words, code=4, said=("has no X", "there is no matrix in this"))
 
     def test_metrics_never_replace_data(
         self, refused: Callable[..., str], counts_file: Path, model_folder: Path, tmp_path: Path

@@ -18,6 +18,7 @@ from anncoder.cli.exit import signals
 from anncoder.config import unknown_key
 from anncoder.data.adata import RAW, matrix_of, read_matrix, resolve_layer, slot_label
 from anncoder.data.check import check
+from anncoder.data.formats.foreign import refuse_no_table
 from anncoder.data.matrix.notes import said_once
 from anncoder.data.matrix.scan import scan, structure, unreadable
 from anncoder.data.summary import library_sizes
@@ -257,6 +258,7 @@ def read_table(path: Path, separator: str, *, by_cell: bool) -> anndata.AnnData:
         It holds something else than numbers, has no names in its first row, or has one twice.
     """
     try:
+        refuse_no_table(path)
         columns, frame = _table(path, separator)
     except FileNotFoundError:
         raise FileError("no-file", f"no such file: {str(path)!r}", str(path), "check it") from None

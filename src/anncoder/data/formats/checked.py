@@ -11,7 +11,14 @@ from typing import Any
 import h5py
 
 from anncoder.data.formats.elements import refuse_unreadable
-from anncoder.data.formats.failures import damaged, first_line, other_format, refuse_missing_filters, unopenable
+from anncoder.data.formats.failures import (
+    damaged,
+    first_line,
+    other_format,
+    refuse_missing_filters,
+    unknown_codec,
+    unopenable,
+)
 from anncoder.data.formats.roots import refuse_foreign_root
 from anncoder.errors import FileError
 
@@ -42,7 +49,7 @@ def open_root(path: Path) -> Any:
             root.close()
         if isinstance(error, FileError) or not isinstance(error, Exception):
             raise
-        raise damaged(path, first_line(error)) from error
+        raise (unknown_codec(path, error) or damaged(path, first_line(error))) from error
     return root
 
 
@@ -59,7 +66,7 @@ def _open(path: Path) -> Any:
             raise other_format(path, what, "pip install -U zarr") from error
         if isinstance(error, OSError) and (refused := unopenable(path, error)):
             raise refused from error
-        raise damaged(path, first_line(error)) from error
+        raise (unknown_codec(path, error) or damaged(path, first_line(error))) from error
 
 
 def _zarr_format(path: Path) -> int:

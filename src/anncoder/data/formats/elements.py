@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import h5py
 from anndata.io import read_elem
 
-from anncoder.data.formats.attributes import encoding_of, index_name, is_null, sparse_format, text_of
+from anncoder.data.formats.attributes import encoding_of, index_name, is_null, sparse_format, text_of, texts_of
 from anncoder.data.formats.failures import first_line
-from anncoder.errors import FileError
+from anncoder.errors import FileError, listed
 
 SMALL = 2**20  # bytes
 ALIGNED = {"layers": (0, 1), "obsm": (0,), "obsp": (0, 0), "varm": (1,), "varp": (1, 1), "raw/varm": (None,)}
@@ -81,7 +81,7 @@ def _of_slot(root: Any, path: Path, slot: str, shape: tuple[int | None, int | No
     for name in _keys(root, slot):
         place, item = f"{slot}/{name}", _get(root, f"{slot}/{name}")
         if hasattr(item, "keys") and encoding_of(item) in ("", "dict") and not sparse_format(item):
-            inner = [f"{place}/{part}" for part in item]
+            inner = [f"{place}/{part}" for part in _leaves(item)]
             slashed = f"a name with a slash ({inner[0].removeprefix(f'{slot}/')!r})" if inner else "nothing"
             why = f"it holds {slashed}, where a matrix should be"
             yield Fault(place, why, _rename(root, path, slot, place, inner))
@@ -107,6 +107,8 @@ def _tried(place: str, parent: Any, name: str) -> Iterator[tuple[str, str]]:
             inside = [*_inside(place, item)] if is_group else []
             yield from inside or [(place, why)]
     elif is_group:
+        if missing := [name for name in texts_of(item, "column-order") if name not in item]:
+            yield place, f"it names columns that are not there: {listed(missing)}"
         yield from _inside(place, item)
     elif encoding_of(item) not in LEAVES:
         yield place, f"its encoding is {encoding_of(item)!r}"
@@ -120,8 +122,23 @@ def _is_numbers(item: Any) -> bool:
 
 
 def _inside(place: str, group: Any) -> Iterator[tuple[str, str]]:
-    for name in group:
+    try:
+        names = [*group]
+    except Exception as error:  # noqa: BLE001 - zarr opens what it lists
+        yield place, first_line(error)
+        return
+    for name in names:
         yield from _tried(f"{place}/{name}", group, name)
+
+
+def _leaves(group: Any) -> list[str]:
+    """Return the paths of the matrices in groups within groups."""
+    found: list[str] = []
+    for name in group:
+        item = group[name]
+        deeper = hasattr(item, "keys") and encoding_of(item) in ("", "dict") and not sparse_format(item)
+        found += [f"{name}/{leaf}" for leaf in _leaves(item)] if deeper else [name]
+    return found
 
 
 def _read(item: Any) -> str | None:
@@ -171,12 +188,10 @@ def _length(frame: Any) -> int | None:
 
 
 def _delete(root: Any, path: Path, place: str) -> str:
-    if encoding := encoding_of(_get(root, place) or root):
-        newer = f"if a newer anndata wrote it ({encoding}): pip install -U anndata; else, " * (encoding not in LEAVES)
-    else:
-        newer = ""
     if not isinstance(root, h5py.Group):
-        return f"{newer}write the file anew without it, where it was made"
+        return "if a newer program wrote it: pip install -U anndata zarr numcodecs; else, write it anew without it"
+    encoding = encoding_of(item) if (item := _get(root, place)) is not None else ""
+    newer = f"if a newer anndata wrote it ({encoding}): pip install -U anndata; else, " * (encoding not in LEAVES)
     line = f"import h5py; f = h5py.File({str(path)!r}, 'r+'); del f[{place!r}]; f.close()"
     return f"{newer}if it is of no use, delete it, in Python: {line}"
 

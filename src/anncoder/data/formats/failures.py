@@ -104,6 +104,14 @@ def refuse_missing_filters(root: Any, path: Path) -> None:
         raise FileError("missing-filter", what, f"{path}: {listed(places)}", _how_to_get_filters())
 
 
+def unknown_codec(path: Path, error: Exception) -> FileError | None:
+    """Return the error for a zarr folder with a codec that zarr does not have here; None for any other failure."""
+    if not path.is_dir() or "codec" not in str(error).lower():
+        return None
+    what = f"{str(path)!r} is compressed with something that is not installed: {first_line(error)}"
+    return FileError("missing-filter", what, str(path), "pip install -U zarr numcodecs")
+
+
 def _how_to_get_filters() -> str:
     try:
         importlib.import_module("hdf5plugin")

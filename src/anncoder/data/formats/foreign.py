@@ -1,4 +1,4 @@
-"""Files and folders of other formats, told by their first bytes: text, archives, R, web pages, mtx folders."""
+"""Files and folders of other formats, told by their first bytes: text, archives, R, mtx."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ COMPRESSED: dict[bytes, Any] = {b"\x1f\x8b": gzip, b"BZh": bz2, b"\xfd7zXZ\x00":
 R_DATA = (b"X\n", b"A\n", b"RDX2", b"RDX3", b"RDA2", b"RDA3")
 WEB_PAGE = (b"<!doctype html", b"<html", b"<head", b"<?xml")
 SEPARATORS = ("\t", ";", ",")
+TABLE = "a table of text, not an AnnData"
 HEAD = 4096  # bytes that are looked at
 
 
@@ -40,6 +41,15 @@ def refuse_foreign_file(path: Path) -> None:
         raise other_format(path, *found)
     remedy = "give an .h5ad file or a .zarr folder; read other formats with scanpy and write_h5ad first"
     raise FileError("not-hdf5", f"{str(path)!r} is not an HDF5 file", str(path), remedy)
+
+
+def refuse_no_table(path: Path) -> None:
+    """Raise a FileError if a file that should be a table of text is something else that its first bytes tell."""
+    with path.open("rb") as file:
+        head = file.read(HEAD)
+    found = _told_by_bytes(path, head)
+    if found and found[0] != TABLE:
+        raise other_format(path, *found)
 
 
 def refuse_foreign_folder(path: Path) -> None:
@@ -128,7 +138,7 @@ def _plain(path: Path, head: bytes) -> tuple[str, str] | None:
         return None
     table = f"anndata.AnnData(pandas.read_csv({p}, sep={separator!r}, index_col=0).T)"
     remedy = in_python("anndata, pandas", table, path).replace(":", " (without .T where a row is a cell):", 1)
-    return "a table of text, not an AnnData", remedy
+    return TABLE, remedy
 
 
 def _separator(head: bytes) -> str | None:

@@ -99,4 +99,7 @@ def _read_loom(root: Any, path: Path) -> str:
 
 
 def _names(item: Any) -> set[str]:
-    return set(item) if hasattr(item, "keys") and not is_null(item) else set()
+    try:
+        return set(item) if hasattr(item, "keys") and not is_null(item) else set()
+    except Exception:  # noqa: BLE001 - zarr opens what it lists; what it cannot open is said later
+        return set()
