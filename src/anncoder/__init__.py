@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from anncoder.evaluation.comparison import evaluate as evaluate
     from anncoder.evaluation.search import search as search
     from anncoder.models.autoimpute import AutoImpute as AutoImpute
-    from anncoder.models.base import load as load
     from anncoder.models.count import CountAutoencoder as CountAutoencoder
     from anncoder.models.dca import DCA as DCA
     from anncoder.models.denoising import DenoisingAutoencoder as DenoisingAutoencoder
+    from anncoder.models.loading import load as load
     from anncoder.models.netsne import NetSNE as NetSNE
     from anncoder.models.saucie import SAUCIE as SAUCIE
     from anncoder.models.scscope import ScScope as ScScope
@@ -53,7 +53,7 @@ _HOMES = {
     "VariationalAutoencoder": "models.variational",
     "check": "data.check",
     "evaluate": "evaluation.comparison",
-    "load": "models.base",
+    "load": "models.loading",
     "search": "evaluation.search",
 }
 _MODULES = ("datasets", "pl", "tl")

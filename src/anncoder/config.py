@@ -14,7 +14,7 @@ import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from anncoder.errors import ConfigError
+from anncoder.errors import ConfigError, listed
 
 ActivationName = Literal[
     "relu", "linear", "elu", "gelu", "leaky_relu", "mish", "prelu", "selu", "sigmoid", "silu", "softplus", "tanh"
@@ -27,6 +27,7 @@ TransformName = Literal["log1p", "normalize", "none"]
 OptimizerName = Literal["adam", "rmsprop"]
 SplitName = Literal["random", "tail"]
 PrecisionName = Literal["float32", "tf32"]
+EmptyCellsName = Literal["leave-out", "error"]
 
 Width = Annotated[int, Field(ge=1, le=65_536)]
 Steps = Annotated[int, Field(ge=0, le=2**31 - 1)]  # as many as a float32 or an integer of torch can be compared with
@@ -34,6 +35,8 @@ Probability = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(ge=0, le=1e9)]
 
 T = TypeVar("T")
+
+MOST_NAMES = 10  # in a message
 
 
 def _refuse_bool(value: Any, kind: Any) -> Any:
@@ -65,7 +68,7 @@ class Settings(BaseModel):
         try:
             return build(values)
         except pydantic.ValidationError as error:
-            raise _config_error(error, sorted(cls.model_fields), cls.__name__) from None
+            raise _config_error(error, cls.model_fields, cls.__name__) from None
 
     @pydantic.field_validator("*", mode="before")
     @classmethod
@@ -81,7 +84,7 @@ class Settings(BaseModel):
         try:
             pydantic.TypeAdapter(alone, config=ConfigDict(allow_inf_nan=False)).validate_python(value)
         except pydantic.ValidationError as error:
-            raise _config_error(error, [], cls.__name__, (name,)) from None
+            raise _config_error(error, cls.model_fields, cls.__name__, (name,)) from None
 
 
 # types with bounds and description, for the models to give their own defaults
@@ -151,7 +154,7 @@ class NetworkConfig(Settings):
     @property
     def instead_of_batches(self) -> str:
         """The remedy for a ``batch_key`` of no use."""
-        return "leave batch_key out, or use a model that corrects for batches; see docs/models.md"
+        return "leave batch_key out, or use a model that corrects for them: variational, scscope, saucie with lambda_b"
 
     @property
     def embeds_batches(self) -> bool:
@@ -318,9 +321,12 @@ class TrainingConfig(Settings):
     ] = None
     reduce_lr_factor: Annotated[float | None, Field(gt=0, lt=1, description="by how much it falls")] = None
     batch_key: Annotated[str | None, Field(description="obs column with the experimental batch")] = None
+    empty_cells: Annotated[
+        EmptyCellsName, Field(description="cells without any count: leave-out of the fit (they are embedded), or error")
+    ] = "leave-out"
     # scikit-learn takes no larger one; a training should not find that out when it is over
     seed: Annotated[int, Field(ge=0, lt=2**32, description="start of every random stream")] = 0
-    device: Annotated[str, Field(description="auto, cpu, cuda, cuda:1, mps")] = "auto"
+    device: Annotated[str, Field(description="auto, cpu, gpu, cuda, cuda:1, mps")] = "auto"
     threads: Annotated[int | None, Field(ge=1, le=1024, description="CPU threads; null for torch's choice")] = None
     precision: Annotated[PrecisionName, Field(description="matrix products on a CUDA GPU")] = "float32"
     cuda_graph: Annotated[
@@ -334,15 +340,12 @@ class TrainingConfig(Settings):
         Raises
         ------
         ConfigError
-            The model needs a ``batch_key``, or cannot use one.
+            The model needs a ``batch_key``.
         """
         if self.batch_key is None and model.batches == "needed":
             what = "the model needs the experimental batch of each cell"
             remedy = "batch_key='COLUMN' names the column of obs that has it (--set batch_key=COLUMN)"
             raise ConfigError("no-batch-key", what, "batch_key", remedy)
-        if self.batch_key is not None and model.batches == "unused":
-            what = f"batch_key = {self.batch_key!r}, but this model (as it is set) makes no use of batches"
-            raise ConfigError("batches-unused", what, "batch_key", model.instead_of_batches)
         defaults = model.defaults if self.max_epochs is None else {**model.defaults, "max_steps": None}
         return self.model_copy(update={k: v for k, v in defaults.items() if getattr(self, k) is None})
 
@@ -373,19 +376,71 @@ def split_settings(
     return hyper, {k: v for k, v in values.items() if k in training_keys}
 
 
-def unknown_key(key: str, known: Sequence[str], *, where: str) -> ConfigError:
-    """Return the error for an unknown key, naming the nearest known one."""
-    near = difflib.get_close_matches(str(key), known, n=1)
-    remedy = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known) or 'none'}"
+def refuse_unused_batches(model: NetworkConfig, training: TrainingConfig) -> None:
+    """Raise a ConfigError for a ``batch_key``, whose column exists, of a model that makes no use of it."""
+    if training.batch_key is not None and model.batches == "unused":
+        what = f"batch_key = {training.batch_key!r}, but this model (as it is set) makes no use of batches"
+        raise ConfigError("batches-unused", what, "batch_key", model.instead_of_batches)
+
+
+# words of other packages for our settings
+ALIASES = {
+    "lr": "learning_rate",
+    "random_state": "seed",
+    "random_seed": "seed",
+    "n_comps": "n_latent",
+    "n_components": "n_latent",
+    "n_dims": "n_latent",
+    "latent_dim": "n_latent",
+    "latent_size": "n_latent",
+    "n_epochs": "max_epochs",
+    "epochs": "max_epochs",
+    "max_epoch": "max_epochs",
+    "n_layers": "n_hidden",
+    "hidden": "n_hidden",
+    "hidden_size": "n_hidden",
+    "batch": "batch_key",
+    "train_size": "valid_fraction",
+    "early_stopping_patience": "patience",
+    "gene_likelihood": "likelihood",
+    "dropout": "dropout_rate",
+    "use_gpu": "device",
+    "accelerator": "device",
+    "n_jobs": "threads",
+    "n_threads": "threads",
+}
+CHOOSE_GENES = "choose the genes first: adata = adata[:, adata.var['highly_variable']].copy()"
+ELSEWHERE = {
+    "trials": "did you mean 'n_trials' (--trials) of a search?",
+    "mask_var": CHOOSE_GENES,
+    "use_highly_variable": CHOOSE_GENES,
+    "use_rep": "models read counts: layer='counts' (--layer counts) names a layer",
+}
+
+
+def unknown_key(key: object, known: Sequence[str], *, where: str) -> ConfigError:
+    """Return the error for an unknown key, naming what is meant by it elsewhere, or the nearest known one."""
+    near = [ALIASES[key]] if isinstance(key, str) and ALIASES.get(key) in known else []
+    near = near or difflib.get_close_matches(str(key), known, n=1)
+    if str(key) in ELSEWHERE and "learning_rate" in known:  # among settings, not among names of data
+        remedy = ELSEWHERE[str(key)]
+    else:
+        remedy = f"did you mean {near[0]!r}?" if near else f"known keys: {listed(known, MOST_NAMES) or 'none'}"
     return ConfigError("unknown-key", f"unknown key {key!r}", where, remedy)
 
 
 def _config_error(
-    error: pydantic.ValidationError, known: Sequence[str], where: str, within: tuple[str, ...] = ()
+    error: pydantic.ValidationError, fields: Mapping[str, Any], where: str, within: tuple[str, ...] = ()
 ) -> ConfigError:
     first = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in (*within, *first["loc"]))
     if first["type"] == "extra_forbidden":
-        return unknown_key(key, known, where=where)
+        return unknown_key(key, sorted(fields), where=where)
     what = f"{key} = {reprlib.repr(first['input'])}: {first['msg'][0].lower()}{first['msg'][1:]}"
-    return ConfigError("bad-value", what, f"{where}.{key}", "see: anncoder config" if key else "")
+    return ConfigError("bad-value", what, f"{where}.{key}", _meaning(fields, key))
+
+
+def _meaning(fields: Mapping[str, Any], key: str) -> str:
+    # what a setting is: its bounds are in the message already
+    field = fields.get(key.partition(".")[0])
+    return "" if field is None or not field.description else f"{key.partition('.')[0]} is: {field.description}"

@@ -20,8 +20,9 @@ RESIDENT_SHARE = 0.4  # of the free memory of a GPU, for the data
 def choose_device(name: str) -> torch.device:
     """Return the device of a name; ``"auto"`` is a CUDA GPU if there is one, else the CPU.
 
-    Each of several processes on a machine gets a GPU of its own, with ``"auto"`` and with ``"cuda"``. Apple's ``mps``
-    has to be asked for: some operations there are wrong or missing.
+    ``"gpu"`` is what GPU there is: CUDA, or Apple's. Each of several processes on a machine gets a GPU of its own, with
+    ``"auto"``, ``"gpu"`` and ``"cuda"``. Apple's ``mps`` has to be asked for: some operations there are wrong or
+    missing.
 
     Raises
     ------
@@ -30,14 +31,32 @@ def choose_device(name: str) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "gpu":
+        name = "mps" if torch.backends.mps.is_available() and not torch.cuda.is_available() else "cuda"
     name = own_gpu() if name == "cuda" else name
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        what = f"device {name!r} cannot be used here: {str(error).splitlines()[0]}"
-        raise ConfigError("no-device", what, "device", "device='auto' or device='cpu'") from error
+        what = f"device {name!r} cannot be used here: {_why_not(name, error)}"
+        remedy = "device='cpu' or device='auto' (--device cpu, --device auto)"
+        raise ConfigError("no-device", what, "device", remedy) from error
     return device
+
+
+def _why_not(name: str, error: Exception) -> str:
+    # torch's own reasons are pages, or name thirty devices
+    kind = name.partition(":")[0]
+    if kind == "cuda" and not torch.cuda.is_available():
+        built = "no CUDA GPU is found" if torch.version.cuda else "this build of PyTorch is for CPUs only"
+        return f"{built}"
+    if kind == "cuda":
+        return f"there are {torch.cuda.device_count()} CUDA GPUs, counted from 0"
+    if kind == "mps":
+        return "it is the GPU of Apple's processors, and none is found"
+    if kind not in ("cpu", "xpu"):
+        return "devices are auto, cpu, gpu, cuda, cuda:1, mps"
+    return str(error).splitlines()[0].partition(". ")[0][:200]
 
 
 def own_gpu() -> str:

@@ -101,6 +101,11 @@ def listed(names: object, limit: int = 5) -> str:
     return head if len(listed) <= limit else f"{head} and {len(listed) - limit:,} more"
 
 
+def counted(n: int, noun: str, plural: str = "") -> str:
+    """Return a number and its noun: ``"1 cell"``, ``"2,000 cells"``."""
+    return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Return whether an exception means that memory ran out; torch has no type for it, only words."""
     message = str(error)

@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from scipy import sparse
 
 from anncoder.config import unknown_key
-from anncoder.data.adata import obs_column, resolve_layer, slot_label
+from anncoder.data.adata import RAW, genes_of, has_layer, matrix_of, obs_column, resolve_layer, slot_label
 from anncoder.errors import ConfigError, InputError
 from anncoder.models import find, names
 from anncoder.models.base import Autoencoder, refuse_no_model
@@ -169,7 +169,7 @@ def gene_pair(
     gene_x, gene_y
         Names of the genes.
     layer
-        Where the raw counts are; None for the layer of the fit, ``"X"`` for ``X``.
+        Where the raw counts are; None for the layer of the fit, ``"X"`` for ``X``, ``"raw.X"`` for those of ``raw``.
     key
         Name of the results.
     color
@@ -239,21 +239,22 @@ def _training_of(source: Any, key: str) -> tuple[Any, str, int]:
 
 def _pair(adata: anndata.AnnData, genes: tuple[str, str], layer: str | None) -> np.ndarray[Any, Any]:
     # (n_obs, 2)
-    for gene in genes:
-        if gene not in adata.var_names:
-            raise unknown_key(gene, list(adata.var_names.astype(str)), where="var_names")
-    if layer is not None and layer not in adata.layers:
+    if layer is not None and not has_layer(adata, layer):
         raise unknown_key(layer, [str(name) for name in adata.layers if name is not None], where="layer")
-    matrix = adata.X if layer is None else adata.layers[layer]
+    var_names = genes_of(adata, layer)
+    for gene in genes:
+        if gene not in var_names:
+            raise unknown_key(gene, list(var_names.astype(str)), where=f"{'raw.' * (layer == RAW)}var_names")
+    matrix = matrix_of(adata, layer)
     # one by one: HDF5 takes columns in their order only, and none twice
-    places = (np.flatnonzero(adata.var_names == gene)[:1] for gene in genes)
+    places = (np.flatnonzero(var_names == gene)[:1] for gene in genes)
     columns = [matrix[:, place] for place in places]
     return np.hstack([c.toarray() if sparse.issparse(c) else np.asarray(c) for c in columns])
 
 
 def _sizes(adata: anndata.AnnData, layer: str | None) -> np.ndarray[Any, Any]:
     # (n_obs, 1) library sizes, at least 1; by blocks of rows, for files
-    matrix = adata.X if layer is None else adata.layers[layer]
+    matrix = matrix_of(adata, layer)
     starts = range(0, adata.n_obs, READ)
     sums = [np.asarray(matrix[start : start + READ].sum(axis=1), np.float64).reshape(-1, 1) for start in starts]
     return np.maximum(np.concatenate(sums), 1)
@@ -264,6 +265,9 @@ def _groups(adata: anndata.AnnData, color: str | None) -> Groups:
         raise InputError("too-few-cells", "there are no cells to draw", "adata", "check the filters that ran before")
     if color is None:
         return Groups([], np.zeros(adata.n_obs, dtype=int), [PALETTE[0]])
+    if color not in adata.obs and color in adata.var_names:
+        what = f"color = {color!r} is a gene, and this picture shows groups of cells"
+        raise ConfigError("bad-value", what, "color", f"sc.pl.umap(adata, color={color!r})")
     values = obs_column(adata, color, what="color").astype("category").cat
     names = [str(name) for name in values.categories]
     if len(names) > MOST_GROUPS:

@@ -164,7 +164,7 @@ class TestInterrupted:
         result = anncoder("train", counts_path, "-o", out, *settings, "--no-resume")
         assert result.exit_code == 0, result.output
         assert "going on" not in result.stderr
-        assert "epoch 1/6" in result.stderr
+        assert "epoch 1 " in result.stderr
         assert not (out.with_suffix(".anncoder") / "unfinished" / NAME).exists()
 
     def test_a_damaged_checkpoint_does_not_stop_a_run(
@@ -178,7 +178,7 @@ class TestInterrupted:
         result = anncoder("train", counts_path, "-o", out, *settings)
         assert result.exit_code == 0, result.output
         assert "cannot be used" in result.stderr
-        assert "epoch 1/6" in result.stderr
+        assert "epoch 1 " in result.stderr
 
 
 def test_an_interrupted_run_leaves_older_results_as_they_were(

@@ -164,7 +164,7 @@ class TestGenes:
         np.testing.assert_array_equal(align(["b", "c"], ["a", "b", "c"]).apply(matrix).toarray(), [[2, 3]])
 
     def test_missing_genes_are_refused_with_their_names_or_taken_as_zero(self, caplog) -> None:  # type: ignore[no-untyped-def]
-        with pytest.raises(InputError, match="1 of the model's 4 genes are missing: d") as caught:
+        with pytest.raises(InputError, match="1 of the model's 4 genes is missing: d") as caught:
             align(list("abcd"), list("abc"))
         assert "allow_missing" in caught.value.remedy
         aligned = align(list("abcd"), list("cba"), allow_missing=0.25).apply(

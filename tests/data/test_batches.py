@@ -63,7 +63,7 @@ def test_minibatches_carry_the_batch_of_each_cell(counts: anndata.AnnData, tmp_p
     training = TrainingConfig(batch_key="plate", batch_size=16).model_copy(
         update={k: v for k, v in NetworkConfig().defaults.items() if k != "batch_size"}
     )
-    split = split_cells(source.n_obs, source.column, training)
+    split = split_cells(source, training)
     data = prepare(source, split, NetworkConfig(), training)
     assert data.batches == ["x", "y"]
     assert data.valid is not None

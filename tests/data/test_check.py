@@ -61,7 +61,7 @@ def codes(report, severity=None):
 
 def problem(report, code) -> Problem:
     (found,) = [problem for problem in report.problems if problem.code == code]
-    assert len(found.what) + len(found.where) + len(found.remedy) < 400
+    assert len(found.what) + len(found.where) < 300
     assert found.what
     assert found.where
     assert found.remedy
@@ -148,14 +148,15 @@ def test_the_largest_exact_count_is_legal(form):
 # --- zeros ---
 
 
-def test_empty_cells_are_an_error_and_empty_genes_are_not(form):
+def test_empty_cells_are_a_warning_and_empty_genes_are_not(form):
     x = counts()
     x[[5, 50]] = 0
     x[:, 7] = 0
     report = check(as_adata(form(x)))
+    assert report.ok
     assert codes(report) == ["empty-cells", "empty-genes"]
     empty = problem(report, "empty-cells")
-    assert empty.severity == "error"
+    assert empty.severity == "warning"
     assert empty.what == "2 of 60 cells are zero in every gene"
     assert empty.where == "X, cells 'cell-5', 'cell-50'"
     assert "sc.pp.filter_cells(adata, min_counts=1)" in empty.remedy
@@ -178,9 +179,9 @@ def test_empty_cells_of_a_layer_are_dropped_by_the_layer():
     holed[5] = 0
     adata = as_adata(x, {"counts": sparse.csr_matrix(holed)})
     remedy = problem(check(adata, layer="counts"), "empty-cells").remedy
-    kept = eval(remedy.removeprefix("adata = ").split(", or")[0], {"adata": adata})
+    kept = eval(remedy.split("adata = ")[1].split(", or")[0], {"adata": adata})
     assert kept.n_obs == 59
-    assert check(kept, layer="counts").ok
+    assert not codes(check(kept, layer="counts"))
 
 
 def test_stored_zeros_are_legal_and_do_not_fill_a_cell():
@@ -477,8 +478,8 @@ def test_scaled_values_with_counts_in_raw():
     assert codes(report, "error") == ["not-integer", "negative"]
     assert report.slots == {"X": "scaled", "raw.X": "counts"}
     remedy = problem(report, "negative").remedy
-    assert remedy == "pass adata.raw.to_adata(), whose X holds counts"
-    assert check(adata.raw.to_adata()).ok
+    assert remedy == "pass layer='raw.X' (--layer raw.X), which holds counts, of the genes of raw.var"
+    assert check(adata, layer="raw.X").ok
 
 
 def test_a_missing_layer_names_those_there_are_and_the_counts():

@@ -321,3 +321,13 @@ def test_every_error_has_a_remedy() -> None:
         with pytest.raises(AnncoderError) as caught:
             make()
         assert caught.value.remedy
+
+
+def test_clusters_that_have_no_cell_are_not_passed_over_in_silence(caplog: pytest.LogCaptureFixture) -> None:
+    cells = ac.datasets.simulate(n_obs=60, n_vars=30, seed=0)
+    model = ac.SAUCIE(lambda_c=0.1, lambda_d=0.2, min_cells=10_000)
+    model.fit(cells, max_epochs=1, max_steps=None, progress=False, threads=1)
+    with caplog.at_level("WARNING", "anncoder"):
+        found = model.clusters(cells)
+    assert (found.labels == -1).all()
+    assert "min_cells=1000" in caplog.text

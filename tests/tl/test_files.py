@@ -28,7 +28,8 @@ from anncoder.io import h5ad_copy
 from anncoder.io.h5ad_copy import copy_h5ad
 from anncoder.io.hdf5 import new_h5
 from anncoder.tl import files
-from anncoder.tl.files import LatentCheck, OutputSpec, write_files
+from anncoder.tl.files import OutputSpec, write_files
+from anncoder.tl.latent_check import LatentCheck
 
 Run = Callable[..., Any]
 

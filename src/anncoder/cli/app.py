@@ -16,10 +16,10 @@ from anncoder.cli.exit import outcome
 from anncoder.cli.options import (
     LAST_SEED,
     MODELS,
-    MOST_THREADS,
     AllowMissing,
     Debug,
     DemoFolder,
+    Device,
     DropEmpty,
     GivenSeed,
     InPlace,
@@ -33,6 +33,7 @@ from anncoder.cli.options import (
     Resume,
     Seed,
     Settings,
+    Threads,
 )
 
 app = typer.Typer(
@@ -121,7 +122,7 @@ def train(
     labels: Annotated[str | None, typer.Option(help="obs column to compare clusters with.")] = None,
     evaluation: Annotated[bool, typer.Option(help="Compare with PCA and the gene means.")] = True,
     seed: GivenSeed = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, gpu, cuda, cuda:1, mps.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     in_place: InPlace = False,
     drop_empty_cells: DropEmpty = False,
@@ -150,11 +151,15 @@ def search(
     layer: Layer = None,
     seed: GivenSeed = None,
     labels: Annotated[str | None, typer.Option(help="obs column to compare clusters with.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, gpu, cuda, cuda:1, mps.")] = None,
+    threads: Threads = None,
 ) -> None:
     """Try settings at random, scored on held-out molecules, and train the best; goes on where it was stopped."""
     from anncoder.cli.search import SearchRequest, run_search
 
-    run_search(SearchRequest(data, output, model, space, trials, tuple(settings or ()), layer, seed, labels))
+    options = (f"{name}={value}" for name, value in (("device", device), ("threads", threads)) if value is not None)
+    of_all = (*(settings or ()), *options)  # the options last: they beat --set
+    run_search(SearchRequest(data, output, model, space, trials, of_all, layer, seed, labels))
 
 
 @command
@@ -167,11 +172,14 @@ def embed(
     allow_missing: AllowMissing = 0.0,
     in_place: InPlace = False,
     drop_empty_cells: DropEmpty = False,
+    device: Device = "auto",
+    threads: Threads = None,
 ) -> None:
     """Write the latent of a saved model for new cells; genes are matched by name."""
     from anncoder.cli.apply import ApplyRequest, run_embed
 
-    run_embed(ApplyRequest(model, data, output, layer, key, allow_missing, in_place, drop_empty_cells))
+    request = ApplyRequest(model, data, output, layer, key, allow_missing, in_place, drop_empty_cells, device, threads)
+    run_embed(request)
 
 
 @command
@@ -186,11 +194,13 @@ def denoise(
     allow_missing: AllowMissing = 0.0,
     in_place: InPlace = False,
     drop_empty_cells: DropEmpty = False,
+    device: Device = "auto",
+    threads: Threads = None,
 ) -> None:
     """Write the denoised expression of a saved model as a new layer."""
     from anncoder.cli.apply import ApplyRequest, run_denoise
 
-    request = ApplyRequest(model, data, output, layer, key, allow_missing, in_place, drop_empty_cells)
+    request = ApplyRequest(model, data, output, layer, key, allow_missing, in_place, drop_empty_cells, device, threads)
     run_denoise(request, scale=scale, batch=batch)
 
 
@@ -208,11 +218,14 @@ def evaluate(
         bool, typer.Option("--guard", help="Fit again to permuted genes, and count the correlations invented.")
     ] = False,
     seed: Seed = 0,
+    device: Device = "auto",
+    threads: Threads = None,
 ) -> None:
     """Compare a saved model with PCA of the same width and with the gene means."""
-    from anncoder.cli.inspect import run_evaluate
+    request = dict(locals())
+    from anncoder.cli.inspect import EvaluateRequest, run_evaluate
 
-    run_evaluate(model, data, output, labels=labels, layer=layer, allow_missing=allow_missing, guard=guard, seed=seed)
+    run_evaluate(EvaluateRequest(**request))
 
 
 @command
@@ -256,7 +269,7 @@ def simulate(
 def demo(
     outdir: DemoFolder = Path(),
     seed: Seed = 0,
-    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    threads: Threads = None,
 ) -> None:
     """Do the main job on 700 real blood cells: check, train, embed, denoise, cluster, draw. Downloads nothing."""
     from anncoder.cli.demo import run_demo
@@ -282,7 +295,7 @@ def dca(
     transpose: Annotated[bool, typer.Option("--transpose", "-t", help="A table is cells x genes.")] = False,
     testsplit: Annotated[bool, typer.Option("--testsplit", help="Keep a tenth of the cells out of the fit.")] = False,
     ae_type: Annotated[str, typer.Option("--type", help="Likelihood, dispersion and heads.")] = "nb-conddisp",
-    threads: Annotated[int | None, typer.Option(min=1, max=MOST_THREADS, help="CPU threads.")] = None,
+    threads: Threads = None,
     batchsize: Annotated[int, typer.Option("--batchsize", "-b", help="Cells in a minibatch.")] = 32,
     sizefactors: Annotated[bool, typer.Option("--sizefactors/--nosizefactors", help="Normalise by size.")] = True,
     norminput: Annotated[bool, typer.Option("--norminput/--nonorminput", help="z-score the input.")] = True,
@@ -308,6 +321,7 @@ def dca(
     learningrate: Annotated[float | None, typer.Option("--learningrate", "-r", help="Step size.")] = None,
     saveweights: Annotated[bool, typer.Option("--saveweights/--no-saveweights", help="Save OUTDIR/model.")] = False,
     checkcounts: Annotated[bool, typer.Option("--checkcounts/--nocheckcounts", help="Refuse other values.")] = True,
+    layer: Layer = None,
     denoisesubset: Annotated[
         Path | None, typer.Option(help="File of the genes to write, one a line.", readable=False)
     ] = None,

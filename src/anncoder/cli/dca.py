@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,18 +16,21 @@ from scipy.sparse import csr_matrix
 
 from anncoder.cli.exit import signals
 from anncoder.config import unknown_key
-from anncoder.data.adata import read_matrix
+from anncoder.data.adata import RAW, matrix_of, read_matrix, resolve_layer, slot_label
+from anncoder.data.check import check
+from anncoder.data.formats.foreign import refuse_no_table
+from anncoder.data.matrix.notes import said_once
 from anncoder.data.matrix.scan import scan, structure, unreadable
 from anncoder.data.summary import library_sizes
 from anncoder.device import refuse_size
-from anncoder.errors import ConfigError, FileError, InputError, listed
+from anncoder.errors import ConfigError, FileError, InputError, counted, listed
 from anncoder.io.atomic import atomic_path, locked, same_file, writable_folder
 from anncoder.io.h5ad_write import read_input, refuse_unwritable, write_output
 from anncoder.io.model_folder import refuse_target
 from anncoder.io.output_paths import refuse_output
 from anncoder.models.base import Array
 from anncoder.models.dca import DCA
-from anncoder.tl.dca_scanpy import OURS, Results, in_our_words, refuse_data, results, write_info, write_obs
+from anncoder.tl.dca_scanpy import OURS, WORDS, Results, in_our_words, refuse_data, results, write_info, write_obs
 from anncoder.training.progress import announce
 
 SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
@@ -50,18 +55,37 @@ class DCARequest(NamedTuple):
     quiet: bool = False
 
 
+@said_once()
 def run_dca(request: DCARequest) -> None:
     """Read, fit, and write the tables, the h5ad file and, if asked, the model."""
     _refuse_unsupported(request.options)
     words = {word: value for word, value in request.options.items() if word in OURS}
-    model, training = in_our_words(words | {"hiddensize": widths(words["hiddensize"])})
+    with own_words():
+        model, training = in_our_words(words | {"hiddensize": widths(words["hiddensize"])})
     _refuse_outdir(request)
-    with locked(_claimed(request.outdir)):
+    with locked(_claimed(request.outdir)), own_words():
         _fit_and_write(request, model, training)
 
 
+@contextmanager
+def own_words() -> Iterator[None]:
+    """Let an error about a setting name the option of this command, which has names of its own."""
+    try:
+        yield
+    except ConfigError as error:
+        setting = error.where.rpartition(".")[2]
+        word = {"n_latent": "hiddensize", "ae_type": "type"}.get(setting, WORDS.get(setting, ("",))[-1])
+        if not word:
+            raise
+        remedy = "anncoder dca --help lists the options"
+        if error.code == "latent-too-wide":
+            remedy = "let the middle width of --hiddensize be below the number of genes"
+        raise ConfigError(error.code, error.what, f"--{word}", remedy) from error
+
+
 def _fit_and_write(request: DCARequest, model: DCA, training: dict[str, Any]) -> None:
-    adata = _with_counts(_read(request))
+    rounds = model.config.check_counts
+    adata = _with_counts(_of_layer(_read(request), request.options["layer"]), rounds=rounds)
     refuse_data(adata, check_counts=model.config.check_counts)
     refuse_unwritable(adata)
     genes = _columns(adata, request.denoisesubset)
@@ -132,15 +156,28 @@ def _read(request: DCARequest) -> anndata.AnnData:
     return read_input(request.data)
 
 
-def _with_counts(adata: anndata.AnnData) -> anndata.AnnData:
+def _of_layer(adata: anndata.AnnData, layer: str | None) -> anndata.AnnData:
+    # the counts of a layer in the place of X, where this command reads and writes them; raw has genes of its own
+    layer = resolve_layer(layer, adata.layers)
+    if layer is None or matrix_of(adata, layer) is None:
+        check(adata, layer=layer)  # which says which layers there are
+        return adata
+    announce(f"dca.h5ad has the counts of {slot_label(layer)} in X")
+    if layer == RAW:
+        return adata.raw.to_adata()
+    adata.X = adata.layers[layer]
+    return adata
+
+
+def _with_counts(adata: anndata.AnnData, *, rounds: bool) -> anndata.AnnData:
     # as DCA's command: genes and cells without any count are left out, and said to be
-    if adata.X is None or unreadable(adata.X) or structure(adata.X).fault:
+    if adata.X is None or unreadable(adata.X) or structure(adata.X).fault or not adata.var_names.is_unique:
         return adata  # the check of the fit says what is wrong
-    found = scan(adata.X, math.inf)
+    found = scan(adata.X, math.inf, rounds=rounds)
     cells, genes = found.empty_obs, found.empty_vars
     if len(cells) == adata.n_obs or not len(cells) + len(genes):
         return adata
-    announce(f"left out {len(cells):,} cells and {len(genes):,} genes, which have no count")
+    announce(f"left out {counted(len(cells), 'cell')} and {counted(len(genes), 'gene')} without any count")
     return adata[np.delete(np.arange(adata.n_obs), cells), np.delete(np.arange(adata.n_vars), genes)].copy()
 
 
@@ -156,7 +193,7 @@ def _columns(adata: anndata.AnnData, path: Path | None) -> Any:
     names = [name for name in names if name]
     missing = [name for name in names if name not in adata.var_names]
     if missing or not names:
-        what = f"{len(missing):,} of {len(names):,} genes are not in the data: {listed(missing)}"
+        what = f"of {counted(len(names), 'gene')} the data do not have {len(missing):,}: {listed(missing)}"
         raise InputError("unknown-genes", what, "--denoisesubset", "one name a line, of genes that have a count")
     return adata.var_names.get_indexer(names)
 
@@ -221,6 +258,7 @@ def read_table(path: Path, separator: str, *, by_cell: bool) -> anndata.AnnData:
         It holds something else than numbers, has no names in its first row, or has one twice.
     """
     try:
+        refuse_no_table(path)
         columns, frame = _table(path, separator)
     except FileNotFoundError:
         raise FileError("no-file", f"no such file: {str(path)!r}", str(path), "check it") from None
@@ -229,13 +267,15 @@ def read_table(path: Path, separator: str, *, by_cell: bool) -> anndata.AnnData:
         raise FileError("unreadable", what, str(path), f"give a table with {LAYOUT}") from error
     texts = [name for name, dtype in zip(columns, frame.dtypes, strict=True) if dtype.kind not in "iufb"]
     if texts or not columns:
-        what = f"{len(texts):,} of {len(columns):,} columns hold something else than numbers: {listed(texts)}"
+        what = f"{len(texts):,} of {counted(len(columns), 'column')} hold something else than numbers: {listed(texts)}"
+        what = what if columns else "the table has no columns"
         raise InputError("not-numeric", what, str(path), f"leave only counts, with {LAYOUT}")
     _refuse_no_header(path, columns)
     names = pd.Index(columns, dtype=object), pd.Index(list(frame.index), dtype=object)
     for index, what in zip(names, ("column", "row"), strict=True):
         if twice := list(index[index.duplicated()].unique()):
-            said = f"{len(twice):,} names stand for more than one {what}: {listed(twice)}"
+            stand = "stands" if len(twice) == 1 else "stand"
+            said = f"{counted(len(twice), 'name')} {stand} for more than one {what}: {listed(twice)}"
             raise InputError("duplicate-names", said, str(path), f"give each {what} a name of its own")
     values = frame.to_numpy(np.float64)
     var, obs = (pd.DataFrame(index=index) for index in (names if by_cell else reversed(names)))
@@ -244,6 +284,7 @@ def read_table(path: Path, separator: str, *, by_cell: bool) -> anndata.AnnData:
 
 def _table(path: Path, separator: str) -> tuple[list[str], pd.DataFrame]:
     # pandas makes numbers of names (007), nothing of NA, and x.1 of a second x: it is given none to read
+    separator = _separator(path, separator)
     top = pd.read_csv(path, sep=separator, header=None, nrows=1, dtype=str, keep_default_na=False)
     header = [str(name) for name in top.iloc[0]]
     by_row = pd.read_csv(path, sep=separator, nrows=1).index  # one that counts, unless rows are longer than the first
@@ -253,6 +294,19 @@ def _table(path: Path, separator: str) -> tuple[list[str], pd.DataFrame]:
     columns = header if longer else header[1:]  # R names no corner
     frame = pd.read_csv(path, sep=separator, header=0, names=range(len(columns) + 1), converters={0: str})
     return columns, frame.set_index(0)
+
+
+def _separator(path: Path, expected: str) -> str:
+    # tables of R and of spreadsheets have semicolons or tabs in a .csv, too
+    line = str(
+        pd.read_csv(path, sep="\0", header=None, nrows=1, dtype=str, keep_default_na=False, engine="c").iloc[0, 0]
+    )
+    found = max((expected, ",", "\t", ";"), key=line.count)
+    if line.count(expected) or not line.count(found):
+        return expected
+    names = {",": "commas", "\t": "tabs", ";": "semicolons"}
+    announce(f"{path.name}: the values stand between {names[found]}")
+    return found
 
 
 def _refuse_no_header(path: Path, columns: list[str]) -> None:

@@ -27,7 +27,7 @@ SETTINGS = ("n_latent=10", "batch_size=64", "learning_rate=0.003")
 def run_demo(folder: Path, *, seed: int, threads: int | None) -> None:
     """Check, train, embed, denoise, cluster, lay out and draw 700 blood cells with published labels."""
     from anncoder.datasets import pbmc68k_counts
-    from anncoder.models.base import load
+    from anncoder.models.loading import load
 
     began = time.perf_counter()
     if not folder.exists():

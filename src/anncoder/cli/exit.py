@@ -144,7 +144,7 @@ def _log_on_stderr(*, quiet: bool) -> Iterator[None]:
     before, handler = logger.level, logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     handler.setLevel(logging.WARNING if quiet else logging.INFO)
-    logger.setLevel(logging.INFO)  # the log of a run has everything
+    logger.setLevel(logging.DEBUG)  # the log of a run has everything
     logger.addHandler(handler)
     try:
         yield

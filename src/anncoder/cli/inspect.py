@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import typer
 import yaml
@@ -14,11 +14,13 @@ from anncoder.cli.settings import parse_assignments, set_in
 from anncoder.config import Settings, TrainingConfig, split_settings
 from anncoder.data.check import check
 from anncoder.data.opening import paths_of
+from anncoder.device import threads_set
+from anncoder.errors import InputError, listed
 from anncoder.evaluation.comparison import Evaluation, evaluate
 from anncoder.io.model_folder import read_stored
 from anncoder.io.output_paths import refuse_output
 from anncoder.models import find
-from anncoder.models.base import load
+from anncoder.models.loading import load
 
 
 def run_check(data: list[Path], *, layer: str | None, counts: bool, as_json: bool) -> None:
@@ -31,29 +33,45 @@ def run_check(data: list[Path], *, layer: str | None, counts: bool, as_json: boo
     else:
         heads = [f"{path}: " if len(paths) > 1 else "" for path in paths]
         typer.echo("\n\n".join(f"{head}{report}" for head, report in zip(heads, reports, strict=True)))
-    for report in reports:
-        report.raise_if_bad()
+    for path, report in zip(paths, reports, strict=True):
+        errors = [problem.code for problem in report.problems if problem.severity == "error"]
+        if errors and as_json:
+            report.raise_if_bad()
+        if errors:  # they were printed in full
+            raise InputError(errors[0], f"{path} cannot be used as it is: {listed(errors)}, see above")
 
 
-def run_evaluate(
-    model: Path,
-    data: list[Path],
-    output: Path,
-    *,
-    labels: str | None,
-    layer: str | None,
-    allow_missing: float,
-    guard: bool,
-    seed: int,
-) -> None:
+class EvaluateRequest(NamedTuple):
+    """Arguments and options of ``anncoder evaluate``."""
+
+    model: Path
+    data: list[Path]
+    labels: str | None
+    layer: str | None
+    output: Path
+    allow_missing: float
+    guard: bool
+    seed: int
+    device: str
+    threads: int | None
+
+
+def run_evaluate(request: EvaluateRequest) -> None:
     """Print the table and write it to a JSON file."""
-    refuse_output(output, suffix=".json")
-    fitted = load(model)
-    found = evaluate(
-        fitted, list(data), labels=labels, layer=layer, allow_missing=allow_missing, guard=guard, seed=seed
-    )
+    refuse_output(request.output, suffix=".json")
+    fitted = load(request.model, device=request.device)
+    with threads_set(request.threads):
+        found = evaluate(
+            fitted,
+            list(request.data),
+            labels=request.labels,
+            layer=request.layer,
+            allow_missing=request.allow_missing,
+            guard=request.guard,
+            seed=request.seed,
+        )
     print_evaluation(found)
-    write_json(output, found.to_dict())
+    write_json(request.output, found.to_dict())
 
 
 def print_evaluation(found: Evaluation) -> None:

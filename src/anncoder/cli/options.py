@@ -27,7 +27,7 @@ ModelFolder = Annotated[
 def _named(text: str) -> Path:
     if not text:  # a variable of the shell that is not set; as a path it would be the current folder
         raise typer.BadParameter("no output was named")
-    return Path(text)
+    return Path(text).expanduser()
 
 
 def _output(of: str) -> Any:
@@ -39,7 +39,7 @@ Outputs = Annotated[
     Path,
     _output("The .h5ad file to write; or, of one input or several, a folder, in which each keeps its name."),
 ]
-Layer = Annotated[str | None, typer.Option(help="Layer that holds the counts; X if not given.")]
+Layer = Annotated[str | None, typer.Option(help="Layer that holds the counts, or raw.X; X if not given.")]
 Key = Annotated[str, typer.Option(help="Name of the results: obsm['X_KEY'], uns['KEY'], layers['KEY_denoised'].")]
 InPlace = Annotated[bool, typer.Option("--in-place", help="Let the output replace the input.")]
 DropEmpty = Annotated[bool, typer.Option("--drop-empty-cells", help="Leave out cells without any count.")]
@@ -53,6 +53,8 @@ Resume = Annotated[
         show_default=False,
     ),
 ]
+Device = Annotated[str, typer.Option(help="cpu, gpu, cuda, cuda:1, mps, auto.")]
+Threads = Annotated[int | None, typer.Option(min=1, max=MOST_THREADS, help="CPU threads.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and errors.")]
 MODELS = f"One of {', '.join(names())}."

@@ -12,6 +12,7 @@ import typer
 from anncoder.cli.settings import parse_assignments, read_yaml
 from anncoder.cli.train import TrainRequest, checked_input, make_plan, run_train
 from anncoder.config import TrainingConfig, split_settings
+from anncoder.data.matrix.notes import said_once
 from anncoder.errors import ConfigError
 from anncoder.evaluation.search import Space, Trial, checked_space, draw, search
 from anncoder.io.atomic import locked, same_file
@@ -48,6 +49,7 @@ def run_search(request: SearchRequest) -> None:
         _search_and_train(request, journal)
 
 
+@said_once()
 def _search_and_train(request: SearchRequest, journal: Path) -> None:
     model, seed, shared = _shared_settings(request)
     space = checked_space(model, None if request.space is None else read_yaml(request.space))

@@ -34,7 +34,7 @@ def parameters_of(assignments: tuple[str, ...], *, seed: int | None = None) -> S
             return SplatParameters(**values)
     except ConfigError as error:
         error.where = error.where.replace("SplatParameters", "--set")
-        error.remedy = error.remedy.replace("anncoder config", "anncoder config --simulate")
+        error.remedy = f"{error.remedy}; see: anncoder config --simulate"
         raise
 
 

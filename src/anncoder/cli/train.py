@@ -30,7 +30,8 @@ from anncoder.cli.run_folder import (
     write_text,
 )
 from anncoder.cli.settings import parse_assignments, read_yaml, set_in
-from anncoder.config import TrainingConfig, given, split_settings
+from anncoder.config import TrainingConfig, given, refuse_unused_batches, split_settings
+from anncoder.data.matrix.notes import said_once, silent
 from anncoder.data.opening import open_stores
 from anncoder.data.sources import DiskSource, open_source
 from anncoder.data.split import split_cells
@@ -109,9 +110,11 @@ def run_train(request: TrainRequest) -> None:
             if request.drop_empty_cells:
                 leave_out_empty(stores)
             settings = plan.training.model_dump()
-            plan.model.fit(stores, layer=request.layer, progress=False, checkpoint=request.checkpoint, **settings)
+            with silent():
+                plan.model.fit(stores, layer=request.layer, progress=False, checkpoint=request.checkpoint, **settings)
 
 
+@said_once()
 def _train_and_write(request: TrainRequest, plan: TrainPlan) -> None:
     files, source = checked_input(request, plan)
     folder, began = run_folder(request.output), time.perf_counter()
@@ -180,15 +183,18 @@ def checked_input(request: TrainRequest, plan: TrainPlan) -> tuple[Files, DiskSo
     source = open_source(files.stores, request.layer, counts=model.reads_counts, integers=model.config.integers)
     assert isinstance(source, DiskSource)
     for problem in source.warnings:
-        logger.warning("warning: %s [%s]", problem.what, problem.code)
+        if problem.code != "empty-cells":  # which the fit says
+            logger.warning("warning: %s [%s]", problem.what, problem.code)
     refuse_width(model.config, len(source.var_names))
-    split = split_cells(source.n_obs, source.column, plan.training)
+    with silent():
+        split = split_cells(source, plan.training)
     refuse_few_cells(model.config, given(plan.training.batch_size), len(split.train))
     if request.labels is not None:
         for store in files.stores:
             store.refuse_no_column(request.labels, what="--labels")
     if plan.training.batch_key is not None:
         batches_in(source, plan.training.batch_key)
+        refuse_unused_batches(model.config, plan.training)
     if model.config.fits_slot is not None:
         source.coordinates(model.config.fits_slot)
     return files, source
@@ -247,7 +253,8 @@ def _evaluate(source: DiskSource, model: Autoencoder, request: TrainRequest) -> 
     if not request.evaluation:
         return None
     try:
-        found = evaluate(model, source, labels=request.labels, max_cells=EVALUATED, seed=model.training_.seed)
+        with silent():
+            found = evaluate(model, source, labels=request.labels, max_cells=EVALUATED, seed=model.training_.seed)
     except InputError as error:  # too few cells to compare: the results stand without it
         logger.warning("not compared with PCA: %s", error.what)
         return None

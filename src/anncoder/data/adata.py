@@ -11,12 +11,20 @@ import anndata
 import h5py
 import numpy as np
 import pandas as pd
+from anndata.io import read_elem
 from scipy.sparse import csr_matrix, issparse
 
 from anncoder.config import unknown_key
+from anncoder.data.formats.attributes import encoding_of, is_null
+from anncoder.data.formats.checked import open_root
+from anncoder.data.formats.failures import damaged, first_line
+from anncoder.data.formats.foreign import refuse_foreign_file, refuse_foreign_folder
 from anncoder.data.matrix.arrays import OnDisk, canonical
 from anncoder.data.matrix.problems import quoted
 from anncoder.errors import ConfigError, FileError, InputError, listed
+
+RAW = "raw.X"
+"""Stands for the matrix of ``adata.raw`` where a layer is named; it has genes of its own, those of ``raw.var``."""
 
 
 def open_data(data: anndata.AnnData | str | Path) -> anndata.AnnData:
@@ -25,30 +33,49 @@ def open_data(data: anndata.AnnData | str | Path) -> anndata.AnnData:
     Raises
     ------
     FileError
-        The file does not exist, is truncated, or is not an AnnData file.
+        The file does not exist, is truncated, is not an AnnData file, or needs something that is not installed.
     """
     if isinstance(data, anndata.AnnData):
         return data.to_memory() if data.isbacked else data
     path = checked_path(data)
+    root = open_root(path)
     try:
-        adata = anndata.read_zarr(path) if path.is_dir() else anndata.read_h5ad(path)
-        gap = _gap_in_x(path)
+        gap = _gap_in_x(root, path)
+        adata = _read(root, path)
     except Exception as error:
         raise damaged(path, first_line(error)) from error
+    finally:
+        if isinstance(root, h5py.File):
+            root.close()
     if gap:
         raise damaged(path, gap)
     return adata
 
 
-def _gap_in_x(path: Path) -> str:
-    # not of layers: chunks of zeros, which zarr leaves out, one may well have (a mask), and nobody may ask for it
-    if path.is_dir():
-        import zarr
+def _read(root: Any, path: Path) -> anndata.AnnData:
+    if encoding_of(root) not in ("", "anndata"):  # other programs call it "AnnData"; anndata reads only its own word
+        return anndata.AnnData(**{name: read_elem(root[name]) for name in root if not is_null(root[name])})
+    return anndata.read_zarr(path) if path.is_dir() else anndata.read_h5ad(path)
 
-        group = zarr.open_group(str(path), mode="r")
-        return OnDisk(group["X"]).gap(path) if "X" in group else ""
-    with h5py.File(path, "r") as file:
-        return OnDisk(file["X"]).gap(path) if "X" in file else ""
+
+def _gap_in_x(root: Any, path: Path) -> str:
+    # not of layers: chunks of zeros, which zarr leaves out, one may well have (a mask), and nobody may ask for it
+    return OnDisk(root["X"]).gap(path) if "X" in root else ""
+
+
+def not_anndata(data: Any) -> InputError:
+    """Return the error for something else than an AnnData or a path, with the way to one."""
+    modalities = getattr(data, "mod", None)  # MuData: a dictionary of AnnData
+    if isinstance(modalities, Mapping) and modalities:
+        names = [str(name) for name in modalities]
+        first = "rna" if "rna" in names else names[0]
+        remedy = f"give one of its modalities ({listed(names)}): mdata[{first!r}]"
+    elif issparse(data) or hasattr(data, "__array__"):
+        remedy = "wrap the matrix, cells x genes: anndata.AnnData(matrix)"
+    else:
+        remedy = "give an AnnData, or the path of an .h5ad file or .zarr folder"
+    what = f"expected an AnnData or a path, got {type(data).__module__.partition('.')[0]}.{type(data).__qualname__}"
+    return InputError("not-anndata", what.replace("builtins.", ""), "data", remedy)
 
 
 def checked_path(data: Any) -> Path:
@@ -59,38 +86,40 @@ def checked_path(data: Any) -> Path:
     InputError
         It is no path at all.
     FileError
-        It does not exist, or is not HDF5.
+        It does not exist, or is neither HDF5 nor zarr.
     """
     if not isinstance(data, str | Path):
-        what = f"expected an AnnData or a path, got {type(data).__name__}"
-        raise InputError("not-anndata", what, remedy="wrap a matrix: anndata.AnnData(matrix, obs=..., var=...)")
-    path = Path(data)
+        raise not_anndata(data)
+    path = Path(data).expanduser()
     try:
         there = path.exists()
     except OSError as error:
         raise _unopenable(path, error) from error
     if not there:
         raise FileError("no-file", f"no such file: {str(path)!r}", str(path), "check the path")
-    if not path.is_dir():
-        _refuse_foreign_file(path)
+    try:
+        (refuse_foreign_folder if path.is_dir() else refuse_foreign_file)(path)
+    except OSError as error:
+        raise _unopenable(path, error) from error
     return path
 
 
-def damaged(path: Path, why: str) -> FileError:
-    """Return the error for a file that cannot be read as AnnData."""
-    remedy = "the file is damaged, incomplete or of another kind; copy or download it again"
-    return FileError("unreadable", f"cannot read {str(path)!r} as AnnData: {why}", str(path), remedy)
-
-
 def read_matrix(adata: anndata.AnnData, layer: str | None) -> csr_matrix:
-    """Return ``X`` or a layer as a float32 CSR matrix with sorted, unique indices; the user's is not touched.
+    """Return a matrix as float32 CSR with sorted, unique indices; ``layer`` as in :func:`matrix_of`.
+
+    The user's is not touched.
 
     Raises
     ------
     InputError
         There is no such layer, or no ``X``.
     """
-    matrix = _slot(adata, layer)
+    matrix = matrix_of(adata, layer)
+    if matrix is None:
+        layers = [str(name) for name in adata.layers if name is not None]
+        what = f"there is no {slot_label(layer)}"
+        raise InputError("missing-layer", what, slot_label(layer), f"layers here: {', '.join(layers) or 'none'}")
+    matrix = matrix if issparse(matrix) else np.asarray(matrix)
     if isinstance(matrix, csr_matrix) and matrix.dtype == np.float32:
         # another object: the user's would remember what is found out about it
         view = csr_matrix((matrix.data, matrix.indices, matrix.indptr), shape=matrix.shape, copy=False)
@@ -100,31 +129,56 @@ def read_matrix(adata: anndata.AnnData, layer: str | None) -> csr_matrix:
     return matrix
 
 
+def matrix_of(adata: anndata.AnnData, layer: str | None) -> Any:
+    """Return ``X`` (None), the matrix of ``raw`` (:data:`RAW`) or a layer as it is; None if there is no such slot."""
+    if layer == RAW:
+        raw = adata.raw
+        matrix: Any = None if raw is None else raw.X
+        # of a backed AnnData anndata gives what is on disk
+        return matrix.to_memory() if hasattr(matrix, "to_memory") else matrix
+    return adata.X if layer is None else adata.layers.get(layer)
+
+
+def genes_of(adata: anndata.AnnData, layer: str | None) -> pd.Index:
+    """Return the names of the genes of a matrix, as they are: those of ``raw`` are its own."""
+    return adata.raw.var_names if layer == RAW and adata.raw is not None else adata.var_names
+
+
+def var_of(adata: anndata.AnnData, layer: str | None) -> pd.DataFrame:
+    """Return the table of the genes of a matrix: that of ``raw`` is its own."""
+    return adata.raw.var if layer == RAW and adata.raw is not None else adata.var
+
+
+def has_layer(adata: anndata.AnnData, layer: str) -> bool:
+    """Tell whether there is a layer of this name, or, for :data:`RAW`, a raw matrix."""
+    return adata.raw is not None if layer == RAW else layer in adata.layers
+
+
 def slot_label(layer: str | None) -> str:
     """Return the name of a matrix as messages and :func:`anncoder.check` give it."""
+    if layer == RAW:
+        return RAW
     return "X" if layer is None else f"layers[{quoted(layer, 80)}]"
 
 
 def resolve_layer(layer: str | None, layers: Collection[str]) -> str | None:
-    """Return the layer that a user means: ``"X"`` stands for ``X``, which is None here.
+    """Return the layer that a user means: ``"X"`` stands for ``X``, which is None here, ``"raw.X"`` for itself.
 
     Raises
     ------
     ConfigError
         It is no name.
     InputError
-        ``layers``, which the data have, include one that is called "X".
+        ``layers``, which the data have, include one that is called "X", or "raw.X", and this is what was asked for.
     """
     if layer is not None and not isinstance(layer, str):
         what = f"layer = {layer!r} is not the name of a layer"
         raise ConfigError("bad-value", what, "layer", "name a single layer, such as layer='counts'; None is X")
-    if layer != "X":
-        return layer
-    if "X" in layers:
-        what = "layer='X' means X, and there is a layer of that name too"
-        remedy = "give the layer another name: adata.layers['counts'] = adata.layers.pop('X')"
-        raise InputError("ambiguous-layer", what, "layers['X']", remedy)
-    return None
+    if layer in ("X", RAW) and layer in layers:
+        what = f"layer={layer!r} means {layer}, and there is a layer of that name too"
+        remedy = f"give the layer another name: adata.layers['counts'] = adata.layers.pop({layer!r})"
+        raise InputError("ambiguous-layer", what, f"layers[{layer!r}]", remedy)
+    return None if layer == "X" else layer
 
 
 def obs_column(adata: anndata.AnnData, key: Any, *, what: str) -> Any:
@@ -240,33 +294,6 @@ def batch_name(batch: object) -> str:
     return str(int(batch) if isinstance(batch, float | np.floating) and batch.is_integer() else batch)
 
 
-def _slot(adata: anndata.AnnData, layer: str | None) -> Any:
-    matrix = adata.X if layer is None else adata.layers.get(layer)
-    if matrix is None:
-        layers = [str(name) for name in adata.layers if name is not None]
-        what = f"there is no {slot_label(layer)}"
-        raise InputError("missing-layer", what, slot_label(layer), f"layers here: {', '.join(layers) or 'none'}")
-    return matrix if issparse(matrix) else np.asarray(matrix)
-
-
-def _refuse_foreign_file(path: Path) -> None:
-    try:
-        looks_right = h5py.is_hdf5(path)
-        with path.open("rb"):
-            pass
-    except OSError as error:
-        raise _unopenable(path, error) from error
-    if not looks_right:
-        remedy = "give an .h5ad file or a .zarr folder; read other formats with scanpy and write_h5ad first"
-        raise FileError("not-hdf5", f"{str(path)!r} is not an HDF5 file", str(path), remedy)
-
-
 def _unopenable(path: Path, error: OSError) -> FileError:
     why = os.strerror(error.errno) if error.errno else first_line(error)
     return FileError("unreadable", f"cannot open {str(path)!r}: {why}", str(path), "check the permissions")
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's text, or its kind."""
-    lines = str(error).splitlines()
-    return lines[0][:200] if lines else type(error).__name__

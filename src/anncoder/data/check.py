@@ -15,18 +15,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from anncoder.data.adata import resolve_layer, slot_label
+from anncoder.config import NetworkConfig
+from anncoder.data.adata import RAW, genes_of, matrix_of, resolve_layer, slot_label, var_of
 from anncoder.data.matrix.arrays import Block
 from anncoder.data.matrix.kind import KINDS, Traits, traits
 from anncoder.data.matrix.problems import Judged, Location, Problem, judge, quoted, raise_first
 from anncoder.data.matrix.sample import SAMPLED_CELLS, evenly
+from anncoder.data.matrix.zeros import holders
 from anncoder.data.opening import open_stores
 from anncoder.data.store import Names, Store, missing_layer, slots_of
-from anncoder.errors import InputError, listed
+from anncoder.errors import InputError, counted, listed
+
+FEATURES = ("feature_types", "feature_biotype")  # columns of var: Cell Ranger's and CELLxGENE's
+GENES = ("Gene Expression", "gene")  # and their words for genes
+NARROW = "latent-too-wide"
+FEW_CELLS = 50  # below which a fit is warned about
 
 __all__ = ["Problem", "Report", "check", "check_matrix", "raise_first"]
 
@@ -75,8 +81,8 @@ class Report:
 
     @property
     def counts_in(self) -> tuple[str, ...]:
-        """The slots that hold counts."""
-        return _holders(self.table)
+        """The slots that hold counts, of whatever molecules."""
+        return tuple(slot for slot, row in self.table.items() if row.kind == "counts")
 
     def raise_if_bad(self) -> None:
         """Raise the first error, if there is one, as an InputError that mentions the others."""
@@ -105,11 +111,16 @@ class Report:
         """Return everything as JSON."""
         return json.dumps(self.to_dict(), indent=2, allow_nan=False)
 
+    def _verdict(self) -> str:
+        if not self.ok:
+            return "not usable as it is"
+        with_others = any(problem.code == NARROW for problem in self.problems)
+        return "ready, but not with the default settings" if with_others else "ready"
+
     def __str__(self) -> str:
         head = (
-            f"{self.n_obs:,} cells x {self.n_vars:,} genes; {self.where}: {KINDS[self.kind]}; "
-            f"{'ready' if self.ok else 'not usable as it is'} "
-            f"({self.n_stored:,} values read in {self.seconds:.2g} s)"
+            f"{counted(self.n_obs, 'cell')} x {counted(self.n_vars, 'gene')}; {self.where}: {KINDS[self.kind]}; "
+            f"{self._verdict()} ({counted(self.n_stored, 'value')} read in {self.seconds:.2g} s)"
         )
         return "\n".join([head, "", *_table_lines(self.table), *map(_paragraph, self.problems)])
 
@@ -127,7 +138,7 @@ def check(
     data
         Cells x genes: an AnnData, which may be a view, or the path of an ``.h5ad`` file or ``.zarr`` folder.
     layer
-        The layer that will be used; None and ``"X"`` are ``X``.
+        The layer that will be used; None and ``"X"`` are ``X``, ``"raw.X"`` is the matrix of ``raw``, with its genes.
     counts
         The matrix must hold raw counts, as the count models need. If False, it may hold any finite values.
     integers
@@ -150,7 +161,8 @@ def check(
     with store.errors():
         others = _other_slots_of(store)
         judged = judge_store(store, lambda: others, counts=counts, integers=integers)
-    return _report(store.matrix.shape, store.slot, judged, others, start)
+        warned = with_warnings(judged, fit_warnings(store.matrix.shape, store.var_column))
+    return _report(store.matrix.shape, store.slot, warned, others, start)
 
 
 def check_adata(
@@ -161,13 +173,55 @@ def check_adata(
     layer = resolve_layer(layer, adata.layers)
     where = slot_label(layer)
     others = dict(_other_slots(adata, where))
-    matrix = adata.X if layer is None else adata.layers.get(layer)
+    matrix = matrix_of(adata, layer)
     if matrix is None:
         layers = listed(quoted(name) for name in adata.layers if name is not None)
-        raise missing_layer(layer, "AnnData", f"layers: {layers or 'none'}", _holders(others))
-    location = Location(where, adata.obs_names, adata.var_names, counts, lambda: _holders(others), integers)
+        holding = holders(_named_slots(adata, where), others)
+        raise missing_layer(layer, "AnnData", f"layers: {layers or 'none'}", holding, others=bool(others))
+
+    def holding_counts() -> tuple[str, ...]:
+        return holders(_named_slots(adata, where), others)
+
+    location = Location(where, adata.obs_names, genes_of(adata, layer), counts, holding_counts, integers)
     judged = judge(matrix, location, logged="log1p" in adata.uns, each=each)
-    return _report(adata.shape, where, judged, others, start)
+    shape, var = (adata.n_obs, len(location.var_names)), var_of(adata, layer)
+    return _report(shape, where, with_warnings(judged, fit_warnings(shape, var.get)), others, start)
+
+
+def fit_warnings(shape: tuple[int, int], column: Callable[[str], Any]) -> tuple[Problem, ...]:
+    """Return warnings about what a model would be fitted on: few cells or genes, and other features than genes.
+
+    ``shape`` is (n_obs, n_vars); ``column`` gives a column of var, None if there is no such.
+    """
+    found, (n_obs, n_vars) = [], shape
+    default = NetworkConfig.model_fields["n_latent"].default
+    if 2 <= n_vars <= default:
+        what = f"{n_vars} genes are no more than the default latent has units, {default}"
+        fewer = n_vars // 2
+        found.append(Problem(NARROW, "warning", what, "n_vars", f"n_latent={fewer} (--set n_latent={fewer})"))
+    if 2 <= n_obs < FEW_CELLS:
+        what = f"{n_obs} cells are few for a network: what it finds may be chance"
+        remedy = "compare with PCA and with another seed (anncoder.evaluate, --seed), or fit more cells"
+        found.append(Problem("few-cells", "warning", what, "n_obs", remedy))
+    return (*found, *_other_features(column))
+
+
+def _other_features(column: Callable[[str], Any]) -> Iterator[Problem]:
+    for name, genes in zip(FEATURES, GENES, strict=True):
+        values = column(name)
+        kinds = {} if values is None else pd.Series(list(values)).astype(str).value_counts().to_dict()
+        others = [f"{n:,} of {kind!r}" for kind, n in kinds.items() if kind != genes]
+        if genes in kinds and others:
+            what = f"beside genes the matrix has other features: {listed(others)}; their counts are of another scale"
+            remedy = f'fit the genes alone: adata[:, adata.var["{name}"] == "{genes}"].copy()'
+            yield Problem("other-features", "warning", what, f'var["{name}"]', remedy)
+
+
+def with_warnings(judged: Judged, warnings: tuple[Problem, ...]) -> Judged:
+    """Return the judgement with warnings before its own, unless there are errors to be mended first."""
+    if any(problem.severity == "error" for problem in judged.problems):
+        return judged
+    return judged._replace(problems=(*warnings, *judged.problems))
 
 
 def judge_store(
@@ -181,8 +235,15 @@ def judge_store(
     """Read the matrix of a file once; ``others`` gives the traits of its other slots, where a remedy needs them."""
     with store.errors():
         names = Names(store)
-        location = Location(store.slot, names, store.var_names, counts, lambda: _holders(others()), integers)
-        return judge(store.matrix, location, logged=store.logged, each=each)
+        location = Location(store.slot, names, store.var_names, counts, lambda: store.holders(others()), integers)
+        judged = judge(store.matrix, location, logged=store.logged, each=each)
+    store.rounded = rounded(judged.problems)
+    return judged
+
+
+def rounded(problems: Iterable[Problem]) -> str:
+    """Return what is said of counts that are whole but for rounding, and where; empty if there are none."""
+    return next((f"{problem.where}: {problem.what}" for problem in problems if problem.code == "rounded"), "")
 
 
 def that_matter(problems: Iterable[Problem], n_obs: int, to_fit: bool) -> Iterator[Problem]:
@@ -200,9 +261,11 @@ def refuse_bad(
 ) -> tuple[Problem, ...]:
     """Raise the first error in files that will be used together; return the warnings.
 
+    That all cells of one of several files are empty is no error.
+
     ``each`` is called with every block of every file, as in :func:`anncoder.data.matrix.scan.scan`.
     """
-    n_obs, warnings = sum(store.n_obs for store in stores), []
+    n_obs, warnings, all_zero = sum(store.n_obs for store in stores), [], 0
     for store in stores:
         others, of_store = partial(_other_slots_of, store), None if each is None else partial(each, store)
         judged = judge_store(store, others, counts=counts, integers=integers, each=of_store)
@@ -211,7 +274,9 @@ def refuse_bad(
         # one file of several may have a single cell
         matter = that_matter(problems, n_obs, to_fit and n_obs < 2)
         found = [problem._replace(where=f"{store.path.name}: {problem.where}") for problem in matter]
-        raise_first(found)
+        of_zeros = [problem for problem in found if problem.code == "all-zero"]
+        all_zero += len(of_zeros)
+        raise_first(problem for problem in found if all_zero == len(stores) or problem not in of_zeros)
         warnings += [problem for problem in found if problem.severity == "warning"]
     if n_obs < (2 if to_fit else 1):
         what = f"a model needs at least 2 cells, this has {n_obs}"
@@ -248,20 +313,6 @@ def check_matrix(
     return judged.problems, judged.traits.kind
 
 
-def refuse_empty(sizes: Any, names: Callable[[Any], pd.Index], where: str) -> None:
-    """Raise an InputError if cells have no count in any of the model's genes.
-
-    ``sizes`` are their totals, (n_obs,), and ``names`` gives the names of some of them.
-    """
-    empty = np.flatnonzero(sizes == 0)
-    if len(empty):
-        what = f"{len(empty):,} cells have no count in any of the model's genes: {listed(names(empty))}"
-        # a filter of all genes would keep a cell whose counts are in genes that the model does not know
-        known = f"adata[:, adata.var_names.isin(model.var_names_)].{where.rsplit(': ', 1)[-1]}"
-        remedy = f"remove them: adata = adata[np.ravel({known}.sum(axis=1)) > 0].copy(), or --drop-empty-cells"
-        raise InputError("empty-cells", what, where, remedy)
-
-
 def _report(shape: tuple[int, ...], where: str, judged: Judged, others: dict[str, Traits], start: float) -> Report:
     table, seconds = {where: judged.traits, **others}, time.perf_counter() - start
     return Report(shape[0], shape[1], judged.n_stored, where, table, judged.problems, seconds)
@@ -283,6 +334,14 @@ def _other_slots(adata: AnnData, checked: str) -> Iterator[tuple[str, Traits]]:
         yield slot, traits(matrix, logged=logged)
 
 
+def _named_slots(adata: AnnData, checked: str) -> dict[str, tuple[Any, pd.Index]]:
+    """Return matrix and genes of every slot, the checked one first; of a view, of some cells."""
+    if adata.is_view and not adata.isbacked:
+        adata = adata[evenly(adata.n_obs, SAMPLED_CELLS)]
+    found = {slot: (matrix, genes_of(adata, slot)) for slot, matrix in _slots(adata, "")}
+    return {slot: found[slot] for slot in sorted(found, key=lambda slot: slot != checked)}
+
+
 def _slots(adata: AnnData, checked: str) -> Iterator[tuple[str, Any]]:
     on_disk = adata.isbacked and not adata.is_view
     held = dict(slots_of(adata.file)) if on_disk else {}
@@ -292,12 +351,8 @@ def _slots(adata: AnnData, checked: str) -> Iterator[tuple[str, Any]]:
         # anndata 0.13 lists X among the layers, under the name None
         if layer is not None and (slot := slot_label(layer)) != checked:
             yield slot, adata.layers[layer]
-    if "raw.X" in held if on_disk else adata.raw is not None:
-        yield "raw.X", held["raw.X"] if on_disk else adata.raw.X
-
-
-def _holders(table: dict[str, Traits]) -> tuple[str, ...]:
-    return tuple(slot for slot, row in table.items() if row.kind == "counts")
+    if checked != RAW and (RAW in held if on_disk else adata.raw is not None):
+        yield RAW, held[RAW] if on_disk else matrix_of(adata, RAW)
 
 
 def _table_lines(table: dict[str, Traits]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -116,20 +116,42 @@ def naming(genes: Sequence[str]) -> str:
     return "Ensembl identifiers" if share > 0.5 else "gene symbols"
 
 
+# differences between two spellings of one name, each with the function that takes it away
+SPELLINGS: dict[str, Callable[[str], str]] = {
+    "in the version suffix (.1, .2): remove it": lambda name: re.sub(r"[.]\d+$", "", name),
+    "in the suffix of a repeated name (-1, .1), which make.unique adds: remove it": lambda name: re.sub(
+        r"[-.]\d+$", "", name
+    ),
+    "in capitals (as mouse and human symbols do): change one side": str.upper,
+    "in '_', '-' and '.': change one side": lambda name: re.sub(r"[-_.]", "-", name),
+    "in spaces around them: strip them": str.strip,
+}
+ALIKE = 0.5  # share of the missing genes that another spelling must find, to be named
+
+
 def _mismatch(model_genes: Sequence[str], data_genes: Sequence[str], missing: list[str]) -> InputError:
     theirs, ours = naming(data_genes), naming(model_genes)
     if theirs != ours:
         remedy = f"the model knows {ours}, the data have {theirs}: put the model's kind of name into var_names"
-    elif _without_version(model_genes) & _without_version(data_genes) and ours == "Ensembl identifiers":
-        remedy = "the identifiers differ in their version suffix (.1, .2): remove it"
+    elif difference := _spelling(missing, data_genes):
+        remedy = f"the names differ {difference} in adata.var_names"
     elif (share := math.ceil(100 * len(missing) / len(model_genes)) / 100) > MANY:
         remedy = "too many to be taken as zero: give data with the model's genes, or fit a model on the genes of both"
     else:
         allowed = f"allow_missing={share:g} (--allow-missing {share:g})"
         remedy = f"give data with the same genes, or {allowed} to take these as zero"
-    what = f"{len(missing):,} of the model's {len(model_genes):,} genes are missing: {listed(missing, 10)}"
+    n, of = len(missing), len(model_genes)
+    what = f"{n:,} of the model's {of:,} genes {'is' if n == 1 else 'are'} missing: {listed(missing, 10)}"
     return InputError("missing-genes", what, "var_names", remedy)
 
 
-def _without_version(genes: Sequence[str]) -> set[str]:
-    return {str(name).split(".")[0] for name in genes}
+def _spelling(missing: Sequence[str], data_genes: Sequence[str]) -> str:
+    # the difference that explains most of the missing names; empty if none does
+    there = [str(name) for name in data_genes]
+    best, share = "", ALIKE
+    for difference, plain in SPELLINGS.items():
+        known = {plain(name) for name in there}
+        found = sum(plain(str(name)) in known for name in missing) / len(missing)
+        if found > share:
+            best, share = difference, found
+    return best

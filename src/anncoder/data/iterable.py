@@ -13,12 +13,14 @@ import torch
 from scipy.sparse import csr_matrix, issparse
 
 from anncoder.config import unknown_key
-from anncoder.data.adata import coordinates_of, first_line
-from anncoder.data.check import check_matrix, raise_first
+from anncoder.data.adata import coordinates_of
+from anncoder.data.check import check_matrix, raise_first, rounded
+from anncoder.data.formats.failures import first_line
 from anncoder.data.genes import Alignment, align
 from anncoder.data.loaders.disk import Pool, minibatches_of
 from anncoder.data.loaders.memory import Stored
 from anncoder.data.loaders.order import n_minibatches
+from anncoder.data.matrix.arrays import nearest_whole
 from anncoder.data.sources import Genes, PerCell, Source
 from anncoder.data.summary import library_sizes
 from anncoder.errors import ConfigError, InputError
@@ -107,13 +109,15 @@ class BlockSource:
         integers: bool,
     ) -> None:
         self.given, self.n_obs, self.var_names, self._alignment = given, given.n_obs, var_names, alignment
-        self.sizes, self._counts = np.ones(self.n_obs), counts
+        self.sizes, self._counts, self.rounded = np.ones(self.n_obs), counts, ""
         if self.n_obs < (2 if to_fit else 1):
             raise bad_blocks(f"a model needs at least 2 cells, this has {self.n_obs}", code="too-few-cells")
         for raw, rows in self._raw():
             names = {"obs_names": self.names(rows), "var_names": given.var_names}
             found, _ = check_matrix(raw, **names, where=self.where, counts=counts, integers=integers)
-            raise_first(problem for problem in found if problem.code != "too-few-cells")
+            # of a block: others may have more cells, and cells with counts
+            raise_first(problem for problem in found if problem.code not in ("too-few-cells", "all-zero"))
+            self.rounded = self.rounded or rounded(found)
             if counts:
                 self.sizes[rows] = library_sizes(self._aligned(raw))
 
@@ -151,6 +155,8 @@ class BlockSource:
 
     def _aligned(self, raw: Any) -> csr_matrix:
         matrix = csr_matrix(raw, dtype=np.float32, copy=True)  # the reader's own is left as it is
+        if self.rounded:
+            matrix.data = nearest_whole(matrix.data)
         self._refuse_other_values(matrix)
         matrix.sum_duplicates()
         return self._alignment.apply(matrix)

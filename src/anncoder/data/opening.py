@@ -1,4 +1,4 @@
-"""Opening of .h5ad files and .zarr folders: paths, globs, backed AnnData; 10x files refused."""
+"""Opening of .h5ad files and .zarr folders: paths, globs, backed AnnData."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import anndata
-import h5py
 
-from anncoder.data.adata import checked_path, damaged, first_line, resolve_layer, slot_label
+from anncoder.data.adata import RAW, checked_path, resolve_layer, slot_label
+from anncoder.data.formats.checked import open_root
 from anncoder.data.store import Backed, Store
-from anncoder.errors import ConfigError, FileError, InputError
+from anncoder.errors import ConfigError, InputError
 
 Paths: TypeAlias = str | Path | Sequence[str | Path]
 
 
 def open_stores(data: Any, layer: str | None) -> list[Store] | None:
-    """Open what is on disk: a path, a glob, a list of them, or the X of a backed AnnData; None for what is in memory.
+    """Open what is on disk: a path, a glob, a list of them, X or raw of a backed AnnData; None for what is in memory.
 
-    What is open already, a list of stores, is returned as it is. ``layer`` is None or ``"X"`` for ``X``.
+    What is open already, a list of stores, is returned as it is. ``layer`` is None or ``"X"`` for ``X``, ``"raw.X"``
+    for the matrix of ``raw``.
 
     Raises
     ------
@@ -33,14 +34,15 @@ def open_stores(data: Any, layer: str | None) -> list[Store] | None:
     if isinstance(data, anndata.AnnData):
         if data.isbacked and not data.is_view and not data.file.is_open:
             data.file.open()
-        # of a backed AnnData X alone is in its file: its layers are in memory, as all of a view is once it is touched
-        on_disk = data.isbacked and not data.is_view and resolve_layer(layer, data.layers) is None
-        return [Backed(data)] if on_disk else None
+        # of a backed AnnData X and raw are in its file: its layers are in memory, as all of a view is once touched
+        where = resolve_layer(layer, data.layers)
+        return [Backed(data, where)] if data.isbacked and not data.is_view and where in (None, RAW) else None
     if isinstance(data, list) and data and all(isinstance(item, Store) for item in data):
         return list(data)
-    files = ((_open(path), path) for path in paths_of(data))
+    files = ((open_root(path), path) for path in paths_of(data))
     return [
-        Store(file, path, resolve_layer(layer, file.get("layers", ()) if layer == "X" else ())) for file, path in files
+        Store(file, path, resolve_layer(layer, file.get("layers", ()) if layer in ("X", RAW) else ()))
+        for file, path in files
     ]
 
 
@@ -76,7 +78,8 @@ def paths_of(data: Paths) -> list[Path]:
     if isinstance(data, list | tuple):
         _refuse_no_paths(data)
         return [path for item in data for path in paths_of(item)]
-    if isinstance(data, str | Path) and has_magic(str(data)) and not os.path.exists(data):  # noqa: PTH110 - pathlib's raises
+    data = Path(data).expanduser() if isinstance(data, str | Path) else data
+    if isinstance(data, Path) and has_magic(str(data)) and not os.path.exists(data):  # noqa: PTH110 - pathlib's raises
         found = sorted(glob(str(data)))  # noqa: PTH207 - pathlib's takes no absolute pattern
         paths = [checked_path(path) for path in [*found] or [str(data)]]
         files: dict[tuple[int, int], Path] = {}
@@ -110,37 +113,3 @@ def refuse_twice(stores: Sequence[Store]) -> None:
 def _identity(path: Path) -> tuple[int, int]:
     state = path.stat()
     return state.st_dev, state.st_ino
-
-
-def _open(path: Path) -> Any:
-    try:
-        if path.is_dir():
-            import zarr
-
-            return zarr.open_group(str(path), mode="r")
-        file = h5py.File(path, "r")
-        elsewhere, of_10x = _elsewhere(file), "obs" not in file and "matrix/barcodes" in file
-    except Exception as error:
-        raise damaged(path, first_line(error)) from error
-    if of_10x:
-        what = f"{str(path)!r} is a file of 10x Genomics, not of anndata"
-        raise FileError("unreadable", what, str(path), "convert it: scanpy.read_10x_h5(path).write_h5ad(new_path)")
-    if elsewhere:
-        remedy = "write one file with everything in it: anndata.read_h5ad(path).write_h5ad(new_path)"
-        raise FileError("external-link", f"{str(path)!r} takes {elsewhere!r} from another file", str(path), remedy)
-    return file
-
-
-def _elsewhere(file: h5py.File) -> str:
-    """Return the name of something that another file holds, whichever that is; empty if there is none."""
-
-    def foreign(name: str, link: Any) -> str | None:
-        if isinstance(link, h5py.ExternalLink):
-            return name
-        if isinstance(link, h5py.HardLink) and file.get(name, getclass=True) is h5py.Dataset:
-            dataset = file[name]
-            if dataset.external or (dataset.is_virtual and any(s.file_name != "." for s in dataset.virtual_sources())):
-                return name
-        return None
-
-    return str(file.visititems_links(foreign) or "")

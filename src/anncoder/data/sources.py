@@ -8,7 +8,7 @@ read once and kept, which costs no more memory.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from copy import copy
 from pathlib import Path
@@ -19,12 +19,30 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix
 
-from anncoder.data.adata import coordinates_of, obs_column, read_matrix, resolve_layer, slot_label
-from anncoder.data.check import check_adata, raise_first, refuse_bad, refuse_empty, that_matter
+from anncoder.data.adata import (
+    coordinates_of,
+    genes_of,
+    has_layer,
+    obs_column,
+    read_matrix,
+    resolve_layer,
+    slot_label,
+    var_of,
+)
+from anncoder.data.check import (
+    NARROW,
+    check_adata,
+    fit_warnings,
+    raise_first,
+    refuse_bad,
+    rounded,
+    that_matter,
+)
 from anncoder.data.genes import align
 from anncoder.data.loaders.disk import POOL_BYTES, DiskLoader, prefetched
 from anncoder.data.loaders.memory import MemoryLoader, Stored
-from anncoder.data.matrix.arrays import Block
+from anncoder.data.matrix.arrays import Block, nearest_whole
+from anncoder.data.matrix.notes import ROUNDED, say, with_counts
 from anncoder.data.matrix.problems import Problem
 from anncoder.data.opening import not_as_in_fit, open_files, open_stores, refuse_twice
 from anncoder.data.store import READ, Store, n_repeated, stacked
@@ -76,6 +94,7 @@ class Source(Protocol):
     n_obs: int
     var_names: pd.Index  # (n_vars,)
     sizes: Array  # (n_obs,) library sizes; ones where the values are no counts
+    rounded: str  # what is said of counts that are whole but for rounding, and are read as whole; empty if none is
 
     def blocks(self, chosen: Array, step: int) -> Iterator[tuple[csr_matrix, Array]]:
         """Yield the chosen rows, (n_obs,) bool, in order, at most ``step`` at a time, and where they are."""
@@ -117,7 +136,11 @@ class MemorySource:
         report = check_adata(adata, layer, counts=counts, integers=integers, each=each if counts else None)
         raise_first(that_matter(report.problems, adata.n_obs, to_fit))
         self.adata, self.matrix, self.where = adata, read_matrix(adata, layer), slot_label(layer)
-        self.n_obs, self.var_names = adata.n_obs, pd.Index(adata.var_names.astype(str))
+        if found := rounded(report.problems):
+            parts = (nearest_whole(self.matrix.data), self.matrix.indices, self.matrix.indptr)
+            self.matrix = csr_matrix(parts, shape=self.matrix.shape, copy=False)
+        self.rounded = found
+        self.n_obs, self.var_names = adata.n_obs, pd.Index(genes_of(adata, layer).astype(str))
         self.sizes = np.concatenate(sums) if sums else library_sizes(self.matrix) if counts else np.ones(self.n_obs)
         self._stored = Stored.of(self.matrix)  # one for all loaders
 
@@ -185,6 +208,7 @@ class DiskSource:
         self.where = f"{', '.join(names[:3])}{', ...' * (len(names) > 3)}: {slot_label(stores.stores[0].layer)}"
         self.sizes, self.warnings = np.ones(self.n_obs) if sizes is None else sizes, warnings
         self._counts, self._kept = counts, kept
+        self.rounded = next((f"{s.path.name}: {s.rounded}" for s in stores.stores if s.rounded), "")
         self.names, self.column, self.coordinates = stores.names, stores.column, stores.coordinates
 
     def opened(self, genes: Genes | None, *, counts: bool, to_fit: bool, integers: bool = True) -> Source:
@@ -252,24 +276,33 @@ def checked(stores: Stores, *, counts: bool, to_fit: bool, integers: bool) -> Di
         As :func:`anncoder.data.check.refuse_bad`.
     """
     sizes, kept = np.ones(stores.n_obs), are_few(stores)
-    parts: list[csr_matrix] = []
+    parts: dict[int, csr_matrix] = {}  # by their first cell
 
     def take(cells: csr_matrix, first: int) -> None:
         if counts:
             sizes[first : first + cells.shape[0]] = library_sizes(cells)
         if kept:
-            parts.append(cells)
+            parts[first] = cells
 
     def each(store: Store, block: Block) -> None:
         if block.arrays.by_cell:
             take(*stores.cells(store, block))
-        elif block.last == block.arrays.n_major:  # stored by genes it is in memory, and by cells once all is sound
-            for first, last in stores.borders(READ, store):
-                take(stores.read([(first, last)]), first)
 
     warnings = refuse_bad(stores.stores, counts=counts, to_fit=to_fit, integers=integers, each=each)
+    for store in stores.stores:
+        if store.matrix.format == "csc":  # stored by genes it is in memory, and by cells now that all is sound
+            for first, last in stores.borders(READ, store):
+                take(stores.read([(first, last)]), first)
     stores.refuse_change()
-    return DiskSource(stores, counts=counts, sizes=sizes, kept=stacked(parts) if kept else None, warnings=warnings)
+    cells = stacked([parts[first] for first in sorted(parts)]) if kept else None
+    return DiskSource(stores, counts=counts, sizes=sizes, kept=cells, warnings=warnings)
+
+
+def log_warnings(shape: tuple[int, int], column: Callable[[str], Any]) -> None:
+    """Log the warnings about what a model will be fitted on, (n_obs, n_vars)."""
+    for problem in fit_warnings(shape, column):
+        if problem.code != NARROW:  # the settings may be others; the fit refuses what does not go
+            logger.warning("%s: %s", problem.what, problem.remedy)
 
 
 def _rows_of(matrix: csr_matrix, chosen: Array, step: int) -> Iterator[tuple[csr_matrix, Array]]:
@@ -289,7 +322,7 @@ def open_source(data: Data, layer: str | None, *, counts: bool, to_fit: bool = T
     data
         AnnData; a path, a glob or a list of paths of ``.h5ad`` files and ``.zarr`` folders; a backed AnnData.
     layer
-        Where the matrix is; None and ``"X"`` for ``X``, as everywhere.
+        Where the matrix is; None and ``"X"`` for ``X``, ``"raw.X"`` for that of ``raw``, as everywhere.
     counts
         Whether it must hold raw counts.
     to_fit
@@ -304,12 +337,23 @@ def open_source(data: Data, layer: str | None, *, counts: bool, to_fit: bool = T
     InputError
         The matrix is not what the model needs, or the files have different genes.
     """
+    source = _opened(data, layer, counts=counts, to_fit=to_fit, integers=integers)
+    if source.rounded:
+        say(source.rounded, ROUNDED)
+    return source
+
+
+def _opened(data: Data, layer: str | None, *, counts: bool, to_fit: bool, integers: bool) -> Source:
     if isinstance(data, Reader):
         return data.opened(None, counts=counts, to_fit=to_fit, integers=integers)
     stores = open_stores(data, layer)
     if stores is None:
         assert isinstance(data, anndata.AnnData)
         where = resolve_layer(layer, data.layers)
+        if to_fit:
+            source = MemorySource(data, where, counts=counts, to_fit=to_fit, integers=integers)
+            log_warnings((source.n_obs, len(source.var_names)), var_of(data, where).get)
+            return source
         return MemorySource(data, where, counts=counts, to_fit=to_fit, integers=integers)
     if to_fit:
         refuse_twice(stores)
@@ -319,6 +363,8 @@ def open_source(data: Data, layer: str | None, *, counts: bool, to_fit: bool = T
         refuse_bad(stores, counts=counts, to_fit=to_fit, integers=integers)  # what is wrong with a file is said first
         raise
     source = checked(together, counts=counts, to_fit=to_fit, integers=integers)
+    if to_fit:
+        log_warnings((source.n_obs, len(source.var_names)), stores[0].var_column)
     n = n_repeated(stores, source.sizes) if to_fit and counts and len(stores) > 1 else 0
     if n > CHANCE * min(store.n_obs for store in stores):
         logger.warning(
@@ -331,7 +377,14 @@ def open_source(data: Data, layer: str | None, *, counts: bool, to_fit: bool = T
 
 @memory_errors("opening the data")
 def open_for_model(
-    data: Data, layer: str | None, genes: Genes, *, counts: bool, layer_is_of_fit: bool, integers: bool = True
+    data: Data,
+    layer: str | None,
+    genes: Genes,
+    *,
+    counts: bool,
+    layer_is_of_fit: bool,
+    integers: bool = True,
+    strict: bool = False,
 ) -> Source:
     """Open and check cells for a fitted model, in its gene order.
 
@@ -345,13 +398,15 @@ def open_for_model(
         Those of the model.
     layer_is_of_fit
         The layer was not asked for: it is where the counts were in ``fit``.
+    strict
+        A cell without any count in these genes is an error.
 
     Raises
     ------
     FileError
         As :func:`open_source`.
     InputError
-        Too many genes are missing, a cell has no count in any of them, or the matrix is not what the model needs.
+        Too many genes are missing, no cell has a count in any of them, or the matrix is not what the model needs.
     """
     source: Source
     stores = None if isinstance(data, Reader) else open_files(data, layer, layer_is_of_fit=layer_is_of_fit)
@@ -361,11 +416,17 @@ def open_for_model(
         source = checked(Stores(stores, *genes), counts=counts, to_fit=False, integers=integers)
     else:
         assert isinstance(data, anndata.AnnData)
-        alignment = align(list(genes.names), list(map(str, data.var_names)), allow_missing=genes.allow_missing)
-        if layer_is_of_fit and layer is not None and layer not in data.layers:
+        if layer_is_of_fit and layer is not None and not has_layer(data, layer):
             raise not_as_in_fit(layer, "layers: " + (listed(map(repr, filter(None, data.layers))) or "none"))
         where = resolve_layer(layer, data.layers)
+        alignment = align(list(genes.names), list(map(str, genes_of(data, where))), allow_missing=genes.allow_missing)
         whole = MemorySource(data, where, counts=counts, to_fit=False, integers=integers)
         source = whole.with_matrix(alignment.apply(whole.matrix), counts=counts)
-    refuse_empty(source.sizes, source.names, source.where)
+    if source.rounded:
+        say(source.rounded, ROUNDED)
+    consequence = "their latent is that of a cell without counts"
+    n_vars = len(genes.names)
+    with_counts(
+        source.sizes, source.names, source.where, n_vars, strict="model" if strict else "", consequence=consequence
+    )
     return source

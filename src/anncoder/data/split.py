@@ -10,6 +10,8 @@ import numpy as np
 from anncoder.config import TrainingConfig, given
 from anncoder.data.adata import codes_of
 from anncoder.data.loaders.order import Rows
+from anncoder.data.matrix.notes import Strict, with_counts
+from anncoder.data.sources import Source
 from anncoder.errors import InputError
 
 
@@ -90,7 +92,29 @@ def _whole_groups(groups: Rows, fraction: float, generator: np.random.Generator)
     return np.flatnonzero(np.isin(groups, names[order[:n_groups]]))
 
 
-def split_cells(n_obs: int, column: Callable[..., Any], training: TrainingConfig) -> Split:
+def split_cells(source: Source, training: TrainingConfig) -> Split:
+    """Return the cells to fit on and those held out; cells without counts are neither, and it is said how many.
+
+    Raises
+    ------
+    ConfigError
+        As :func:`split_of`.
+    InputError
+        As :func:`split_of`; or cells have no count, and that is an error, or leaves too few to fit on.
+    """
+    found = split_of(source.n_obs, source.column, training)
+    strict: Strict = "fit" if training.empty_cells == "error" else ""
+    consequence = "left out of the fit, and embedded (empty_cells='error' refuses them, --set empty_cells=error)"
+    n_vars = len(source.var_names)
+    use = with_counts(source.sizes, source.names, source.where, n_vars, strict=strict, consequence=consequence)
+    train, valid = found.train[use[found.train]], found.valid[use[found.valid]]
+    if len(train) < 2 <= len(found.train):
+        what = f"of {source.n_obs:,} cells {len(train)} is left to fit on: the others have no count, or are held out"
+        raise InputError("too-few-cells", what, source.where, "check the filters that ran before")
+    return Split(train, valid)
+
+
+def split_of(n_obs: int, column: Callable[..., Any], training: TrainingConfig) -> Split:
     """Return the cells to fit on and those held out; ``column`` gives a column of obs by its name.
 
     Raises

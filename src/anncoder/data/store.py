@@ -19,12 +19,15 @@ import pandas as pd
 from scipy.sparse import csc_matrix, csr_matrix
 
 from anncoder.config import unknown_key
-from anncoder.data.adata import coordinates_of, damaged, first_line, slot_label
+from anncoder.data.adata import RAW, coordinates_of, slot_label, var_of
 from anncoder.data.direct_read import Extents, unwritten
-from anncoder.data.matrix.arrays import Block, OnDisk, compressed_chunk
-from anncoder.data.matrix.kind import traits
+from anncoder.data.formats.attributes import index_name, is_null, texts_of
+from anncoder.data.formats.failures import damaged, first_line, refuse_missing_filters
+from anncoder.data.matrix.arrays import Block, OnDisk, compressed_chunk, nearest_whole, signed
+from anncoder.data.matrix.kind import Traits
 from anncoder.data.matrix.problems import quoted, use
 from anncoder.data.matrix.scan import structure
+from anncoder.data.matrix.zeros import holders
 from anncoder.errors import FileError, InputError
 
 Array = np.ndarray[Any, Any]
@@ -43,7 +46,7 @@ class Store:
     path
         Where it is, for messages and to see that it does not change.
     layer
-        None for ``X``.
+        None for ``X``, ``"raw.X"`` for the matrix of ``raw``.
 
     Attributes
     ----------
@@ -55,6 +58,10 @@ class Store:
         Which of them are left, (n_obs,) ascending; None for all.
     var_names
         Names of its genes, (n_vars,).
+    own_genes
+        Names of the genes of ``var``, which are those of the matrix but where that is of ``raw``.
+    rounded
+        What was said of counts that are whole but for rounding, and are read as whole; empty until the check.
     chunk_rows
         How many rows a compressed chunk holds, which is read as a whole; 1 where nothing is compressed.
     """
@@ -63,11 +70,12 @@ class Store:
         self.root, self.path, self.layer = root, path, layer
         self.stamp = _stamp(path, layer)
         self.rows: Array | None = None
+        self.rounded = ""
         self._by_cell: csr_matrix | None = None
         with self.errors():
-            self._refuse_old()
-            self.var_names = pd.Index(index_of(root["var"])[:]).astype(str)
+            self.own_genes = self._own_genes()
             self.matrix = OnDisk(self._element())
+            self.var_names = self.own_genes if layer != RAW else self._raw_genes()
             if self.matrix.ndim == 2:
                 self.n_obs, self.n_vars = self.matrix.shape
         self._refuse_matrix()
@@ -79,7 +87,7 @@ class Store:
             self._places = [Extents.of(array) for array in (self.matrix.values, self.matrix.indices)]
             self.chunk_rows = self._chunk_rows()
             if self.matrix.format == "csc":  # a small one: read as a whole, and once
-                self.matrix.values, self.matrix.indices = self.matrix.values[:], self.matrix.indices[:]
+                self.matrix.values, self.matrix.indices = self.matrix.values[:], signed(self.matrix.indices[:])
 
     @property
     def slot(self) -> str:
@@ -99,12 +107,12 @@ class Store:
             The file is damaged, or has changed since it was opened.
         """
         if self.rows is None:
-            return self._read(ranges)
+            return self._rows(ranges)
         parts = []
         for a, b in ranges:
             rows = self.rows[a:b]
             first, last = int(rows[0]), int(rows[-1]) + 1
-            part = self._read([(first, last)])
+            part = self._rows([(first, last)])
             parts.append(part if last - first == len(rows) else part[rows - first])
         return stacked(parts)
 
@@ -127,6 +135,11 @@ class Store:
     def slots(self) -> Iterator[tuple[str, Any]]:
         """Yield name and matrix of every slot of the shape of a count matrix."""
         yield from slots_of(self.root)
+
+    def holders(self, known: Mapping[str, Traits]) -> tuple[str, ...]:
+        """Return the slots with the counts that the others were made from; ``known`` are the traits of some."""
+        found = {slot: (matrix, self._raw_genes() if slot == RAW else self.own_genes) for slot, matrix in self.slots()}
+        return holders({slot: found[slot] for slot in sorted(found, key=lambda slot: slot != self.slot)}, known)
 
     @property
     def logged(self) -> bool:
@@ -161,6 +174,11 @@ class Store:
         found = coordinates_of(slots, key)
         return found if self.rows is None else found[self.rows]
 
+    def var_column(self, key: str) -> Any:
+        """Return a column of var, (n_vars,), or None if there is none."""
+        with self.errors():
+            return self._var_column(key)
+
     def refuse_no_column(self, key: str, *, what: str) -> None:
         """Raise a ConfigError if obs has no such column."""
         columns = self._columns()
@@ -180,33 +198,41 @@ class Store:
             yield
         except (OSError, KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
             self.refuse_change()
+            self._refuse_missing_filters()
             raise damaged(self.path, first_line(error)) from error
 
+    def _own_genes(self) -> pd.Index:
+        return pd.Index(index_of(self.root["var"])[:]).astype(str)
+
+    def _raw_genes(self) -> pd.Index:
+        return pd.Index(index_of(self.root[_raw_parts(self.root)[1]])[:]).astype(str)
+
     def _columns(self) -> list[str]:
-        names = self.root["obs"].attrs.get("column-order", [])
-        return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
+        return texts_of(self.root["obs"], "column-order")
 
     def _column(self, key: str) -> Any:
         return anndata.io.read_elem(self.root["obs"][key])
+
+    def _var_column(self, key: str) -> Any:
+        var = self.root[_raw_parts(self.root)[1] if self.layer == RAW else "var"]
+        return anndata.io.read_elem(var[key]) if not isinstance(var, h5py.Dataset) and key in var else None
 
     def _coordinates(self, key: str) -> Mapping[str, Any]:
         slots = dict(self.root["obsm"]) if "obsm" in self.root else {}
         return {name: anndata.io.read_elem(slot) if name == key else None for name, slot in slots.items()}
 
-    def _refuse_old(self) -> None:
-        if any(isinstance(self.root[frame], h5py.Dataset) for frame in ("obs", "var")):
-            what = f"{str(self.path)!r} was written by anndata before version 0.7"
-            remedy = "write it anew: anndata.read_h5ad(path).write_h5ad(new_path)"
-            raise FileError("old-layout", what, str(self.path), remedy)
+    def _refuse_missing_filters(self) -> None:
+        # of a backed AnnData, which we did not open
+        with contextlib.suppress(OSError, KeyError, ValueError, RuntimeError):
+            refuse_missing_filters(self.root["/"], self.path)
 
     def _element(self) -> Any:
-        where = "X" if self.layer is None else f"layers/{self.layer}"
-        if where in self.root and self.root[where].attrs.get("encoding-type") != "null":
+        where = _raw_parts(self.root)[0] if self.layer == RAW else _place(self.layer)
+        if where in self.root and not is_null(self.root[where]):
             return self.root[where]
         found = dict(self.slots())
-        holders = [slot for slot, matrix in found.items() if traits(matrix).kind == "counts"]
         where = f"{self.path}: {', '.join(found) or 'no matrix at all'}"
-        raise missing_layer(self.layer, "file", where, holders)
+        raise missing_layer(self.layer, "file", where, self.holders({}), others=bool(found))
 
     def _refuse_matrix(self) -> None:
         matrix, values = self.matrix, self.matrix.values
@@ -230,6 +256,12 @@ class Store:
         if self.matrix.format == "dense":
             return compressed_chunk(self.matrix.values)
         return round(compressed_chunk(self.matrix.values) * self.matrix.shape[0] / max(self.matrix.n_stored, 1))
+
+    def _rows(self, ranges: Sequence[tuple[int, int]]) -> csr_matrix:
+        matrix = self._read(ranges)
+        if self.rounded:
+            matrix.data = nearest_whole(matrix.data)
+        return matrix
 
     def _read(self, ranges: Sequence[tuple[int, int]]) -> csr_matrix:
         matrix, indptr = self.matrix, self.matrix.indptr
@@ -266,27 +298,48 @@ class Store:
         return self._by_cell
 
 
-def missing_layer(layer: str | None, data: str, where: str, holders: Sequence[str]) -> InputError:
-    """Return the error for data that lack a layer, or X; ``holders`` are their slots with counts."""
-    what = f"this {data} has no X" if layer is None else f"there is no layer {quoted(layer)}"
-    remedy = use(holders[0]) if holders else "pass one of the layers, or none to use X; none holds counts"
+def missing_layer(
+    layer: str | None, data: str, where: str, holders: Sequence[str], *, others: bool = True
+) -> InputError:
+    """Return the error for data that lack a layer, or X.
+
+    ``holders`` are their slots with counts, and ``others`` says whether they have any matrix.
+    """
+    what = f"there is no layer {quoted(layer)}"
+    if layer in (None, RAW):
+        what = f"this {data} has no {'X' if layer is None else 'raw'}"
+    remedy = "pass one of the layers, or none to use X; none holds counts"
+    if not others:
+        remedy = (
+            f"there is no matrix in this {data}: take the one that has the counts, or put them in, adata.X = counts"
+        )
+    remedy = use(holders[0]) if holders else remedy
     return InputError("missing-layer", what, where, remedy)
 
 
 def slots_of(root: Any) -> Iterator[tuple[str, OnDisk]]:
     """Yield name and matrix of every slot of the shape of a count matrix."""
-    if "X" in root and root["X"].attrs.get("encoding-type") != "null":
+    if "X" in root and not is_null(root["X"]):
         yield "X", OnDisk(root["X"])
     if "layers" in root:
         for layer in root["layers"]:
             yield slot_label(layer), OnDisk(root["layers"][layer])
-    if "raw" in root and "X" in root["raw"]:
-        yield "raw.X", OnDisk(root["raw"]["X"])
+    raw = _raw_parts(root)[0]
+    in_groups = "/" not in raw or ("raw" in root and not is_null(root["raw"]))
+    if in_groups and raw in root:
+        yield RAW, OnDisk(root[raw])
+
+
+def _raw_parts(root: Any) -> tuple[str, str]:
+    """Return the paths of the matrix of ``raw``, if there is one, and of its genes."""
+    return ("raw.X", "raw.var") if "raw.X" in root else ("raw/X", "raw/var")  # the first: files of before anndata 0.7
 
 
 def index_of(frame: Any) -> Any:
     """Return the array that holds the index of a stored data frame."""
-    index = frame[frame.attrs.get("_index", "_index")]
+    if getattr(frame.dtype if hasattr(frame, "dtype") else None, "names", None):  # a table of before anndata 0.7
+        return np.char.decode(np.asarray(frame[frame.dtype.names[0]], dtype="S"))
+    index = frame[index_name(frame)]
     values = index["values"] if hasattr(index, "keys") else index  # a nullable array is a group of values and mask
     return values.asstr() if isinstance(values, h5py.Dataset) and h5py.check_string_dtype(values.dtype) else values
 
@@ -305,11 +358,17 @@ def _stamp(path: Path, layer: str | None) -> tuple[int, int]:
     # of a zarr folder also the files of the matrix, which are written one by one
     try:
         states = [path.stat()]
-        if path.is_dir() and ".." not in (parts := ("X",) if layer is None else ("layers", *layer.split("/"))):
+        if path.is_dir() and ".." not in (parts := _place(layer).split("/")):
             states += _states(path.joinpath(*parts))
     except OSError:
         return 0, -1
     return max(state.st_mtime_ns for state in states), sum(state.st_size for state in states)
+
+
+def _place(layer: str | None) -> str:
+    if layer == RAW:
+        return "raw/X"
+    return "X" if layer is None else f"layers/{layer}"
 
 
 def _states(folder: Path) -> Iterator[os.stat_result]:
@@ -387,18 +446,25 @@ def n_repeated(stores: list[Store], sizes: Array) -> int:
 
 
 class Backed(Store):
-    """The cells of a backed AnnData: X is read from its file, all else is what the object holds.
+    """The cells of a backed AnnData: X, or raw, is read from its file, all else is what the object holds.
 
     Parameters
     ----------
     adata
         Backed, and no view.
+    layer
+        None for ``X``, ``"raw.X"`` for the matrix of ``raw``.
     """
 
-    def __init__(self, adata: anndata.AnnData) -> None:
+    def __init__(self, adata: anndata.AnnData, layer: str | None = None) -> None:
         self.adata = adata
-        super().__init__(adata.file, Path(str(adata.filename)), None)
-        self.var_names = pd.Index(adata.var_names.astype(str))
+        super().__init__(adata.file, Path(str(adata.filename)), layer)
+
+    def _own_genes(self) -> pd.Index:
+        return pd.Index(self.adata.var_names.astype(str))
+
+    def _raw_genes(self) -> pd.Index:
+        return pd.Index(self.adata.raw.var_names.astype(str))
 
     def index(self) -> Any:
         """Return the names of all cells, (n,)."""
@@ -421,6 +487,9 @@ class Backed(Store):
 
     def _column(self, key: str) -> Any:
         return self.adata.obs[key]
+
+    def _var_column(self, key: str) -> Any:
+        return var_of(self.adata, self.layer).get(key)
 
     def _coordinates(self, key: str) -> Mapping[str, Any]:
         return dict(self.adata.obsm)

@@ -13,7 +13,7 @@ from anncoder.data.genes import Alignment, align, naming
 from anncoder.data.matrix.arrays import Block
 from anncoder.data.matrix.scan import structure, unreadable
 from anncoder.data.store import READ, Store, stacked
-from anncoder.errors import InputError, listed
+from anncoder.errors import InputError, counted, listed
 
 Array = np.ndarray[Any, Any]
 
@@ -117,9 +117,9 @@ class Stores:
         first, here = self.var_names, store.var_names
         missing, extra = first[~first.isin(here)], here[~here.isin(first)]
         one, other = f"{store.path.name!r}", f"{self.stores[0].path.name!r}"
-        what = f"{one} has {len(extra):,} genes that {other} has not: {listed(extra)}"
+        what = f"{one} has {counted(len(extra), 'gene')} that {other} has not: {listed(extra)}"
         if len(missing):
-            what = f"{one} lacks {len(missing):,} of the {len(first):,} genes of {other}: {listed(missing)}"
+            what = f"{one} lacks {len(missing):,} of the {counted(len(first), 'gene')} of {other}: {listed(missing)}"
         kinds = naming(list(here)), naming(list(first))
         remedy = "give files with the same genes, in any order: adata = adata[:, genes]"
         if kinds[0] != kinds[1]:

@@ -26,8 +26,11 @@ def median_library_size(sizes: Array) -> float:
 
 
 def size_factors(sizes: Array, library_size: float) -> Array:
-    """Return library size over :func:`median_library_size` of each cell, (n,) float32."""
-    return (sizes / library_size).astype(np.float32)
+    """Return library size over :func:`median_library_size` of each cell, (n,) float32; 1 for a cell without counts.
+
+    Of such a cell there is nothing that could be divided by it.
+    """
+    return np.where(sizes > 0, sizes / library_size, 1).astype(np.float32)
 
 
 def summarize(

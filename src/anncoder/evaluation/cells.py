@@ -13,7 +13,7 @@ from scipy.sparse import vstack
 from anncoder.data.adata import obs_column
 from anncoder.data.opening import open_files
 from anncoder.data.sources import Data, DiskSource, Genes, Reader, Source
-from anncoder.data.split import split_cells
+from anncoder.data.split import split_of
 from anncoder.data.stores import Stores
 from anncoder.errors import ConfigError, InputError
 from anncoder.models.base import Autoencoder
@@ -96,9 +96,10 @@ def match_held_out(
     a mask, or (n,) positions, of ``n_obs``; ``names`` gives their names, ``column`` a column of obs.
     """
     try:
-        again = split_cells(n_obs, column, model.training_).valid
+        again = split_of(n_obs, column, model.training_).valid
     except (ConfigError, InputError):  # other data may not allow the split of the fit
         again = np.empty(0, dtype=np.int64)
+    again = again[names(again).isin(model.valid_obs_)]  # without those that were left out, which have no counts
     if len(again) == len(model.valid_obs_) and (names(again) == model.valid_obs_).all():
         positions = np.full(n_obs, -1)
         positions[again] = np.arange(len(again))

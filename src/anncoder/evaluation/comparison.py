@@ -36,7 +36,8 @@ import pandas as pd
 from scipy.sparse import csr_matrix
 
 from anncoder.config import TrainingConfig, given
-from anncoder.data.adata import obs_column
+from anncoder.data.adata import genes_of, obs_column
+from anncoder.data.matrix.notes import silent, with_counts
 from anncoder.data.sources import Data
 from anncoder.data.summary import library_sizes
 from anncoder.errors import ConfigError, InputError
@@ -124,7 +125,7 @@ def evaluate(
     labels
         obs column with the cell types; None for no labels.
     layer
-        Where the counts are; None for the layer of the fit.
+        Where the counts are; None for the layer of the fit, ``"X"`` for ``X``, ``"raw.X"`` for those of ``raw``.
     allow_missing
         Share of the model's genes that may be missing.
     max_cells
@@ -154,8 +155,9 @@ def evaluate(
     key = model.training_.batch_key if model.config.encodes_batches or guard else None
     columns = [column for column in (labels, key) if column is not None]
     sample = some_cells(model, data, layer, columns, max_cells=max_cells, seed=seed, allow_missing=allow_missing)
-    adata, width = sample.adata, model.config.width
-    matrix = model.aligned_matrix(adata, sample.layer, allow_missing)
+    width = model.config.width
+    matrix, sample = _with_counts(model, sample, allow_missing)
+    adata = sample.adata
     if min(matrix.shape) <= width or matrix.shape[0] < FEWEST:
         of_genes = matrix.shape[1] <= width
         what = f"{matrix.shape[0]} cells x {matrix.shape[1]} genes are too few for {width} components"
@@ -187,6 +189,19 @@ def evaluate(
     return Evaluation(table, matrix.shape[0], scored.matrix.shape[0], which, labels)
 
 
+def _with_counts(model: Autoencoder, sample: Sample, allow_missing: float) -> tuple[csr_matrix, Sample]:
+    # the counts that the model reads, and their cells; those without any can be neither compared nor scored
+    with silent():
+        matrix = model.aligned_matrix(sample.adata, sample.layer, allow_missing)
+    if not model.reads_counts:
+        return matrix, sample
+    sizes, names = library_sizes(matrix), sample.adata.obs_names
+    use = with_counts(sizes, names.__getitem__, "evaluate", matrix.shape[1], consequence="left out of the comparison")
+    if use.all():
+        return matrix, sample
+    return matrix[use], sample._replace(adata=sample.adata[use], held_out=sample.held_out[use])
+
+
 def _enough(max_cells: Any) -> int:
     # 1e4 is as good as 10_000
     if not (isinstance(max_cells, int | float | np.number) and float(max_cells).is_integer() and max_cells >= FEWEST):
@@ -197,10 +212,10 @@ def _enough(max_cells: Any) -> int:
 
 def heldout_score(model: Autoencoder, data: anndata.AnnData, *, layer: str | None = None, seed: int = 0) -> float:
     """Return ``heldout_nll`` of :func:`evaluate` alone, for the cells held out in the fit; ConfigError if none."""
-    matrix = model.aligned_matrix(data, layer)
-    refuse_not_whole(matrix, reads_counts=model.reads_counts)
     sample = some_cells(model, data, layer, [], max_cells=data.n_obs, seed=seed)
-    cells = Cells(matrix, _batches_of(model, data))
+    matrix, sample = _with_counts(model, sample, 0.0)
+    refuse_not_whole(matrix, reads_counts=model.reads_counts)
+    cells = Cells(matrix, _batches_of(model, sample.adata))
     refuse_none_held_out(float((sample.held_out >= 0).sum()))
     scored, others = cells.take(sample.held_out >= 0), cells.take(sample.held_out < 0)
     return heldout_nll(Trained(model), *thin(scored, seed), others, GeneMean(model, cells).mean)
@@ -259,7 +274,8 @@ def _only_numbered(model: Autoencoder) -> bool:
 def _same_totals(model: Autoencoder, sample: Sample, cells: Cells) -> bool:
     # cells of other data may have the same names, but have other totals
     known = sample.held_out >= 0
-    all_genes = model.var_names_.isin(sample.adata.var_names.astype(str)).all()
+    here = genes_of(sample.adata, model.layer_ if sample.layer is None else sample.layer)
+    all_genes = model.var_names_.isin(here.astype(str)).all()
     if not (model.reads_counts and len(model.valid_sizes_) and all_genes):
         return not _only_numbered(model)
     sizes = model.valid_sizes_[sample.held_out[known]]

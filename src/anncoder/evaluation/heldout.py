@@ -9,6 +9,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 from scipy.special import gammaln
 
+from anncoder.data.matrix.arrays import near_whole, nearest_whole
 from anncoder.data.summary import library_sizes
 from anncoder.evaluation.baselines import Cells, Method
 
@@ -27,11 +28,12 @@ def thin(cells: Cells, seed: int) -> tuple[Cells, csr_matrix]:
     doi 10.1101/786269.
     """
     generator, matrix = np.random.default_rng([seed, 2]), cells.matrix
-    aside = generator.binomial(matrix.data.astype(np.int64), HELD_OUT).astype(np.float32)
+    molecules = nearest_whole(matrix.data)
+    aside = generator.binomial(molecules.astype(np.int64), HELD_OUT).astype(np.float32)
     parts = [
         # copies: zeros are removed in place, and the indices may be those of the user's own matrix
         csr_matrix((values, matrix.indices, matrix.indptr), shape=matrix.shape, copy=True)
-        for values in (matrix.data - aside, aside)
+        for values in (molecules - aside, aside)
     ]
     alive = library_sizes(parts[0]) > 0
     for part in parts:
@@ -41,7 +43,7 @@ def thin(cells: Cells, seed: int) -> tuple[Cells, csr_matrix]:
 
 def whole(matrix: csr_matrix) -> bool:
     """Return whether all counts are whole, and warn if not: of others no molecules can be set aside."""
-    found = bool((matrix.data == np.floor(matrix.data)).all())
+    found = bool(near_whole(matrix.data).all())
     if not found:
         logger.warning("no heldout_nll: of counts that are not whole no molecules can be set aside")
     return found

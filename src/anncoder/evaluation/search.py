@@ -20,9 +20,11 @@ import anndata
 import numpy as np
 
 from anncoder.config import TrainingConfig, split_settings
-from anncoder.data.adata import read_matrix, resolve_layer
+from anncoder.data.adata import genes_of, matrix_of, resolve_layer
+from anncoder.data.check import check
+from anncoder.data.matrix.notes import said_once
 from anncoder.errors import ConfigError, DivergenceError, FileError, InputError
-from anncoder.evaluation.comparison import heldout_score, refuse_none_held_out, refuse_not_whole
+from anncoder.evaluation.comparison import heldout_score, refuse_none_held_out
 from anncoder.io.atomic import atomic_path
 from anncoder.models import find
 from anncoder.models.base import Autoencoder
@@ -53,6 +55,7 @@ class Trial(NamedTuple):
     problem: str = ""
 
 
+@said_once()
 def search(
     adata: anndata.AnnData,
     model: str = "count",
@@ -79,7 +82,7 @@ def search(
     n_trials
         Number of trials. The settings of a trial depend on the seed and its number alone.
     layer
-        Where the counts are; None for ``X``.
+        Where the counts are; None and ``"X"`` for ``X``, ``"raw.X"`` for those of ``raw``.
     seed
         Start of the trials and of every fit.
     journal
@@ -114,17 +117,18 @@ def search(
     ['n_latent']
     """
     space = checked_space(model, space)
+    journal = None if journal is None else Path(journal).expanduser()
     if n_trials < 1:
         raise ConfigError("bad-value", f"n_trials = {n_trials}", "n_trials", "ask for one at least")
     hyper, _ = split_settings(settings, find(model).config_class)
     _refuse_unscored(model, reads_counts=hyper.get("transform") != "none")
-    refuse_not_whole(read_matrix(adata, resolve_layer(layer, adata.layers)))
+    check(adata, layer=layer).raise_if_bad()
     TrainingConfig.refuse_value("seed", seed)
     for name, value in settings.items():
         _refuse_values(model, name, [value])
     refuse_none_held_out(settings.get("valid_fraction", 1))
     about = {"model": model, "space": dict(space), "settings": settings, "seed": seed, "data": _digest(adata, layer)}
-    trials = [] if journal is None else _journal(Path(journal), about)
+    trials = [] if journal is None else _journal(journal, about)
     for trial in trials[:n_trials]:
         if report is not None:
             report(trial)
@@ -132,7 +136,7 @@ def search(
         trial = _run(adata, model, number, draw(space, seed, number), layer, {"seed": seed, **settings})
         trials.append(trial)
         if journal is not None:
-            with Path(journal).open("a", encoding="utf-8") as file:
+            with journal.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(trial._asdict()) + "\n")
         if report is not None:
             report(trial)
@@ -146,10 +150,11 @@ def _rank(trial: Trial) -> float:
 
 def _digest(adata: anndata.AnnData, layer: str | None) -> str:
     # hash of the data of the trials: genes, and the molecules of every cell
-    digest = hashlib.sha256("\n".join(map(str, adata.var_names)).encode())
-    matrix = adata.X if layer is None or layer not in adata.layers else adata.layers[layer]
-    if matrix is not None:
-        digest.update(np.asarray(matrix.sum(axis=1), dtype=np.float64).tobytes())
+    where = resolve_layer(layer, adata.layers)
+    digest = hashlib.sha256("\n".join(map(str, genes_of(adata, where))).encode())
+    matrix = matrix_of(adata, where)
+    if matrix is not None:  # whole numbers of molecules: sums of others differ in their last digits, with their order
+        digest.update(np.rint(np.asarray(matrix.sum(axis=1), dtype=np.float64)).tobytes())
     return digest.hexdigest()
 
 

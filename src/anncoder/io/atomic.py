@@ -49,7 +49,7 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
     ResourceError
         The folder does not exist or cannot be written, or the disk is full. The target is as it was.
     """
-    target = Path(target).resolve()
+    target = Path(target).expanduser().resolve()
     with _disk_errors(target), _scratch(target.parent) as scratch:
         temporary = scratch / target.name
         yield temporary
@@ -85,7 +85,7 @@ def atomic_folder(target: str | Path, *, against: Callable[[Path], str]) -> Iter
         The parent does not exist or cannot be written, or the disk is full. The target is as it was.
     """
     refuse_occupied(Path(target), against)
-    target = Path(target).resolve()
+    target = Path(target).expanduser().resolve()
     with _disk_errors(target), _scratch(target.parent) as scratch:
         temporary = scratch / target.name
         temporary.mkdir()
@@ -162,7 +162,7 @@ def locked(target: str | Path) -> Iterator[None]:
     ResourceError
         Another process holds it, or its folder cannot be written.
     """
-    target = Path(target).resolve()
+    target = Path(target).expanduser().resolve()
     writable_folder(target.parent)
     path = target.parent / f"{LOCK}{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}"
     # with some patience: a sweep holds every lock for a moment, to see if it is held
@@ -190,7 +190,7 @@ def path_given(folder: object) -> Path:
     if not isinstance(folder, str | os.PathLike):
         what = f"expected the path of a folder, got {type(folder).__name__}"
         raise ConfigError("bad-value", what, "folder", "give a path: 'pbmc.ac'")
-    return Path(folder)
+    return Path(folder).expanduser()
 
 
 def same_file(left: str | Path, right: str | Path) -> bool:

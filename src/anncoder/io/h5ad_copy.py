@@ -7,8 +7,10 @@ other encodings go through anndata, one element at a time.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Iterator
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import h5py
@@ -16,9 +18,13 @@ import numpy as np
 from anndata.io import read_elem, sparse_dataset, write_elem
 from scipy.sparse import csc_matrix, csr_matrix
 
+from anncoder.data.formats.attributes import encoding_of, is_null, sparse_format
+from anncoder.data.formats.elements import SMALL, size_of
+from anncoder.data.formats.failures import OWN, filters_of, first_line, is_known
 from anncoder.data.matrix.arrays import OnDisk, blocks
+from anncoder.errors import FileError
 from anncoder.io.h5ad_write import writing
-from anncoder.io.hdf5 import DiskFullFile
+from anncoder.io.hdf5 import DiskFullFile, NoDisk, h5_in_memory
 
 Array = np.ndarray[Any, Any]
 AT_ONCE = 8 * 2**20  # bytes
@@ -29,7 +35,12 @@ CHUNK = 8192  # values of a sparse matrix in a chunk
 
 
 def copy_h5ad(
-    source: Any, file: h5py.File, disk: DiskFullFile, *, keep: Array | None = None, without: Collection[str] = ()
+    source: Any,
+    file: h5py.File,
+    disk: DiskFullFile | NoDisk,
+    *,
+    keep: Array | None = None,
+    without: Collection[str] = (),
 ) -> None:
     """Copy an open file or zarr group of cells into a new HDF5 file.
 
@@ -51,24 +62,60 @@ def copy_h5ad(
     InputError
         An element that has to go through anndata cannot be written.
     """
-    _copy_attributes(source, file)
+    _copy_root_attributes(source, file)
     for path, item, axes in _elements(source, without, cells_leave=keep is not None):
-        rows, columns = (keep if axis in axes else None for axis in (0, 1))
-        if isinstance(item, h5py.SoftLink):
-            file[path] = h5py.SoftLink(item.path)
-        elif _is_container(item, axes):  # its elements come next
-            _copy_attributes(item, file.create_group(path, track_order=_tracks_order(item)))
-        elif isinstance(item, h5py.Dataset | h5py.Datatype) and not axes:
-            _copy_dataset(item, file, path, disk)
-        elif _is_sparse(item):
-            _copy_sparse(item, file, path, rows, columns, disk)
-        elif not hasattr(item, "keys") and _encoding(item) in ARRAYS and item.shape:
-            _copy_array(item, file, path, rows, columns, disk)
-        else:
-            _copy_through_anndata(item, file, path, rows, columns)
+        _copy_element(item, axes, file, path, disk, keep)
         disk.stop_if_failed()
     if isinstance(source, h5py.Group):
         _copy_references(source, file)
+
+
+def rehearse(source: Any, path: Path) -> None:
+    """Copy what is small of an open file or zarr group, and read it back: now, not after hours of training.
+
+    Raises
+    ------
+    FileError
+        Something can be read, but not be written so that anndata reads it; the message names it.
+    """
+    with h5_in_memory() as (file, disk):
+        _copy_root_attributes(source, file)
+        for place, item, axes in _elements(source, (), cells_leave=False):
+            if isinstance(item, h5py.SoftLink) or not (_is_container(item, axes) or size_of(item) <= SMALL):
+                continue
+            try:
+                _copy_element(item, axes, file, place, disk, None)
+                if not isinstance(source, h5py.Group) and not _is_container(item, axes):
+                    with warnings.catch_warnings(action="ignore"):  # anndata's, on older files
+                        read_elem(file[place])  # of HDF5 it is the same, and was read when it was opened
+            except Exception as error:
+                what = f"{place!r} in {str(path)!r} cannot be copied: {first_line(error)}"
+                remedy = "write the file anew without it, or take out what you do not need of it"
+                raise FileError("unreadable-element", what, f"{path}: {place}", remedy) from error
+
+
+def _copy_element(
+    item: Any, axes: tuple[int, ...], file: h5py.File, path: str, disk: DiskFullFile | NoDisk, keep: Array | None
+) -> None:
+    rows, columns = (keep if axis in axes else None for axis in (0, 1))
+    if isinstance(item, h5py.SoftLink):
+        file[path] = h5py.SoftLink(item.path)
+    elif _is_container(item, axes):  # its elements come next
+        _copy_attributes(item, file.create_group(path, track_order=_tracks_order(item)))
+    elif isinstance(item, h5py.Dataset | h5py.Datatype) and not axes:
+        _copy_dataset(item, file, path, disk)
+    elif _is_sparse(item):
+        _copy_sparse(item, file, path, rows, columns, disk)
+    elif not hasattr(item, "keys") and encoding_of(item) in ARRAYS and item.shape and item.dtype.names is None:
+        _copy_array(item, file, path, rows, columns, disk)
+    else:
+        _copy_through_anndata(item, file, path, rows, columns)
+
+
+def _copy_root_attributes(source: Any, file: h5py.File) -> None:
+    _copy_attributes(source, file)
+    if encoding_of(file) not in ("", "anndata"):  # of other programs, "AnnData", which anndata does not know
+        file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
 
 
 def _elements(
@@ -81,6 +128,8 @@ def _elements(
             continue
         link = group.get(name, getlink=True) if isinstance(group, h5py.Group) else None
         item = link if isinstance(link, h5py.SoftLink) else group[name]
+        if path in ("X", "raw") and link is not item and is_null(item):
+            continue  # nothing is as good as no element, and older versions of anndata can read that alone
         axes = _axes_of_cells(path) if cells_leave else ()
         yield path, item, axes
         if _is_container(item, axes):
@@ -91,7 +140,7 @@ def _axes_of_cells(path: str) -> tuple[int, ...]:
     head, _, rest = path.partition("/")
     if rest.startswith("__categories"):  # older files keep the names of categories there
         return ()
-    if path in ("X", "raw/X") or (head in ("obs", "obsm", "layers") and rest):
+    if path in ("X", "raw/X", "raw.X") or (head in ("obs", "obsm", "layers") and rest):
         return (0,)
     return (0, 1) if head == "obsp" and rest else ()
 
@@ -101,16 +150,11 @@ def _is_container(item: Any, axes: tuple[int, ...]) -> bool:
     if not hasattr(item, "keys"):
         return False
     as_stored = isinstance(item, h5py.Group) and not axes
-    return as_stored or (_encoding(item) in CONTAINERS and "h5sparse_format" not in item.attrs)
+    return as_stored or (encoding_of(item) in CONTAINERS and "h5sparse_format" not in item.attrs)
 
 
 def _is_sparse(item: Any) -> bool:
-    encoding = _encoding(item) or str(item.attrs.get("h5sparse_format", ""))
-    return hasattr(item, "keys") and encoding[:3] in ("csr", "csc")
-
-
-def _encoding(item: Any) -> str:
-    return str(item.attrs.get("encoding-type", ""))
+    return hasattr(item, "keys") and bool(sparse_format(item))
 
 
 def _tracks_order(group: Any) -> bool | None:
@@ -142,16 +186,20 @@ def _copy_references(source: h5py.Group, file: h5py.File) -> None:
     source.visititems(copy_reference)
 
 
-def _copy_dataset(item: Any, file: h5py.File, path: str, disk: DiskFullFile) -> None:
+def _copy_dataset(item: Any, file: h5py.File, path: str, disk: DiskFullFile | NoDisk) -> None:
     # HDF5's own copy of an object cannot be stopped when the disk is full: only of what may well be kept in memory then
-    if not isinstance(item, h5py.Dataset) or item.nbytes < AT_ONCE or not _filters_known(item):
+    # and, of chunks that a filter of a plugin has decoded, frees what it must not: the process dies (HDF5 2.0)
+    if not isinstance(item, h5py.Dataset) or (item.nbytes < AT_ONCE and all(n in OWN for n, *_ in filters_of(item))):
         file.copy(item, file, path, without_attrs=True)
         _copy_attributes(item, file[path])
         return
-    plan = item.id.get_create_plist()
-    copy = h5py.Dataset(h5py.h5d.create(file.id, path.encode(), item.id.get_type(), item.id.get_space(), plan))
+    copy, as_stored = _empty_copy(item, file, path)
     _copy_attributes(item, copy)
-    if item.chunks is None or item.dtype.hasobject:  # text is stored elsewhere in the file: chunks only point to it
+    if not item.shape:
+        copy[()] = item[()]
+        return
+    # text is stored elsewhere in the file: chunks only point to it
+    if item.chunks is None or item.dtype.hasobject or not as_stored:
         for part in slices(item):
             copy[part] = item[part]
             disk.stop_if_failed()
@@ -164,7 +212,7 @@ def _copy_dataset(item: Any, file: h5py.File, path: str, disk: DiskFullFile) -> 
 
 
 def _copy_array(
-    item: Any, file: h5py.File, path: str, rows: Array | None, columns: Array | None, disk: DiskFullFile
+    item: Any, file: h5py.File, path: str, rows: Array | None, columns: Array | None, disk: DiskFullFile | NoDisk
 ) -> None:
     shape = [size if keep is None else int(keep.sum()) for size, keep in zip(item.shape, (rows, columns), strict=False)]
     shape += item.shape[2:]
@@ -182,7 +230,7 @@ def _copy_array(
 
 
 def _copy_sparse(
-    item: Any, file: h5py.File, path: str, rows: Array | None, columns: Array | None, disk: DiskFullFile
+    item: Any, file: h5py.File, path: str, rows: Array | None, columns: Array | None, disk: DiskFullFile | NoDisk
 ) -> None:
     matrix, storage = OnDisk(item), _storage(item["data"], [CHUNK]) | {"chunks": (CHUNK,)}
     indptr, transposed = np.asarray(matrix.indptr), matrix.format == "csc"
@@ -234,13 +282,33 @@ def _storage(item: Any, shape: list[int]) -> dict[str, Any]:
         return {"compression": "gzip", "compression_opts": 1} if item.compressors and not _is_text(item) else {}
     if item.chunks is None or 0 in shape:
         return {}
+    stored: dict[str, Any] = {"chunks": tuple(map(min, item.chunks, shape))}
+    if any(number not in OWN for number, *_ in filters_of(item)):  # of a plugin: h5py does not say with which options
+        return stored | {"compression": "gzip", "compression_opts": 1}
     names = ("compression", "compression_opts", "shuffle", "fletcher32")
-    return {"chunks": tuple(map(min, item.chunks, shape)), **{name: getattr(item, name) for name in names}}
+    return stored | {name: getattr(item, name) for name in names}
 
 
-def _filters_known(item: h5py.Dataset) -> bool:
+def _empty_copy(item: h5py.Dataset, file: h5py.File, path: str) -> tuple[h5py.Dataset, bool]:
+    """Return a dataset without values, and whether the chunks of another one can be copied into it as they are."""
     plan = item.id.get_create_plist()
-    return all(h5py.h5z.filter_avail(plan.get_filter(i)[0]) for i in range(plan.get_nfilters()))
+    if _can_encode(item):
+        copy = h5py.Dataset(h5py.h5d.create(file.id, path.encode(), item.id.get_type(), item.id.get_space(), plan))
+        if filters_of(copy) == filters_of(item):
+            return copy, True
+        del file[path]  # some, as bitshuffle, change their options when they are set: they are others the second time
+    plan.remove_filter(h5py.h5z.FILTER_ALL)
+    plan.set_deflate(1)
+    created = h5py.h5d.create(file.id, path.encode(), item.id.get_type(), item.id.get_space(), plan)
+    return h5py.Dataset(created), False
+
+
+def _can_encode(item: h5py.Dataset) -> bool:
+    """Tell whether all filters of an array can write, too: some, as SZIP, are often there to read alone."""
+    return all(
+        is_known(number) and h5py.h5z.get_filter_info(number) & h5py.h5z.FILTER_CONFIG_ENCODE_ENABLED
+        for number, *_ in filters_of(item)
+    )
 
 
 def _is_text(item: Any) -> bool:

@@ -15,9 +15,10 @@ from anndata.io import read_elem, write_elem
 from scipy.sparse import issparse
 
 from anncoder.data.adata import open_data
+from anncoder.data.formats.attributes import is_null
 from anncoder.errors import InputError, ResourceError
 from anncoder.io.atomic import atomic_path
-from anncoder.io.hdf5 import new_h5
+from anncoder.io.hdf5 import h5_in_memory, new_h5
 
 COMPRESSED = {"compression": "gzip"}  # which carries a checksum, too
 
@@ -33,7 +34,7 @@ def refuse_unwritable(adata: anndata.AnnData) -> None:
     """Raise an InputError if something in obs, var or uns can be read but not written: now, not after the training."""
     # a thousand rows show of which kind a column is
     slots = {"obs": adata.obs.iloc[:1000], "var": adata.var.iloc[:1000], "uns": dict(adata.uns)}
-    with h5py.File("never-on-disk", "w", driver="core", backing_store=False) as file:
+    with h5_in_memory() as (file, _):
         for name, value in slots.items():
             with writing(name):
                 write_elem(file, name, value, dataset_kwargs=COMPRESSED)
@@ -64,6 +65,10 @@ def write_output(adata: anndata.AnnData, output: Path, *, wrote: tuple[str, ...]
     with atomic_path(output) as temporary:
         with new_h5(temporary) as (file, _), writing("/"):
             write_elem(file, "/", adata, dataset_kwargs=COMPRESSED)
+            for name in [name for name in file if is_null(file[name])]:
+                del file[
+                    name
+                ]  # as write_h5ad does: older versions of anndata cannot read a slot that stands for nothing
         with h5py.File(temporary, "r") as file:
             for slot in (*wrote, *(["X"] if adata.X is not None else [])):
                 where, _, name = slot.partition("/")

@@ -101,6 +101,20 @@ class DiskFullFile(io.RawIOBase):
         return page
 
 
+class NoDisk:
+    """In place of a :class:`DiskFullFile`, of a file that is in memory alone."""
+
+    def stop_if_failed(self) -> None:
+        """Do nothing."""
+
+
+@contextmanager
+def h5_in_memory() -> Iterator[tuple[h5py.File, NoDisk]]:
+    """Give an HDF5 file to try what can be written, as :func:`new_h5` does; it never comes to the disk."""
+    with h5py.File("never-on-disk", "w", driver="core", backing_store=False) as file:
+        yield file, NoDisk()
+
+
 def _pieces(start: int, size: int) -> Iterator[tuple[int, slice, slice]]:
     """Yield number, part and part of the whole of each page that a range of a file touches."""
     at = start

@@ -29,17 +29,50 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
+SHARED = ("base", "loading")  # files of all models
+
 
 def names() -> list[str]:
     """Return the names of all models: the files of this folder."""
-    return sorted(module.name for module in iter_modules(__path__) if module.name != "base")
+    return sorted(module.name for module in iter_modules(__path__) if module.name not in SHARED)
+
+
+# what others call our models, and the setting that makes it so
+OTHER_NAMES: dict[str, tuple[str, str]] = {
+    "scvi": ("variational", ""),
+    "vae": ("variational", ""),
+    "ldvae": ("variational", "linear_decoder=True"),
+    "linearscvi": ("variational", "linear_decoder=True"),
+    "nb": ("count", "likelihood='nb'"),
+    "zinb": ("count", "likelihood='zinb'"),
+    "poisson": ("count", "likelihood='poisson'"),
+    "linear": ("undercomplete", "n_hidden=()"),
+    "pca": ("undercomplete", "n_hidden=()"),
+    "ae": ("undercomplete", ""),
+    "autoencoder": ("undercomplete", ""),
+    "dae": ("denoising", ""),
+    "scmae": ("denoising", ""),
+    "net-sne": ("netsne", ""),
+}
 
 
 def find(name: str, where: str = "model") -> type[Any]:
-    """Return the class of a model by its name; a ConfigError at ``where`` names the nearest known one."""
+    """Return the class of a model by its name; a ConfigError at ``where`` names the one that is meant."""
     if name not in names():
-        from anncoder.config import unknown_key
-
-        raise unknown_key(name, names(), where=where)
+        raise _unknown(name, where)
     found: type[Any] = import_module(f"anncoder.models.{name}").MODEL
     return found
+
+
+def _unknown(name: object, where: str) -> Exception:
+    from anncoder.config import unknown_key
+
+    plain = str(name).lower()
+    as_class = plain.removesuffix("autoencoder")
+    meant, setting = OTHER_NAMES.get(plain, (as_class if as_class in names() else "", ""))
+    error = unknown_key(name, names(), where=where)
+    if meant:
+        option = setting.replace("()", "[]").replace("'", "").replace("True", "true")
+        also = f" with {setting} (--set {option})" if setting else ""
+        error.remedy = f"did you mean {meant!r}{also}?"
+    return error

@@ -18,7 +18,7 @@ from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 
 from anncoder.config import LatentUnits, NetworkConfig, Probability, TrainingConfig, TransformName, Weight, arguments
-from anncoder.data.adata import open_data, resolve_layer
+from anncoder.data.adata import genes_of, open_data, resolve_layer
 from anncoder.data.sources import MemorySource
 from anncoder.data.summary import library_sizes
 from anncoder.errors import ConfigError, InputError
@@ -236,7 +236,7 @@ class AutoImpute(Autoencoder):
         seed
             Start of the mask; the fit has the seed of this model's fit, or this one if it is not fitted.
         layer
-            Where the values are; None for where they were in ``fit``, ``"X"`` for ``X``.
+            Where the values are; None for where they were in ``fit``, ``"X"`` for ``X``, ``"raw.X"`` for ``raw``.
         max_epochs
             Most passes over the data; None for those of the model's own fit.
 
@@ -256,7 +256,8 @@ class AutoImpute(Autoencoder):
             what = f"mask_frac = {mask_frac:g} is not between 0 and 1"
             raise ConfigError("bad-value", what, "mask_frac", "give the share of values to hide, such as 0.1")
         adata = open_data(data)
-        matrix = self._network_input(adata, self.layer_ if layer is None and self.network_ is not None else layer)
+        layer = resolve_layer(self.layer_ if layer is None and self.network_ is not None else layer, adata.layers)
+        matrix = self._network_input(adata, layer)
         hidden = hidden_values(matrix, mask_frac, seed)
         left = csr_matrix((matrix.data * ~hidden, matrix.indices, matrix.indptr), shape=matrix.shape, copy=True)
         left.eliminate_zeros()
@@ -266,17 +267,16 @@ class AutoImpute(Autoencoder):
         settings = fitted.model_dump() | {"valid_stratify": None, "valid_groups": None}
         if max_epochs is not None:
             settings["max_epochs"] = max_epochs
-        cells = anndata.AnnData(left, obs=adata.obs, var=pd.DataFrame(index=adata.var_names))
+        cells = anndata.AnnData(left, obs=adata.obs, var=pd.DataFrame(index=genes_of(adata, layer)))
         imputed = model.fit(cells, progress=False, **settings).denoise(cells, scale="normalized")
         return _scores(matrix, hidden, imputed, _gene_means(left))
 
     def _network_input(self, adata: anndata.AnnData, layer: str | None) -> csr_matrix:
-        layer = resolve_layer(layer, adata.layers)
         matrix = MemorySource(adata, layer, counts=self.reads_counts, to_fit=True).matrix.copy()
         matrix.eliminate_zeros()
         if self.config.transform != "none":
             sizes = library_sizes(matrix)
-            matrix.data /= np.repeat(sizes / np.median(sizes), np.diff(matrix.indptr)).astype(np.float32)
+            matrix.data /= np.repeat(sizes / np.median(sizes[sizes > 0]), np.diff(matrix.indptr)).astype(np.float32)
         if self.config.transform == "log1p":
             np.log1p(matrix.data, out=matrix.data)
         return matrix

@@ -18,14 +18,23 @@ import torch
 from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 
-from anncoder.config import NetworkConfig, OptimizerName, PrecisionName, SplitName, TrainingConfig, given, unknown_key
+from anncoder.config import (
+    EmptyCellsName,
+    NetworkConfig,
+    OptimizerName,
+    PrecisionName,
+    SplitName,
+    TrainingConfig,
+    refuse_unused_batches,
+    unknown_key,
+)
 from anncoder.data.adata import batch_name, open_data
 from anncoder.data.genes import columns_of
 from anncoder.data.sources import Data, Genes, MemorySource, PerCell, Source, open_for_model, open_source
 from anncoder.data.split import Split, split_cells
 from anncoder.data.summary import size_factors
-from anncoder.device import products_in, refuse_size, usual_torch
-from anncoder.errors import ConfigError, DivergenceError, FileError
+from anncoder.device import choose_device, products_in, refuse_size, usual_torch
+from anncoder.errors import ConfigError, DivergenceError, counted
 from anncoder.io import model_folder
 from anncoder.models import find, names
 from anncoder.training.checkpoint import Checkpoint, FitCheckpointer, checkpointer_of, resume_note, run_of
@@ -117,7 +126,7 @@ class Autoencoder:
 
     def __repr__(self) -> str:
         changed = {k: v for k, v in self.config if v != type(self.config).model_fields[k].default}
-        state = "" if self.network_ is None else f"  # fitted: {len(self.var_names_):,} genes"
+        state = "" if self.network_ is None else f"  # fitted: {counted(len(self.var_names_), 'gene')}"
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in changed.items())}){state}"
 
     def fit(
@@ -126,6 +135,7 @@ class Autoencoder:
         *,
         layer: str | None = None,
         batch_key: str | None = None,
+        empty_cells: EmptyCellsName = "leave-out",
         max_epochs: int | None = None,
         max_steps: int | None = None,
         batch_size: int | None = None,
@@ -166,9 +176,12 @@ class Autoencoder:
             Raw counts, (n_obs, n_vars): AnnData, or, read from disk in blocks, the path of an ``.h5ad`` file or
             ``.zarr`` folder, several in a list or glob, or a backed AnnData.
         layer
-            Where the counts are; None and ``"X"`` for ``X``.
+            Where the counts are; None and ``"X"`` for ``X``, ``"raw.X"`` for those of ``raw`` (and of its genes).
         batch_key
             obs column with the experimental batch, for the models that correct for it.
+        empty_cells
+            Cells without any count in these genes are left out of the fit, with a warning, and embedded like all
+            others; ``"error"`` refuses them, in the fit and with the fitted model.
         max_epochs, max_steps, batch_size, optimizer, learning_rate, weight_decay, beta1, beta2, epsilon
             Most passes over the data, and most minibatches in whole passes (None for any number where the passes are
             given); cells in a minibatch; ``"adam"`` or ``"rmsprop"``, its step size, decay, memories of the gradient
@@ -196,7 +209,7 @@ class Autoencoder:
             used); ``"tf32"`` for faster products on a CUDA GPU, of factors with three digits; whether to record a step
             there and replay it, None for where that can be done (count autoencoder, data in memory).
         progress
-            True for a progress bar, False for silence, None for a bar in a terminal, or a notebook with ipywidgets.
+            True for a progress bar, False for silence, None for a bar in a terminal or a notebook.
         checkpoint
             Folder that keeps the state of an unfinished fit: the same call goes on from there after a kill, to the
             same bits; with an :class:`IterableSource` from the end of an epoch, in the order of its next pass. Removed
@@ -218,7 +231,7 @@ class Autoencoder:
         training = TrainingConfig(**settings).with_defaults_of(self.config)
         with fit_context(training) as process:
             source = open_source(data, layer, counts=self.reads_counts, integers=self.config.integers)
-            split = split_cells(source.n_obs, source.column, training)
+            split = split_cells(source, training)
             ready = prepare(source, split, self.config, training, process)
             start = self._start(source, split, ready, process, checkpoint, progress)
             try:
@@ -241,6 +254,22 @@ class Autoencoder:
             self._keep(history, source, split, ready, start, layer)
         return self
 
+    def to(self, device: str) -> Self:
+        """Move the fitted model to a device, where it then embeds and denoises; return it.
+
+        Parameters
+        ----------
+        device
+            As of :meth:`fit`.
+
+        Raises
+        ------
+        ConfigError
+            There is no such device, or the model is not fitted.
+        """
+        self._network().to(choose_device(device))
+        return self
+
     def embed(self, data: Data, *, layer: str | None = None, allow_missing: float = 0.0) -> Array:
         """Return the latent of each cell, (n_obs, n_latent) float32.
 
@@ -249,7 +278,7 @@ class Autoencoder:
         data
             AnnData or path. Genes are matched by name, in any order; genes the model does not know are left out.
         layer
-            Where the counts are; None for where they were in ``fit``, ``"X"`` for ``X``.
+            Where the counts are; None for where they were in ``fit``, ``"X"`` for ``X``, ``"raw.X"`` for ``raw``.
         allow_missing
             Share of the model's genes that may be missing from the data; their counts are then zero.
 
@@ -372,6 +401,7 @@ class Autoencoder:
         checkpoint: str | Path | Checkpoint | None,
         progress: bool | None,
     ) -> Start:
+        refuse_unused_batches(self.config, ready.training)  # its column exists: that would have been said first
         noise = Noise(ready.training.seed)
         run = run_of(self.name, self.config, ready.training, source, split, ready)
         checkpointer = checkpointer_of(checkpoint, run, noise, process, ready.device, in_order=source.in_order)
@@ -383,7 +413,7 @@ class Autoencoder:
         if progress is not False:
             n_threads = torch.get_num_threads()
             announce(f"training on {ready.device} ({n_threads} threads): {ready.size}{resume_note(checkpointer)}")
-        report = TrainingReport(len(ready.train), given(training.max_epochs), show=progress)
+        report = TrainingReport(len(ready.train), training, show=progress)
         return Start(network, training, checkpointer, step_fn, report)
 
     def _keep(
@@ -391,6 +421,7 @@ class Autoencoder:
     ) -> None:
         if history.records:
             start.network.finish(ready.sample.to(ready.device))
+        start.report.ended(history)
         if history.stopped == "interrupted":
             warn_interrupted(history)
         elif start.checkpointer is not None:
@@ -434,69 +465,9 @@ class Autoencoder:
     def _source(self, data: Data, layer: str | None, allow_missing: float) -> Source:
         self._network()
         where = self.layer_ if layer is None else layer
-        genes, of_fit, integers = Genes(self.var_names_, allow_missing), layer is None, self.config.integers
-        return open_for_model(data, where, genes, counts=self.reads_counts, layer_is_of_fit=of_fit, integers=integers)
-
-
-def load(folder: str | Path, model: type[Autoencoder] | None = None) -> Autoencoder:
-    """Open a model that :meth:`Autoencoder.save` wrote; it embeds and denoises to the same bits.
-
-    Opening a model runs no code from it; files that were changed, cut or swapped are refused.
-
-    Parameters
-    ----------
-    folder
-        Where the model is.
-    model
-        The class of a model of your own, from outside of this package; None for one of ours, found by its name.
-
-    Raises
-    ------
-    ConfigError
-        ``model`` is not the class of an autoencoder.
-    FileError
-        The folder is not a model, is damaged, was written by a newer version, or has a model of another kind.
-    """
-    kind_given: Any = model
-    if kind_given is not None and not (isinstance(kind_given, type) and issubclass(kind_given, Autoencoder)):
-        remedy = "load(folder) for the models of this package, load(folder, model=MyModel) for another"
-        raise ConfigError("bad-value", f"model is the class of a model of your own, not {model!r}", "model", remedy)
-    stored = model_folder.read_stored(folder)
-    name, known = stored.config.model, names() if model is None else [model.name]
-    if name not in known:
-        what = f"this is a model of the kind {name!r}; known here: {', '.join(known)}"
-        remedy = "give the class of a model of your own: load(folder, model=MyModel)"
-        raise FileError("bad-model", what, str(folder), remedy)
-    try:
-        return _restore(find(name) if model is None else model, stored, Path(folder))
-    except ConfigError as error:
-        raise model_folder.broken(Path(folder), error.what) from error
-
-
-def _restore(kind: type[Autoencoder], stored: model_folder.StoredModel, folder: Path) -> Autoencoder:
-    config = stored.config
-    model = kind(**dict(kind.config_class(**config.hyperparameters)))
-    training = TrainingConfig(**config.training)
-    shape = Shape(len(stored.genes), len(config.batches), tuple(config.batches))
-    # nothing is allocated before the file is known to fit; some models draw from the seed in evaluation, too
-    network = model_folder.shapes_only(lambda noise: model._build(shape, noise), training.seed)
-    model_folder.read_weights(folder, network)
-    model._assign(
-        Fitted(
-            network=network.eval(),
-            training=training,
-            layer=config.layer,
-            var_names=pd.Index(stored.genes, dtype=object),
-            batches=config.batches,
-            library_size=config.library_size,
-            history=pd.DataFrame(config.history),
-            best_epoch=config.best_epoch,
-            stopped=config.stopped,
-            valid_obs=pd.Index(config.valid_obs, dtype=object),
-            valid_sizes=np.array(config.valid_sizes),
-        )
-    )
-    return model
+        genes, counts, integers = Genes(self.var_names_, allow_missing), self.reads_counts, self.config.integers
+        how = {"layer_is_of_fit": layer is None, "integers": integers, "strict": self.training_.empty_cells == "error"}
+        return open_for_model(data, where, genes, counts=counts, **how)
 
 
 def refuse_no_model(model: Any) -> None:
@@ -535,7 +506,10 @@ def expecting(
     def expected(cells: Batch) -> Tensor:
         whole: Tensor = network.denoise(cells) if code is None else network.denoise_as(cells, code)
         mean = whole[:, columns]
-        return mean * cells.size_factor.unsqueeze(1) if scale == "counts" else mean
+        if scale != "counts":
+            return mean
+        filled = cells.counts.row_sums() > 0  # a cell without counts has a library size of 0, but no such size factor
+        return mean * (cells.size_factor * filled).unsqueeze(1)
 
     return expected
 

@@ -355,6 +355,13 @@ class SAUCIE(Autoencoder):
             remedy = "fit SAUCIE(lambda_c=0.1, lambda_d=0.2), or cluster the latent: sc.tl.leiden(adata)"
             raise ConfigError("no-clusters", "the model makes no clusters: lambda_c = 0", "lambda_c", remedy)
         labels = self._apply(data, network.clusters, layer, allow_missing)
+        if (labels < 0).all():
+            logger.warning(
+                "no cell is in a cluster (all are -1): no code is shared by more than min_cells = %d cells. Lower "
+                "min_cells (--set min_cells=%d), change lambda_c and lambda_d, or cluster the latent: sc.tl.leiden",
+                self.config.min_cells,
+                max(self.config.min_cells // 10, 1),
+            )
         return Clusters(labels.astype(np.int64), int(network.n_clusters), 100 * float((labels >= 0).mean()))
 
     def of_cells(

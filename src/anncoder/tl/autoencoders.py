@@ -13,6 +13,8 @@ import anndata
 import numpy as np
 
 from anncoder.config import TrainingConfig, split_settings, unknown_key
+from anncoder.data.adata import RAW
+from anncoder.data.matrix.notes import said_once
 from anncoder.data.opening import Paths
 from anncoder.data.sources import DiskSource, open_source
 from anncoder.device import refuse_size, threads_set
@@ -20,21 +22,24 @@ from anncoder.errors import ConfigError
 from anncoder.models import find
 from anncoder.models.base import Array, Autoencoder, Scale, refuse_no_decoder, refuse_no_model
 from anncoder.tl.files import (
-    LatentCheck,
     OutputSpec,
     column_of,
     natural_scale,
     of_cells_here,
     of_genes_here,
     open_files_for,
+    refuse_genes_outside_raw,
     refuse_unknown_genes,
+    say_genes_left_out,
     write_files,
     write_results,
 )
+from anncoder.tl.latent_check import LatentCheck
 from anncoder.tl.slots import denoised_as, next_step, refuse_foreign, sign, target_of
 from anncoder.training.progress import announce
 
 
+@said_once()
 def autoencode(
     adata: anndata.AnnData | Paths,
     model: str | Autoencoder = "count",
@@ -57,7 +62,8 @@ def autoencode(
         ``"count"``, ``"denoising"``, ``"undercomplete"``, or one of the published systems: see docs/models.md. Or a
         model as an object, one of your own too (docs/own-model.md): it is fitted here.
     layer
-        Where the counts are; None and ``"X"`` for ``X``.
+        Where the counts are; None and ``"X"`` for ``X``, ``"raw.X"`` for those of ``raw``: the genes are then those of
+        ``raw.var``, and what is written has those of ``var``.
     key_added
         Name under which results are written.
     denoise
@@ -69,7 +75,7 @@ def autoencode(
         an ``.h5ad`` file, or a folder, in which each keeps its name. The inputs are read and copied a
         block at a time, and left as they are.
     progress
-        True for a progress bar, False for silence, None for a bar in a terminal, or a notebook with ipywidgets.
+        True for a progress bar, False for silence, None for a bar in a terminal or a notebook.
     **settings
         Hyper-parameters of the model (``n_latent``, ``n_hidden``, ``likelihood``...; an object has them already) and
         settings of its fit (``max_epochs``, ``seed``, ``threads``...), as :class:`anncoder.CountAutoencoder` and its
@@ -123,17 +129,21 @@ def autoencode(
     refuse_foreign(target, key_added, unfitted)
     if denoise:
         refuse_size(target.n_obs * target.n_vars * 4)
+    if denoise and layer == RAW and target.raw is not None:
+        refuse_genes_outside_raw(target.var_names.astype(str), target.raw.var_names.astype(str))
     with _threads_of(training):
         fitted = unfitted.fit(target, layer=layer, progress=progress, **training)
         _write_latent(target, fitted, key_added)
         if denoise:
             scale = natural_scale(fitted)
-            _write_denoised(target, fitted, fitted.denoise(target, scale=scale), key_added, denoised_as(scale, None))
+            denoised = _denoised(target, fitted, scale=scale, layer=layer)
+            _write_denoised(target, fitted, denoised, key_added, denoised_as(scale, None))
     if progress is not False:
         announce(next_step(key_added, *target.obsm[f"X_{key_added}"].shape))
     return target if copy else fitted
 
 
+@said_once()
 def embed(
     adata: anndata.AnnData | Paths,
     model: Autoencoder,
@@ -153,7 +163,7 @@ def embed(
     model
         A fitted model.
     layer
-        Where the counts are; None for where they were in ``fit``, ``"X"`` for ``X``.
+        Where the counts are; None for where they were in ``fit``, ``"X"`` for ``X``, ``"raw.X"`` for ``raw``.
     allow_missing
         Share of the model's genes that may be missing; they are taken as zero.
     key_added, copy, output
@@ -191,6 +201,7 @@ def embed(
     return target if copy else None
 
 
+@said_once()
 def denoise(
     adata: anndata.AnnData | Paths,
     model: Autoencoder,
@@ -217,7 +228,7 @@ def denoise(
     batch
         As which experimental batch every cell is decoded; None for its own. See :meth:`Autoencoder.denoise`.
     layer
-        Where the counts are; None for where they were in ``fit``, ``"X"`` for ``X``.
+        Where the counts are; None for where they were in ``fit``, ``"X"`` for ``X``, ``"raw.X"`` for ``raw``.
     key_added, copy, output
         As in :func:`autoencode`.
     allow_missing
@@ -254,11 +265,8 @@ def denoise(
         return None
     target = _target(adata, copy=copy, output=output)
     refuse_foreign(target, key_added, model)
-    genes = target.var_names.astype(str)
-    refuse_unknown_genes(model, genes, allow_missing)
-    denoised = model.denoise(
-        target, scale=scale, genes=list(genes), batch=batch, layer=layer, allow_missing=allow_missing
-    )
+    refuse_unknown_genes(model, target.var_names.astype(str), allow_missing)
+    denoised = _denoised(target, model, scale=scale, batch=batch, layer=layer, allow_missing=allow_missing)
     _write_denoised(target, model, denoised, key_added, denoised_as(scale, batch))
     return target if copy else None
 
@@ -270,9 +278,11 @@ def _model_of(model: str | Autoencoder, settings: dict[str, Any]) -> tuple[Autoe
         hyper, training = split_settings(settings, model_class.config_class)
         return model_class(**hyper), training
     if not isinstance(model, Autoencoder):
-        kind = model.__name__ if isinstance(model, type) else type(model).__name__
-        what = f"model is the name of one or an autoencoder, not {kind}"
-        remedy = "give name and settings: autoencode(adata, 'count', n_latent=16); or an object: MyModel()"
+        if isinstance(model, type) and issubclass(model, Autoencoder):
+            what, remedy = f"model is a class, {model.__name__}, and not an object of it", f"write {model.__name__}()"
+        else:
+            what = f"model is neither the name of a model nor an autoencoder: got {type(model).__name__}"
+            remedy = "give a name and settings, autoencode(adata, 'count', n_latent=16), or an object"
         raise ConfigError("bad-value", what, "model", remedy)
     for key in settings:
         if key not in TrainingConfig.model_fields:
@@ -313,6 +323,14 @@ def _write_denoised(adata: anndata.AnnData, model: Autoencoder, denoised: Array,
     adata.layers[f"{key}_denoised"] = np.ascontiguousarray(denoised, dtype=np.float32)
 
 
+def _denoised(adata: anndata.AnnData, model: Autoencoder, *, layer: str | None, **how: Any) -> Array:
+    # of the genes of var, which are not those of the model where the counts are in raw
+    genes = adata.var_names.astype(str)
+    if (model.layer_ if layer is None else layer) == RAW:
+        say_genes_left_out(model, genes)
+    return model.denoise(adata, genes=list(genes), layer=layer, **how)
+
+
 def _autoencode_files(
     files: Paths, model: Autoencoder, wanted: OutputSpec, output: Path, *, layer: str | None, **settings: Any
 ) -> Autoencoder:
@@ -336,7 +354,7 @@ def _output(output: str | Path | None, *, copy: bool) -> Path:
         what = "results of files are written to a file, and none is named"
         remedy = "output='out.h5ad'; or model.embed(path), which returns an array"
         raise ConfigError("no-output", what, "output", remedy)
-    return Path(output)
+    return Path(output).expanduser()
 
 
 def _target(adata: Any, *, copy: bool, output: str | Path | None) -> anndata.AnnData:

@@ -16,8 +16,9 @@ import pandas as pd
 from scipy.sparse import csr_matrix
 
 from anncoder.config import split_settings, unknown_key
-from anncoder.data.adata import read_matrix
+from anncoder.data.adata import read_matrix, slot_label
 from anncoder.data.check import check
+from anncoder.data.matrix.notes import said_once
 from anncoder.data.matrix.problems import use
 from anncoder.data.summary import library_sizes
 from anncoder.device import refuse_size
@@ -74,6 +75,7 @@ class Results(NamedTuple):
     dropout: Array | None = None  # (n_obs, 1) or (n_obs, n_vars)
 
 
+@said_once()
 def dca(
     adata: anndata.AnnData,
     mode: Literal["denoise", "latent"] = "denoise",
@@ -113,7 +115,7 @@ def dca(
     Parameters
     ----------
     adata
-        Raw counts in ``X``, (n_obs, n_vars), without all-zero genes or cells.
+        Raw counts in ``X``, (n_obs, n_vars), without all-zero genes. Cells without counts are left out of the fit.
     mode
         ``"denoise"``, or ``"latent"`` for the low-dimensional representation.
     ae_type
@@ -174,7 +176,7 @@ def dca(
     ConfigError
         A word or a value that does not exist here; a layer ``"dca_counts"`` that holds something else.
     InputError
-        The data are not raw counts, or have all-zero genes or cells.
+        The data are not raw counts, or have all-zero genes.
 
     Examples
     --------
@@ -198,7 +200,7 @@ def dca(
     model, training = in_our_words(words)
     _refuse_backed(adata, copy=copy)
     target = target_of(adata, copy=copy)
-    refuse_data(target, check_counts=check_counts)
+    _refuse_data_in_x(target, check_counts=check_counts)
     place = _place_for_counts(target, mode)
     refuse_size(target.n_obs * target.n_vars * 4 * (1 + 2 * return_info))
     model.fit(target, progress=verbose, **training)
@@ -268,10 +270,15 @@ def write_obs(adata: anndata.AnnData, sizes: Any, model: DCA, split: Any) -> Non
     if model.config.size_factors:
         columns = {"size_factors": sizes / model.library_size_, "n_counts": sizes}
     for name, values in columns.items():
-        if name in adata.obs and not np.array_equal(adata.obs[name].to_numpy(), values):
+        if name in adata.obs and not _alike(adata.obs[name].to_numpy(), values):
             adata.obs[f"{name}_before_dca"] = adata.obs[name]
         adata.obs[name] = values
     adata.obs["dca_split"] = pd.Categorical(split)
+
+
+def _alike(there: Any, values: Any) -> bool:
+    # the same numbers, in the digits of a float32, as others may have stored them
+    return there.dtype.kind in "biuf" and bool(np.allclose(there, values, rtol=1e-6, atol=0))
 
 
 def write_info(adata: anndata.AnnData, found: Results, model: DCA) -> None:
@@ -290,17 +297,23 @@ def write_info(adata: anndata.AnnData, found: Results, model: DCA) -> None:
 def refuse_data(adata: anndata.AnnData, *, check_counts: bool) -> None:
     """Raise an InputError unless ``X`` has raw counts, and some of every gene, whose z-score is else 0 / 0."""
     report = check(adata, integers=check_counts)
-    try:
-        report.raise_if_bad()
-    except InputError as error:  # X is what is read here, as it was in scanpy's function
-        for slot in report.counts_in:
-            if slot.startswith("layers[") and error.remedy == use(slot):
-                error.remedy = f"adata.X = adata.{slot}.copy(), which holds counts"
-        raise
+    report.raise_if_bad()
     for problem in report.problems:
         if problem.code == "empty-genes":
             remedy = "remove them: sc.pp.filter_genes(adata, min_counts=1)"
             raise InputError(problem.code, problem.what, problem.where, remedy)
+
+
+def _refuse_data_in_x(adata: anndata.AnnData, *, check_counts: bool) -> None:
+    # X is what is read here, as it was in scanpy's function: other counts have to be put there
+    try:
+        refuse_data(adata, check_counts=check_counts)
+    except InputError as error:
+        for slot in ("raw.X", *(slot_label(name) for name in adata.layers if name is not None)):
+            if error.remedy == use(slot):
+                put = "adata = adata.raw.to_adata()" if slot == "raw.X" else f"adata.X = adata.{slot}.copy()"
+                error.remedy = f"{put}, which holds counts"
+        raise
 
 
 def _refuse_backed(adata: Any, *, copy: bool) -> None:

@@ -18,18 +18,22 @@ import pandas as pd
 from anndata.io import read_elem, write_elem
 from natsort import natsorted
 
+from anncoder.data.adata import RAW
+from anncoder.data.formats.attributes import texts_of
 from anncoder.data.genes import align
+from anncoder.data.matrix.notes import said_once
 from anncoder.data.opening import Paths, open_files
 from anncoder.data.sources import Data, DiskSource
 from anncoder.data.store import READ, Store
 from anncoder.data.stores import drop_empty_cells
-from anncoder.errors import AnncoderError, InputError, ResourceError, listed
+from anncoder.errors import AnncoderError, InputError, ResourceError, counted, listed
 from anncoder.io.atomic import allow_open, atomic_path, locked, sync
-from anncoder.io.h5ad_copy import copy_h5ad, slices
+from anncoder.io.h5ad_copy import copy_h5ad, rehearse, slices
 from anncoder.io.h5ad_write import refuse_difference
 from anncoder.io.hdf5 import DiskFullFile, new_h5
 from anncoder.io.output_paths import outputs_of
 from anncoder.models.base import Array, Autoencoder, Scale, denoised, expecting, latents, refuse_scale
+from anncoder.tl.latent_check import LatentCheck
 from anncoder.tl.slots import denoised_as, found_denoised, of_another, record, refuse_foreign, slots_of
 from anncoder.training.progress import announce, logger
 
@@ -72,6 +76,7 @@ class Output(NamedTuple):
     n_vars: int
 
 
+@said_once()
 def write_files(
     model: Autoencoder,
     data: Paths,
@@ -112,14 +117,14 @@ def write_files(
     if wanted.scale is not None:
         for store in files.stores:
             try:
-                refuse_unknown_genes(model, store.var_names, allow_missing)
+                refuse_unknown_genes(model, store.own_genes, allow_missing)
             except InputError as error:
                 error.where = f"{store.path}: {error.where}"  # of many files, which
                 raise
     source = model._source(files.stores, layer, allow_missing)
     assert isinstance(source, DiskSource)
     write_results(model, source, files.outputs, wanted)
-    return [Output(path, store.n_obs, store.n_vars) for store, path in zip(*files, strict=True)]
+    return [Output(path, store.n_obs, len(store.own_genes)) for store, path in zip(*files, strict=True)]
 
 
 def open_files_for(
@@ -145,7 +150,7 @@ def open_files_for(
     wanted
         What will be written.
     layer
-        Where the counts are; None and "X" for ``X``.
+        Where the counts are; None and "X" for ``X``, "raw.X" for those of ``raw``.
     fitted
         The layer is the one the model was fitted on, not one that was asked for.
     drop_empty
@@ -170,8 +175,11 @@ def open_files_for(
     stores = open_files(data, layer, layer_is_of_fit=fitted)
     assert stores is not None
     for store in stores:
+        rehearse(store.root, store.path)
         with store.errors():
             refuse_foreign(store.root, wanted.key, model)
+        if wanted.scale is not None and genes is None:
+            refuse_genes_outside_raw(store.own_genes, store.var_names)
     _refuse_full_disk(stores, outputs[0].parent, n_latent=model.config.width, denoised=wanted.scale is not None)
     if drop_empty:
         leave_out_empty(stores, genes)
@@ -185,7 +193,7 @@ def leave_out_empty(stores: list[Store], genes: list[str] | None = None) -> None
         n_obs = store.n_obs
         if n_empty := drop_empty_cells(store, genes):
             of = f" of {store.path.name}" if len(stores) > 1 else ""
-            announce(f"left out {n_empty:,} of {n_obs:,} cells{of}, which have no count")
+            announce(f"left out {n_empty:,} of {counted(n_obs, 'cell')}{of} without any count")
 
 
 def refuse_unknown_genes(model: Autoencoder, var_names: pd.Index, allow_missing: float = 0.0) -> None:
@@ -197,6 +205,23 @@ def refuse_unknown_genes(model: Autoencoder, var_names: pd.Index, allow_missing:
         what = f"the model does not know {n_unknown:,} of the genes here: a layer has all of them"
         remedy = "adata = adata[:, adata.var_names.isin(model.var_names_)].copy()"
         raise InputError("unknown-genes", what, "var_names", remedy)
+
+
+def refuse_genes_outside_raw(var_names: pd.Index, raw_names: pd.Index) -> None:
+    """Raise an InputError unless a model of the genes of ``raw`` will know all genes of ``var``."""
+    n_outside = int((~var_names.isin(raw_names)).sum())
+    if n_outside:
+        what = f"{n_outside:,} of the genes of var are not in raw.var: a denoised layer has all genes of var"
+        remedy = "adata = adata[:, adata.var_names.isin(adata.raw.var_names)].copy()"
+        raise InputError("unknown-genes", what, "var_names", remedy)
+
+
+def say_genes_left_out(model: Autoencoder, var_names: pd.Index) -> None:
+    """Say which genes of the model have no place in a denoised layer: those of ``raw`` that ``var`` does not have."""
+    left_out = model.var_names_[~model.var_names_.isin(var_names)]
+    if len(left_out):
+        what = "the denoised layer has the %s genes of var; %s of raw.var are not in it: %s"
+        logger.warning(what, f"{len(var_names):,}", f"{len(left_out):,}", listed(left_out))
 
 
 def _refuse_no_cells(stores: list[Store]) -> None:
@@ -211,7 +236,7 @@ def _refuse_full_disk(stores: Iterable[Store], folder: Path, *, n_latent: int, d
     for store in stores:
         parts = [store.path] if store.path.is_file() else store.path.rglob("*")
         needed += sum(part.stat().st_size for part in parts if part.is_file())
-        needed += 4 * store.n_obs * (n_latent + denoised * store.n_vars)
+        needed += 4 * store.n_obs * (n_latent + denoised * len(store.own_genes))
     folder = folder if folder.exists() else folder.parent
     free = shutil.disk_usage(folder).free
     if needed > free:
@@ -342,7 +367,7 @@ class _SlotWriter:
         self._write_blocks("obsm", f"X_{self.key}", (store.n_obs, self.model.config.width), checked())
         check.close()
         self._write_columns("obs", {n: column_of(v) for n, v in of_cells_here(self.model, cells).items()})
-        of_genes = of_genes_here(self.model, store.var_names)
+        of_genes = of_genes_here(self.model, store.own_genes)
         self._write_columns("var", {name: values for name, values in of_genes.items() if values.ndim == 1})
         for name, values in of_genes.items():
             if values.ndim == 2:
@@ -350,8 +375,10 @@ class _SlotWriter:
 
     def write_denoised(self, store: Store, cells: DiskSource, scale: Scale, batch: str | int | None) -> None:
         """Write the layer of expected expression."""
-        compute = expecting(self.model, scale, list(store.var_names), batch)
-        shape = (store.n_obs, store.n_vars)
+        compute = expecting(self.model, scale, list(store.own_genes), batch)
+        shape = (store.n_obs, len(store.own_genes))
+        if store.layer == RAW:
+            say_genes_left_out(self.model, store.own_genes)
         self._write_blocks("layers", f"{self.key}_denoised", shape, denoised(self.model, cells, compute, batch))
 
     def _write_blocks(self, where: str, name: str, shape: tuple[int, int], blocks: Iterator[Array]) -> None:
@@ -372,7 +399,7 @@ class _SlotWriter:
         for name, values in columns.items():
             write_elem(frame, f"{self.key}_{name}", values)
             self.columns[f"{where}/{self.key}_{name}"] = values
-        order = [str(name) for name in frame.attrs.get("column-order", [])]
+        order = texts_of(frame, "column-order")
         names = [name for name in order if name in frame] + [f"{self.key}_{name}" for name in columns]
         if names != order:
             frame.attrs["column-order"] = np.array(names, dtype=h5py.string_dtype())
@@ -394,46 +421,10 @@ def _verify(path: Path, store: Store, written: _SlotWriter) -> None:
         for slot, values in written.columns.items():
             refuse_difference(path, slot, read_elem(file[slot]), values)
         again = Store(file, path, store.layer)
+        again.rounded = store.rounded
         for start in range(0, store.n_obs, READ):
             rows = [(start, min(start + READ, store.n_obs))]
             refuse_difference(path, store.slot, again.read(rows), store.read(rows))
-
-
-class LatentCheck:
-    """Checks, a block of cells at a time, whether a latent is finite and whether its units differ between cells.
-
-    Parameters
-    ----------
-    key
-        Under which the latent will be written.
-    """
-
-    def __init__(self, key: str) -> None:
-        self.key = key
-        self._n = self._n_bad = 0
-        self._sums: Any = None
-
-    def add(self, block: Array) -> None:
-        """Take in some cells, (b, k)."""
-        if self._sums is None:
-            self._shift, self._sums = block[:1].astype(np.float64), np.zeros((2, block.shape[1]))
-        values = block - self._shift  # variances are of small differences of latents that may be far from zero
-        self._sums += values.sum(axis=0), np.square(values).sum(axis=0)
-        self._n += len(block)
-        self._n_bad += int((~np.isfinite(block).all(axis=1)).sum())
-
-    def close(self) -> None:
-        """Raise an InputError if cells have a latent that is not finite; warn of units that are constant."""
-        if self._n_bad:
-            what = f"{self._n_bad:,} cells have a latent that is not finite"
-            raise InputError("latent-not-finite", what, f"obsm['X_{self.key}']", "fit again with a lower learning_rate")
-        mean, square = self._sums / self._n
-        dead = int((square - mean**2 < 1e-8).sum())
-        if dead == len(mean) and self._n > 1:
-            logger.warning("the latent is the same for all cells: fit again with a lower learning_rate")
-        elif dead and self._n > 1:
-            constant = f"{dead} of {len(mean)} latent units are the same for all cells"
-            logger.warning("%s: a smaller n_latent would do", constant)
 
 
 def column_of(values: Any) -> Any:

@@ -14,7 +14,8 @@ import anndata
 import numpy as np
 from anndata.io import read_elem
 
-from anncoder.errors import ConfigError, InputError
+from anncoder.data.adata import not_anndata
+from anncoder.errors import ConfigError
 from anncoder.io.model_folder import SCHEMA, versions
 from anncoder.models.base import Autoencoder, Scale
 
@@ -163,8 +164,8 @@ def refuse_foreign(data: Any, key: Any, model: Autoencoder) -> None:
         )
         remedy = f"if it is of no use, delete it: del {ours}; or {another}"
     elif found and overwritten_by_scanpy(data, key):
-        what = f"{record}, which said what wrote {names}, was overwritten by scanpy"
-        remedy = f"{another} here; scanpy's own key_added should not be {key!r}"
+        what = f"{names} is not anncoder's: {record} is scanpy's"
+        remedy = f"{another}; or, if it was anncoder's, scanpy's own key_added should have been another than {key!r}"
     else:
         what, remedy = f"{', '.join([names] * bool(found) + [record])} exists and was not written by anncoder", another
     raise ConfigError("key-taken", what, "key_added", remedy)
@@ -181,8 +182,7 @@ def target_of(adata: anndata.AnnData, *, copy: bool) -> anndata.AnnData:
         Something else was given.
     """
     if not isinstance(adata, anndata.AnnData):
-        what = f"expected an AnnData, got {type(adata).__name__}"
-        raise InputError("not-anndata", what, remedy="read it first: sc.read_h5ad(path)")
+        raise not_anndata(adata)
     if copy:
         return adata.to_memory(copy=True) if adata.isbacked else adata.copy()
     if adata.is_view:

@@ -72,7 +72,7 @@ def checkpointer_of(
 ) -> FitCheckpointer | None:
     """Return the :class:`FitCheckpointer` of a fit, or None if no checkpoint is asked for."""
     if isinstance(checkpoint, str | Path):
-        checkpoint = Checkpoint(Path(checkpoint))
+        checkpoint = Checkpoint(Path(checkpoint).expanduser())
     return None if checkpoint is None else FitCheckpointer(checkpoint, run, noise, process, device, in_order=in_order)
 
 

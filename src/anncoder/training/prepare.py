@@ -18,7 +18,7 @@ from anncoder.data.sources import PerCell, Source
 from anncoder.data.split import Split
 from anncoder.data.summary import median_library_size, size_factors, summarize
 from anncoder.device import choose_device, fits, memory_errors, threads_set, usual_torch
-from anncoder.errors import ConfigError
+from anncoder.errors import ConfigError, counted
 from anncoder.training.distributed import processes
 from anncoder.types import SINGLE, Batch, Loader, Rank, Summary
 
@@ -46,7 +46,8 @@ class TrainingData(NamedTuple):
     def size(self) -> str:
         """The numbers of cells and genes, for people."""
         n_valid = 0 if self.valid is None else self.valid.n_obs
-        return f"{self.train.n_obs:,} cells x {self.sample.counts.n_vars:,} genes, {n_valid:,} cells held out"
+        fitted = counted(self.train.n_obs, "cell")
+        return f"{fitted} x {counted(self.sample.counts.n_vars, 'gene')}, {counted(n_valid, 'cell')} held out"
 
 
 @contextmanager
@@ -95,7 +96,9 @@ def refuse_width(config: NetworkConfig, n_vars: int) -> None:
     """Raise a ConfigError unless the latent is narrower than the data, or need not be."""
     if config.compresses and config.n_latent >= n_vars:
         what = f"n_latent = {config.n_latent} is not below the number of genes, {n_vars}"
-        raise ConfigError("latent-too-wide", what, "n_latent", f"set n_latent below {n_vars}, or fit more genes")
+        fewer = max(1, n_vars // 2)
+        remedy = f"set n_latent below {n_vars}, such as n_latent={fewer} (--set n_latent={fewer}), or fit more genes"
+        raise ConfigError("latent-too-wide", what, "n_latent", remedy)
 
 
 def refuse_few_cells(config: NetworkConfig, batch_size: int, n_fitted: int) -> None:

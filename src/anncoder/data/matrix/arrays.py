@@ -14,6 +14,8 @@ import numpy.typing as npt
 from scipy import sparse
 from scipy.sparse import csr_matrix
 
+from anncoder.data.formats.attributes import encoding_of, is_null, sparse_format
+
 Array = npt.NDArray[Any]
 
 BLOCK = 1 << 18
@@ -21,6 +23,22 @@ BLOCK = 1 << 18
 
 DISK_BLOCK = 1 << 21
 """Values read at once from disk, where every read has its price."""
+
+
+NOISE = 1e-6
+"""Share of a count, or of 1, by which it may miss a whole number: some digits of float32, which the models read."""
+
+
+def nearest_whole(values: Array) -> Array:
+    """Return the nearest whole numbers, without a negative zero."""
+    return np.asarray(np.rint(values) + 0.0, values.dtype)
+
+
+def near_whole(values: Array) -> Array:
+    """Return which values are whole numbers, or miss one by the noise of rounding, bool; infinite ones are not."""
+    with np.errstate(invalid="ignore"):
+        off = np.abs(values - np.rint(values))
+    return np.asarray(off <= np.minimum(NOISE * np.maximum(np.abs(values), 1), 0.05))
 
 
 class Arrays(NamedTuple):
@@ -60,7 +78,7 @@ class Block:
     @cached_property
     def indices(self) -> Array:
         """Positions on the minor axis, (n,); of a sparse matrix only."""
-        return np.asarray(self.arrays.indices[self._stored])
+        return signed(np.asarray(self.arrays.indices[self._stored]))
 
     @cached_property
     def pointers(self) -> Array:
@@ -111,19 +129,22 @@ class OnDisk:
         self.pointers: Any = None
         self.indptr: Array | None = None
         self.values: Any = element
+        self.shape: tuple[int, ...]
+        if is_null(element):
+            self.format, self.shape, self.n_stored = "nothing", (), 0
+            return
         if hasattr(element, "shape"):
             self.format, self.shape = "dense", tuple(int(n) for n in element.shape)
             self.n_stored = int(np.prod(self.shape))
             return
-        kind = str(element.attrs.get("encoding-type", element.attrs.get("h5sparse_format", "")))
-        self.format = kind[:3] if kind[:3] in ("csr", "csc") else kind or "something else"
+        self.format = sparse_format(element) or encoding_of(element) or "something else"
         self.shape, self.n_stored = (0, 0), 0
         if self.format in ("csr", "csc"):
             shape = element.attrs.get("shape", element.attrs.get("h5sparse_shape"))
             self.shape = (int(shape[0]), int(shape[1]))
             self.values, self.indices = element["data"], element["indices"]
             self.pointers = element["indptr"]
-            self.indptr = np.asarray(self.pointers[:])
+            self.indptr = signed(np.asarray(self.pointers[:]))
             self.n_stored = min(self.values.shape[0], self.indices.shape[0])
 
     @property
@@ -172,15 +193,16 @@ def arrays_of(matrix: Any) -> Arrays:
     if isinstance(matrix, OnDisk):
         return matrix.arrays()
     n_obs, n_vars = matrix.shape
+    indices: Array | None = None
+    indptr: Array | None = None
     if sparse.issparse(matrix):
         if matrix.format not in ("csr", "csc"):
             matrix = matrix.tocsr()
         by_cell = matrix.format == "csr"
-        values, indices, indptr = matrix.data, matrix.indices, matrix.indptr
+        values, indices, indptr = matrix.data, signed(matrix.indices), signed(matrix.indptr)
     else:
         by_cell = not matrix.flags.f_contiguous or matrix.flags.c_contiguous
         values = np.asarray(matrix if by_cell else matrix.T)
-        indices = indptr = None
     n_major, n_minor = (n_obs, n_vars) if by_cell else (n_vars, n_obs)
     return Arrays(values, indices, indptr, n_major, n_minor, by_cell, BLOCK)
 
@@ -207,6 +229,16 @@ def canonical(matrix: csr_matrix) -> csr_matrix:
         matrix = matrix.copy()
         matrix.sum_duplicates()
     return matrix
+
+
+def signed(indices: Array) -> Array:
+    """Return unsigned indices, as other programs write them, as signed ones, which scipy computes with.
+
+    Those that no signed number can hold become negative: they lie outside of every matrix, and are named as such.
+    """
+    return (
+        indices.astype(np.int32 if indices.dtype.itemsize < 4 else np.int64) if indices.dtype.kind == "u" else indices
+    )
 
 
 def _cuts(indptr: Array, size: int) -> list[int]:

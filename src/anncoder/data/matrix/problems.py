@@ -89,7 +89,8 @@ def judge(
     problems += _shape_problems(matrix.shape, location)
     if any(problem.code == "shape-mismatch" for problem in problems):
         return Judged(_sorted([*problems, *_structure_problems(structure(matrix), location)]), UNKNOWN, 0)
-    values = scan(matrix, LARGEST_COUNT if location.counts else LARGEST_VALUE, each)
+    rounds = location.counts and location.integers
+    values = scan(matrix, LARGEST_COUNT if location.counts else LARGEST_VALUE, each, rounds=rounds)
     problems += _structure_problems(values.structure, location)
     if values.structure.fault:
         return Judged(_sorted(problems), UNKNOWN, 0)
@@ -120,7 +121,7 @@ def use(slot: str) -> str:
     if slot == "X":
         return "leave out layer (--layer): X holds counts"
     if slot == "raw.X":
-        return "pass adata.raw.to_adata(), whose X holds counts"
+        return "pass layer='raw.X' (--layer raw.X), which holds counts, of the genes of raw.var"
     name = slot.removeprefix("layers[").removesuffix("]")
     return f"pass layer={name} (--layer {name}), which holds counts"
 
@@ -132,9 +133,11 @@ def _sorted(problems: list[Problem]) -> tuple[Problem, ...]:
 def _unreadable(code: str, reason: str, location: Location) -> Problem:
     remedy = {
         "not-numeric": "convert the values to numbers first, for instance with .astype('float32')",
+        "dask": "read it into memory: adata = adata.to_memory() (or .compute()), or give the path of the file",
         "not-a-matrix": "make it a scipy CSR or numpy matrix of cells x genes first (masked values: .filled(0))",
     }
-    return Problem(code, "error", reason, location.where, location.instead(remedy[code]))
+    lazy = "dask" if "dask" in reason.lower() else code
+    return Problem(code, "error", reason, location.where, location.instead(remedy[lazy]))
 
 
 def _shape_problems(shape: tuple[int, int], location: Location) -> Iterator[Problem]:
@@ -160,7 +163,10 @@ def _name_problems(location: Location) -> Iterator[Problem]:
     if (genes := _repeated(location.var_names)).size:
         what = f"{_several(len(genes), 'gene name occurs', 'gene names occur')} more than once"
         where = f"var_names {listed(map(quoted, genes))}"
-        yield Problem("duplicate-genes", "error", what, where, "adata.var_names_make_unique()")
+        remedy = "adata.var_names_make_unique()"
+        if location.where == "raw.X":  # whose names cannot be set where they are
+            remedy = "raw = adata.raw.to_adata(); raw.var_names_make_unique(); adata.raw = raw"
+        yield Problem("duplicate-genes", "error", what, where, remedy)
     if (cells := _repeated(location.obs_names)).size:
         what = f"{_several(len(cells), 'cell name occurs', 'cell names occur')} more than once"
         where = f"obs_names {listed(map(quoted, cells))}"
@@ -207,6 +213,9 @@ def _value_problems(values: Scan, location: Location, kind: str) -> Iterator[Pro
         noun = "an integer" if flaw.n == 1 else "integers"
         what = f"{_share(flaw, values)} not {noun} ({flaw.value:.6g}; maximum {values.highest:.6g}){looks}"
         yield Problem("not-integer", "error", what, location.of(flaw), _give_counts(location, kind))
+    elif location.integers and (flaw := flaws.get("rounded")):
+        what = f"{_share(flaw, values)} whole but for the noise of rounding ({flaw.value!r})"
+        yield Problem("rounded", "info", what, location.of(flaw), "nothing to do: whole numbers are read")
     if flaw := flaws.get("negative"):
         what = f"{_share(flaw, values)} negative ({flaw.value:.6g}; minimum {values.lowest:.6g}){looks}"
         yield Problem("negative", "error", what, location.of(flaw), _give_counts(location, kind))
@@ -229,10 +238,13 @@ def _too_large(flaw: Flaw, values: Scan, location: Location) -> Problem:
 
 
 def _give_counts(location: Location, kind: str) -> str:
-    rounding = "; corrected counts may be rounded" if kind == "expression" else ""
-    return location.instead(
-        "give the raw counts, from before any normalisation, or use a model of expression values" + rounding
+    remedy = (
+        "give the raw counts, from before any normalisation, or fit the values as they are: "
+        "model='undercomplete', transform='none' (anncoder train --model undercomplete --set transform=none)"
     )
+    if kind in ("expression", "cpm"):  # SoupX, CellBender and DCA leave fractions, and still counts
+        remedy += "; corrected counts: round them, or DCA(check_counts=False) (anncoder dca --nocheckcounts)"
+    return location.instead(remedy)
 
 
 def _zero_problems(values: Scan, location: Location) -> Iterator[Problem]:
@@ -245,8 +257,10 @@ def _zero_problems(values: Scan, location: Location) -> Iterator[Problem]:
     if len(cells) and n_vars:
         what = f"{len(cells):,} of {n_obs:,} cells {'is' if len(cells) == 1 else 'are'} zero in every gene"
         where = f"{location.where}, {_listed('cell', cells, location.obs_names)}"
-        severity = "error" if location.counts else "warning"
-        yield Problem("empty-cells", severity, what, where, _drop_empty(location.where))
+        remedy = _drop_empty(location.where)
+        if location.counts:
+            remedy = f"nothing to do, a fit leaves them out; or {remedy}"
+        yield Problem("empty-cells", "warning", what, where, remedy)
     if len(genes) and n_obs:
         what = f"{len(genes):,} of {n_vars:,} genes {'is' if len(genes) == 1 else 'are'} zero in every cell"
         where = f"{location.where}, {_listed('gene', genes, location.var_names)}"
@@ -262,9 +276,9 @@ def _listed(noun: str, positions: Any, names: pd.Index) -> str:
 
 
 def _drop_empty(where: str) -> str:
-    if where.startswith("layers["):
+    if where.startswith("layers[") or where == "raw.X":
         # scanpy's filter looks at X, which may be something else
         drop = f"adata = adata[adata.{where}.sum(axis=1) > 0].copy()"
     else:
         drop = "sc.pp.filter_cells(adata, min_counts=1)"
-    return f"{drop}, or --drop-empty-cells on the command line"
+    return f"{drop}, or --drop-empty-cells"

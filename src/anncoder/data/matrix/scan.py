@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import sparse
 
-from anncoder.data.matrix.arrays import Array, Arrays, Block, OnDisk, arrays_of, blocks
+from anncoder.data.matrix.arrays import Array, Arrays, Block, OnDisk, arrays_of, blocks, near_whole, nearest_whole
 from anncoder.data.matrix.sample import Sample, Sampler
 
 LARGEST_COUNT = float(1 << 24)
@@ -57,7 +57,8 @@ class Scan(NamedTuple):
     lowest, highest
         Extremes of the finite values, zeros that are not stored included; None: there is no finite value.
     flaws
-        By code: ``"not-finite"``; among the finite values ``"negative"``, ``"not-integer"``, ``"too-large"``.
+        By code: ``"not-finite"``; among the finite values ``"negative"``, ``"not-integer"``, ``"too-large"``, and
+        ``"rounded"``, whole but for the noise of rounding.
     empty_obs, empty_vars
         Positions of the all-zero cells and genes, (n,) int64 each.
     sample
@@ -111,7 +112,7 @@ def structure(matrix: Any) -> Structure:
     return found
 
 
-def scan(matrix: Any, largest: float, each: Callable[[Block], None] | None = None) -> Scan:
+def scan(matrix: Any, largest: float, each: Callable[[Block], None] | None = None, *, rounds: bool = False) -> Scan:
     """Read a whole matrix once: its index arrays as :func:`structure` does, and every stored value that is safe to use.
 
     Parameters
@@ -122,18 +123,20 @@ def scan(matrix: Any, largest: float, each: Callable[[Block], None] | None = Non
         The magnitude above which a value is ``"too-large"``.
     each
         Called with every block whose indices are sound, for other work on what has been read.
+    rounds
+        Values that are whole but for the noise of rounding are taken as whole, here and in the blocks.
     """
     arrays = arrays_of(matrix)
     found = Structure(_pointer_fault(arrays))
     if found.fault:
         return NOT_READ._replace(structure=found)
-    tally, sampler = Tally(largest), Sampler(arrays)
+    tally, sampler = Tally(largest, rounds), Sampler(arrays)
     filled_major = np.zeros(arrays.n_major, dtype=bool)
     filled_minor = np.zeros(arrays.n_minor, dtype=bool)
     for block in blocks(arrays):
         if arrays.indptr is not None and (found := _with_indices(found, block)).fault:
             return NOT_READ._replace(structure=found)
-        nonzero = tally.add(block.values, block.start)
+        block.values, nonzero = tally.add(block.values, block.start)
         filled_major[block.first : block.last] = _mark_filled(block, nonzero, filled_minor)
         sampler.add(block)
         if each is not None:
@@ -159,26 +162,30 @@ class Tally:
     ----------
     largest
         The magnitude above which a value is ``"too-large"``.
+    rounds
+        As in :func:`scan`.
     """
 
     largest: float
+    rounds: bool = False
     n_stored: int = 0
     n_nonzero: int = 0
     lowest: float = math.inf
     highest: float = -math.inf
     found: dict[str, tuple[int, int, float]] = field(default_factory=dict)  # code: count, first position, value
 
-    def add(self, block: Array, offset: int) -> Array | None:
+    def add(self, block: Array, offset: int) -> tuple[Array, Array | None]:
         """Take in a block whose first value has the position ``offset``.
 
         Returns
         -------
-        Array or None
-            Which values are not zero; None when all of them are, as in nearly every block of a sparse matrix.
+        tuple
+            The block, rounded if that is due; and which of its values are not zero: None when all of them are, as in
+            nearly every block of a sparse matrix.
         """
         self.n_stored += block.size
         if block.size == 0:
-            return None
+            return block, None
         with np.errstate(invalid="ignore"):
             low, high = float(block.min()), float(block.max())  # NaN if there is one
         # NaN fails every comparison; infinities fail one of the two
@@ -186,10 +193,11 @@ class Tally:
         if within and _whole(block):
             self.lowest, self.highest = min(self.lowest, low), max(self.highest, high)
         else:
-            self._look_closer(block.astype(np.float64).ravel(), offset)
+            block = self._look_closer(block, offset)
+            low = float(block.min())
         nonzero = None if low > 0 else block != 0
         self.n_nonzero += block.size if nonzero is None else int(np.count_nonzero(nonzero))
-        return nonzero
+        return block, nonzero
 
     def extremes(self, size: int) -> tuple[float | None, float | None]:
         """Return the extremes of the finite values of a matrix of this size, whose other values are zero."""
@@ -198,12 +206,16 @@ class Tally:
             lowest, highest = min(lowest, 0.0), max(highest, 0.0)
         return (lowest, highest) if lowest <= highest else (None, None)
 
-    def _look_closer(self, block: Array, offset: int) -> None:
-        finite = np.isfinite(block)
+    def _look_closer(self, given: Array, offset: int) -> Array:
+        """Count the faults of a block; return it, rounded if that is due."""
+        block = given.astype(np.float64).ravel()
+        finite, near = np.isfinite(block), near_whole(block)
+        taken = np.where(near, nearest_whole(block), block)
         faults = {
             "not-finite": ~finite,
-            "negative": finite & (block < 0),
-            "not-integer": finite & (np.rint(block) != block),
+            "negative": finite & (taken < 0),
+            "not-integer": finite & ~near,
+            "rounded": finite & (taken != block),
             "too-large": finite & (np.abs(block) > self.largest),
         }
         for code, fault in faults.items():
@@ -211,8 +223,10 @@ class Tally:
                 position = int(fault.argmax())
                 before, first, value = self.found.get(code, (0, offset + position, float(block[position])))
                 self.found[code] = (before + count, first, value)
+        block = taken if self.rounds else block
         self.lowest = min(self.lowest, float(block.min(where=finite, initial=math.inf)))
         self.highest = max(self.highest, float(block.max(where=finite, initial=-math.inf)))
+        return block.reshape(given.shape).astype(given.dtype) if self.rounds else given
 
 
 def _with_indices(found: Structure, block: Block) -> Structure:
@@ -268,7 +282,7 @@ def _pointer_fault(arrays: Arrays) -> str:
     indices, indptr, n_values = arrays.indices, arrays.indptr, arrays.values.shape[0]
     if indptr is None:
         return ""
-    if indices.dtype.kind != "i" or indptr.dtype.kind != "i":
+    if indices.dtype.kind not in "iu" or indptr.dtype.kind != "i":
         return f"the index arrays are {indices.dtype} and {indptr.dtype}, not integers"
     if len(indptr) != arrays.n_major + 1:
         return f"indptr has {len(indptr):,} entries instead of {arrays.n_major + 1:,}"

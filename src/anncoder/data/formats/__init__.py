@@ -1,0 +1,1 @@
+"""Formats of files: attributes, decoders, elements that anndata reads, files of other programs."""
