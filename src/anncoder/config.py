@@ -95,8 +95,9 @@ HiddenWidths = Annotated[
 Activation = Annotated[ActivationName, Field(description="activation of the hidden layers")]
 Norm = Annotated[NormName, Field(description="normalisation of the hidden layers")]
 LinearDecoder = Annotated[bool, Field(description="decode without hidden layers")]
-Corruption = Annotated[
-    CorruptionName, Field(description="what is done to the input in training; null for what suits the model")
+Corruption = Annotated[CorruptionName, Field(description="what is done to the input in training")]
+OpenCorruption = Annotated[
+    CorruptionName | None, Field(description="what is done to the input in training; null for what suits the model")
 ]
 Strength = Annotated[float, Field(ge=0, description="probability of a change, or standard deviation of the gaussian")]
 
@@ -237,7 +238,7 @@ class LayeredConfig(NetworkConfig):
     start: Annotated[
         Literal["components", "random"], Field(description="initial weights of the encoder: from PCA, or random")
     ] = "components"
-    corruption: Corruption | None = None
+    corruption: OpenCorruption = None
     strength: Strength = 0.5
     natural_axes: Annotated[
         bool, Field(description="turn and scale the latent so that distances are of expression")

@@ -386,7 +386,7 @@ def test_steps_in_one_place_are_the_steps_on_minibatches_of_their_own(device: to
     resident = Resident(in_memory.stored, device)
     weights, seen = [], []
     for in_place in (False, True):
-        config = CountConfig(n_latent=2, n_hidden=(4,), l2=0.1, warmup_steps=3)
+        config = CountConfig(n_latent=2, n_hidden=(4,), l2=0.1, warmup_steps=3, corruption="none")
         network = find("count").network_class(config, Shape(9), Noise(0)).to(device)
         settings = TrainingConfig().with_defaults_of(config)
         loader = ResidentLoader(in_memory, resident)
@@ -471,7 +471,7 @@ def test_training_takes_the_same_road(  # type: ignore[no-untyped-def]
         monkeypatch.setattr(gpu, "ROWS", 128)
     for backend in ("torch", "triton" if INTERPRETED else "numba"):
         kernels.use(backend)
-        model = CountAutoencoder(n_latent=4, n_hidden=(8,), norm="none").fit(
+        model = CountAutoencoder(n_latent=4, n_hidden=(8,), norm="none", start="random").fit(
             simulated[::2].copy(), max_epochs=2, batch_size=27, device=device.type, progress=False
         )
         curves.append(model.history_[["train_loss", "valid_loss"]].to_numpy())

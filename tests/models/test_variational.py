@@ -161,7 +161,7 @@ def test_the_bound_of_a_cell_does_not_depend_on_its_place(counts: Any) -> None:
 
 def with_batches(seed: int = 0) -> anndata.AnnData:
     """Three groups of cells in two batches; half of the genes are seen three times as often in the second."""
-    adata = simulate(n_obs=500, n_vars=60, n_groups=3, de_prob=0.5, lib_loc=6.5, seed=seed)
+    adata = simulate(n_obs=500, n_vars=60, n_groups=3, de_prob=0.5, de_fac_loc=0.1, lib_loc=6.5, seed=seed)
     random = np.random.default_rng(seed)
     second, genes = random.random(500) < 0.5, random.random(60) < 0.5
     keep = np.where(second[:, None] ^ genes[None, :], 1 / 3, 1.0)

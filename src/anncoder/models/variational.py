@@ -15,11 +15,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from anncoder.config import (
-    FAST_TRAINING,
     Activation,
     ActivationName,
-    Corruption,
-    CorruptionName,
     HiddenWidths,
     LatentUnits,
     Layers,
@@ -29,10 +26,8 @@ from anncoder.config import (
     NormName,
     Probability,
     Steps,
-    Strength,
     TransformName,
     arguments,
-    refuse_corruption,
 )
 from anncoder.data.sources import Data
 from anncoder.errors import ConfigError
@@ -40,7 +35,6 @@ from anncoder.likelihoods import nb_nll, poisson_nll, zinb_nll
 from anncoder.likelihoods.common import LOG_MEAN_RANGE, LOG_THETA_RANGE, warn_of_large_means
 from anncoder.models.base import Array, Autoencoder
 from anncoder.models.count import moment_log_theta, refuse_no_dropout
-from anncoder.nn.corruption import InputNoise
 from anncoder.nn.count_heads import CountParameters
 from anncoder.nn.inputs import LogNormalize
 from anncoder.nn.layers import ConditionalLayers, product_of, rows_of
@@ -74,12 +68,7 @@ class VariationalConfig(NetworkConfig):
         bool, Field(description="divide the network input by the size factor, before the logarithm")
     ] = False
     batches_in_encoder: Annotated[bool, Field(description="show the experimental batch to the encoder too")] = False
-    warmup_epochs: Annotated[
-        Steps | None,
-        Field(description="epochs over which the divergence gets its full weight; null for 400 if faithful, else 4"),
-    ] = None
-    corruption: Corruption = "thinning"
-    strength: Strength = 0.5
+    warmup_epochs: Annotated[Steps, Field(description="epochs over which the divergence gets its full weight")] = 400
     faithful: Annotated[bool, Field(description="start and train as published")] = False
 
     @property
@@ -94,30 +83,17 @@ class VariationalConfig(NetworkConfig):
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """Few epochs of large steps; ``faithful`` the training of scvi-tools, its epsilon for a loss in nats a cell."""
-        if not self.faithful:
-            return {**super().defaults, **FAST_TRAINING, "clip_norm": 0.0}
+        """The training of scvi-tools; its epsilon is for a loss in nats a cell."""
         published = {
             "learning_rate": 1e-3,
             "weight_decay": 1e-6,
             "epsilon": 0.01,
             "clip_norm": 0.0,
+            "patience": 45,
             "reduce_lr_patience": 0,
-            "early_stopping": False,
-            "keep_best": False,
         }
-        return {**super().defaults, **published}
-
-    @property
-    def warm_up(self) -> int:
-        """Epochs over which the divergence gets its full weight."""
-        published_or_fast = 400 if self.faithful else 4
-        return published_or_fast if self.warmup_epochs is None else self.warmup_epochs
-
-    @property
-    def noise_kind(self) -> CorruptionName:
-        """What is done to the input in training: of the published model, nothing."""
-        return "none" if self.faithful else self.corruption
+        quirks = {"early_stopping": False, "keep_best": False} if self.faithful else {}
+        return {**super().defaults, **published, **quirks}
 
     def model_post_init(self, context: Any, /) -> None:
         """Refuse expression values."""
@@ -125,7 +101,6 @@ class VariationalConfig(NetworkConfig):
             what = f"likelihood={self.likelihood!r} is of raw counts, and transform='none' reads expression values"
             remedy = "set transform='log1p' and fit raw counts; for expression values use another model"
             raise ConfigError("bad-value", what, "VariationalConfig.transform", remedy)
-        refuse_corruption(self.corruption, self.strength, self.transform, type(self).__name__)
 
 
 class VariationalNetwork(nn.Module):
@@ -143,7 +118,6 @@ class VariationalNetwork(nn.Module):
         seen = n_batches if config.batches_in_encoder else 0
         hidden = Layers(config.n_hidden, config.activation, config.norm)
         self.inputs = LogNormalize(config.transform)
-        self.input_noise = InputNoise(config.noise_kind, config.strength, self.inputs, noise)
         self.encoder = ConditionalLayers(
             hidden._replace(dropout_rate=config.dropout_rate), shape.n_vars, seen, noise, sparse=True
         )
@@ -154,7 +128,7 @@ class VariationalNetwork(nn.Module):
         rows = n_batches if config.dispersion == "gene-batch" else 1
         own_theta = config.likelihood != "poisson" and config.dispersion != "gene-cell"
         self.log_theta = nn.Parameter(torch.zeros(rows, shape.n_vars)) if own_theta else None
-        self.warm_up = EpochWarmUp(config.warm_up)
+        self.warm_up = EpochWarmUp(config.warmup_epochs)
         self.register_buffer("log_library", torch.zeros(()))
 
     def _head(self, n_batches: int) -> ConditionalLayers:
@@ -198,7 +172,7 @@ class VariationalNetwork(nn.Module):
         """Return mean and variance of the latent of each cell, (b, k) both."""
         if not self.config.size_factors:
             batch = batch._replace(size_factor=torch.ones_like(batch.size_factor))
-        outputs = self.posterior_head(self.encoder(self.input_noise(batch), batch.batch_code))
+        outputs = self.posterior_head(self.encoder(self.inputs(batch), batch.batch_code))
         mean, log_variance = outputs.chunk(2, dim=1)
         return mean, log_variance.exp() + LEAST_VARIANCE
 
@@ -351,9 +325,7 @@ class VariationalAutoencoder(Autoencoder):
         dispersion: Literal["gene", "gene-batch", "gene-cell"] = "gene",
         size_factors: bool = False,
         batches_in_encoder: bool = False,
-        warmup_epochs: int | None = None,
-        corruption: CorruptionName = "thinning",
-        strength: float = 0.5,
+        warmup_epochs: int = 400,
         faithful: bool = False,
     ) -> None:
         super().__init__(VariationalConfig(**arguments(locals())))

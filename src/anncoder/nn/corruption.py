@@ -1,4 +1,4 @@
-"""Corruption of the network input in training: swap, mask, dropout, gaussian noise, thinning.
+"""Corruption of the network input in training: swap, mask, dropout, gaussian, thinning.
 
 Denoising: Vincent et al. 2008, doi 10.1145/1390156.1390294. Every kind but ``gaussian`` reads and writes the stored
 values only, which is exact: a zero that is masked, dropped or thinned stays zero, and two zeros that are swapped stay

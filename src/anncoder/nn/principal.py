@@ -1,7 +1,8 @@
 """Encoder weights that start from principal components (randomised SVD), not at random.
 
-The first layer's units are random directions in the plane of the leading components, the latent starts near the
-components themselves, each at unit variance: some epochs less of training, and a better end (docs/benchmarks.md).
+The first layer's units are random directions in the plane of the leading components, and the latent starts as the
+components themselves, each at unit variance, in random axes: some epochs less of training, and a better end
+(docs/benchmarks.md).
 """
 
 from __future__ import annotations
@@ -39,12 +40,18 @@ def start_from_components(
     axes, deviations = principal_axes(x, mean, COMPONENTS)
     whitening = axes / deviations.clamp(min=1e-6 * float(deviations[0]) + 1e-30)
     weight = encoder.first.weight
-    directions = weight[: axes.shape[1]].cpu()
+    # the random weights, projected into the plane: components of nearly the same variance are known but for a rotation,
+    # and so nothing here depends on it
+    directions = axes.T @ weight.cpu()
     directions /= directions.square().sum(0).mean().sqrt()
     weight.copy_(whitening @ directions)
     encoder.first.bias.zero_()
     scores = sparse_matmul(x, whitening) - mean @ whitening
-    _fit_last(encoder, (scores @ directions).to(weight.device), scores.to(weight.device), noise)
+    k = min(axes.shape[1], encoder.last.weight.shape[0])
+    own = torch.empty(len(axes), k).normal_(generator=noise.on(axes.device))
+    left, _, right = torch.linalg.svd(axes[:, :k].T @ own)
+    targets = scores[:, :k] @ (left @ right)
+    _fit_last(encoder, (scores @ directions).to(weight.device), targets.to(weight.device), noise)
 
 
 def _standardized(x: CSR, standardize: Standardize) -> tuple[CSR, Tensor]:
@@ -56,8 +63,8 @@ def _standardized(x: CSR, standardize: Standardize) -> tuple[CSR, Tensor]:
     return x.with_values(x.values / scale[x.indices]), mean / scale
 
 
-def _fit_last(encoder: Encoder, product: Tensor, scores: Tensor, noise: Noise) -> None:
-    # the last product gives the whitened scores, (n, k), as well as it can by least squares
+def _fit_last(encoder: Encoder, product: Tensor, targets: Tensor, noise: Noise) -> None:
+    # the last product gives the targets, (n, k), as well as it can by least squares
     for follow, layer in zip(encoder.after, encoder.rest, strict=True):
         norm, activation, _ = follow
         if isinstance(norm, _BatchNorm):
@@ -65,10 +72,9 @@ def _fit_last(encoder: Encoder, product: Tensor, scores: Tensor, noise: Noise) -
         hidden = activation(_normalized(norm, product))
         product = layer(hidden)
     centred = hidden - hidden.mean(0)
-    k = min(scores.shape[1], encoder.last.weight.shape[0])
     ridge = RIDGE * len(hidden) * torch.eye(hidden.shape[1], device=hidden.device)
-    fitted = torch.linalg.solve(centred.T @ centred + ridge, centred.T @ scores[:, :k])
-    encoder.last.weight[:k] = fitted.T
+    fitted = torch.linalg.solve(centred.T @ centred + ridge, centred.T @ targets)
+    encoder.last.weight[: targets.shape[1]] = fitted.T
     encoder.last.bias.zero_()
 
 

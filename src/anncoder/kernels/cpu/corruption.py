@@ -1,4 +1,4 @@
-"""Corruption kernels (numba): dropout, masking and swaps of the stored values of a CSR minibatch.
+"""Corruption kernels (numba): dropout, masking and swaps of values of a CSR minibatch.
 
 Each decision is a function of a key and of the entry's position, row * n_vars + column, not of the order in which
 entries are visited: the splitmix64 generator (Steele, Lea, Flood 2014, doi 10.1145/2660193.2660195) in counter form.
