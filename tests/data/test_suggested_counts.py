@@ -8,11 +8,12 @@ from typing import Any
 
 import anndata
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import sparse as sp
 
 import anncoder as ac
-from anncoder.data.matrix.zeros import pattern, same_zeros
+from anncoder.data.matrix.zeros import pattern
 from anncoder.errors import InputError
 
 FORMS: dict[str, Any] = {"csr": sp.csr_matrix, "csc": sp.csc_matrix, "dense": np.asarray}
@@ -87,12 +88,22 @@ def test_the_pattern_is_that_of_the_values_and_not_of_what_is_stored() -> None:
     cells = np.array([0, 7, 49])
     for form in FORMS.values():
         matrix = form(x.toarray()) if form is np.asarray else form(x)
-        np.testing.assert_array_equal(pattern(matrix, cells).toarray(), (x.toarray() != 0)[cells])
+        found = pattern(matrix, pd.RangeIndex(30), cells)
+        assert found is not None
+        np.testing.assert_array_equal(found.filled.toarray(), (x.toarray() != 0)[cells])
 
 
 def test_other_cells_have_other_zeros(counts: anndata.AnnData) -> None:
-    names = counts.var_names
-    assert same_zeros((counts.X, names), (counts.X * 2.5, names))
-    assert not same_zeros((counts.X, names), (counts.X[::-1], names))
-    assert not same_zeros((counts.X, names), (counts.X[:60], names))
-    assert same_zeros((counts.X, names), (counts.X[:, ::-1], names[::-1]))
+    names, rows = counts.var_names, np.arange(120)
+    own = pattern(counts.X, names, rows)
+    assert own is not None
+    assert own.like(pattern(counts.X * 2.5, names, rows))
+    assert not own.like(pattern(counts.X[::-1], names, rows))
+    assert not own.like(pattern(counts.X[:60], names, rows[:60]))
+    assert own.like(pattern(counts.X[:, ::-1], names[::-1], rows))
+
+
+def test_a_matrix_with_indices_outside_of_it_is_not_followed(counts: anndata.AnnData) -> None:
+    counts.layers["counts"] = counts.X.copy()
+    counts.X.indices[5] = 10**6
+    assert "layer='counts'" in remedy(counts)

@@ -9,6 +9,7 @@ from typing import Any
 
 import anndata
 import h5py
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
@@ -84,6 +85,7 @@ def test_in_memory_the_model_is_that_of_the_counts_and_var_stays(
     ac.tl.denoise(kept_in_raw, found, key_added="other")
     np.testing.assert_array_equal(kept_in_raw.layers["other_denoised"], kept_in_raw.layers["ae_denoised"])
     ac.pl.gene_pair(kept_in_raw, *kept_in_raw.var_names[:2])
+    plt.close("all")
 
 
 @pytest.mark.parametrize("form", DISK)

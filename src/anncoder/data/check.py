@@ -23,7 +23,7 @@ from anncoder.data.adata import RAW, genes_of, matrix_of, resolve_layer, slot_la
 from anncoder.data.matrix.arrays import Block
 from anncoder.data.matrix.kind import KINDS, Traits, traits
 from anncoder.data.matrix.problems import Judged, Location, Problem, judge, quoted, raise_first
-from anncoder.data.matrix.sample import SAMPLED_CELLS, evenly
+from anncoder.data.matrix.sample import SAMPLED_CELLS
 from anncoder.data.matrix.zeros import holders
 from anncoder.data.opening import open_stores
 from anncoder.data.store import Names, Store, missing_layer, slots_of
@@ -176,11 +176,11 @@ def check_adata(
     matrix = matrix_of(adata, layer)
     if matrix is None:
         layers = listed(quoted(name) for name in adata.layers if name is not None)
-        holding = holders(_named_slots(adata, where), others)
+        holding = holders(_named_slots(adata), where, others)
         raise missing_layer(layer, "AnnData", f"layers: {layers or 'none'}", holding, others=bool(others))
 
     def holding_counts() -> tuple[str, ...]:
-        return holders(_named_slots(adata, where), others)
+        return holders(_named_slots(adata), where, others)
 
     location = Location(where, adata.obs_names, genes_of(adata, layer), counts, holding_counts, integers)
     judged = judge(matrix, location, logged="log1p" in adata.uns, each=each)
@@ -325,21 +325,23 @@ def _other_slots_of(store: Store) -> dict[str, Traits]:
 
 def _other_slots(adata: AnnData, checked: str) -> Iterator[tuple[str, Traits]]:
     """Yield name and traits of every slot of the shape of a count matrix but the checked one."""
-    if adata.is_view and not adata.isbacked:
-        # each slot of a view is a copy when it is touched: copy only the cells that are looked at (a view of a backed
-        # AnnData has no views of its own)
-        adata = adata[evenly(adata.n_obs, SAMPLED_CELLS)]
+    adata = _some(adata)
     logged = "log1p" in adata.uns
     for slot, matrix in _slots(adata, checked):
         yield slot, traits(matrix, logged=logged)
 
 
-def _named_slots(adata: AnnData, checked: str) -> dict[str, tuple[Any, pd.Index]]:
-    """Return matrix and genes of every slot, the checked one first; of a view, of some cells."""
-    if adata.is_view and not adata.isbacked:
-        adata = adata[evenly(adata.n_obs, SAMPLED_CELLS)]
-    found = {slot: (matrix, genes_of(adata, slot)) for slot, matrix in _slots(adata, "")}
-    return {slot: found[slot] for slot in sorted(found, key=lambda slot: slot != checked)}
+def _some(adata: AnnData) -> AnnData:
+    # each slot of a view is a copy when it is touched: copy only cells that are looked at (a view of a backed AnnData
+    # has no views of its own). By a step, not by positions: scipy takes none beside genes that are in reverse
+    own = adata.isbacked or not adata.is_view
+    return adata if own else adata[:: -(-adata.n_obs // SAMPLED_CELLS) or 1]
+
+
+def _named_slots(adata: AnnData) -> dict[str, tuple[Any, pd.Index]]:
+    """Return matrix and genes of every slot; of a view, of some cells."""
+    adata = _some(adata)
+    return {slot: (matrix, genes_of(adata, slot)) for slot, matrix in _slots(adata, "")}
 
 
 def _slots(adata: AnnData, checked: str) -> Iterator[tuple[str, Any]]:

@@ -139,7 +139,7 @@ class Store:
     def holders(self, known: Mapping[str, Traits]) -> tuple[str, ...]:
         """Return the slots with the counts that the others were made from; ``known`` are the traits of some."""
         found = {slot: (matrix, self._raw_genes() if slot == RAW else self.own_genes) for slot, matrix in self.slots()}
-        return holders({slot: found[slot] for slot in sorted(found, key=lambda slot: slot != self.slot)}, known)
+        return holders(found, self.slot, known)
 
     @property
     def logged(self) -> bool:

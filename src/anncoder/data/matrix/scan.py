@@ -103,7 +103,7 @@ def structure(matrix: Any) -> Structure:
     comes before anything else is done with the matrix.
     """
     arrays = arrays_of(matrix)
-    found = Structure(_pointer_fault(arrays))
+    found = Structure(pointer_fault(arrays))
     if arrays.indptr is not None and not found.fault:
         for block in blocks(arrays):
             found = _with_indices(found, block)
@@ -127,7 +127,7 @@ def scan(matrix: Any, largest: float, each: Callable[[Block], None] | None = Non
         Values that are whole but for the noise of rounding are taken as whole, here and in the blocks.
     """
     arrays = arrays_of(matrix)
-    found = Structure(_pointer_fault(arrays))
+    found = Structure(pointer_fault(arrays))
     if found.fault:
         return NOT_READ._replace(structure=found)
     tally, sampler = Tally(largest, rounds), Sampler(arrays)
@@ -278,7 +278,8 @@ def _locate(arrays: Arrays, n: int, position: int, value: float) -> Flaw:
     return Flaw(n, obs, var, value)
 
 
-def _pointer_fault(arrays: Arrays) -> str:
+def pointer_fault(arrays: Arrays) -> str:
+    """Return why the row pointers of a sparse matrix cannot be followed; empty if they can."""
     indices, indptr, n_values = arrays.indices, arrays.indptr, arrays.values.shape[0]
     if indptr is None:
         return ""
