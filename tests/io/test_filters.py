@@ -15,7 +15,11 @@ from scipy import sparse
 from anncoder import CountAutoencoder, check, tl
 from anncoder.data.adata import open_data
 from anncoder.data.formats import failures
-from anncoder.errors import FileError
+from anncoder.errors import FileError, InputError
+from anncoder.io import h5ad_copy
+from anncoder.io.h5ad_copy import copy_h5ad
+from anncoder.io.hdf5 import h5_in_memory
+from anncoder.tl.files import OutputSpec, open_files_for
 
 COUNTS = np.random.default_rng(0).poisson(1.0, (200, 60)).astype(np.float32)
 COUNTS[:, 0] += 1
@@ -81,9 +85,6 @@ def test_what_a_plugin_compressed_is_copied(plugin, tmp_path: Path) -> None:  # 
 
 
 def test_copies_are_compressed_as_they_were_where_a_filter_can_be_set_again(plugin, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    from anncoder.io.h5ad_copy import copy_h5ad
-    from anncoder.io.hdf5 import h5_in_memory
-
     numbers = {}
     for name, how in (("zstd", plugin.Zstd()), ("bitshuffle", plugin.Bitshuffle())):
         with h5py.File(compressed(tmp_path, name, how)) as source, h5_in_memory() as (file, disk):
@@ -150,3 +151,20 @@ def test_of_a_backed_anndata(tmp_path: Path) -> None:
     with pytest.raises(FileError) as error:
         CountAutoencoder().fit(adata, max_epochs=1)
     assert error.value.code == "missing-filter"
+
+
+def test_what_cannot_be_written_is_refused_before_the_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adata = anndata.AnnData(COUNTS)
+    adata.X[3] = 0
+    adata.obs["odd"] = "text"
+    adata.write_h5ad(path := tmp_path / "in.h5ad")
+
+    def fails(*_: object, **__: object) -> None:
+        raise TypeError("no method to write it")
+
+    monkeypatch.setattr(h5ad_copy, "write_elem", fails)  # as of an element that only a newer anndata writes
+    monkeypatch.setattr(CountAutoencoder, "fit", lambda *_, **__: pytest.fail("it was fitted"))
+    wanted = OutputSpec("ae")
+    with pytest.raises(InputError, match="cannot be written: no method to write it") as error:
+        open_files_for(CountAutoencoder(), path, tmp_path / "out.h5ad", wanted, None, drop_empty=True)
+    assert error.value.where == f"{path}: obs/odd"

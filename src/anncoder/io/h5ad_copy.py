@@ -22,7 +22,7 @@ from anncoder.data.formats.attributes import encoding_of, is_null, sparse_format
 from anncoder.data.formats.elements import SMALL, size_of
 from anncoder.data.formats.failures import OWN, filters_of, first_line, is_known
 from anncoder.data.matrix.arrays import OnDisk, blocks
-from anncoder.errors import FileError
+from anncoder.errors import AnncoderError, FileError
 from anncoder.io.h5ad_write import writing
 from anncoder.io.hdf5 import DiskFullFile, NoDisk, h5_in_memory
 
@@ -70,28 +70,50 @@ def copy_h5ad(
         _copy_references(source, file)
 
 
-def rehearse(source: Any, path: Path) -> None:
+def rehearse(source: Any, path: Path, keep: Array | None = None) -> None:
     """Copy what is small of an open file or zarr group, and read it back: now, not after hours of training.
+
+    What HDF5 copies as it is, which is nearly all of a file, is left out.
+
+    Parameters
+    ----------
+    source
+        The file or group.
+    path
+        Where it is.
+    keep
+        As in :func:`copy_h5ad`.
 
     Raises
     ------
-    FileError
+    FileError, InputError
         Something can be read, but not be written so that anndata reads it; the message names it.
     """
     with h5_in_memory() as (file, disk):
-        _copy_root_attributes(source, file)
-        for place, item, axes in _elements(source, (), cells_leave=False):
-            if isinstance(item, h5py.SoftLink) or not (_is_container(item, axes) or size_of(item) <= SMALL):
+        for place, item, axes in _elements(source, (), cells_leave=keep is not None):
+            if isinstance(item, h5py.SoftLink) or _is_container(item, axes) or not _may_fail(item, axes):
                 continue
             try:
-                _copy_element(item, axes, file, place, disk, None)
-                if not isinstance(source, h5py.Group) and not _is_container(item, axes):
+                file.require_group(place.rpartition("/")[0] or "/")
+                _copy_element(item, axes, file, place, disk, keep)
+                if not isinstance(item, h5py.Dataset):  # a part of a matrix, which says nothing alone
                     with warnings.catch_warnings(action="ignore"):  # anndata's, on older files
-                        read_elem(file[place])  # of HDF5 it is the same, and was read when it was opened
+                        read_elem(file[place])
+            except AnncoderError as error:
+                error.where = f"{path}: {place}"
+                raise
             except Exception as error:
                 what = f"{place!r} in {str(path)!r} cannot be copied: {first_line(error)}"
                 remedy = "write the file anew without it, or take out what you do not need of it"
                 raise FileError("unreadable-element", what, f"{path}: {place}", remedy) from error
+
+
+def _may_fail(item: Any, axes: tuple[int, ...]) -> bool:
+    """Tell whether the copy of an element is worth a try: it is small, and not one that HDF5 makes."""
+    of_hdf5 = isinstance(item, h5py.Datatype) or (
+        isinstance(item, h5py.Dataset) and all(number in OWN for number, *_ in filters_of(item))
+    )
+    return size_of(item) <= SMALL and (not of_hdf5 or bool(axes))
 
 
 def _copy_element(

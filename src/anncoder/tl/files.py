@@ -175,7 +175,6 @@ def open_files_for(
     stores = open_files(data, layer, layer_is_of_fit=fitted)
     assert stores is not None
     for store in stores:
-        rehearse(store.root, store.path)
         with store.errors():
             refuse_foreign(store.root, wanted.key, model)
         if wanted.scale is not None and genes is None:
@@ -184,7 +183,14 @@ def open_files_for(
     if drop_empty:
         leave_out_empty(stores, genes)
     _refuse_no_cells(stores)
+    for store in stores:
+        rehearse(store.root, store.path, _kept(store))
     return Files(stores, outputs)
+
+
+def _kept(store: Store) -> np.ndarray[Any, Any] | None:
+    """Return which cells of a file are copied, (n,) bool; None for all."""
+    return None if store.rows is None else np.isin(np.arange(store.matrix.shape[0]), store.rows)
 
 
 def leave_out_empty(stores: list[Store], genes: list[str] | None = None) -> None:
@@ -289,8 +295,7 @@ def write_results(
 def _write(temporary: Path, store: Store, cells: DiskSource, model: Autoencoder, wanted: OutputSpec) -> None:
     with new_h5(temporary) as (file, disk):
         with _reading(store, disk):
-            keep = None if store.rows is None else np.isin(np.arange(store.matrix.shape[0]), store.rows)
-            copy_h5ad(store.root, file, disk, keep=keep, without=_replaced(store, model, wanted))
+            copy_h5ad(store.root, file, disk, keep=_kept(store), without=_replaced(store, model, wanted))
         store.refuse_change()
         kept = found_denoised(store.root, model, wanted.key)
         how = kept if wanted.scale is None else denoised_as(wanted.scale, wanted.batch)
