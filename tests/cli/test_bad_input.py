@@ -437,7 +437,7 @@ class TestConfiguration:
         [
             ("n_laten=4", ("unknown key 'n_laten'", "where:  --set", "did you mean 'n_latent'?")),
             ("learning_rat=1", ("did you mean 'learning_rate'?",)),
-            ("xyzzy=1", ("unknown key 'xyzzy'", "known keys:", "n_latent")),
+            ("xyzzy=1", ("unknown key 'xyzzy'", "known keys:", "batch_size")),
             ("batch_size=1", ("batch_size = 1", "greater than or equal to 2", "where:  --set: batch_size\n")),
             ("n_latent=0", ("n_latent = 0", "greater than or equal to 1")),
             ("n_latent=2.5", ("n_latent = 2.5", "integer")),

@@ -336,7 +336,7 @@ class TestExitCodes:
 
         def poisoned(network: Any, loader: Any, state: Any, *rest: Any) -> Any:
             if len(state.records) == 2:
-                state.optimizer.param_groups[0]["lr"] = float("nan")
+                state.rate = float("nan")
             return fit_epoch(network, loader, state, *rest)
 
         monkeypatch.setattr(loop, "fit_epoch", poisoned)

@@ -32,7 +32,7 @@ def test_counts_of_raw_are_a_layer_of_every_command(
     ):
         refused = anncoder(*words)
         assert refused.exit_code == 4, words
-        assert "--layer raw.X" in refused.stderr
+        assert "--layer raw.X" in refused.output
         assert not out.exists()
     assert anncoder("check", data, "--layer", "raw.X").exit_code == 0
     result = anncoder("train", data, "-o", out, "--layer", "raw.X", "--denoise", *QUICK)

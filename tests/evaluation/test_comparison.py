@@ -506,7 +506,13 @@ def test_plain_values_for_a_file(found: comparison.Evaluation) -> None:
 )
 def test_models_of_expression(counts: anndata.AnnData, model: str, settings: dict[str, Any]) -> None:
     counts.X = csr_matrix(counts.X.log1p())
-    settings = settings | {"transform": "none", "n_latent": 4, "n_hidden": (32,), "max_epochs": 30, "valid_fraction": 0}
+    settings = settings | {
+        "transform": "none",
+        "n_latent": 4,
+        "n_hidden": (32,),
+        "max_epochs": 100,
+        "valid_fraction": 0,
+    }
     fitted = ac.tl.autoencode(counts, model, **settings, **QUICK)
     table = evaluate(fitted, counts, labels="group").table
     assert table["heldout_nll"].isna().all()

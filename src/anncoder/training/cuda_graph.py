@@ -34,7 +34,7 @@ class RecordedStep:
     """The ``step_fn`` of :func:`anncoder.training.loop.train` on minibatches at a fixed address.
 
     The first steps are plain. Then one is recorded, the making of its minibatch included, and replayed; it is recorded
-    anew if the step size, a constant of the recording, has changed. The last minibatch of an epoch, at another address
+    anew if the step size, a constant of the recording, has changed, once it stays. The last minibatch of an epoch, at another address
     than the full ones (:class:`anncoder.data.loaders.gpu.ResidentLoader`), gets a plain step.
     """
 
@@ -51,11 +51,9 @@ class RecordedStep:
         if batch.rows.data_ptr() != self.place.batch.rows.data_ptr():
             return plain_step(network, batch, optimizer, config)
         with torch.cuda.device(batch.rows.device):
-            if self.n_plain < WARM_UP:
-                self.n_plain += 1
-                return self._on_the_side(network, batch, optimizer, config)
             rate = optimizer.param_groups[0]["lr"]
-            if rate != self.rate:  # it may be rising: recorded once it stays
+            if self.n_plain < WARM_UP or rate != self.rate:  # it may be rising: recorded once it stays
+                self.n_plain += 1
                 self.rate, self.graph = rate, None
                 return self._on_the_side(network, batch, optimizer, config)
             if self.graph is None:
