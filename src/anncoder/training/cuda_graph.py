@@ -34,8 +34,8 @@ class RecordedStep:
     """The ``step_fn`` of :func:`anncoder.training.loop.train` on minibatches at a fixed address.
 
     The first steps are plain. Then one is recorded, the making of its minibatch included, and replayed; it is recorded
-    anew if the step size, a constant of the recording, has changed, once it stays. The last minibatch of an epoch, at another address
-    than the full ones (:class:`anncoder.data.loaders.gpu.ResidentLoader`), gets a plain step.
+    anew if the step size, a constant of the recording, has changed, once it stays. The last minibatch of an epoch, at
+    another address than the full ones (:class:`anncoder.data.loaders.gpu.ResidentLoader`), gets a plain step.
     """
 
     def __init__(self, place: StaticBatch) -> None:
