@@ -93,7 +93,7 @@ def test_pseudotime_orders_known_mixtures(model: str, shared_data: Any) -> None:
 @pytest.mark.slow
 def test_the_chain_holds_above_8192_cells() -> None:
     """Where scanpy changes to approximate neighbours; pynndescent 0.7 breaks scanpy 1.11 there."""
-    adata = ac.datasets.simulate(n_obs=8_500, n_vars=60, n_groups=4, de_prob=0.4, lib_loc=6.5, seed=0)
+    adata = ac.datasets.simulate(n_obs=8_500, n_vars=60, n_groups=4, de_prob=0.4, de_fac_loc=0.1, lib_loc=6.5, seed=0)
     ac.tl.autoencode(
         adata, "count", n_latent=5, n_hidden=(32,), max_epochs=4, batch_size=256, progress=False, threads=1
     )

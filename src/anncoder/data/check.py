@@ -188,7 +188,7 @@ def check_adata(
     return _report(shape, where, with_warnings(judged, fit_warnings(shape, var.get)), others, start)
 
 
-def fit_warnings(shape: tuple[int, int], column: Callable[[str], Any]) -> tuple[Problem, ...]:
+def fit_warnings(shape: tuple[int, ...], column: Callable[[str], Any]) -> tuple[Problem, ...]:
     """Return warnings about what a model would be fitted on: few cells or genes, and other features than genes.
 
     ``shape`` is (n_obs, n_vars); ``column`` gives a column of var, None if there is no such.

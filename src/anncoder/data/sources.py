@@ -350,11 +350,10 @@ def _opened(data: Data, layer: str | None, *, counts: bool, to_fit: bool, intege
     if stores is None:
         assert isinstance(data, anndata.AnnData)
         where = resolve_layer(layer, data.layers)
+        in_memory = MemorySource(data, where, counts=counts, to_fit=to_fit, integers=integers)
         if to_fit:
-            source = MemorySource(data, where, counts=counts, to_fit=to_fit, integers=integers)
-            log_warnings((source.n_obs, len(source.var_names)), var_of(data, where).get)
-            return source
-        return MemorySource(data, where, counts=counts, to_fit=to_fit, integers=integers)
+            log_warnings((in_memory.n_obs, len(in_memory.var_names)), var_of(data, where).get)
+        return in_memory
     if to_fit:
         refuse_twice(stores)
     try:

@@ -8,7 +8,7 @@ decide alike, for any number of threads.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -181,11 +181,11 @@ def _from_lengths(lengths: Tensor) -> Tensor:
 
 
 def _limit(strength: float) -> int:
-    return round(strength * 2**BITS)
+    return int(strength * 2**BITS + 0.5)
 
 
-def _signed(constant: object) -> int:
-    value = int(constant)  # type: ignore[call-overload]
+def _signed(constant: Any) -> int:
+    value = int(constant)
     return value - 2**64 if value >= 2**63 else value
 
 

@@ -47,7 +47,8 @@ def start_from_components(
     weight.copy_(whitening @ directions)
     encoder.first.bias.zero_()
     scores = sparse_matmul(x, whitening) - mean @ whitening
-    k = min(axes.shape[1], encoder.last.weight.shape[0])
+    assert isinstance(encoder.last, nn.Linear)
+    k = min(axes.shape[1], encoder.last.out_features)
     own = torch.empty(len(axes), k).normal_(generator=noise.on(axes.device))
     left, _, right = torch.linalg.svd(axes[:, :k].T @ own)
     targets = scores[:, :k] @ (left @ right)
@@ -65,8 +66,10 @@ def _standardized(x: CSR, standardize: Standardize) -> tuple[CSR, Tensor]:
 
 def _fit_last(encoder: Encoder, product: Tensor, targets: Tensor, noise: Noise) -> None:
     # the last product gives the targets, (n, k), as well as it can by least squares
+    assert isinstance(encoder.last, nn.Linear)
     for follow, layer in zip(encoder.after, encoder.rest, strict=True):
-        norm, activation, _ = follow
+        assert isinstance(follow, nn.Sequential)
+        norm, activation = follow[0], follow[1]
         if isinstance(norm, _BatchNorm):
             norm.bias.normal_(0, SHIFT, generator=noise.on(norm.bias.device))
         hidden = activation(_normalized(norm, product))

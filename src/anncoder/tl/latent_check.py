@@ -89,7 +89,8 @@ def parts_of_graph(latent: Array, n_neighbors: int = NEIGHBORS) -> list[int]:
     if n <= n_neighbors:
         return [n]
     cells = torch.from_numpy(np.ascontiguousarray(latent, dtype=np.float32))
-    nearest = [torch.cdist(block, cells).topk(n_neighbors, largest=False).indices for block in cells.split(1024)]
+    blocks = (cells[start : start + 1024] for start in range(0, n, 1024))
+    nearest = [torch.cdist(block, cells).topk(n_neighbors, largest=False).indices for block in blocks]
     columns = torch.cat(nearest).numpy().ravel()
     indptr = np.arange(0, len(columns) + 1, n_neighbors)
     graph = csr_matrix((np.ones(len(columns), np.int8), columns, indptr), shape=(n, n))

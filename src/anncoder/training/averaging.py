@@ -1,4 +1,4 @@
-"""Averaged weights, with exact batch-norm statistics: what is validated and kept.
+"""Averaged weights, with exact batch-norm statistics, for validation and for the result.
 
 At a constant learning rate the weights walk around the optimum; their average is nearer to it (Polyak, Juditsky 1992,
 doi 10.1137/0330046), and its validation loss is smooth. The running statistics of batch normalisation are those of
@@ -36,7 +36,7 @@ class AveragedWeights:
 
     def __init__(self, network: nn.Module, sample: Batch | None) -> None:
         self.network = network
-        self.parameters = [p for p in network.parameters() if p.requires_grad]
+        self.parameters: list[Tensor] = [p for p in network.parameters() if p.requires_grad]
         self.values = [p.detach().clone() for p in self.parameters]
         self.sample = sample
 

@@ -304,11 +304,12 @@ def _tensors_of(state: State) -> dict[str, Tensor]:
         for number, values in state.optimizer.state_dict()["state"].items()
         for name, value in values.items()
     }
-    groups = {
+    averaged = [] if state.averaged is None else state.averaged.values
+    groups: dict[str, dict[str, Tensor]] = {
         "network": state.network.state_dict(),
         "best": state.early_stopping.weights,
         "optimizer": moments,
-        "averaged": {} if state.averaged is None else dict(enumerate(state.averaged.values)),
+        "averaged": {str(number): value for number, value in enumerate(averaged)},
         "mean": {name: torch.as_tensor(value, dtype=torch.float64) for name, value in state.mean.sums.items()},
     }
     return {f"{group}.{name}": value for group, values in groups.items() for name, value in values.items()}

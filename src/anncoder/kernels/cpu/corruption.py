@@ -18,7 +18,7 @@ GAMMA, FIRST, SECOND = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5
 
 
 @njit
-def _hit(key: Scalar, place: Scalar, limit: Scalar) -> bool:
+def _hit(key: Scalar, place: Scalar, limit: Scalar) -> Scalar:
     # whether the 32-bit number of a place is below the limit
     z = np.uint64(key) + (np.uint64(place) + np.uint64(1)) * GAMMA
     z = (z ^ (z >> np.uint64(30))) * FIRST
