@@ -119,7 +119,9 @@ def test_other_objects_than_an_anndata_are_told_the_way(data: Any, remedy: str) 
 
 
 def test_a_class_is_not_a_model(counts: anndata.AnnData) -> None:
-    assert said(ac.tl.autoencode, counts, ac.CountAutoencoder).remedy == "write CountAutoencoder(), or its name, 'count'"
+    assert (
+        said(ac.tl.autoencode, counts, ac.CountAutoencoder).remedy == "write CountAutoencoder(), or its name, 'count'"
+    )
 
 
 def renamed(model: Any, counts: anndata.AnnData, rename: Any) -> str:

@@ -279,7 +279,8 @@ def _model_of(model: str | Autoencoder, settings: dict[str, Any]) -> tuple[Autoe
         return model_class(**hyper), training
     if not isinstance(model, Autoencoder):
         if isinstance(model, type) and issubclass(model, Autoencoder):
-            what, remedy = f"model is a class, {model.__name__}, and not an object of it", f"write {model.__name__}(), or its name, {model.name!r}"
+            what = f"model is a class, {model.__name__}, and not an object of it"
+            remedy = f"write {model.__name__}(), or its name, {model.name!r}"
         else:
             what = f"model is neither the name of a model nor an autoencoder: got {type(model).__name__}"
             remedy = "give a name and settings, autoencode(adata, 'count', n_latent=16), or an object"
