@@ -265,7 +265,8 @@ def _groups(adata: anndata.AnnData, color: str | None) -> Groups:
         raise InputError("too-few-cells", "there are no cells to draw", "adata", "check the filters that ran before")
     if color is None:
         return Groups([], np.zeros(adata.n_obs, dtype=int), [PALETTE[0]])
-    if isinstance(color, str) and color not in adata.obs and color in adata.var_names:
+    given: Any = color  # also a list, from those who ignore the types
+    if isinstance(given, str) and given not in adata.obs and given in adata.var_names:
         what = f"color = {color!r} is a gene, and this picture shows groups of cells"
         raise ConfigError("bad-value", what, "color", f"sc.pl.umap(adata, color={color!r})")
     values = obs_column(adata, color, what="color").astype("category").cat
