@@ -1,13 +1,11 @@
-"""Processor time until a held-out quality: our count autoencoder, that of the commit before, and scVI.
+"""Processor time until a held-out quality: our count autoencoder, and that of another commit.
 
     python -m benchmarks.time_to_quality DIR/pbmc_10x_4k.h5ad --seeds 3
     python -m benchmarks.time_to_quality DIR/pbmc_10x_4k.h5ad --before ../before/src   # a checkout of another commit
-    python -m benchmarks.time_to_quality DIR/pbmc_10x_4k.h5ad --scvi
 
 The quality is the NB negative log-likelihood of a cell, summed over all genes, mean over the same held-out cells (a
 tenth, those of seed 0) for every run; the time is processor time of the whole fit in a process of its own, one thread,
-kernels compiled before. With ``--before`` the two sides run in turn. scVI (``scvi-tools``, when installed) is trained
-with its defaults on the other cells, and scored at its posterior mean and the observed library size.
+kernels compiled before. With ``--before`` the two sides run in turn.
 """
 
 from __future__ import annotations
@@ -32,41 +30,13 @@ import anncoder
 import anncoder.models.base as base
 cells = anndata.read_h5ad(sys.argv[1])
 split = base.split_cells
-base.split_cells = lambda n, column, training: split(n, column, training.model_copy(update={"seed": 0}))
+base.split_cells = lambda *given: split(*given[:-1], given[-1].model_copy(update={"seed": 0}))
 anncoder.CountAutoencoder().fit(cells, max_epochs=1, threads=1, progress=False, device="cpu")  # kernels
 began = time.process_time()
 model = anncoder.CountAutoencoder().fit(cells, seed=int(sys.argv[2]), threads=1, progress=False, device="cpu")
 took = time.process_time() - began
 curve = (model.history_["valid_loss"] * cells.n_vars).tolist()
 print(json.dumps({"seconds": took, "curve": curve, "times": model.history_["seconds"].cumsum().tolist()}))
-"""
-
-SCVI = """
-import json, logging, sys, time, warnings
-import anndata, numpy as np, torch
-warnings.simplefilter("ignore")
-torch.set_num_threads(1)
-import scvi
-import anncoder.data.split as split
-from anncoder.config import TrainingConfig
-from anncoder.models import find
-scvi.settings.seed = int(sys.argv[2])
-cells = anndata.read_h5ad(sys.argv[1])
-training = TrainingConfig(seed=0).with_defaults_of(find("count").config_class())
-held_out = split.split_cells(cells.n_obs, lambda *_: None, training).valid
-mask = np.zeros(cells.n_obs, bool)
-mask[held_out] = True
-fitted, valid = cells[~mask].copy(), cells[mask].copy()
-scvi.model.SCVI.setup_anndata(fitted)
-began = time.process_time()
-model = scvi.model.SCVI(fitted, gene_likelihood="nb")
-model.train(accelerator="cpu", enable_progress_bar=False)
-took = time.process_time() - began
-scale = model.get_likelihood_parameters(valid, n_samples=1, give_mean=True)
-mean, theta = (torch.from_numpy(np.asarray(scale[name], np.float64)) for name in ("mean", "dispersions"))
-x = torch.from_numpy(valid.X.toarray().astype(np.float64))
-nb = torch.distributions.NegativeBinomial(theta, logits=mean.log() - theta.log())
-print(json.dumps({"seconds": took, "curve": [float(-nb.log_prob(x).sum(1).mean())], "times": [took]}))
 """
 
 
@@ -97,7 +67,6 @@ def main() -> None:
     parser.add_argument("data", type=Path, nargs="+")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--before", type=Path, help="src of a checkout of another commit")
-    parser.add_argument("--scvi", action="store_true")
     arguments = parser.parse_args()
     for data in arguments.data:
         print(data.name)
@@ -113,8 +82,6 @@ def main() -> None:
             print(f"CPU time, ours / before: {np.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})")
         for result in ours:
             print("   ", " ".join(f"{value:.1f}" for value in result["curve"]))
-        if arguments.scvi:
-            line("scVI", [run(SCVI, data, seed) for seed in range(arguments.seeds)])
 
 
 if __name__ == "__main__":
