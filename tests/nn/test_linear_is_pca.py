@@ -62,7 +62,6 @@ def test_it_spans_the_principal_subspace(fitted: Fit) -> None:
         ("pbmc_10x_4k", 10, False),
         ("pbmc_10x_4k", 5, True),
         pytest.param("worm_neuron", 10, False, marks=pytest.mark.slow),  # 13,488 genes
-        pytest.param("mouse_bladder", 10, False, marks=pytest.mark.slow),  # 20,670 genes
     ],
 )
 def test_with_default_settings_it_is_pca_with_any_number_of_units(
