@@ -56,7 +56,7 @@ def test_the_time_left_is_that_of_epochs_after_the_first(
     ("stopped", "said"),
     [
         ("early", "stopped after epoch 3, no longer improving (best: epoch 2)"),
-        ("max_epochs", "trained for all 3 epochs (best: epoch 2)"),
+        ("max_epochs", "reached max_epochs = 3 (best: epoch 2)"),
         ("interrupted", "stopped after epoch 3, interrupted (best: epoch 2)"),
     ],
 )

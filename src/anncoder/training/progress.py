@@ -161,7 +161,7 @@ def ending(history: History) -> str:
     why = {"early": ", no longer improving", "interrupted": ", interrupted", "diverged": ", diverged"}
     best = f" (best: epoch {history.best_epoch + 1})" if history.best_epoch >= 0 else ""
     if history.stopped == "max_epochs":
-        return f"trained for all {len(history.records)} epochs{best}"
+        return f"reached max_epochs = {len(history.records)}{best}"
     return f"stopped after epoch {len(history.records)}{why.get(history.stopped, '')}{best}"
 
 
