@@ -249,7 +249,7 @@ class LayeredConfig(NetworkConfig):
 
     def model_post_init(self, context: Any, /) -> None:
         """Refuse a corruption that has no meaning."""
-        refuse_corruption(self.corruption, self.strength, self.transform, type(self).__name__)
+        refuse_corruption(self.noise_kind, self.strength, self.transform, type(self).__name__)
 
     @property
     def noise_kind(self) -> CorruptionName:
@@ -270,7 +270,7 @@ class LayeredConfig(NetworkConfig):
         return self.layers._replace(widths=widths)
 
 
-def refuse_corruption(corruption: str | None, strength: float, transform: str, where: str) -> None:
+def refuse_corruption(corruption: str, strength: float, transform: str, where: str) -> None:
     """Raise a ConfigError for a strength, or an input, that a corruption has no meaning for."""
     if corruption != "gaussian" and strength >= 1:
         what = f"strength = {strength:g} is not a probability below 1"

@@ -302,7 +302,7 @@ def log_warnings(shape: tuple[int, int], column: Callable[[str], Any]) -> None:
     """Log the warnings about what a model will be fitted on, (n_obs, n_vars)."""
     for problem in fit_warnings(shape, column):
         if problem.code != NARROW:  # the settings may be others; the fit refuses what does not go
-            logger.warning("%s: %s", problem.what, problem.remedy)
+            say(problem.what, problem.remedy)
 
 
 def _rows_of(matrix: csr_matrix, chosen: Array, step: int) -> Iterator[tuple[csr_matrix, Array]]:
