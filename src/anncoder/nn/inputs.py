@@ -146,7 +146,7 @@ class Projection(nn.Module):
                 yield inputs(batch)
 
         exact = len(self.mean) <= EXACT_GENES
-        mean, directions, variances = _exact(blocks, self.n_pcs) if exact else _iterated(blocks, self.n_pcs, passes)
+        mean, directions, variances = _exact(blocks, self.n_pcs) if exact else iterated(blocks, self.n_pcs, passes)
         found = variances > 1e-12 * variances.max().clamp(min=1e-300)
         largest = directions.gather(0, directions.abs().argmax(dim=0, keepdim=True))
         self.mean.copy_(mean)
@@ -166,13 +166,14 @@ def _exact(blocks: Callable[[], Iterator[CSR]], k: int) -> Found:
     return mean, directions[:, -k:].flip(1), variances[-k:].flip(0)
 
 
-def _iterated(blocks: Callable[[], Iterator[CSR]], k: int, passes: int) -> Found:
+def iterated(blocks: Callable[[], Iterator[CSR]], k: int, passes: int, dtype: torch.dtype = torch.float64) -> Found:
+    """Return what :func:`_exact` does by subspace iteration, in as many passes over the blocks and two more."""
     n, total = 0, torch.zeros(())
     for x in blocks():
-        n, total = n + x.n_rows, total + transposed_matmul(x, x.values.new_ones(x.n_rows, 1).double()).ravel()
+        n, total = n + x.n_rows, total + transposed_matmul(x, torch.ones(x.n_rows, 1, dtype=dtype)).ravel()
     mean = total / n
     start = torch.randn(len(mean), k + OVERSAMPLING, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    directions = torch.linalg.qr(start)[0]
+    directions = torch.linalg.qr(start.to(dtype))[0]
 
     def spread(directions: Tensor) -> Tensor:  # (X - mean)' (X - mean) @ directions
         products = -n * torch.outer(mean, mean @ directions)

@@ -12,14 +12,13 @@ from torch import Tensor, nn
 from torch.nn.functional import batch_norm
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from anncoder.nn.inputs import LogNormalize, Standardize
+from anncoder.nn.inputs import LogNormalize, Standardize, iterated
 from anncoder.nn.layers import Encoder
-from anncoder.nn.sparse import sparse_matmul, transposed_matmul
+from anncoder.nn.sparse import sparse_matmul
 from anncoder.types import CSR, Noise, Summary
 
 COMPONENTS = 50  # that the first layer sees at the start
 FEWEST = 50  # cells from which components are found
-OVERSAMPLING = 10
 PASSES = 4
 SHIFT = 0.5  # standard deviation of the shifts of batch normalisation: the units bend in different places
 RIDGE = 1e-3  # of the last product, in cells
@@ -37,7 +36,7 @@ def start_from_components(
     if cells is None or cells.counts.n_rows < FEWEST or not len(encoder.rest):
         return
     x, mean = _standardized(inputs(cells), standardize)
-    axes, deviations = principal_axes(x, mean, COMPONENTS)
+    axes, deviations = principal_axes(x, COMPONENTS)
     whitening = axes / deviations.clamp(min=1e-6 * float(deviations[0]) + 1e-30)
     weight = encoder.first.weight
     # the random weights, projected into the plane: components of nearly the same variance are known but for a rotation,
@@ -90,20 +89,13 @@ def _normalized(norm: nn.Module, hidden: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def principal_axes(x: CSR, mean: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return the leading principal axes of x - mean, (g, k), and the standard deviations along them, (k,).
+def principal_axes(x: CSR, k: int) -> tuple[Tensor, Tensor]:
+    """Return the leading principal axes of x, (g, k), and the standard deviations along them, (k,).
 
-    By subspace iteration (Halko, Martinsson, Tropp 2011, doi 10.1137/090771806), for a (n, g) x on the CPU; fewer than
-    k where there are fewer cells or genes.
+    In float32, for a (n, g) x on the CPU; fewer than k where there are fewer cells or genes.
     """
     k = min(k, x.n_rows - 1, x.n_vars)
-    n_directions = min(k + OVERSAMPLING, x.n_vars, x.n_rows)
-    start = torch.randn(x.n_vars, n_directions, generator=torch.Generator().manual_seed(0))
-    directions = torch.linalg.qr(start)[0]
-    for _ in range(PASSES):
-        scores = sparse_matmul(x, directions) - mean @ directions
-        spread = transposed_matmul(x, scores) - torch.outer(mean, scores.sum(0))
-        directions = torch.linalg.qr(spread)[0]
-    scores = sparse_matmul(x, directions) - mean @ directions
-    _, singular, rotation = torch.linalg.svd(scores, full_matrices=False)
-    return directions @ rotation[:k].T, singular[:k] / (x.n_rows - 1) ** 0.5
+    mean, axes, _ = iterated(lambda: iter([x]), k, PASSES, torch.float32)
+    # not from the sums of squares: in float32 they lose deviations below a thousandth of the largest
+    _, singular, rotation = torch.linalg.svd(sparse_matmul(x, axes) - mean @ axes, full_matrices=False)
+    return axes @ rotation.T, singular / (x.n_rows - 1) ** 0.5
