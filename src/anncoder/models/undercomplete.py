@@ -175,9 +175,8 @@ class UndercompleteAutoencoder(Autoencoder):
     """An autoencoder of log-normalised expression with fewer latent units than genes.
 
     With ``activation="linear"`` and squared error its optimum is PCA, up to a rotation (Baldi & Hornik 1989,
-    doi 10.1016/0893-6080(89)90014-2). Without hidden
-    layers it starts there; ``start="random"`` trains it from scratch, which reaches the components that are well apart
-    in variance.
+    doi 10.1016/0893-6080(89)90014-2). Without hidden layers it starts there; ``start="random"`` trains it from scratch,
+    which reaches the components that are well apart in variance.
 
     Parameters
     ----------

@@ -119,7 +119,7 @@ class TrainingReport:
             )
 
     def __enter__(self) -> TrainingReport:
-        if self.first_step is not None:
+        if self.first_step is not None and self.shown:
             self.first_step.daemon = True
             self.first_step.start()
         return self
@@ -131,7 +131,7 @@ class TrainingReport:
             self.bar.close()
 
     def _say_compiling(self) -> None:
-        if self.shown and compiling():
+        if compiling():
             announce("compiling the kernels, once for this installation (some ten seconds)")
 
     def _of_all(self) -> str:
