@@ -93,6 +93,7 @@ def test_it_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             name: tuple(map(float, re.search(rf"^{name} +([\d.]+) +([\d.]+) +[\d.]+$", shown, re.MULTILINE).groups()))  # type: ignore[union-attr]
             for name in ("PCA", "denoising", "count")
         }
-        for name in ("denoising", "count"):
+        # what the text says: a quarter and up to a half of the variance, of PCA nearly four fifths
+        for name, most in (("denoising", 0.4), ("count", 0.55)):
             assert rows[name][0] < rows["PCA"][0]
-            assert rows[name][1] < rows["PCA"][1] / 2
+            assert rows[name][1] < most < rows["PCA"][1] - 0.2

@@ -79,7 +79,7 @@ def test_it_says_how_the_latent_compares_with_pca(ran: Ran) -> None:
     metrics = json.loads((ran.folder / "demo.anncoder" / "metrics.json").read_text())
     found = metrics["evaluation"]
     assert found["labels"] == demo.LABELS
-    assert set(found["methods"]) == {"model", "pca", "gene_mean"}
+    assert set(found["methods"]) == {"model", "pca", "pca_50", "gene_mean"}
     model, pca, mean = (found["methods"][name] for name in ("model", "pca", "gene_mean"))
     for row in (model, pca):
         for score in ("leiden_ari", "leiden_nmi", "kmeans_ari", "kmeans_nmi"):

@@ -67,13 +67,13 @@ class Trained:
 
 
 class Principal:
-    """PCA of log-normalised expression, fitted to cells, as wide as the model's latent; the matrix stays sparse."""
+    """PCA of log-normalised expression, fitted to cells; the matrix stays sparse."""
 
-    def __init__(self, model: Autoencoder, cells: Cells, seed: int) -> None:
+    def __init__(self, model: Autoencoder, cells: Cells, n_components: int, seed: int) -> None:
         from sklearn.decomposition import PCA
 
         self.model = model
-        self.pca = PCA(model.config.width, svd_solver="arpack", random_state=seed)
+        self.pca = PCA(n_components, svd_solver="arpack", random_state=seed)
         self.pca.fit(input_of(self.model, cells.matrix))
 
     def latent(self, cells: Cells) -> Array | None:

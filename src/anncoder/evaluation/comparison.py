@@ -1,6 +1,6 @@
-"""Evaluation of a model beside PCA of the same width and the gene means.
+"""Evaluation of a model beside PCA (of the same width, of 50 components) and the gene means.
 
-Three yardsticks:
+Four yardsticks:
 
 - **Held-out molecules** (count data): a tenth of each cell's molecules is set aside by binomial thinning, the rest is
   embedded and denoised, and the expected counts are scored on the molecules set aside by their Poisson negative
@@ -11,10 +11,13 @@ Three yardsticks:
 - **Reconstruction**: mean squared error of log-normalised expression (of the values themselves, for models of
   expression). PCA minimises it, and it rewards copying noise: read it as a check, not as a race. The gene means are
   means of logarithms here; a count model gives the logarithm of a mean, which is larger.
+- **Neighbour consistency** (count data, no labels needed): each cell's molecules are split in halves, and the share of
+  the nearest neighbours in the latent that the halves agree on is counted; of deep cells (a median of 5,000 molecules)
+  also the share that a fifth of the molecules gives again (:mod:`anncoder.evaluation.neighbors`).
 - **Clusters** of all cells: Leiden (the best of eleven resolutions, for all rows alike) and k-means against labels, and
   the silhouette of the labels (without labels, of the Leiden clusters).
 
-``scored`` tells the cells of the first two:
+``scored`` tells the cells of held-out molecules and of reconstruction:
 
 - ``"held-out"``: those that were held out for validation when the model was fitted; PCA and the gene means are fitted
   to the others. No method was fitted to them, but the model chose its last epoch by them.
@@ -46,12 +49,14 @@ from anncoder.evaluation.cells import Sample, some_cells
 from anncoder.evaluation.clusters import cluster_scores, comparable
 from anncoder.evaluation.correlations import invented
 from anncoder.evaluation.heldout import heldout_nll, thin, whole
+from anncoder.evaluation.neighbors import neighbor_scores, views
 from anncoder.models.base import Autoencoder, refuse_no_model
 
 logger = logging.getLogger("anncoder")
 
 FEWEST = 20  # cells of a meaningful score
 SCHEMA = 1
+WIDE = 50  # components of the second PCA: scanpy's default
 
 Scored = Literal["held-out", "new", "seen"]
 WHICH: dict[Scored, str] = {
@@ -68,8 +73,11 @@ class Evaluation:
     Attributes
     ----------
     table
-        A row for the model, one for PCA of the same width, one for the gene means. ``heldout_nll``: nats a cell, lower
-        is better; NaN without cells that were held out. ``reconstruction_mse``: lower is better. ``leiden_ari``,
+        A row for the model, one for PCA of the same width, one for PCA of 50 components (where there are more cells and
+        genes than that, and the model has another width), one for the gene means. ``heldout_nll``: nats a cell, lower
+        is better; NaN without cells that were held out. ``reconstruction_mse``: lower is better.
+        ``neighbor_consistency``, ``depth_agreement``: shares, higher is better; NaN for values that are not whole
+        counts, the latter also for cells of fewer than 5,000 molecules (median). ``leiden_ari``,
         ``leiden_nmi``, ``kmeans_ari``, ``kmeans_nmi``, ``silhouette``: higher is better; NaN where undefined. With
         ``guard`` also ``invented_correlations``: lower is better.
     n_obs
@@ -110,9 +118,10 @@ def evaluate(
     allow_missing: float = 0.0,
     max_cells: int = 20_000,
     guard: bool = False,
+    n_neighbors: int | None = None,
     seed: int = 0,
 ) -> Evaluation:
-    """Compare a fitted model with PCA of the same width and with the gene means.
+    """Compare a fitted model with PCA of the same width and of 50 components, and with the gene means.
 
     The scores and their cells are described at the top of :mod:`anncoder.evaluation.comparison`.
 
@@ -133,6 +142,8 @@ def evaluate(
     guard
         Whether to add ``invented_correlations``, the share of significantly correlated pairs among permuted genes
         (:mod:`anncoder.evaluation.correlations`), which takes another fit.
+    n_neighbors
+        Nearest neighbours of ``neighbor_consistency``; None for 50, or a tenth of the cells where that is less.
     seed
         Start of every random stream.
 
@@ -144,9 +155,9 @@ def evaluate(
     Raises
     ------
     InputError
-        There are too few cells, or the data do not fit the model.
+        There are too few cells (or none beyond n_neighbors), or the data do not fit the model.
     ConfigError
-        There is no such obs column, or the seed or max_cells is out of range.
+        There is no such obs column, or the seed, max_cells or n_neighbors is out of range.
     """
     refuse_no_model(model)
     TrainingConfig.refuse_value("seed", seed)
@@ -170,18 +181,19 @@ def evaluate(
             "no clusters are scored: the labels %r are the same for all cells that have one, or for no two", labels
         )
     scored, others, which = _apart(model, sample, cells, seed)
-    methods: dict[str, Method] = {
-        "model": Trained(model),
-        "pca": Principal(model, others, seed),
-        "gene_mean": GeneMean(model, others),
-    }
-    parts = thin(scored, seed) if model.reads_counts and which != "seen" and whole(cells.matrix) else None
+    methods: dict[str, Method] = {"model": Trained(model), "pca": Principal(model, others, width, seed)}
+    if width != WIDE and min(others.matrix.shape) > WIDE:
+        methods["pca_50"] = Principal(model, others, WIDE, seed)
+    methods["gene_mean"] = GeneMean(model, others)
+    molecules = model.reads_counts and whole(cells.matrix)
+    parts = thin(scored, seed) if molecules and which != "seen" else None
+    seen_twice = views(cells, seed, n_neighbors) if molecules else None
     floor, rows = GeneMean(model, cells).mean, {}
     for name, method in methods.items():
         decodes = name != "model" or model.config.decodes
         nll = heldout_nll(method, *parts, others, floor) if decodes and parts is not None else np.nan
         error = reconstruction_mse(method, scored, model) if decodes else np.nan
-        scores = {"heldout_nll": nll, "reconstruction_mse": error}
+        scores = {"heldout_nll": nll, "reconstruction_mse": error} | neighbor_scores(method, seen_twice)
         rows[name] = scores | cluster_scores(method.latent(cells), truth, seed)
     table = pd.DataFrame(rows).T
     if guard:

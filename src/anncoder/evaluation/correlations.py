@@ -53,7 +53,7 @@ def invented(model: Autoencoder, cells: Cells, seed: int) -> dict[str, float]:
     other = cells._replace(matrix=permuted(cells.matrix, genes, seed))
     settings = model.training_.model_dump() | {"valid_stratify": None, "valid_groups": None, "progress": False}
     again = model.unfitted().fit(as_adata(model, other), **settings)
-    methods: dict[str, Method] = {"model": Trained(again), "pca": Principal(again, other, seed)}
+    methods: dict[str, Method] = {"model": Trained(again), "pca": Principal(again, other, again.config.width, seed)}
     return {name: correlated(_columns(method, other, genes)) for name, method in methods.items()}
 
 

@@ -27,18 +27,23 @@ def thin(cells: Cells, seed: int) -> tuple[Cells, csr_matrix]:
     Both are copies, of n cells and g genes; cells left without molecules are dropped. Batson, Royer, Webber 2019,
     doi 10.1101/786269.
     """
-    generator, matrix = np.random.default_rng([seed, 2]), cells.matrix
+    parts = split_molecules(cells.matrix, HELD_OUT, np.random.default_rng([seed, 2]))
+    alive = library_sizes(parts[0]) > 0
+    return cells._replace(matrix=parts[0]).take(alive), parts[1][alive]
+
+
+def split_molecules(matrix: csr_matrix, share: float, generator: np.random.Generator) -> tuple[csr_matrix, csr_matrix]:
+    """Return two matrices that sum to whole counts, (n, g): of each molecule those kept, and a share set aside."""
     molecules = nearest_whole(matrix.data)
-    aside = generator.binomial(molecules.astype(np.int64), HELD_OUT).astype(np.float32)
-    parts = [
-        # copies: zeros are removed in place, and the indices may be those of the user's own matrix
+    aside = generator.binomial(molecules.astype(np.int64), share).astype(np.float32)
+    # copies: zeros are removed in place, and the indices may be those of the user's own matrix
+    kept, rest = (
         csr_matrix((values, matrix.indices, matrix.indptr), shape=matrix.shape, copy=True)
         for values in (molecules - aside, aside)
-    ]
-    alive = library_sizes(parts[0]) > 0
-    for part in parts:
-        part.eliminate_zeros()
-    return cells._replace(matrix=parts[0]).take(alive), parts[1][alive]
+    )
+    kept.eliminate_zeros()
+    rest.eliminate_zeros()
+    return kept, rest
 
 
 def whole(matrix: csr_matrix) -> bool:
