@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from anncoder.data.iterable import IterableSource as IterableSource
     from anncoder.errors import AnncoderError as AnncoderError
     from anncoder.evaluation.comparison import evaluate as evaluate
+    from anncoder.evaluation.recommend import recommend as recommend
     from anncoder.evaluation.search import search as search
     from anncoder.models.autoimpute import AutoImpute as AutoImpute
     from anncoder.models.count import CountAutoencoder as CountAutoencoder
@@ -54,6 +55,7 @@ _HOMES = {
     "check": "data.check",
     "evaluate": "evaluation.comparison",
     "load": "models.loading",
+    "recommend": "evaluation.recommend",
     "search": "evaluation.search",
 }
 _MODULES = ("datasets", "pl", "tl")

@@ -1,4 +1,4 @@
-"""Plots: training curves, embeddings beside PCA, gene pairs before and after denoising.
+"""Plots: training curves, embeddings beside PCA, gene pairs, scores of a recommendation.
 
 Every function draws into axes and returns them; none changes matplotlib's settings or shows a window. Groups have
 scanpy's colours in ``uns``, if there are any, else those of seaborn's palette "colorblind"; beyond ten groups the
@@ -21,6 +21,7 @@ from scipy import sparse
 from anncoder.config import unknown_key
 from anncoder.data.adata import RAW, genes_of, has_layer, matrix_of, obs_column, resolve_layer, slot_label
 from anncoder.errors import ConfigError, InputError
+from anncoder.evaluation.recommend import Recommendation
 from anncoder.models import find, names
 from anncoder.models.base import Autoencoder, refuse_no_model
 from anncoder.tl.slots import overwritten_by_scanpy
@@ -146,6 +147,47 @@ def embeddings(
         ax.set_box_aspect(1)
     groups.legend(figure)
     return np.asarray(axes[0])
+
+
+def recommendation(found: Recommendation) -> np.ndarray[Any, Any]:
+    """Draw the scores of :func:`anncoder.recommend`, a row a method, the best at the top.
+
+    Parameters
+    ----------
+    found
+        What ``ac.recommend`` returned.
+
+    Returns
+    -------
+    numpy.ndarray
+        The two axes: molecules set aside, neighbour consistency.
+    """
+    table = found.table.iloc[::-1]
+    figure, axes = plt.subplots(1, 2, figsize=(8.6, 1.3 + 0.27 * len(table)), layout="constrained", sharey=True)
+    rows = np.arange(len(table))
+    colors = np.where(table["model"] == "pca", PALETTE[1], PALETTE[0])
+    loss, shares = table["heldout_nll"].to_numpy(float), table["neighbor_consistency"].to_numpy(float)
+    axes[0].hlines(rows, loss - table["se"].to_numpy(float), loss + table["se"].to_numpy(float), colors=colors)
+    axes[0].scatter(loss, rows, c=colors, zorder=2)
+    axes[1].scatter(shares, rows, c=colors)
+    axes[0].set(
+        yticks=rows, yticklabels=table.index, xlabel="nats a cell, lower is better", title="molecules set aside"
+    )
+    axes[1].set(xlabel="share, higher is better", title="neighbour consistency")
+    for ax, advice in zip(axes, (found.denoising, found.trajectories), strict=True):
+        ax.grid(axis="y", linewidth=0.4, alpha=0.6)
+        ax.spines[["top", "right", "left"]].set_visible(False)
+        ax.tick_params(axis="y", length=0)
+        row = int(rows[table.index == advice.method][0])
+        value = (loss if ax is axes[0] else shares)[row]
+        ax.scatter(value, row, s=130, facecolors="none", edgecolors="black", zorder=3)
+    names = (("autoencoder", PALETTE[0]), ("PCA", PALETTE[1]))
+    handles = [Line2D([], [], linestyle="", marker="o", color=color, label=name) for name, color in names]
+    handles.append(
+        Line2D([], [], linestyle="", marker="o", markersize=10, markerfacecolor="none", color="black", label="advised")
+    )
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+    return np.asarray(axes)
 
 
 def gene_pair(

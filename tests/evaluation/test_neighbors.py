@@ -61,7 +61,7 @@ def test_it_is_the_share_of_common_neighbours() -> None:
 
 def test_of_noise_it_is_chance_and_of_groups_more(grouped: anndata.AnnData) -> None:
     of_cells = views(Cells(grouped.X), seed=0)
-    n, k = of_cells.halves[0].matrix.shape[0], of_cells.n_neighbors
+    n, k = of_cells.parts[0].matrix.shape[0], of_cells.n_neighbors
     assert k == 30  # a tenth
     of_noise = neighbor_scores(Noise(), of_cells)["neighbor_consistency"]  # type: ignore[arg-type]
     assert of_noise == pytest.approx(k / (n - 1), abs=0.02)
@@ -69,16 +69,35 @@ def test_of_noise_it_is_chance_and_of_groups_more(grouped: anndata.AnnData) -> N
     assert np.isnan(list(neighbor_scores(Without(), of_cells).values())).all()  # type: ignore[arg-type]
 
 
-def test_the_halves_are_independent_parts_of_all_molecules(grouped: anndata.AnnData) -> None:
+def test_the_parts_are_independent_parts_of_all_molecules(grouped: anndata.AnnData) -> None:
     given = grouped.X.copy()
-    first, second = (part.matrix for part in views(Cells(grouped.X), seed=0).halves)
+    first, second = (part.matrix for part in views(Cells(grouped.X), seed=0).parts)
     np.testing.assert_array_equal((first + second).toarray(), grouped.X.toarray())
     np.testing.assert_array_equal(given.toarray(), grouped.X.toarray())
-    assert first.sum() == pytest.approx(grouped.X.sum() / 2, rel=0.02)
-    # of independent Poisson counts the halves are uncorrelated around their means
-    drawn = np.random.default_rng(2).poisson(np.full((400, 50), 6.0))
-    left, right = (part.matrix.toarray() for part in views(Cells(csr_matrix(drawn.astype(np.float32))), 0).halves)
-    assert abs(np.corrcoef(left.ravel(), right.ravel())[0, 1]) < 0.03
+    assert first.sum() == pytest.approx(grouped.X.sum() / 2, rel=0.1)
+    # of independent Poisson counts the parts are uncorrelated around their means, and depths say nothing of each other
+    drawn = np.random.default_rng(2).poisson(np.full((400, 200), 6.0))
+    left, right = (part.matrix.toarray() for part in views(Cells(csr_matrix(drawn.astype(np.float32))), 0).parts)
+    around = [part - part.mean(axis=1, keepdims=True) for part in (left, right)]
+    assert abs(np.corrcoef(around[0].ravel(), around[1].ravel())[0, 1]) < 0.03
+    share = left.sum(axis=1) / drawn.sum(axis=1)
+    assert 0.2 < share.min() < share.max() < 0.8
+    assert share.std() > 0.12
+
+
+def test_a_latent_of_depth_alone_is_not_consistent() -> None:
+    """Cells that differ in nothing but their number of molecules have no neighbours that mean anything."""
+    random = np.random.default_rng(3)
+    depth = np.exp(random.normal(0, 0.3, (400, 1)))
+    counts = csr_matrix(random.poisson(depth * np.full(100, 5.0)).astype(np.float32))
+
+    class Depth:
+        def latent(self, cells: Cells) -> Any:
+            return np.log(np.asarray(cells.matrix.sum(axis=1)))
+
+    of_cells = views(Cells(counts), 0)
+    found = neighbor_scores(Depth(), of_cells)["neighbor_consistency"]  # type: ignore[arg-type]
+    assert found < 2.5 * of_cells.n_neighbors / 399
 
 
 def test_cells_without_molecules_in_a_half_are_left_out() -> None:
@@ -87,8 +106,8 @@ def test_cells_without_molecules_in_a_half_are_left_out() -> None:
     from scipy.sparse import vstack
 
     of_cells = views(Cells(vstack([one_molecule, many], format="csr")), seed=0)
-    assert all((part.matrix.sum(axis=1) > 0).all() for part in of_cells.halves)
-    assert of_cells.halves[0].matrix.shape == of_cells.halves[1].matrix.shape == (60, 30)
+    assert all((part.matrix.sum(axis=1) > 0).all() for part in of_cells.parts)
+    assert of_cells.parts[0].matrix.shape == of_cells.parts[1].matrix.shape == (60, 30)
 
 
 def test_deep_cells_are_thinned_to_a_fifth_as_well() -> None:
@@ -106,7 +125,7 @@ def test_deep_cells_are_thinned_to_a_fifth_as_well() -> None:
 
 def test_of_many_cells_a_sample_is_compared() -> None:
     counts = csr_matrix(np.random.default_rng(0).poisson(3.0, (LARGEST + 50, 20)).astype(np.float32))
-    assert views(Cells(counts), 0).halves[0].matrix.shape[0] <= LARGEST
+    assert views(Cells(counts), 0).parts[0].matrix.shape[0] <= LARGEST
 
 
 def test_the_table_has_it_for_every_method_with_a_latent(grouped: anndata.AnnData) -> None:

@@ -163,6 +163,34 @@ def search(
 
 
 @command
+def recommend(
+    data: Inputs,
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="Folder for table, picture and the winner.", readable=False),
+    ] = Path("recommendation"),
+    layer: Layer = None,
+    models: Annotated[
+        list[str] | None, typer.Option(help="Models to compare with PCA; count, denoising, variational if not given.")
+    ] = None,
+    widths: Annotated[list[int] | None, typer.Option(help="Latent units to try; 10 and 32 if not given.")] = None,
+    genes: Annotated[
+        list[int] | None, typer.Option(help="Numbers of variable genes to try; 1000 and 2000 if not given.")
+    ] = None,
+    settings: Settings = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    threads: Threads = None,
+    quiet: Quiet = False,
+) -> None:
+    """Fit PCA and autoencoders, score them without labels, and say what to take; goes on where it was stopped."""
+    from anncoder.cli.search import RecommendRequest, run_recommend
+
+    of_all = tuple(settings or ())
+    run_recommend(RecommendRequest(data, output, layer, models, widths, genes, seed, device, threads, of_all, quiet))
+
+
+@command
 def embed(
     model: ModelFolder,
     data: Inputs,

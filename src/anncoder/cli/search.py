@@ -1,24 +1,39 @@
-"""``anncoder search``: random hyper-parameter trials, then the best of them trained."""
+"""``anncoder search`` and ``recommend``: trials of settings, or of methods, and the best of them trained."""
 
 from __future__ import annotations
 
 import json
 import math
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import typer
 
+from anncoder.cli.run_folder import MODEL, write_json, write_text
 from anncoder.cli.settings import parse_assignments, read_yaml
 from anncoder.cli.train import TrainRequest, checked_input, make_plan, run_train
 from anncoder.config import TrainingConfig, split_settings
 from anncoder.data.matrix.notes import said_once
 from anncoder.errors import ConfigError
-from anncoder.evaluation.search import Space, Trial, checked_space, draw, search
-from anncoder.io.atomic import locked, same_file
+from anncoder.evaluation.recommend import Recommendation, recommend
+from anncoder.evaluation.search import Space, checked_space, draw, search
+from anncoder.evaluation.trials import Trial
+from anncoder.io.atomic import atomic_path, locked, others_in, refuse_occupied, same_file
 from anncoder.io.h5ad_write import read_input
 from anncoder.io.output_paths import refuse_output
 from anncoder.models import find
+
+# what a folder of recommend holds
+JOURNAL, TABLE, PICTURE, SCORES, GENES = (
+    "methods.jsonl",
+    "recommendation.csv",
+    "recommendation.png",
+    "recommendation.json",
+    "genes.txt",
+)
+RECOMMENDED = (JOURNAL, TABLE, PICTURE, SCORES, GENES, MODEL)
 
 # codes of errors of the settings of one trial: others may be without
 ERRORS_OF_A_TRIAL = ("bad-value", "latent-too-wide", "few-cells", "batches-unused", "no-batch-key")
@@ -123,3 +138,78 @@ def _print_trial(trial: Trial) -> None:
     score = math.nan if trial.heldout_nll is None else trial.heldout_nll
     how = trial.problem or f"{trial.epochs} epochs, {trial.seconds:.0f} s"
     typer.echo(f"trial {trial.number + 1:>3}: {score:9.3f} nats a cell  {json.dumps(trial.settings)}  ({how})")
+
+
+class RecommendRequest(NamedTuple):
+    """Arguments and options of ``anncoder recommend``."""
+
+    data: list[Path]
+    output: Path
+    layer: str | None = None
+    models: list[str] | None = None
+    widths: list[int] | None = None
+    n_genes: list[int] | None = None
+    seed: int = 0
+    device: str = "auto"
+    threads: int | None = None
+    settings: tuple[str, ...] = ()
+    quiet: bool = False
+
+
+def run_recommend(request: RecommendRequest) -> None:
+    """Score PCA and autoencoders, print what to take, and write table, picture and the winner to a folder."""
+    folder = request.output
+    refuse_occupied(folder, lambda path: others_in(path, RECOMMENDED))
+    chosen = {"models": request.models, "widths": request.widths, "n_genes": request.n_genes}
+    among: dict[str, Any] = {name: values for name, values in chosen.items() if values}
+    settings = parse_assignments(request.settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        found = recommend(
+            list(request.data),
+            layer=request.layer,
+            seed=request.seed,
+            journal=folder / JOURNAL,
+            progress=False if request.quiet else None,
+            device=request.device,
+            threads=request.threads,
+            **among,
+            **settings,
+        )
+        _write_recommendation(found, folder)
+        (folder / JOURNAL).unlink()  # nothing is left to go on with
+    typer.echo(str(found).rsplit("\n", 1)[0])
+    for line in _next_lines(found, request):
+        typer.echo(line)
+
+
+def _write_recommendation(found: Recommendation, folder: Path) -> None:
+    from matplotlib import pyplot as plt
+
+    from anncoder import pl
+
+    plt.switch_backend("agg")  # a command needs no window, and may have no display
+    figure = pl.recommendation(found)[0].figure
+    with atomic_path(folder / PICTURE) as temporary:
+        figure.savefig(temporary, dpi=150)
+    plt.close(figure)
+    with atomic_path(folder / TABLE) as temporary:
+        found.table.to_csv(temporary, index_label="method")
+    write_text(folder / GENES, "".join(f"{gene}\n" for gene in found.genes))
+    write_json(folder / SCORES, found.to_dict())
+    if found.model is not None:
+        found.model.save(folder / MODEL)
+
+
+def _next_lines(found: Recommendation, request: RecommendRequest) -> Iterator[str]:
+    files, folder = " ".join(shlex.quote(str(path)) for path in request.data), shlex.quote(str(request.output))
+    yield f"table, picture and scores: {request.output}"
+    if found.model is None:
+        yield f"with scanpy: {found.command}"
+        return
+    yield f"the winner's latent of all cells: anncoder embed {folder}/{MODEL} {files} -o OUT.h5ad"
+    words = ["--models", found.model.name, "--widths", found.model.config.width, "--seed", request.seed]
+    words += [] if request.layer is None else ["--layer", request.layer]
+    words += [word for n in request.n_genes or [] for word in ("--genes", n)]
+    words += [word for setting in request.settings for word in ("--set", setting)]
+    yield f"the same fit again: anncoder recommend {files} -o FOLDER {shlex.join(map(str, words))}"

@@ -15,6 +15,8 @@ from anncoder.data.summary import library_sizes
 from anncoder.models.base import Array, Autoencoder, observed
 
 BLOCK = 1024  # cells that are dense at a time
+CUT = 10.0  # standard deviations above the mean, as scanpy's tutorials cut scaled values
+SMALLEST = 1e-6  # standard deviation, of the largest: what is less is rounding
 
 
 class Cells(NamedTuple):
@@ -26,6 +28,27 @@ class Cells(NamedTuple):
     def take(self, rows: Any) -> Cells:
         """Return some of the cells: a slice, a mask or positions."""
         return Cells(self.matrix[rows], None if self.batches is None else self.batches[rows])
+
+
+class Scaled(Protocol):
+    """Counts and their normalisation: a fitted model has them, and :class:`Normalized` is no more than that."""
+
+    @property
+    def reads_counts(self) -> bool:
+        """Whether the values are counts."""
+        ...
+
+    @property
+    def library_size_(self) -> float:
+        """Library size to which counts are normalised."""
+        ...
+
+
+class Normalized(NamedTuple):
+    """Counts, normalised to a library size."""
+
+    library_size_: float
+    reads_counts: bool = True
 
 
 class Method(Protocol):
@@ -67,30 +90,60 @@ class Trained:
 
 
 class Principal:
-    """PCA of log-normalised expression, fitted to cells; the matrix stays sparse."""
+    """PCA of log-normalised expression, fitted to cells; the matrix stays sparse.
 
-    def __init__(self, model: Autoencoder, cells: Cells, n_components: int, seed: int) -> None:
+    Parameters
+    ----------
+    scale
+        The model beside it, or :class:`Normalized` counts.
+    cells
+        What it is fitted to.
+    n_components, seed
+        Width, and start of the solver.
+    unit_variance
+        Give every gene the same variance, and cut what is more than ten standard deviations above its mean.
+    """
+
+    def __init__(
+        self, scale: Scaled, cells: Cells, n_components: int, seed: int, *, unit_variance: bool = False
+    ) -> None:
         from sklearn.decomposition import PCA
 
-        self.model = model
-        self.pca = PCA(n_components, svd_solver="arpack", random_state=seed)
-        self.pca.fit(input_of(self.model, cells.matrix))
+        self.scale = scale
+        self.deviation: Any = None  # (g,) of each gene, with unit variance
+        x = input_of(scale, cells.matrix)
+        if unit_variance:
+            mean = np.asarray(x.mean(axis=0)).ravel()
+            variance = np.asarray(x.multiply(x).mean(axis=0)).ravel() - mean**2
+            self.deviation = np.sqrt(np.maximum(variance, 0))
+            self.deviation[self.deviation <= SMALLEST * self.deviation.max()] = 1  # of genes that do not vary
+            self.largest = mean / self.deviation + CUT
+        self.pca = PCA(n_components, svd_solver="arpack", random_state=seed).fit(self._input(cells.matrix))
 
     def latent(self, cells: Cells) -> Array | None:
         """Return the first components, (n, k)."""
-        latent: Array = self.pca.transform(input_of(self.model, cells.matrix)).astype(np.float32)
+        latent: Array = self.pca.transform(self._input(cells.matrix)).astype(np.float32)
         return latent
 
     def expected(self, cells: Cells) -> Iterator[Array]:
         """Yield the reconstruction on the normalised scale, block of cells by block."""
         for block in self.reconstructed(cells):
-            yield np.expm1(block) if self.model.reads_counts else block
+            yield np.expm1(block) if self.scale.reads_counts else block
 
     def reconstructed(self, cells: Cells) -> Iterator[Array]:
         """Yield the reconstruction by the first components, at least 0 for logarithms of counts."""
         for rows in blocks(cells.matrix.shape[0]):
-            x = self.pca.inverse_transform(self.pca.transform(input_of(self.model, cells.matrix[rows])))
-            yield x.clip(min=0) if self.model.reads_counts else x
+            x = self.pca.inverse_transform(self.pca.transform(self._input(cells.matrix[rows])))
+            if self.deviation is not None:
+                x = x * self.deviation
+            yield x.clip(min=0) if self.scale.reads_counts else x
+
+    def _input(self, matrix: csr_matrix) -> csr_matrix:
+        x = input_of(self.scale, matrix)
+        if self.deviation is None:
+            return x
+        cut = np.minimum(x.data / self.deviation[x.indices], self.largest[x.indices])
+        return csr_matrix((cut, x.indices, x.indptr), shape=x.shape)
 
 
 class GeneMean:
@@ -134,7 +187,7 @@ def blocks(n: int) -> Iterator[slice]:
         yield slice(start, stop)
 
 
-def input_of(model: Autoencoder, matrix: csr_matrix) -> csr_matrix:
+def input_of(model: Scaled, matrix: csr_matrix) -> csr_matrix:
     """Return log-normalised counts, or expression as it is, (n, g) CSR: what all methods are scored on."""
     if not model.reads_counts:
         return matrix

@@ -11,8 +11,8 @@ Four yardsticks:
 - **Reconstruction**: mean squared error of log-normalised expression (of the values themselves, for models of
   expression). PCA minimises it, and it rewards copying noise: read it as a check, not as a race. The gene means are
   means of logarithms here; a count model gives the logarithm of a mean, which is larger.
-- **Neighbour consistency** (count data, no labels needed): each cell's molecules are split in halves, and the share of
-  the nearest neighbours in the latent that the halves agree on is counted; of deep cells (a median of 5,000 molecules)
+- **Neighbour consistency** (count data, no labels needed): each cell's molecules are split in two, and the share of the
+  nearest neighbours in the latent that both parts agree on is counted; of deep cells (a median of 5,000 molecules)
   also the share that a fifth of the molecules gives again (:mod:`anncoder.evaluation.neighbors`).
 - **Clusters** of all cells: Leiden (the best of eleven resolutions, for all rows alike) and k-means against labels, and
   the silhouette of the labels (without labels, of the Leiden clusters).

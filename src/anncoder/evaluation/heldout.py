@@ -32,8 +32,11 @@ def thin(cells: Cells, seed: int) -> tuple[Cells, csr_matrix]:
     return cells._replace(matrix=parts[0]).take(alive), parts[1][alive]
 
 
-def split_molecules(matrix: csr_matrix, share: float, generator: np.random.Generator) -> tuple[csr_matrix, csr_matrix]:
-    """Return two matrices that sum to whole counts, (n, g): of each molecule those kept, and a share set aside."""
+def split_molecules(matrix: csr_matrix, share: Any, generator: np.random.Generator) -> tuple[csr_matrix, csr_matrix]:
+    """Return two matrices that sum to whole counts, (n, g): molecules kept, and a share of them set aside.
+
+    The share is a number, or one for each stored entry, (nnz,).
+    """
     molecules = nearest_whole(matrix.data)
     aside = generator.binomial(molecules.astype(np.int64), share).astype(np.float32)
     # copies: zeros are removed in place, and the indices may be those of the user's own matrix
@@ -55,7 +58,14 @@ def whole(matrix: csr_matrix) -> bool:
 
 
 def heldout_nll(method: Method, cells: Cells, aside: csr_matrix, others: Cells, floor: Any) -> float:
-    """Return the Poisson negative log-likelihood of molecules set aside, in nats a cell.
+    """Return the mean of :func:`nll_of_cells`, in nats a cell."""
+    return float(nll_of_cells(method, cells, aside, others, floor).mean())
+
+
+def nll_of_cells(
+    method: Method, cells: Cells, aside: csr_matrix, others: Cells, floor: Any, genes: Any = slice(None)
+) -> Any:
+    """Return the Poisson negative log-likelihood of molecules set aside in each cell, (n,) float64, in nats.
 
     Parameters
     ----------
@@ -67,32 +77,35 @@ def heldout_nll(method: Method, cells: Cells, aside: csr_matrix, others: Cells, 
         Cells that are not scored, for one factor a gene that makes the expected molecules the observed ones there.
     floor
         (g,) expression mixed into every expectation by a hundredth, above zero for every molecule set aside.
+    genes
+        Columns to score on: of methods that read different genes those that all of them read.
     """
-    expected_aside = library_sizes(cells.matrix) * HELD_OUT / (1 - HELD_OUT)
-    factor = gene_factors(method, others)
-    total, start = 0.0, 0
+    expected_aside = library_sizes(cells.matrix[:, genes]) * HELD_OUT / (1 - HELD_OUT)
+    factor, floor, aside = gene_factors(method, others, genes), floor[genes], aside[:, genes]
+    scores, start = np.zeros(cells.matrix.shape[0]), 0
     for block in method.expected(cells):
         stop = start + len(block)
-        scaled = block * factor
+        scaled = block[:, genes] * factor
         share = (1 - FLOOR) * scaled / _positive(scaled.sum(axis=1, keepdims=True)) + FLOOR * floor / floor.sum()
         rate = share * (expected_aside[start:stop] / share.sum(axis=1, dtype=np.float64))[:, None]
         found = aside[start:stop].tocoo()
         logs = found.data * np.log(rate[found.row, found.col]) - gammaln(found.data + 1)
-        total += float(rate.sum(dtype=np.float64) - logs.sum(dtype=np.float64))
+        scores[start:stop] = rate.sum(axis=1, dtype=np.float64) - np.bincount(found.row, logs, len(block))
         start = stop
-    return total / float(cells.matrix.shape[0])
+    return scores
 
 
-def gene_factors(method: Method, cells: Cells) -> Any:
-    """Return observed over expected molecules of each gene, (g,) float64, with one molecule added to both."""
-    sizes, start = library_sizes(cells.matrix), 0
-    expected = np.zeros(cells.matrix.shape[1])
-    for block in method.expected(cells):
+def gene_factors(method: Method, cells: Cells, genes: Any = slice(None)) -> Any:
+    """Return observed over expected molecules of genes, (g,) float64, with one molecule added to both."""
+    matrix, start = cells.matrix[:, genes], 0
+    sizes, expected = library_sizes(matrix), np.zeros(matrix.shape[1])
+    for whole_block in method.expected(cells):
+        block = whole_block[:, genes]
         stop = start + len(block)
         per_molecule = sizes[start:stop] / _positive(block.sum(axis=1, dtype=np.float64))
         expected += per_molecule @ block
         start = stop
-    found = np.asarray(cells.matrix.sum(axis=0, dtype=np.float64)).ravel()
+    found = np.asarray(matrix.sum(axis=0, dtype=np.float64)).ravel()
     return (found + 1) / (expected + 1)
 
 

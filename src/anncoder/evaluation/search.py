@@ -1,35 +1,28 @@
 """Hyper-parameter search: random trials scored on held-out molecules.
 
-Validation losses are not comparable between likelihoods, held-out molecules are (Batson, Royer, Webber 2019, doi
-10.1101/786269): every trial is fitted with the same cells held out, reads nine tenths of their molecules, and is scored
-on the rest. Where few settings matter, random search is as good as a grid of many times its size (Bergstra, Bengio
-2012, JMLR 13:281).
+How a trial is scored: :mod:`anncoder.evaluation.trials`. Where few settings matter, random search is as good as a grid
+of many times its size (Bergstra, Bengio 2012, JMLR 13:281).
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import anndata
 import numpy as np
 
 from anncoder.config import TrainingConfig, split_settings
-from anncoder.data.adata import genes_of, matrix_of, resolve_layer
 from anncoder.data.check import check
 from anncoder.data.matrix.notes import said_once
-from anncoder.errors import ConfigError, DivergenceError, FileError, InputError
+from anncoder.errors import ConfigError
 from anncoder.evaluation.comparison import heldout_score, refuse_none_held_out
-from anncoder.io.atomic import atomic_path
+from anncoder.evaluation.trials import Settings, Trial, attempt, digest_of, rank, refuse_interrupted, run_trials
 from anncoder.models import find
 from anncoder.models.base import Autoencoder
 
-Settings = dict[str, Any]
 Space = Mapping[str, Any]
 
 # settings that a model does not have are left out
@@ -42,17 +35,6 @@ SPACE: Space = {
     "likelihood": ["nb", "zinb"],
     "dispersion": ["gene", "gene-cell"],
 }
-
-
-class Trial(NamedTuple):
-    """One set of settings and its score."""
-
-    number: int
-    settings: Settings
-    heldout_nll: float | None  # nats a cell, lower is better; None where it could not be fitted
-    seconds: float
-    epochs: int
-    problem: str = ""
 
 
 @said_once()
@@ -127,35 +109,24 @@ def search(
     for name, value in settings.items():
         _refuse_values(model, name, [value])
     refuse_none_held_out(settings.get("valid_fraction", 1))
-    about = {"model": model, "space": dict(space), "settings": settings, "seed": seed, "data": _digest(adata, layer)}
-    trials = [] if journal is None else _journal(journal, about)
-    for trial in trials[:n_trials]:
-        if report is not None:
-            report(trial)
-    for number in range(len(trials), n_trials):
-        trial = _run(adata, model, number, draw(space, seed, number), layer, {"seed": seed, **settings})
-        trials.append(trial)
-        if journal is not None:
-            with journal.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(trial._asdict()) + "\n")
-        if report is not None:
-            report(trial)
-    return sorted(trials[:n_trials], key=_rank)
+    about = {"model": model, "space": dict(space), "settings": settings, "seed": seed, "data": digest_of(adata, layer)}
+
+    def run(number: int) -> Trial:
+        drawn = draw(space, seed, number)
+        return attempt(
+            number, drawn, lambda: _fit_and_score(adata, model, number, layer, {"seed": seed} | settings | drawn)
+        )
+
+    return sorted(run_trials(n_trials, run, about, journal, report), key=rank)
 
 
-def _rank(trial: Trial) -> float:
-    nll = math.inf if trial.heldout_nll is None else trial.heldout_nll
-    return math.inf if math.isnan(nll) else nll  # NaN has no order
-
-
-def _digest(adata: anndata.AnnData, layer: str | None) -> str:
-    # hash of the data of the trials: genes, and the molecules of every cell
-    where = resolve_layer(layer, adata.layers)
-    digest = hashlib.sha256("\n".join(map(str, genes_of(adata, where))).encode())
-    matrix = matrix_of(adata, where)
-    if matrix is not None:  # whole numbers of molecules: sums of others differ in their last digits, with their order
-        digest.update(np.rint(np.asarray(matrix.sum(axis=1), dtype=np.float64)).tobytes())
-    return digest.hexdigest()
+def _fit_and_score(
+    adata: anndata.AnnData, model: str, number: int, layer: str | None, settings: Settings
+) -> tuple[int, Settings]:
+    hyper, training = split_settings(settings, find(model).config_class)
+    fitted: Autoencoder = find(model)(**hyper).fit(adata, layer=layer, progress=False, **training)
+    refuse_interrupted(fitted, number)
+    return len(fitted.history_), {"heldout_nll": heldout_score(fitted, adata, layer=layer)}
 
 
 def draw(space: Space, seed: int, number: int) -> Settings:
@@ -172,26 +143,6 @@ def draw(space: Space, seed: int, number: int) -> Settings:
         else:
             drawn[name] = values[int(generator.integers(len(values)))]
     return drawn
-
-
-def _run(
-    adata: anndata.AnnData, model: str, number: int, drawn: Settings, layer: str | None, shared: Settings
-) -> Trial:
-    began = time.perf_counter()
-    try:
-        hyper, training = split_settings(shared | drawn, find(model).config_class)
-        fitted: Autoencoder = find(model)(**hyper).fit(adata, layer=layer, progress=False, **training)
-        if fitted.stopped_ == "interrupted":  # the fit returns, but trial and search are unfinished
-            raise KeyboardInterrupt(f"interrupted in trial {number + 1}")
-        score = heldout_score(fitted, adata, layer=layer)
-    except (DivergenceError, ConfigError, InputError) as error:  # other trials may succeed
-        if isinstance(error, InputError) and error.code != "empty-batch-group":  # solved by larger minibatches
-            raise
-        return Trial(number, drawn, None, time.perf_counter() - began, 0, error.what)
-    seconds, epochs = time.perf_counter() - began, len(fitted.history_)
-    if not math.isfinite(score):
-        return Trial(number, drawn, None, seconds, epochs, "its score is not a number")
-    return Trial(number, drawn, score, seconds, epochs)
 
 
 def checked_space(model: str, space: Space | None) -> Space:
@@ -238,41 +189,3 @@ def _ranged(values: Any) -> bool:
     if any(isinstance(end, bool) or not isinstance(end, int | float) for end in (low, high)):
         return False
     return bool((0 if values.get("log") else -math.inf) < low < high < math.inf)
-
-
-def _journal(path: Path, about: Settings) -> list[Trial]:
-    """Return the trials in a file, which is created if missing."""
-    about = json.loads(json.dumps(about))
-    try:
-        if not path.exists():
-            path.write_text(json.dumps(about) + "\n", encoding="utf-8")
-            return []
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        what = f"cannot use {str(path)!r} as a journal: {getattr(error, 'strerror', None) or error}"
-        raise FileError("unreadable", what, "journal", "name a file, in a folder that exists") from error
-    lines = text.splitlines()
-    head, trials = _parsed(lines)
-    if head is None:  # killed while writing the last line
-        lines = lines[:-1]
-        head, trials = _parsed(lines)
-    if [trial.number for trial in trials] != list(range(len(trials))):
-        what = f"{path.name} is damaged: its trials are not those of one search, each once and in order"
-        raise FileError("bad-journal", what, str(path), "remove it: the search then starts anew")
-    if head != about:
-        remedy = "give the settings of that search to go on with it, or remove the file"
-        raise ConfigError("other-search", f"{path.name} is the journal of another search", str(path), remedy)
-    whole = "".join(line + "\n" for line in lines)
-    if text != whole:  # else the next trial would be appended to a cut line
-        with atomic_path(path) as temporary:
-            temporary.write_text(whole, encoding="utf-8")
-    return trials
-
-
-def _parsed(lines: list[str]) -> tuple[Any, list[Trial]]:
-    """Return head and trials of a journal; None, and no trials, for lines of another format."""
-    try:
-        head, *rest = [json.loads(line) for line in lines]
-        return head, [Trial(**line) for line in rest]
-    except (ValueError, TypeError):
-        return None, []
