@@ -1,4 +1,4 @@
-"""Trials: settings fitted and scored one after the other, in a journal that a stopped run goes on with.
+"""Trials of settings: fitted, scored, kept in a journal that a stopped run goes on with.
 
 Validation losses are not comparable between likelihoods, held-out molecules are (Batson, Royer, Webber 2019, doi
 10.1101/786269): every trial is fitted with the same cells held out, reads nine tenths of their molecules, and is scored
