@@ -1,4 +1,4 @@
-"""``anncoder search`` and ``recommend``: settings or methods tried, the best of them trained."""
+"""``anncoder search`` and ``recommend``: settings or methods tried, the best trained."""
 
 from __future__ import annotations
 
