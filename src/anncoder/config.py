@@ -328,7 +328,10 @@ class TrainingConfig(Settings):
     # scikit-learn takes no larger one; a training should not find that out when it is over
     seed: Annotated[int, Field(ge=0, lt=2**32, description="start of every random stream")] = 0
     device: Annotated[str, Field(description="auto, cpu, gpu, cuda, cuda:1, mps")] = "auto"
-    threads: Annotated[int | None, Field(ge=1, le=1024, description="CPU threads; null for torch's choice")] = None
+    threads: Annotated[
+        int | None,
+        Field(ge=1, le=1024, description="CPU threads; null for torch's choice"),
+    ] = None
     precision: Annotated[PrecisionName, Field(description="matrix products on a CUDA GPU")] = "float32"
     cuda_graph: Annotated[
         bool | None,

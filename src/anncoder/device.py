@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import torch
 from anncoder.errors import ConfigError, ResourceError, out_of_memory
 
 CGROUP = Path("/sys/fs/cgroup")  # of this container, where there is one
+SCHEDULED = ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK", "LSB_DJOB_NUMPROC")  # CPUs for a process, by their givers
 RESIDENT_SHARE = 0.4  # of the free memory of a GPU, for the data
 
 
@@ -67,15 +71,83 @@ def own_gpu() -> str:
 
 @contextmanager
 def threads_set(threads: int | None) -> Iterator[None]:
-    """Set the CPU threads of torch and the kernels for the time of a block; None leaves them as they are."""
+    """Set the CPU threads of torch and the kernels for the time of a block.
+
+    None leaves torch's number, but takes no more than this process may use (:func:`usable_cpus`).
+    """
     before = torch.get_num_threads()
-    if threads is not None:
-        torch.set_num_threads(threads)
+    wanted = min(before, usable_cpus()) if threads is None else threads
+    if wanted != before:
+        torch.set_num_threads(wanted)
+    if wanted > 1:
+        wait_without_spinning()
     try:
         yield
     finally:
-        if threads is not None:
+        if wanted != before:
             torch.set_num_threads(before)
+
+
+def usable_cpus() -> int:
+    """Return how many CPUs this process may use at once.
+
+    The least of the cores of the machine, the affinity of the process, the quota of its control group (version 1 or 2),
+    and what a scheduler gave: ``SLURM_CPUS_PER_TASK``, ``LSB_DJOB_NUMPROC`` and, as torch, ``OMP_NUM_THREADS``.
+    """
+    limits = [getattr(os, "process_cpu_count", os.cpu_count)() or 1]
+    if hasattr(os, "sched_getaffinity"):
+        limits.append(len(os.sched_getaffinity(0)))
+    limits += [int(text) for name in SCHEDULED if (text := os.environ.get(name, "").partition(",")[0]).isdigit()]
+    if (quota := _quota()) is not None:
+        limits.append(math.ceil(quota))
+    return max(1, min(limits))
+
+
+def _quota() -> float | None:
+    """Return the CPUs that the control group lets its processes use, or None for any number."""
+    v2, v1 = CGROUP / "cpu.max", CGROUP / "cpu"
+    try:
+        if v2.exists():
+            quota, period = v2.read_text(encoding="ascii").split()
+        else:
+            quota, period = (
+                (v1 / f"cpu.cfs_{name}_us").read_text(encoding="ascii").strip() for name in ("quota", "period")
+            )
+        return None if quota in ("max", "-1") else int(quota) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+
+
+@cache
+def wait_without_spinning() -> None:
+    """Let the threads of torch's OpenMP sleep, not spin, while they wait for each other.
+
+    After every operation each thread waits for the others, some hundred times a training step. A spinning one keeps its
+    core from the thread that it waits for, where other programs use the machine: beside one busy process two threads
+    were 38 times slower than one; sleeping, they are a tenth to a quarter slower, and on an idle machine no slower
+    (docs/benchmarks.md). Only the environment sets this for good, before torch is loaded, so the runtime's own rule
+    is used: GNU's spins but a moment once there are more threads than cores, and a second team, asleep from its first
+    moment to the end of the process, makes them more. LLVM's and Intel's runtimes have a function for it.
+    """
+    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    if {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & set(os.environ) or not library.exists():
+        return
+    openmp = ctypes.CDLL(str(library))
+    if hasattr(openmp, "kmp_set_blocktime"):
+        openmp.kmp_set_blocktime(0)
+        return
+    run = getattr(openmp, "GOMP_parallel", None)
+    if run is None:
+        return
+    started, nothing = threading.Event(), ctypes.cast(ctypes.CDLL(None).free, ctypes.c_void_p)  # free(NULL) is nothing
+
+    def team() -> None:
+        run(nothing, None, ctypes.c_uint((os.cpu_count() or 1) + 1), ctypes.c_uint(0))
+        started.set()
+        threading.Event().wait()  # a team ends with the thread that started it
+
+    threading.Thread(target=team, name="anncoder-asleep", daemon=True).start()
+    started.wait()
 
 
 _one_at_a_time = threading.Lock()

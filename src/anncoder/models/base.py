@@ -205,7 +205,7 @@ class Autoencoder:
             Start of every random stream. The same seed, machine and number of threads give the same arrays.
         device, threads, precision, cuda_graph
             ``"auto"`` (a CUDA GPU if there is one, else the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``; CPU
-            threads, None for torch's choice (scanpy's neighbour graphs raise it; ``training_.threads`` has the number
+            threads, None for torch's choice within the process' limits (``training_.threads`` has the number
             used); ``"tf32"`` for faster products on a CUDA GPU, of factors with three digits; whether to record a step
             there and replay it, None for where that can be done (count autoencoder, data in memory).
         progress
