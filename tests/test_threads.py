@@ -71,6 +71,7 @@ def test_a_fit_takes_no_more_threads_than_it_may(many: Path, monkeypatch: pytest
     torch.set_num_threads(5)
     try:
         quick = {"max_epochs": 1, "progress": False}
+        monkeypatch.setattr("anncoder.training.prepare.WORK_OF_A_THREAD", 1)
         assert ac.CountAutoencoder(n_latent=2, n_hidden=(8,)).fit(counts, **quick).training_.threads == 2
         assert torch.get_num_threads() == 5
         # what is asked for is taken

@@ -330,7 +330,7 @@ class TrainingConfig(Settings):
     device: Annotated[str, Field(description="auto, cpu, gpu, cuda, cuda:1, mps")] = "auto"
     threads: Annotated[
         int | None,
-        Field(ge=1, le=1024, description="CPU threads; null for torch's choice"),
+        Field(ge=1, le=1024, description="CPU threads; null for as many as pay"),
     ] = None
     precision: Annotated[PrecisionName, Field(description="matrix products on a CUDA GPU")] = "float32"
     cuda_graph: Annotated[

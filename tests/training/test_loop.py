@@ -173,7 +173,22 @@ def test_no_public_verb_touches_global_random_state(make, counts) -> None:  # ty
 def test_the_threads_that_a_fit_used_are_recorded(counts) -> None:  # type: ignore[no-untyped-def]
     for asked in (None, 1, 2):
         model = CountAutoencoder(n_latent=2).fit(counts, max_epochs=1, threads=asked, progress=False)
-        assert model.training_.threads == (torch.get_num_threads() if asked is None else asked)
+        assert model.training_.threads == (asked or 1)  # so small a step has no work for two
+
+
+def test_large_steps_take_the_threads_that_there_are(counts, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr("anncoder.training.prepare.WORK_OF_A_THREAD", 1000)
+    monkeypatch.setattr("anncoder.device.usable_cpus", lambda: 2)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        model = CountAutoencoder(n_latent=2).fit(counts, max_epochs=1, progress=False)
+        again = CountAutoencoder(n_latent=2).fit(counts, max_epochs=1, threads=2, progress=False)
+    finally:
+        torch.set_num_threads(before)
+    assert model.training_.threads == 2
+    for name, value in model.network_.state_dict().items():
+        assert torch.equal(value, again.network_.state_dict()[name]), name
 
 
 def test_threads_are_given_back(counts) -> None:  # type: ignore[no-untyped-def]

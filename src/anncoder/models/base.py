@@ -33,7 +33,7 @@ from anncoder.data.genes import columns_of
 from anncoder.data.sources import Data, Genes, MemorySource, PerCell, Source, open_for_model, open_source
 from anncoder.data.split import Split, split_cells
 from anncoder.data.summary import size_factors
-from anncoder.device import choose_device, products_in, refuse_size, usual_torch
+from anncoder.device import choose_device, products_in, refuse_size, threads_set, usual_torch
 from anncoder.errors import ConfigError, DivergenceError, counted
 from anncoder.io import model_folder
 from anncoder.models import find, names
@@ -41,7 +41,7 @@ from anncoder.training.checkpoint import Checkpoint, FitCheckpointer, checkpoint
 from anncoder.training.cuda_graph import recorded_step_or_none
 from anncoder.training.inference import infer, put_in_order
 from anncoder.training.loop import History, StepFunction, train
-from anncoder.training.prepare import TrainingData, batches_in, fit_context, limited, prepare
+from anncoder.training.prepare import TrainingData, batches_in, fit_context, limited, prepare, threads_for
 from anncoder.training.progress import TrainingReport, announce, warn_interrupted
 from anncoder.types import Batch, Noise, Rank, Shape
 
@@ -75,6 +75,7 @@ class Start(NamedTuple):
     checkpointer: FitCheckpointer | None
     step_fn: StepFunction | None
     report: TrainingReport
+    threads: int
 
 
 class Autoencoder:
@@ -205,9 +206,9 @@ class Autoencoder:
             Start of every random stream. The same seed, machine and number of threads give the same arrays.
         device, threads, precision, cuda_graph
             ``"auto"`` (a CUDA GPU if there is one, else the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``; CPU
-            threads, None for torch's choice within the process' limits (``training_.threads`` has the number
-            used); ``"tf32"`` for faster products on a CUDA GPU, of factors with three digits; whether to record a step
-            there and replay it, None for where that can be done (count autoencoder, data in memory).
+            threads, None for as many as a step has work for, of those that the process may use (``training_.threads``
+            has the number); ``"tf32"`` for faster products on a CUDA GPU, of factors with three digits; whether to
+            record a step there and replay it, None for where that can be done (count autoencoder, data in memory).
         progress
             True for a progress bar, False for silence, None for a bar in a terminal or a notebook.
         checkpoint
@@ -234,24 +235,26 @@ class Autoencoder:
             split = split_cells(source, training)
             ready = prepare(source, split, self.config, training, process)
             start = self._start(source, split, ready, process, checkpoint, progress)
-            try:
-                with products_in(training.precision, ready.device), start.report as report:
-                    history = train(
-                        start.network,
-                        ready.train,
-                        ready.valid,
-                        start.training,
-                        ready.device,
-                        report,
-                        process,
-                        start.checkpointer,
-                        start.step_fn,
-                        ready.sample,
-                    )
-            except DivergenceError as error:
-                self._keep(error.history, source, split, ready, start, layer)
-                raise error.named(list(source.names(np.array(error.rows, dtype=np.int64))), source.var_names) from error
-            self._keep(history, source, split, ready, start, layer)
+            with threads_set(start.threads):
+                try:
+                    with products_in(training.precision, ready.device), start.report as report:
+                        history = train(
+                            start.network,
+                            ready.train,
+                            ready.valid,
+                            start.training,
+                            ready.device,
+                            report,
+                            process,
+                            start.checkpointer,
+                            start.step_fn,
+                            ready.sample,
+                        )
+                except DivergenceError as error:
+                    self._keep(error.history, source, split, ready, start, layer)
+                    names = list(source.names(np.array(error.rows, dtype=np.int64)))
+                    raise error.named(names, source.var_names) from error
+                self._keep(history, source, split, ready, start, layer)
         return self
 
     def to(self, device: str) -> Self:
@@ -408,13 +411,15 @@ class Autoencoder:
         training = limited(ready.training, len(ready.train))
         step_fn = recorded_step_or_none(ready.train, self.config, training, process)
         network = self._build(Shape(len(source.var_names), len(ready.batches), tuple(ready.batches)), noise)
-        network.to(ready.device).start_from(ready.summary, ready.unshuffled)
+        n_threads = threads_for(network, training, ready.device)
+        with threads_set(n_threads):
+            network.to(ready.device).start_from(ready.summary, ready.unshuffled)
         noise.seed_for_rank(process.rank)  # all processes start from the same weights, and differ in their noise
         if progress is not False:
-            n_threads = torch.get_num_threads()
-            announce(f"training on {ready.device} ({n_threads} threads): {ready.size}{resume_note(checkpointer)}")
+            where = f"{ready.device} ({counted(n_threads, 'thread')})"
+            announce(f"training on {where}: {ready.size}{resume_note(checkpointer)}")
         report = TrainingReport(len(ready.train), training, show=progress)
-        return Start(network, training, checkpointer, step_fn, report)
+        return Start(network, training, checkpointer, step_fn, report, n_threads)
 
     def _keep(
         self, history: History, source: Source, split: Split, ready: TrainingData, start: Start, layer: str | None

@@ -25,6 +25,7 @@ from anncoder.types import SINGLE, Batch, Loader, Rank, Summary
 SAMPLE = 8192  # cells from which the natural axes of the latent are found
 VALID_BATCH = 1024
 SUMMARY_BLOCK = 8192  # cells at a time
+WORK_OF_A_THREAD = 100_000_000  # parameters times cells of a minibatch
 
 
 class TrainingData(NamedTuple):
@@ -55,6 +56,19 @@ def fit_context(training: TrainingConfig) -> Iterator[Rank]:
     """Let torch be as a fit expects it, on its threads and joined to the other processes, for the time of a block."""
     with usual_torch(), processes(training.device) as process, threads_set(training.threads), memory_errors("fit"):
         yield process
+
+
+def threads_for(network: torch.nn.Module, training: TrainingConfig, device: torch.device) -> int:
+    """Return the CPU threads for training steps: those asked for, else as many as a step has work for.
+
+    A step is some hundred short operations, after each of which the threads wait for each other. Where there is little
+    to share a second thread gains nothing on an idle machine, and costs time beside other work (docs/benchmarks.md).
+    The number depends on network and minibatch alone, not on how busy the machine is: the bits depend on it.
+    """
+    if training.threads is not None or device.type != "cpu":
+        return torch.get_num_threads()
+    work = given(training.batch_size) * sum(parameter.numel() for parameter in network.parameters())
+    return max(1, min(torch.get_num_threads(), work // WORK_OF_A_THREAD))
 
 
 def prepare(
