@@ -45,6 +45,7 @@ def compare(path: Path, labels: str, order: str | None, seed: int, threads: int)
     """Return the scores and the truth of every method on a file."""
     adata = anndata.read_h5ad(path)
     adata.var_names_make_unique()
+    adata.obs_names_make_unique()
     table = recommend(adata, seed=seed, threads=threads, progress=False).table
     training = TrainingConfig(seed=seed, threads=threads, valid_fraction=0.1)
     scene = scene_of(adata, None, N_GENES, adata.n_obs, training)

@@ -174,17 +174,25 @@ def recommendation(found: Recommendation) -> np.ndarray[Any, Any]:
         yticks=rows, yticklabels=table.index, xlabel="nats a cell, lower is better", title="molecules set aside"
     )
     axes[1].set(xlabel="share, higher is better", title="neighbour consistency")
-    for ax, advice in zip(axes, (found.denoising, found.trajectories), strict=True):
+    chosen = int(rows[table.index == found.denoising.method][0])
+    axes[0].scatter(loss[chosen], chosen, s=130, facecolors="none", edgecolors="black", zorder=3)
+    for ax in axes:
         ax.grid(axis="y", linewidth=0.4, alpha=0.6)
         ax.spines[["top", "right", "left"]].set_visible(False)
         ax.tick_params(axis="y", length=0)
-        row = int(rows[table.index == advice.method][0])
-        value = (loss if ax is axes[0] else shares)[row]
-        ax.scatter(value, row, s=130, facecolors="none", edgecolors="black", zorder=3)
     names = (("autoencoder", PALETTE[0]), ("PCA", PALETTE[1]))
     handles = [Line2D([], [], linestyle="", marker="o", color=color, label=name) for name, color in names]
     handles.append(
-        Line2D([], [], linestyle="", marker="o", markersize=10, markerfacecolor="none", color="black", label="advised")
+        Line2D(
+            [],
+            [],
+            linestyle="",
+            marker="o",
+            markersize=10,
+            markerfacecolor="none",
+            color="black",
+            label="for denoising",
+        )
     )
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
     return np.asarray(axes)
