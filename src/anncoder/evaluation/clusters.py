@@ -7,12 +7,13 @@ from typing import Any
 import anndata
 import numpy as np
 import pandas as pd
-import torch
+from threadpoolctl import threadpool_limits
 
-from anncoder.device import threads_set
+from anncoder.evaluation.graph import neighbor_graph
 from anncoder.models.base import Array
 
 RESOLUTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.2, 1.5, 2.0)
+N_NEIGHBORS = 15  # scanpy's default, the cell itself included
 LARGEST_SILHOUETTE = 5000  # cells: it looks at every pair
 
 
@@ -54,20 +55,20 @@ def kmeans(latent: Array, n_clusters: int, seed: int) -> Any:
     """Return k-means clusters of a latent, the best of ten starts, (n,)."""
     from sklearn.cluster import KMeans
 
-    return KMeans(n_clusters, n_init=10, random_state=seed).fit_predict(latent)
+    with threadpool_limits(1, "openmp"):  # of scikit-learn's own OpenMP, which spins where other programs run
+        return KMeans(n_clusters, n_init=10, random_state=seed).fit_predict(latent)
 
 
 def leiden(latent: Array, resolutions: tuple[float, ...], seed: int) -> list[Any]:
     """Return scanpy's Leiden clusters of a latent, one array of labels a resolution."""
     import scanpy as sc
 
-    cells = anndata.AnnData(obs=pd.DataFrame(index=[str(i) for i in range(len(latent))]), obsm={"latent": latent})
-    # numba's first parallel loop sets the OpenMP that it shares with torch to one thread a core
-    with threads_set(torch.get_num_threads()):
-        sc.pp.neighbors(cells, use_rep="latent", n_neighbors=min(15, len(latent) - 1), random_state=seed)
+    cells = anndata.AnnData(obs=pd.DataFrame(index=[str(i) for i in range(len(latent))]))
+    graph = neighbor_graph(latent, min(N_NEIGHBORS, len(latent)))
     found = []
     for resolution in resolutions:
-        sc.tl.leiden(cells, resolution, flavor="igraph", n_iterations=2, directed=False, random_state=seed)
+        options: dict[str, Any] = {"flavor": "igraph", "n_iterations": 2, "directed": False, "random_state": seed}
+        sc.tl.leiden(cells, resolution, adjacency=graph, **options)
         found.append(cells.obs["leiden"].to_numpy())
     return found
 
