@@ -84,7 +84,7 @@ def threads_set(threads: int | None) -> Iterator[None]:
     try:
         yield
     finally:
-        if wanted != before:
+        if torch.get_num_threads() != before:  # other packages, too, set it: numba's first parallel loop does
             torch.set_num_threads(before)
 
 
