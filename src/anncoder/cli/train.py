@@ -36,7 +36,7 @@ from anncoder.data.opening import open_stores
 from anncoder.data.sources import DiskSource, open_source
 from anncoder.data.split import split_cells
 from anncoder.device import choose_device, threads_set
-from anncoder.errors import ConfigError, DivergenceError, InputError
+from anncoder.errors import ConfigError, DivergenceError, InputError, listed
 from anncoder.evaluation.comparison import evaluate
 from anncoder.io.atomic import atomic_path, locked
 from anncoder.io.model_folder import refuse_target, versions
@@ -52,6 +52,7 @@ from anncoder.training.progress import announce
 logger = logging.getLogger("anncoder")
 
 SCHEMA = 1
+LONG = 20_000  # cells from which on copying and writing takes seconds
 EVALUATED = 5000  # cells at most: enough for the comparison with PCA, and over in seconds
 
 
@@ -125,6 +126,8 @@ def _train_and_write(request: TrainRequest, plan: TrainPlan) -> None:
             model = _fit(source, plan, request, part)
         with signals.saving():
             with results_replaced(folder, files.outputs), logged(part / LOG):
+                if source.n_obs > LONG and not request.quiet:
+                    announce(f"writing {listed(map(str, files.outputs), 3)}")
                 _save(model, part)
                 write_json(part / METRICS, _metrics(source, model, request, began))
                 write_results(model, source, files.outputs, _wanted(request, model), together=True)
@@ -252,6 +255,8 @@ def _save(model: Autoencoder, folder: Path) -> None:
 def _evaluate(source: DiskSource, model: Autoencoder, request: TrainRequest) -> dict[str, Any] | None:
     if not request.evaluation:
         return None
+    if not request.quiet:
+        announce("comparing with PCA and the gene means")
     try:
         with silent():
             found = evaluate(model, source, labels=request.labels, max_cells=EVALUATED, seed=model.training_.seed)
