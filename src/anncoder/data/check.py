@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -117,12 +118,21 @@ class Report:
         with_others = any(problem.code == NARROW for problem in self.problems)
         return "ready, but not with the default settings" if with_others else "ready"
 
-    def __str__(self) -> str:
-        head = (
+    def _head(self) -> str:
+        return (
             f"{counted(self.n_obs, 'cell')} x {counted(self.n_vars, 'gene')}; {self.where}: {KINDS[self.kind]}; "
             f"{self._verdict()} ({counted(self.n_stored, 'value')} read in {self.seconds:.2g} s)"
         )
-        return "\n".join([head, "", *_table_lines(self.table), *map(_paragraph, self.problems)])
+
+    def __str__(self) -> str:
+        return "\n".join([self._head(), "", *_table_lines(self.table), *map(_paragraph, self.problems)])
+
+    def _repr_html_(self) -> str:
+        # for notebooks: a table of the slots, and one of the problems
+        slots = pd.DataFrame([row._asdict() for row in self.table.values()], index=list(self.table))
+        with pd.option_context("display.max_colwidth", None):
+            below = self.to_frame().to_html(index=False) if self.problems else "<p>no problems</p>"
+        return f"<p>{escape(self._head())}</p>{slots.to_html(float_format=lambda value: f'{value:.3g}')}{below}"
 
 
 def check(

@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from html import escape
 from typing import Any, Literal
 
 import anndata
@@ -56,6 +57,7 @@ logger = logging.getLogger("anncoder")
 
 FEWEST = 20  # cells of a meaningful score
 SCHEMA = 1
+LESS_IS_BETTER = ("heldout_nll", "reconstruction_mse", "invented_correlations")
 WIDE = 50  # components of the second PCA: scanpy's default
 
 Scored = Literal["held-out", "new", "seen"]
@@ -98,6 +100,21 @@ class Evaluation:
     def __str__(self) -> str:
         table = str(self.table.to_string(float_format=lambda v: f"{v:.4g}", na_rep="-"))
         return f"{table}\n{self.n_scored:,} of {self.n_obs:,} cells scored: {WHICH[self.scored]}"
+
+    def _repr_html_(self) -> str:
+        # the table, for notebooks, with the best of each column in bold
+        shown = self.table.dropna(axis=1, how="all").astype(float)
+        best = {name: shown[name].min() if name in LESS_IS_BETTER else shown[name].max() for name in shown}
+
+        def cell(name: Any, value: float) -> str:
+            text = "" if pd.isna(value) else f"{value:.4g}"
+            return f"<b>{text}</b>" if value == best[name] else text
+
+        arrows = {name: f"{name} {'↓' if name in LESS_IS_BETTER else '↑'}" for name in shown}
+        rows = {name: [cell(name, value) for value in shown[name]] for name in shown}
+        table = pd.DataFrame(rows, index=shown.index).rename(columns=arrows).to_html(escape=False)
+        labels = "" if self.labels is None else f"; labels: {escape(self.labels)}"
+        return f"{table}<p>{self.n_scored:,} of {self.n_obs:,} cells scored: {WHICH[self.scored]}{labels}</p>"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values with stable names, as ``evaluation.json`` has them."""

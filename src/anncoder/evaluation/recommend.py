@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +36,7 @@ from anncoder.models import find
 from anncoder.models.base import Autoencoder
 from anncoder.training.progress import bar
 
+PURPOSES = ("denoising", "trajectories", "clusters")
 MAX_CELLS = 10_000
 N_GENES = (1000, 2000)
 SURE = 2.0  # standard errors by which a model must be better than PCA
@@ -103,10 +105,18 @@ class Recommendation:
     def __str__(self) -> str:
         shown = self.table.drop(columns=["model", "n_latent", "n_genes"]).dropna(axis=1, how="all")
         table = str(shown.to_string(float_format=lambda value: f"{value:.4g}", na_rep="-"))
-        purposes = ("denoising", "trajectories", "clusters")
-        advice = [f"{name}: {(of := getattr(self, name)).method}. {of.why}" for name in purposes]
+        advice = [f"{name}: {(of := getattr(self, name)).method}. {of.why}" for name in PURPOSES]
         head = f"{self.n_obs:,} cells, {self.n_held_out:,} of them scored on molecules set aside"
         return "\n".join([head, table, *advice, self.command])
+
+    def _repr_html_(self) -> str:
+        # the table and the advice, for notebooks
+        shown = self.table.drop(columns=["model", "n_latent", "n_genes"]).dropna(axis=1, how="all")
+        advice = {name: f"{(of := getattr(self, name)).method}. {of.why}" for name in PURPOSES}
+        with pd.option_context("display.max_colwidth", None):
+            below = pd.Series(advice).to_frame().to_html(header=False)
+        table = shown.to_html(float_format=lambda value: f"{value:.4g}", na_rep="")
+        return f"{table}{below}<p><code>{escape(self.command)}</code></p>"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values with stable names, as ``recommendation.json`` has them."""
@@ -114,7 +124,7 @@ class Recommendation:
             str(name): {key: None if pd.isna(value) else value for key, value in row.items()}
             for name, row in self.table.astype(object).to_dict(orient="index").items()
         }
-        advice = {name: getattr(self, name)._asdict() for name in ("denoising", "trajectories", "clusters")}
+        advice = {name: getattr(self, name)._asdict() for name in PURPOSES}
         return {"schema": 1, "n_obs": self.n_obs, "n_held_out": self.n_held_out, "methods": rows} | advice
 
 

@@ -25,10 +25,11 @@ from anncoder.config import (
     PrecisionName,
     SplitName,
     TrainingConfig,
+    given,
     refuse_unused_batches,
     unknown_key,
 )
-from anncoder.data.adata import batch_name, open_data
+from anncoder.data.adata import batch_name, open_data, slot_label
 from anncoder.data.genes import columns_of
 from anncoder.data.sources import Data, Genes, MemorySource, PerCell, Source, open_for_model, open_source
 from anncoder.data.split import Split, split_cells
@@ -129,6 +130,27 @@ class Autoencoder:
         changed = {k: v for k, v in self.config if v != type(self.config).model_fields[k].default}
         state = "" if self.network_ is None else f"  # fitted: {counted(len(self.var_names_), 'gene')}"
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in changed.items())}){state}"
+
+    def _repr_html_(self) -> str:
+        # a card, for notebooks
+        rows: dict[str, Any] = {"model": repr(self).partition("  #")[0]}
+        if self.network_ is None:
+            rows |= {"fitted": "no", "next": "model.fit(adata)"}
+        else:
+            record = self.history_.iloc[self.best_epoch_]
+            watched = "valid_loss" if "valid_loss" in record else "train_loss"
+            best = f"{watched} {record[watched]:.5g} ({self.config.loss_unit or 'no unit'})"
+            rows |= {
+                "genes": f"{len(self.var_names_):,}, from {slot_label(self.layer_)}",
+                "training": f"{counted(len(self.history_), 'epoch')}, {self.history_['seconds'].sum():.1f} s, "
+                f"{counted(given(self.training_.threads), 'thread')}; ended: "
+                f"{'no longer improving' if self.stopped_ == 'early' else self.stopped_}",
+                "best": f"epoch {self.best_epoch_ + 1}: {best}",
+                "held out": counted(len(self.valid_obs_), "cell"),
+                "next": "model.embed(adata); ac.evaluate(model, adata); ac.pl.history(model)",
+            }
+        with pd.option_context("display.max_colwidth", None):
+            return str(pd.Series(rows).to_frame().to_html(header=False))
 
     def fit(
         self,
