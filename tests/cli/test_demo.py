@@ -117,7 +117,7 @@ def test_denoising_shows_what_the_picture_is_to_show(ran: Ran) -> None:
 
 def test_it_can_be_run_again(ran: Ran, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(demo, "SETTINGS", (*demo.SETTINGS, "max_epochs=1"))
-    monkeypatch.setattr(demo, "lay_out", lambda adata, seed: None)
+    monkeypatch.setattr(demo, "add_layout", lambda adata, seed: None)
     monkeypatch.setattr(demo, "draw", lambda adata, model, folder: None)
     for _ in range(2):
         demo.run_demo(tmp_path, seed=0, threads=1)

@@ -25,7 +25,7 @@ SETTINGS = ("n_latent=10", "batch_size=64", "learning_rate=0.003")
 
 
 def run_demo(folder: Path, *, seed: int, threads: int | None) -> None:
-    """Check, train, embed, denoise, cluster, lay out and draw 700 blood cells with published labels."""
+    """Check, train, embed, denoise, cluster, embed in two dimensions and draw 700 blood cells with published labels."""
     from anncoder.datasets import pbmc68k_counts
     from anncoder.models.loading import load
 
@@ -41,7 +41,7 @@ def run_demo(folder: Path, *, seed: int, threads: int | None) -> None:
         TrainRequest([counts], output, settings=SETTINGS, seed=seed, threads=threads, denoise=True, labels=LABELS)
     )
     adata = read_input(output)
-    lay_out(adata, seed=seed)
+    add_layout(adata, seed=seed)
     write_output(adata, output, wrote=("obsm/X_ae",))
     draw(adata, load(output.with_suffix(".anncoder") / "model"), folder)
     announce(
@@ -64,7 +64,7 @@ def _refuse_others(path: Path, genes: pd.Index) -> None:
         raise FileError("not-ours", what, str(path), "choose another folder (-o), or move it away first")
 
 
-def lay_out(adata: anndata.AnnData, *, seed: int) -> None:
+def add_layout(adata: anndata.AnnData, *, seed: int) -> None:
     """Add Leiden clusters and a UMAP of the latent, and a UMAP of PCA of the same width, with scanpy."""
     import scanpy as sc
 
