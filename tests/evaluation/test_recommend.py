@@ -219,3 +219,39 @@ def test_the_picture_has_a_row_a_method(found: Recommendation) -> None:
     import matplotlib.pyplot as plt
 
     plt.close(axes[0].figure)
+
+
+def test_an_interrupted_command_goes_on_and_a_refused_one_leaves_nothing(
+    anncoder: Run, cells: anndata.AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, folder = tmp_path / "it.h5ad", tmp_path / "out"
+    cells.write_h5ad(path)
+    words = ["--models", "count", "--widths", "4", "--genes", "60", "--set", "max_epochs=2", "--threads", "1"]
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_fit", interrupted)
+        stopped = anncoder("recommend", path, "-o", folder, *words)
+    assert stopped.exit_code == 130
+    assert "goes on after the last whole method" in stopped.stderr
+    assert [entry.name for entry in folder.iterdir()] == ["methods.jsonl"]
+    assert anncoder("recommend", path, "-o", folder, *words).exit_code == 0
+    assert not (folder / "methods.jsonl").exists()
+
+    few = cells[:30].copy()
+    few.write_h5ad(tmp_path / "few.h5ad")
+    refused = anncoder("recommend", tmp_path / "few.h5ad", "-o", tmp_path / "none", *words)
+    assert refused.exit_code == 4
+    assert "too-few-cells" in refused.stderr
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.filterwarnings("ignore:Observation names are not unique")
+def test_cells_of_plates_may_share_their_names(cells: anndata.AnnData) -> None:
+    twice = cells.copy()
+    twice.obs_names = [f"cell{i % 150}" for i in range(300)]
+    words: dict[str, Any] = {"models": ["count"], "widths": [4], "n_genes": [60], **QUICK}
+    scores = ["heldout_nll", "neighbor_consistency"]
+    pd.testing.assert_frame_equal(recommend(twice, **words).table[scores], recommend(cells, **words).table[scores])

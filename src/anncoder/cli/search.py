@@ -163,21 +163,28 @@ def run_recommend(request: RecommendRequest) -> None:
     chosen = {"models": request.models, "widths": request.widths, "n_genes": request.n_genes}
     among: dict[str, Any] = {name: values for name, values in chosen.items() if values}
     settings = parse_assignments(request.settings)
+    made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
-        found = recommend(
-            list(request.data),
-            layer=request.layer,
-            seed=request.seed,
-            journal=folder / JOURNAL,
-            progress=False if request.quiet else None,
-            device=request.device,
-            threads=request.threads,
-            **among,
-            **settings,
-        )
-        _write_recommendation(found, folder)
-        (folder / JOURNAL).unlink()  # nothing is left to go on with
+    try:
+        with locked(folder):
+            found = recommend(
+                list(request.data),
+                layer=request.layer,
+                seed=request.seed,
+                journal=folder / JOURNAL,
+                progress=False if request.quiet else None,
+                device=request.device,
+                threads=request.threads,
+                **among,
+                **settings,
+            )
+            _write_recommendation(found, folder)
+            (folder / JOURNAL).unlink()  # nothing is left to go on with
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("interrupted; the same command again goes on after the last whole method") from None
+    finally:
+        if made and not any(folder.iterdir()):  # refused before the first method
+            folder.rmdir()
     typer.echo(str(found).rsplit("\n", 1)[0])
     for line in _next_lines(found, request):
         typer.echo(line)

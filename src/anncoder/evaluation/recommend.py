@@ -339,6 +339,8 @@ def _counts(data: Data, layer: str | None, max_cells: int, seed: int) -> anndata
     matrix = vstack([matrix for matrix, _ in blocks], format="csr")[in_order]
     refuse_not_whole(matrix)
     names = pd.Index(source.names(rows[in_order]), dtype=object)
+    if not names.is_unique:  # plates of one experiment
+        names = pd.Index([f"{name}-{i}" for i, name in enumerate(names)], dtype=object)
     return anndata.AnnData(
         matrix, obs=pd.DataFrame(index=names), var=pd.DataFrame(index=pd.Index(source.var_names, dtype=object))
     )
