@@ -60,7 +60,7 @@ class DenoisingConfig(LayeredConfig):
     @property
     def defaults(self) -> dict[str, Any]:
         """Few epochs of large steps."""
-        return {**super().defaults, **FAST_TRAINING, "learning_rate": 3e-3}
+        return {**super().defaults, **FAST_TRAINING}
 
 
 class DenoisingNetwork(nn.Module):
