@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -563,3 +564,25 @@ def test_without_a_place_for_the_cache_the_kernels_are_compiled_all_the_same(mon
     again(1, torch.arange(5), torch.arange(4.0), torch.full((4,), 2.0), out)
     torch.testing.assert_close(out, (torch.arange(4.0) / 2).log1p())
     assert asked == [True, False]
+
+
+@pytest.mark.slow
+def test_kernels_compiled_now_and_kernels_of_the_cache_give_the_same_bits(tmp_path: Path) -> None:
+    """A function that a kernel calls, and that is compiled on its own as well, is another one in the first process."""
+    code = """
+import hashlib
+import anncoder as ac
+cells = ac.datasets.simulate(n_obs=200, n_vars=90, n_groups=3, seed=1, lib_loc=6.0)
+for likelihood in ("nb", "zinb", "poisson"):
+    model = ac.CountAutoencoder(n_latent=3, n_hidden=(8,), likelihood=likelihood)
+    model.fit(cells, max_epochs=25, early_stopping=False, threads=1, progress=False)
+    arrays = b"".join(value.numpy().tobytes() for value in model.network_.state_dict().values())
+    print(hashlib.sha256(arrays).hexdigest())
+"""
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    first, later = (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment).stdout
+        for _ in range(2)
+    )
+    assert any(tmp_path.rglob("*.nbi"))
+    assert first == later

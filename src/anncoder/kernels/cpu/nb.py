@@ -2,7 +2,8 @@
 
 Formulae in :mod:`anncoder.likelihoods.nb`. Every entry is first computed as a zero, in float32, in loops that become
 vector instructions; the stored values then replace theirs, in float64. Rows are computed in chunks of fixed size: sums
-over cells have one order for any number of threads.
+over cells have one order for any number of threads. All functions are inlined by numba: what LLVM links differs between
+the process that compiles and the cache.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def nb(address: Scalar) -> None:
         chunk = take_ticket(table)
 
 
-@njit(fastmath=EXACT, error_model="numpy")
+@njit(inline="always", fastmath=EXACT, error_model="numpy")
 def longest(indptr: Vector, n: Scalar) -> Scalar:
     """Return the number of stored values of the longest row, or n if that is more: rows may repeat columns."""
     for i in range(indptr.shape[0] - 1):
@@ -106,7 +107,7 @@ def longest(indptr: Vector, n: Scalar) -> Scalar:
     return n
 
 
-@njit(fastmath=EXACT, error_model="numpy")
+@njit(inline="always", fastmath=EXACT, error_model="numpy")
 def working_row(values: Vector, room: Vector) -> Vector:
     """Return a row with these values to compute in: the gradient overwrites them."""
     if room.ctypes.data != values.ctypes.data:
@@ -114,7 +115,7 @@ def working_row(values: Vector, room: Vector) -> Vector:
     return room
 
 
-@njit(fastmath=EXACT, error_model="numpy")
+@njit(inline="always", fastmath=EXACT, error_model="numpy")
 def remember(row: Vector, indices: Vector, before: Vector, wanted: bool) -> None:
     """Save the stored entries of a row of sums before zeros are added everywhere; 0 for rows that are overwritten."""
     for k in range(indices.shape[0]):
@@ -128,7 +129,7 @@ def limited(x: Scalar, low: Scalar, high: Scalar) -> Scalar:
     return high if x > high else x
 
 
-@njit(fastmath=EXACT, error_model="numpy")
+@njit(inline="always", fastmath=EXACT, error_model="numpy")
 def softmax_of(logits: Vector, offset: Scalar, limits: Vector, share: Vector, bounds: Vector) -> Scalar:
     """Write the softmax of a row, and the bounds of its logits; return the offset from logits to log means."""
     largest = logits[0]
@@ -144,7 +145,7 @@ def softmax_of(logits: Vector, offset: Scalar, limits: Vector, share: Vector, bo
     return at
 
 
-@njit(fastmath=EXACT, error_model="numpy")
+@njit(inline="always", fastmath=EXACT, error_model="numpy")
 def through_softmax(share: Vector, by_mean: Vector) -> None:
     """Turn the gradient for log means into that for logits whose softmax they are, in place."""
     total = F(row_sum(by_mean))
@@ -152,7 +153,7 @@ def through_softmax(share: Vector, by_mean: Vector) -> None:
         by_mean[j] -= share[j] * total
 
 
-@njit(fastmath=EXACT, error_model="numpy")
+@njit(inline="always", fastmath=EXACT, error_model="numpy")
 def theta_of(row: Vector, limits: Vector, lt: Vector, theta: Vector) -> None:
     """Fill rows with the limited log theta and with theta; ``row`` has one value a gene, or one."""
     step = 0 if row.shape[0] == 1 else 1
@@ -167,7 +168,7 @@ def theta_of(row: Vector, limits: Vector, lt: Vector, theta: Vector) -> None:
         theta[j] = exp_minus(-v, F(0))
 
 
-@njit(fastmath=EXACT, error_model="numpy")
+@njit(inline="always", fastmath=EXACT, error_model="numpy")
 def nb_zeros(
     row: Vector,
     lt: Vector,
@@ -201,7 +202,7 @@ def nb_zeros(
         by_theta[j] = keep * by_theta[j] + difference * weighted
 
 
-@njit(fastmath=EXACT, error_model="numpy")
+@njit(inline="always", fastmath=EXACT, error_model="numpy")
 def nb_stored(
     logits: Vector, lt: Vector, offset: Scalar, limits: Vector, indices: Vector, values: Vector, out: Vector
 ) -> None:
@@ -247,7 +248,7 @@ def nb_stored(
         x[k] = th * (softplus - sigmoid) + c * rest - th * by_coefficient
 
 
-@njit(fastmath=EXACT, error_model="numpy")
+@njit(inline="always", fastmath=EXACT, error_model="numpy")
 def rising_factorials(x: Vector, theta: Vector, factors: Vector, slopes: Vector) -> None:
     """Write ``theta (theta + 1) ... (theta + x - 1)`` and its derivative by theta, for whole x up to ``STEPS``.
 
@@ -283,7 +284,7 @@ def _coefficient(
     factors[k], slopes[k] = factor, slope
 
 
-@njit(fastmath=EXACT, error_model="numpy")
+@njit(inline="always", fastmath=EXACT, error_model="numpy")
 def put_stored(
     indices: Vector, stored: Vector, weight: Scalar, loss: Vector, by_mean: Vector, by_theta: Vector
 ) -> Scalar:
@@ -298,7 +299,7 @@ def put_stored(
     return total + row_sum(loss)
 
 
-@njit(fastmath=EXACT, error_model="numpy")
+@njit(inline="always", fastmath=EXACT, error_model="numpy")
 def keep_theta(by_theta: Vector, row: Vector, i: int, log_theta: Vector, limits: Vector) -> None:
     """Write a row of the gradient for log theta in the shape of log theta; 0 beyond the limits."""
     if by_theta.shape[0] == 0:
@@ -312,7 +313,7 @@ def keep_theta(by_theta: Vector, row: Vector, i: int, log_theta: Vector, limits:
             by_theta[i, j] = row[j] if limits[2] <= v <= limits[3] else F(0)
 
 
-@njit(fastmath=EXACT, error_model="numpy")
+@njit(inline="always", fastmath=EXACT, error_model="numpy")
 def keep_within(by_theta: Vector, log_theta: Vector, limits: Vector) -> None:
     """Set the gradient for log theta beyond its limits to 0."""
     for j in range(by_theta.shape[0]):

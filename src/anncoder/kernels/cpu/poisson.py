@@ -55,7 +55,7 @@ def poisson(address: Scalar) -> None:
         chunk = take_ticket(table)
 
 
-@njit(fastmath=EXACT, error_model="numpy")
+@njit(inline="always", fastmath=EXACT, error_model="numpy")
 def _poisson_stored(
     logits: Vector, offset: Scalar, limits: Vector, indices: Vector, values: Vector, out: Vector
 ) -> None:
@@ -69,7 +69,7 @@ def _poisson_stored(
         out[1, k] = mu - x if m == v else 0.0
 
 
-@njit(fastmath=EXACT, error_model="numpy")
+@njit(inline="always", fastmath=EXACT, error_model="numpy")
 def _poisson_zeros(row: Vector, offset: Scalar, weight: Scalar, limits: Vector, loss: Vector) -> None:
     low, high = limits[0], limits[1]
     for j in range(row.shape[0]):
@@ -82,7 +82,7 @@ def _poisson_zeros(row: Vector, offset: Scalar, weight: Scalar, limits: Vector, 
         row[j] = mu * (weight if m == v else F(0))
 
 
-@njit(fastmath=EXACT, error_model="numpy")
+@njit(inline="always", fastmath=EXACT, error_model="numpy")
 def _put_stored(indices: Vector, stored: Vector, weight: Scalar, loss: Vector, gradient: Vector) -> Scalar:
     total = 0.0
     for k in range(indices.shape[0]):
@@ -119,7 +119,7 @@ def squared(address: Scalar) -> None:
         chunk = take_ticket(table)
 
 
-@njit(fastmath=EXACT, error_model="numpy")
+@njit(inline="always", fastmath=EXACT, error_model="numpy")
 def _squares(row: Vector, weight: Scalar, loss: Vector) -> None:
     twice = F(2) * weight
     for j in range(row.shape[0]):

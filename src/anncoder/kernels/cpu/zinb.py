@@ -97,7 +97,7 @@ def zinb(address: Scalar) -> None:
         chunk = take_ticket(table)
 
 
-@njit(fastmath=EXACT, error_model="numpy")
+@njit(inline="always", fastmath=EXACT, error_model="numpy")
 def inflate(weight: Scalar, loss: Vector, by_mean: Vector, by_theta: Vector, pi_row: Vector) -> None:
     """Turn loss and gradients of a row of NB zeros into those of zero-inflated ones, in place.
 
@@ -117,7 +117,7 @@ def _n_deep(loss: Vector, pi_row: Vector) -> Scalar:
     return n
 
 
-@njit(fastmath=EXACT, error_model="numpy")
+@njit(inline="always", fastmath=EXACT, error_model="numpy")
 def _inflate(weight: Scalar, loss: Vector, by_mean: Vector, by_theta: Vector, pi_row: Vector) -> None:
     for j in range(pi_row.shape[0]):
         nb0, logit = loss[j], pi_row[j]  # nb0 = -log NB(0) >= 0
@@ -136,7 +136,7 @@ def _inflate(weight: Scalar, loss: Vector, by_mean: Vector, by_theta: Vector, pi
         pi_row[j] = -pi * each * q * weight
 
 
-@njit(fastmath=EXACT, error_model="numpy")
+@njit(inline="always", fastmath=EXACT, error_model="numpy")
 def _inflate_deep(weight: Scalar, loss: Vector, by_mean: Vector, by_theta: Vector, pi_row: Vector) -> None:
     # the same where the probability of a zero, by dropout and by NB, is below float32: by the larger of the two
     for j in range(pi_row.shape[0]):
@@ -158,7 +158,7 @@ def _inflate_deep(weight: Scalar, loss: Vector, by_mean: Vector, by_theta: Vecto
         pi_row[j] = -from_pi * rest * lost * weight
 
 
-@njit(fastmath=EXACT, error_model="numpy")
+@njit(inline="always", fastmath=EXACT, error_model="numpy")
 def _pi_stored(pi_logits: Vector, indices: Vector, out: Vector) -> None:
     # pi and softplus(logit) of the stored entries, in float64
     pi, softplus = out[0], out[1]
@@ -171,7 +171,7 @@ def _pi_stored(pi_logits: Vector, indices: Vector, out: Vector) -> None:
         softplus[k] = (logit if logit > 0 else 0.0) + log1p_unit_64(t)
 
 
-@njit(fastmath=EXACT, error_model="numpy")
+@njit(inline="always", fastmath=EXACT, error_model="numpy")
 def _put_stored(
     indices: Vector,
     values: Vector,
