@@ -50,8 +50,9 @@ def compare(path: Path, labels: str, order: str | None, seed: int, threads: int)
     training = TrainingConfig(seed=seed, threads=threads, valid_fraction=0.1)
     scene = scene_of(adata, None, N_GENES, adata.n_obs, training)
     known = adata[scene.adata.obs_names].obs
+    shape = (int(scene.fitted.sum()), scene.adata.n_vars)
     truth: dict[str, dict[str, float]] = {}
-    for candidate in candidates(("count", "denoising", "variational"), (10, 32), N_GENES, scene.adata.shape):
+    for candidate in candidates(("count", "denoising", "variational"), (10, 32), N_GENES, shape):
         method = method_of(candidate, scene, training)
         latent = method.latent(Cells(scene.adata.X[:, scene.genes(candidate)]))
         groups = known[labels].astype(str).to_numpy()

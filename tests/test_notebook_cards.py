@@ -49,10 +49,10 @@ def test_a_model_is_a_card(cells: anndata.AnnData, model: Any) -> None:
     best = model.history_["valid_loss"].min()
     assert f"{best:.5g}" in html
     assert "model.fit(adata)" in ac.DenoisingAutoencoder()._repr_html_()
-    diverged = ac.UndercompleteAutoencoder(n_latent=2).fit(
+    without = ac.UndercompleteAutoencoder(n_latent=2).fit(
         cells, max_epochs=1, valid_fraction=0, threads=1, progress=False
     )
-    assert "train_loss" in diverged._repr_html_()
+    assert "train_loss" in without._repr_html_()
 
 
 def test_a_report_is_its_tables_whatever_genes_are_called(cells: anndata.AnnData) -> None:

@@ -48,6 +48,14 @@ def test_the_quota_of_a_container_is_kept(many: Path, files: dict[str, str], cpu
     assert usable_cpus() == cpus
 
 
+@pytest.mark.parametrize(("most", "room"), [("max", True), ("1000", True), ("110", False), ("", True)])
+def test_no_thread_is_started_beyond_the_limit_of_the_container(many: Path, most: str, room: bool) -> None:
+    if most:
+        (many / "pids.max").write_text(f"{most}\n")
+        (many / "pids.current").write_text("50\n")
+    assert device._room_for(65) is room
+
+
 @pytest.mark.parametrize("name", SCHEDULED)
 def test_what_a_scheduler_gave_is_kept(many: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "3")

@@ -118,6 +118,16 @@ def _quota() -> float | None:
         return None
 
 
+def _room_for(n_threads: int) -> bool:
+    """Return whether the control group lets this process start so many threads, with as many to spare."""
+    try:
+        most = (CGROUP / "pids.max").read_text(encoding="ascii").strip()
+        used = int((CGROUP / "pids.current").read_text(encoding="ascii"))
+        return most == "max" or int(most) - used >= 2 * n_threads
+    except (OSError, ValueError):  # no control group, or none with a limit
+        return True
+
+
 @cache
 def wait_without_spinning() -> None:
     """Let the threads of torch's OpenMP sleep, not spin, while they wait for each other.
@@ -139,10 +149,13 @@ def wait_without_spinning() -> None:
     run = getattr(openmp, "GOMP_parallel", None)
     if run is None:
         return
+    n_threads = (os.cpu_count() or 1) + 1
+    if not _room_for(n_threads):  # the runtime ends the process where it may not start a thread
+        return
     started, nothing = threading.Event(), ctypes.cast(ctypes.CDLL(None).free, ctypes.c_void_p)  # free(NULL) is nothing
 
     def team() -> None:
-        run(nothing, None, ctypes.c_uint((os.cpu_count() or 1) + 1), ctypes.c_uint(0))
+        run(nothing, None, ctypes.c_uint(n_threads), ctypes.c_uint(0))
         started.set()
         threading.Event().wait()  # a team ends with the thread that started it
 

@@ -161,7 +161,15 @@ def recommendation(found: Recommendation) -> np.ndarray[Any, Any]:
     -------
     numpy.ndarray
         The two axes: molecules set aside, neighbour consistency.
+
+    Raises
+    ------
+    ConfigError
+        It is something else.
     """
+    if not isinstance(found, Recommendation):
+        what = f"found is a {type(found).__name__}, not a recommendation"
+        raise ConfigError("bad-value", what, "found", "found = ac.recommend(adata); ac.pl.recommendation(found)")
     table = found.table.iloc[::-1]
     figure, axes = plt.subplots(1, 2, figsize=(8.6, 1.3 + 0.27 * len(table)), layout="constrained", sharey=True)
     rows = np.arange(len(table))

@@ -255,3 +255,27 @@ def test_cells_of_plates_may_share_their_names(cells: anndata.AnnData) -> None:
     words: dict[str, Any] = {"models": ["count"], "widths": [4], "n_genes": [60], **QUICK}
     scores = ["heldout_nll", "neighbor_consistency"]
     pd.testing.assert_frame_equal(recommend(twice, **words).table[scores], recommend(cells, **words).table[scores])
+
+
+def test_an_option_beats_set_and_other_words_in_it_are_refused(
+    anncoder: Run, cells: anndata.AnnData, tmp_path: Path
+) -> None:
+    path = tmp_path / "it.h5ad"
+    cells.write_h5ad(path)
+    words = ["recommend", path, "--models", "count", "--widths", "4", "--genes", "60"]
+    sets = ["--set", "max_epochs=1", "--set", "threads=1", "--set", "seed=3", "--set", "device=cpu"]
+    assert anncoder(*words, "-o", tmp_path / "a", *sets).exit_code == 0
+    assert anncoder(*words, "-o", tmp_path / "b", "--set", "max_epochs=1", "--seed", "3").exit_code == 0
+    tables = [pd.read_csv(tmp_path / name / "recommendation.csv")["heldout_nll"] for name in "ab"]
+    np.testing.assert_allclose(*tables)
+    for wrong in ("models=[count]", "journal=x", "n_latent=3", "layer=counts"):
+        refused = anncoder(*words, "-o", tmp_path / "c", "--set", wrong)
+        assert refused.exit_code == 2, refused.output
+        assert not (tmp_path / "c").exists()
+
+
+def test_few_fitted_cells_leave_wide_methods_out(cells: anndata.AnnData) -> None:
+    found = recommend(cells, models=["count"], widths=[4], n_genes=[120], valid_fraction=0.85, **QUICK)
+    assert set(found.table["n_latent"]) == {4}  # 45 cells have no 50 components
+    with pytest.raises(ConfigError, match="not a recommendation"):
+        ac.pl.recommendation(found.table)  # type: ignore[arg-type]

@@ -178,8 +178,8 @@ def recommend(
         list[int] | None, typer.Option(help="Numbers of variable genes to try; 1000 and 2000 if not given.")
     ] = None,
     settings: Settings = None,
-    seed: Seed = 0,
-    device: Device = "auto",
+    seed: GivenSeed = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, gpu, cuda, cuda:1, mps.")] = None,
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:

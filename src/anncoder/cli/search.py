@@ -149,11 +149,18 @@ class RecommendRequest(NamedTuple):
     models: list[str] | None = None
     widths: list[int] | None = None
     n_genes: list[int] | None = None
-    seed: int = 0
-    device: str = "auto"
+    seed: int | None = None
+    device: str | None = None
     threads: int | None = None
     settings: tuple[str, ...] = ()
     quiet: bool = False
+
+    def of_all(self) -> dict[str, Any]:
+        """Return the settings of every fit; an option beats ``--set``."""
+        given = {"seed": self.seed, "device": self.device, "threads": self.threads}
+        shared = parse_assignments(self.settings) | {name: value for name, value in given.items() if value is not None}
+        split_settings(shared, find("count").config_class, where="--set")
+        return shared
 
 
 def run_recommend(request: RecommendRequest) -> None:
@@ -162,7 +169,7 @@ def run_recommend(request: RecommendRequest) -> None:
     refuse_occupied(folder, lambda path: others_in(path, RECOMMENDED))
     chosen = {"models": request.models, "widths": request.widths, "n_genes": request.n_genes}
     among: dict[str, Any] = {name: values for name, values in chosen.items() if values}
-    settings = parse_assignments(request.settings)
+    settings = request.of_all()
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -170,11 +177,8 @@ def run_recommend(request: RecommendRequest) -> None:
             found = recommend(
                 list(request.data),
                 layer=request.layer,
-                seed=request.seed,
                 journal=folder / JOURNAL,
                 progress=False if request.quiet else None,
-                device=request.device,
-                threads=request.threads,
                 **among,
                 **settings,
             )
@@ -215,7 +219,8 @@ def _next_lines(found: Recommendation, request: RecommendRequest) -> Iterator[st
         yield f"with scanpy: {found.command}"
         return
     yield f"the winner's latent of all cells: anncoder embed {folder}/{MODEL} {files} -o OUT.h5ad"
-    words = ["--models", found.model.name, "--widths", found.model.config.width, "--seed", request.seed]
+    words = ["--models", found.model.name, "--widths", found.model.config.width]
+    words += [] if request.seed is None else ["--seed", request.seed]
     words += [] if request.layer is None else ["--layer", request.layer]
     words += [word for n in request.n_genes or [] for word in ("--genes", n)]
     words += [word for setting in request.settings for word in ("--set", setting)]

@@ -31,11 +31,8 @@ def neighbor_graph(latent: Array, n_neighbors: int) -> csr_matrix:
     n_neighbors
         Neighbours of a point, itself included, at most n.
     """
-    from sklearn.neighbors import NearestNeighbors
-
-    with threadpool_limits(1, "openmp"):  # of scikit-learn's own OpenMP, which spins where other programs run
-        found = NearestNeighbors(n_neighbors=n_neighbors - 1).fit(latent).kneighbors()
-    distances, others = found[0].astype(np.float32).astype(np.float64), found[1]
+    distances, others = nearest(latent, n_neighbors - 1)
+    distances = distances.astype(np.float32).astype(np.float64)
     rho, sigma = _scales(distances)
     beyond = np.maximum(distances - rho[:, None], 0)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -47,6 +44,15 @@ def neighbor_graph(latent: Array, n_neighbors: int) -> csr_matrix:
     joined = directed + back - directed.multiply(back)
     joined.eliminate_zeros()
     return joined.astype(np.float32)
+
+
+def nearest(latent: Array, k: int) -> tuple[Any, Any]:
+    """Return distances and positions of each row's k nearest neighbours, itself left out, (n, k), Euclidean, exact."""
+    from sklearn.neighbors import NearestNeighbors
+
+    with threadpool_limits(1, "openmp"):  # of scikit-learn's own OpenMP, which spins where other programs run
+        distances, positions = NearestNeighbors(n_neighbors=k).fit(latent).kneighbors()
+    return distances, positions
 
 
 def _scales(distances: Any) -> tuple[Any, Any]:

@@ -16,6 +16,7 @@ from scipy.sparse import csr_matrix
 from anncoder.data.summary import library_sizes
 from anncoder.errors import ConfigError, InputError
 from anncoder.evaluation.baselines import Cells, Method
+from anncoder.evaluation.graph import nearest
 from anncoder.evaluation.heldout import split_molecules
 from anncoder.models.base import Array
 
@@ -121,14 +122,7 @@ def neighbor_scores(method: Method, cells: Views | None) -> dict[str, float]:
 def overlap(first: Array, second: Array, k: int) -> float:
     """Return the mean share of each row's k nearest neighbours, itself left out, that two (n, d) arrays agree on."""
     n = len(first)
-    sets = [nearest(latent, min(k, n - 1)) for latent in (first, second)]
+    sets = [nearest(latent, min(k, n - 1))[1] for latent in (first, second)]
     marked = np.zeros((n, n), dtype=bool)
     np.put_along_axis(marked, sets[0], values=True, axis=1)
     return float(np.take_along_axis(marked, sets[1], axis=1).mean())
-
-
-def nearest(latent: Array, k: int) -> Any:
-    """Return the positions of each row's k nearest neighbours, itself left out, (n, k) int64, Euclidean."""
-    from sklearn.neighbors import NearestNeighbors
-
-    return NearestNeighbors(n_neighbors=k).fit(latent).kneighbors(return_distance=False)

@@ -144,8 +144,8 @@ CLUSTERS = Advice(
 class Scene(NamedTuple):
     """The cells and what methods are scored on; the same for all of them."""
 
-    adata: anndata.AnnData  # raw counts in X, genes by falling variability
-    order: Any  # (g,) columns of the genes in that order
+    adata: anndata.AnnData  # raw counts in X
+    order: Any  # (g,) columns of the genes, by falling variability
     fitted: Any  # (n,) bool
     kept: Cells  # of the cells held out: nine tenths of their molecules
     aside: csr_matrix  # and the others
@@ -221,7 +221,7 @@ def recommend(
     """
     of_fit = _checked_settings(models, settings, seed)
     scene = scene_of(data, layer, _whole(n_genes, "n_genes"), max_cells, of_fit)
-    among = candidates(models, _whole(widths, "widths"), n_genes, scene.adata.shape)
+    among = candidates(models, _whole(widths, "widths"), n_genes, (int(scene.fitted.sum()), scene.adata.n_vars))
     fits: dict[int, Autoencoder] = {}
     shown = None if progress is False else bar(100, "%", always=progress is True)
     share = 100 / sum(candidate.cost for candidate in among)
@@ -248,12 +248,12 @@ def recommend(
 def candidates(
     models: Sequence[str], widths: Sequence[int], n_genes: Sequence[int], shape: tuple[int, int]
 ) -> list[Candidate]:
-    """Return the methods to compare, those left out that are wider than the data.
+    """Return the methods to compare on (fitted cells, genes), those left out that are wider than the data.
 
     Raises
     ------
     InputError
-        None is left.
+        None is left, of the models or at all.
     """
     numbers = sorted({min(n, shape[1]) for n in n_genes})
     found = [
@@ -268,9 +268,9 @@ def candidates(
             for n in (numbers if model in ("count", "undercomplete") else numbers[-1:])
             for width in (widths[:1] if model == "variational" else widths)
         ]
-    fitting = [one for one in found if one.n_latent < min(one.n_genes, int(0.9 * shape[0]))]
-    if not any(one.model != "pca" for one in fitting) and models:
-        what = f"{shape[0]} cells x {shape[1]} genes are too few for latents of {min(widths)} units"
+    fitting = [one for one in found if one.n_latent < min(one.n_genes, shape[0])]
+    if not fitting or (models and all(one.model == "pca" for one in fitting)):
+        what = f"{shape[0]} cells to fit to x {shape[1]} genes are too few for latents of {min(widths)} units"
         raise InputError("latent-too-wide", what, "widths", "ask for fewer units, or give more cells and genes")
     return fitting
 
