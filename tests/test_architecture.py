@@ -33,9 +33,10 @@ ALLOWED: dict[str, set[str]] = {
 ALLOWED["models"] = {*ALLOWED["training"], "likelihoods", "nn", "training"}
 ALLOWED["datasets"] = {"errors", "config", "data", "io"}
 ALLOWED["evaluation"] = {*ALLOWED["models"], "models"}
-ALLOWED["tl"] = {*ALLOWED["models"], "models"}
-ALLOWED["pl"] = {"errors", "config", "data", "models", "evaluation", "tl"}
-ALLOWED["cli"] = {*ALLOWED["models"], "models", "datasets", "evaluation", "tl", "pl"}
+ALLOWED["dynamics"] = {"errors", "types", "config", "device", "data", "io", "training"}
+ALLOWED["tl"] = {*ALLOWED["models"], "models", "dynamics"}
+ALLOWED["pl"] = {"errors", "config", "data", "models", "evaluation", "dynamics", "tl"}
+ALLOWED["cli"] = {*ALLOWED["models"], "models", "datasets", "evaluation", "dynamics", "tl", "pl"}
 ALLOWED["__main__"] = {"cli"}
 ALLOWED["__init__"] = {"errors", "data", "models", "evaluation", "tl", "pl", "datasets"}  # public names, at first use
 
@@ -52,7 +53,7 @@ FORBIDDEN = {
     "models/__init__.py": {*USERS, "torch", "numpy", "pydantic"},
 }
 LONGEST, SHORTEST = 600, 40  # lines of a file
-MOST_FILES, MOST_ENTRIES, MOST_FLOORS = 13, 16, 11
+MOST_FILES, MOST_ENTRIES, MOST_FLOORS = 13, 18, 11
 PRIVATE = re.compile(r"\bwhat (a|an|the|is|every|makes|passes)\b|\bwho\b|\bsomebody\b|\bwhose\b", re.IGNORECASE)
 
 

@@ -745,7 +745,7 @@ class TestProcess:
         (tmp_path / "out.h5ad").write_text("old")
         code = (
             "import resource, sys\n"
-            "import anncoder.cli.apply, anncoder.cli.simulate\n"  # before torch has no room for its own files
+            "import anncoder.cli.apply, anncoder.cli.demo\n"  # before torch has no room for its own files
             "from anncoder.cli.app import app\n"
             "codes = []\n"
             "for limit in range(1_000, 141_000, 20_000):\n"

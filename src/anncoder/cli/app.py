@@ -274,8 +274,8 @@ def config(
     simulate: Annotated[bool, typer.Option("--simulate", help="Those of `anncoder simulate`.")] = False,
 ) -> None:
     """Print every setting of a model with its default, as YAML that `train --config` reads."""
+    from anncoder.cli.demo import run_config_of_simulate
     from anncoder.cli.inspect import run_config
-    from anncoder.cli.simulate import run_config_of_simulate
 
     run_config_of_simulate(tuple(settings or ())) if simulate else run_config(model, tuple(settings or ()))
 
@@ -288,7 +288,7 @@ def simulate(
     keep_means: Annotated[bool, typer.Option("--keep-means", help="Write the true means as a layer.")] = False,
 ) -> None:
     """Simulate counts of groups or paths of cells (Splatter's model), of any number, with flat memory."""
-    from anncoder.cli.simulate import run_simulate
+    from anncoder.cli.demo import run_simulate
 
     run_simulate(output, tuple(settings or ()), seed=seed, keep_means=keep_means)
 

@@ -1,4 +1,4 @@
-"""``anncoder demo``: train, embed, denoise, cluster and draw 700 real blood cells."""
+"""``anncoder demo`` and ``simulate``: data to try the package on, real and simulated."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ import pandas as pd
 import typer
 from anndata.io import read_elem
 
+from anncoder.cli.inspect import print_settings
+from anncoder.cli.settings import parse_assignments, set_in
 from anncoder.cli.train import TrainRequest, run_train
-from anncoder.errors import FileError
-from anncoder.io.atomic import atomic_path, writable_folder
+from anncoder.datasets import SplatParameters, pbmc68k_counts, simulate_to_file
+from anncoder.errors import ConfigError, FileError
+from anncoder.io.atomic import atomic_path, locked, writable_folder
 from anncoder.io.h5ad_write import read_input, write_output
+from anncoder.io.output_paths import refuse_output
 from anncoder.models.base import Autoencoder
-from anncoder.training.progress import announce
+from anncoder.training.progress import announce, bar
 
 LABELS = "bulk_labels"
 GENES = ("CD3D", "CD3E")  # two parts of one receptor: T cells have both, whatever was counted
@@ -26,7 +30,6 @@ SETTINGS = ("n_latent=10", "batch_size=64", "learning_rate=0.003")
 
 def run_demo(folder: Path, *, seed: int, threads: int | None) -> None:
     """Check, train, embed, denoise, cluster, embed in two dimensions and draw 700 blood cells with published labels."""
-    from anncoder.datasets import pbmc68k_counts
     from anncoder.models.loading import load
 
     began = time.perf_counter()
@@ -99,3 +102,33 @@ def draw(adata: anndata.AnnData, model: Autoencoder, folder: Path) -> None:
             figure.savefig(temporary, dpi=150)
         plt.close(figure)
         typer.echo(f"drew {folder / name}")
+
+
+def run_simulate(output: Path, assignments: tuple[str, ...], *, seed: int | None, keep_means: bool) -> None:
+    """Simulate and write a file; the parameters are those of :class:`SplatParameters`."""
+    refuse_output(output)
+    parameters = parameters_of(assignments, seed=seed)
+    shown = bar(parameters.n_obs, "cell", unit_scale=True)
+    with locked(output), shown:  # of two at once the one that ends last would win
+        simulate_to_file(output, keep_means=keep_means, progress=shown.update, **dict(parameters))
+    announce(f"wrote {output}: {parameters.n_obs:,} cells x {parameters.n_vars:,} genes")
+
+
+def parameters_of(assignments: tuple[str, ...], *, seed: int | None = None) -> SplatParameters:
+    """Return the parameters that ``key=value`` words give; an error says where they are listed.
+
+    A seed that is given beats them, as in ``train``.
+    """
+    values = parse_assignments(assignments) | ({} if seed is None else {"seed": seed})
+    try:
+        with set_in({"--set": values}):
+            return SplatParameters(**values)
+    except ConfigError as error:
+        error.where = error.where.replace("SplatParameters", "--set")
+        error.remedy = f"{error.remedy}; see: anncoder config --simulate"
+        raise
+
+
+def run_config_of_simulate(assignments: tuple[str, ...]) -> None:
+    """Print every parameter of ``anncoder simulate``, with what it means."""
+    print_settings("anncoder simulate --set", parameters_of(assignments))

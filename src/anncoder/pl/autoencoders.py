@@ -1,15 +1,10 @@
-"""Plots: training curves, embeddings beside PCA, gene pairs, scores of a recommendation.
-
-Every function draws into axes and returns them; none changes matplotlib's settings or shows a window. Groups have
-scanpy's colours in ``uns``, if there are any, else those of seaborn's palette "colorblind"; beyond ten groups the
-points differ in shape too.
-"""
+"""Plots of models: training curves, embeddings beside PCA, gene pairs, recommendation."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import anndata
 import numpy as np
@@ -19,52 +14,16 @@ from matplotlib.lines import Line2D
 from scipy import sparse
 
 from anncoder.config import unknown_key
-from anncoder.data.adata import RAW, genes_of, has_layer, matrix_of, obs_column, resolve_layer, slot_label
+from anncoder.data.adata import RAW, genes_of, has_layer, matrix_of, resolve_layer, slot_label
 from anncoder.errors import ConfigError, InputError
 from anncoder.evaluation.recommend import Recommendation
 from anncoder.models import find, names
 from anncoder.models.base import Autoencoder, refuse_no_model
+from anncoder.pl.groups import PALETTE, groups_of
 from anncoder.tl.slots import overwritten_by_scanpy
 
-PALETTE = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9")
-SHAPES = "os^DvPX*<>"
-UNKNOWN = "#d9d9d9"  # cells without a group
-MOST_GROUPS = len(PALETTE) * len(SHAPES)
 READ = 8192  # cells at a time
 JITTER = 0.06  # in log(1 + counts): counts are integers, and equal pairs would hide each other
-
-
-class Groups(NamedTuple):
-    """Categories of an obs column, with colours."""
-
-    names: list[str]
-    codes: np.ndarray[Any, Any]  # (n_obs,) position among the names; -1: without a group
-    colors: list[str]  # one a name, and one for the cells without a group
-
-    def scatter(self, ax: Axes, points: np.ndarray[Any, Any], *, size: float) -> None:
-        """Draw (n_obs, 2) points in random order, so that no group hides the others."""
-        order = np.random.default_rng(0).permutation(len(points))
-        shapes = np.maximum(self.codes, 0) // len(PALETTE)
-        for shape in np.unique(shapes):
-            chosen = order[shapes[order] == shape]
-            colors = np.asarray(self.colors)[self.codes[chosen]]
-            x, y = points[chosen].T
-            ax.scatter(x, y, s=size, c=colors, marker=SHAPES[shape], linewidths=0, alpha=0.8)
-
-    def legend(self, figure: Any) -> None:
-        """Name the groups to the right of the panels, in a wider figure."""
-        if not self.names:
-            return
-        names = [*self.names, "no label"] if (self.codes < 0).any() else self.names
-        shapes = [SHAPES[i // len(PALETTE)] for i in range(len(self.names))] + ["o"]
-        handles = [
-            Line2D([], [], linestyle="", color=color, marker=shape, markersize=7, markeredgewidth=0, label=name)
-            for name, color, shape in zip(names, self.colors, shapes, strict=False)
-        ]
-        columns = -(-len(names) // 20)
-        width, height = figure.get_size_inches()
-        figure.set_size_inches(width + columns * (0.5 + 0.085 * max(map(len, names))), height)
-        figure.legend(handles=handles, loc="outside right center", frameon=False, ncols=columns)
 
 
 def history(source: Autoencoder | anndata.AnnData, *, key: str = "ae", ax: Axes | None = None) -> Axes:
@@ -134,7 +93,7 @@ def embeddings(
     InputError
         A slot has a single column.
     """
-    groups = _groups(adata, color)
+    groups = groups_of(adata, color)
     slots = {panels: panels} if isinstance(panels, str) else panels
     slots = slots if isinstance(slots, Mapping) else {slot: slot for slot in slots}
     shown = {title: _plane(adata, slot) for title, slot in slots.items()}
@@ -252,7 +211,7 @@ def gene_pair(
     read = json.loads(results["params_json"])
     counts = read["hyperparameters"]["transform"] != "none"
     layer = resolve_layer(read["layer"] if layer is None else layer, adata.layers)
-    groups = _groups(adata, color)
+    groups = groups_of(adata, color)
     raw, denoised = (_pair(adata, (gene_x, gene_y), slot) for slot in (layer, f"{key}_denoised"))
     normalized = counts and results.get("denoised_scale") == "normalized"
     if normalized:
@@ -316,26 +275,6 @@ def _sizes(adata: anndata.AnnData, layer: str | None) -> np.ndarray[Any, Any]:
     starts = range(0, adata.n_obs, READ)
     sums = [np.asarray(matrix[start : start + READ].sum(axis=1), np.float64).reshape(-1, 1) for start in starts]
     return np.maximum(np.concatenate(sums), 1)
-
-
-def _groups(adata: anndata.AnnData, color: str | None) -> Groups:
-    if not adata.n_obs:
-        raise InputError("too-few-cells", "there are no cells to draw", "adata", "check the filters that ran before")
-    if color is None:
-        return Groups([], np.zeros(adata.n_obs, dtype=int), [PALETTE[0]])
-    given: Any = color  # also a list, from those who ignore the types
-    if isinstance(given, str) and given not in adata.obs and given in adata.var_names:
-        what = f"color = {color!r} is a gene, and this picture shows groups of cells"
-        raise ConfigError("bad-value", what, "color", f"sc.pl.umap(adata, color={color!r})")
-    values = obs_column(adata, color, what="color").astype("category").cat
-    names = [str(name) for name in values.categories]
-    if len(names) > MOST_GROUPS:
-        what = f"obs[{color!r}] has {len(names):,} different values; {MOST_GROUPS} groups can be told apart"
-        remedy = "draw numbers with scanpy: sc.pl.embedding(adata, 'X_ae', color=...)"
-        raise ConfigError("too-many-groups", what, "color", remedy)
-    known = [str(value) for value in adata.uns.get(f"{color}_colors", ())]
-    own = [PALETTE[i % len(PALETTE)] for i in range(len(names))]
-    return Groups(names, values.codes.to_numpy(), [*(known if len(known) == len(names) else own), UNKNOWN])
 
 
 def _results(adata: anndata.AnnData, key: str) -> Any:
