@@ -18,6 +18,8 @@ from scipy.sparse import csr_matrix
 import anncoder as ac
 from anncoder import pl
 from anncoder.errors import ConfigError, InputError
+from anncoder.pl.autoencoders import JITTER
+from anncoder.pl.groups import PALETTE, UNKNOWN
 
 QUICK: dict[str, Any] = {"n_latent": 4, "n_hidden": (16,), "max_epochs": 5, "threads": 1, "progress": False}
 
@@ -129,7 +131,7 @@ def test_embeddings(drawn: anndata.AnnData) -> None:
         expected = drawn.obsm[slot][:, :2]
         np.testing.assert_allclose(np.sort(points(ax), axis=0), np.sort(expected, axis=0), rtol=1e-6)
         colors = {to_hex(color) for c in ax.collections for color in c.get_facecolors()}
-        assert colors == set(pl.PALETTE[:3])
+        assert colors == set(PALETTE[:3])
     figure = axes[0].figure
     assert legend(figure) == list(drawn.obs["group"].cat.categories)
     assert inside(figure)
@@ -144,7 +146,7 @@ def test_a_cell_has_the_colour_of_its_group(drawn: anndata.AnnData) -> None:
     where = {tuple(np.float32(p)): code for p, code in zip(drawn.obsm["X_ae"][:, :2], groups.codes, strict=True)}
     for collection in ax.collections:
         for point, color in zip(collection.get_offsets(), collection.get_facecolors(), strict=True):
-            assert to_hex(color) == pl.PALETTE[where[tuple(np.float32(point))]]
+            assert to_hex(color) == PALETTE[where[tuple(np.float32(point))]]
 
 
 def test_the_colours_of_scanpy_are_kept(drawn: anndata.AnnData) -> None:
@@ -153,7 +155,7 @@ def test_the_colours_of_scanpy_are_kept(drawn: anndata.AnnData) -> None:
     assert {to_hex(c) for c in ax.collections[0].get_facecolors()} == set(drawn.uns["group_colors"])
     drawn.uns["group_colors"] = ["#111111"]  # of an older set of categories
     (ax,) = pl.embeddings(drawn, {"latent": "X_ae"}, color="group")
-    assert {to_hex(c) for c in ax.collections[0].get_facecolors()} == set(pl.PALETTE[:3])
+    assert {to_hex(c) for c in ax.collections[0].get_facecolors()} == set(PALETTE[:3])
 
 
 @pytest.mark.parametrize("n_groups", [1, 10, 11, 45, 100])
@@ -171,7 +173,7 @@ def test_cells_without_a_group_are_grey_and_named(drawn: anndata.AnnData) -> Non
     drawn.obs.loc[drawn.obs_names[:10], "group"] = np.nan
     (ax,) = pl.embeddings(drawn, {"latent": "X_ae"}, color="group")
     colors = [to_hex(c) for collection in ax.collections for c in collection.get_facecolors()]
-    assert colors.count(pl.UNKNOWN) == 10
+    assert colors.count(UNKNOWN) == 10
     assert legend(ax.figure)[-1] == "no label"
 
 
@@ -226,7 +228,7 @@ def test_a_gene_pair(drawn: anndata.AnnData) -> None:
     expected = np.log1p(drawn.layers["ae_denoised"][:, [4, 9]])
     np.testing.assert_allclose(np.sort(points(denoised), axis=0), np.sort(expected, axis=0), rtol=1e-5)
     exact = np.sort(np.log1p(drawn.X[:, [4, 9]].toarray()), axis=0)
-    assert np.abs(np.sort(points(raw), axis=0) - exact).max() <= pl.JITTER + 1e-6
+    assert np.abs(np.sort(points(raw), axis=0) - exact).max() <= JITTER + 1e-6
     assert legend(raw.figure) == list(drawn.obs["group"].cat.categories)
     assert inside(raw.figure)
 
@@ -244,7 +246,7 @@ def test_a_gene_pair_of_normalized_expression(
     raw, denoised = axes = pl.gene_pair(drawn, *drawn.var_names[[4, 9]])
     assert [ax.get_title() for ax in axes] == ["measured normalized counts", "denoised normalized counts"]
     assert raw.get_xlabel().endswith(", log(1 + normalized counts)")
-    assert np.abs(np.sort(points(raw), axis=0) - np.sort(np.log1p(exact), axis=0)).max() <= pl.JITTER + 1e-5
+    assert np.abs(np.sort(points(raw), axis=0) - np.sort(np.log1p(exact), axis=0)).max() <= JITTER + 1e-5
     np.testing.assert_allclose(np.sort(points(denoised), axis=0), np.sort(expected, axis=0), rtol=1e-5)
 
 
@@ -262,7 +264,7 @@ def test_a_gene_pair_from_a_backed_dense_file(drawn: anndata.AnnData, tmp_path: 
 def test_a_gene_pair_without_colours(drawn: anndata.AnnData) -> None:
     axes = pl.gene_pair(drawn, *drawn.var_names[:2])
     assert not axes[0].figure.legends
-    assert {to_hex(c) for c in axes[1].collections[0].get_facecolors()} == {pl.PALETTE[0]}
+    assert {to_hex(c) for c in axes[1].collections[0].get_facecolors()} == {PALETTE[0]}
 
 
 def test_a_gene_pair_shows_the_counts_that_the_model_read(counts: anndata.AnnData) -> None:
@@ -273,7 +275,7 @@ def test_a_gene_pair_shows_the_counts_that_the_model_read(counts: anndata.AnnDat
     shown = points(pl.gene_pair(counts, *genes)[0])
     assert shown.max() > 1
     np.testing.assert_array_equal(points(pl.gene_pair(counts, *genes, layer="counts")[0]), shown)
-    assert points(pl.gene_pair(counts, *genes, layer="X")[0]).max() <= pl.JITTER
+    assert points(pl.gene_pair(counts, *genes, layer="X")[0]).max() <= JITTER
 
 
 def test_a_gene_pair_of_expression_is_shown_as_it_is(counts: anndata.AnnData) -> None:
@@ -291,7 +293,7 @@ def test_a_gene_pair_of_counts_that_a_model_reads_without_a_logarithm(counts: an
     raw, denoised = pl.gene_pair(counts, *counts.var_names[:2])
     assert [ax.get_title() for ax in (raw, denoised)] == ["measured counts", "denoised counts"]
     exact = np.sort(np.log1p(counts.X[:, :2].toarray()), axis=0)
-    assert np.abs(np.sort(points(raw), axis=0) - exact).max() <= pl.JITTER + 1e-6
+    assert np.abs(np.sort(points(raw), axis=0) - exact).max() <= JITTER + 1e-6
 
 
 def test_a_gene_pair_refuses_what_is_not_there(counts: anndata.AnnData, drawn: anndata.AnnData) -> None:
@@ -313,7 +315,7 @@ def test_the_palette_is_told_apart_in_grey_or_colour_by_the_colour_blind() -> No
     # the difference of any two colours as people without one kind of cone see them (Vienot et al. 1999, linear RGB)
     deutan = np.array([[0.29275, 0.70725, 0.0], [0.29275, 0.70725, 0.0], [-0.02234, 0.02234, 1.0]])
     protan = np.array([[0.11238, 0.88762, 0.0], [0.11238, 0.88762, 0.0], [0.00401, -0.00401, 1.0]])
-    colors = np.array([to_rgb(color) for color in pl.PALETTE])
+    colors = np.array([to_rgb(color) for color in PALETTE])
     linear = np.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
     for sight in (deutan, protan):
         seen = np.clip(linear @ sight.T, 0, 1) ** (1 / 2.4)
