@@ -17,6 +17,7 @@ from torch import Tensor
 
 from anncoder.kernels import empty_float32
 from anncoder.kernels.cpu.nb import CHUNK
+from anncoder.kernels.cpu.sparse import rows_fit
 from anncoder.kernels.cpu.threads import Kernel
 from anncoder.likelihoods.common import differentiated_once
 from anncoder.types import CSR, LinearOutput
@@ -64,10 +65,9 @@ class LossSpec(NamedTuple):
             stored = f"{len(counts.indices)} stored genes and {len(counts.values)} values"
             found = f"counts are {counts.n_rows} x {counts.n_vars} with {stored}, the mean is {n} x {g}"
             raise ValueError(f"{found}, size factors {'none' if size is None else tuple(size.shape)}")
-        indptr, indices = counts.indptr.numpy(), counts.indices.numpy()
-        rising = indptr[0] == 0 and indptr[-1] == len(indices) and not (indptr[1:] < indptr[:-1]).any()
-        # read as unsigned, a negative index is beyond the genes too
-        if not rising or (len(indices) and indices.astype(np.int64, copy=False).view(np.uint64).max() >= g):
+        answer = np.array([g])
+        rows_fit(1, counts.indptr, counts.indices, answer)
+        if not answer[0]:
             raise ValueError("counts have a gene, or a row, that lies outside of them")
         for parameter in parameters:
             if tuple(parameter.shape) not in ((g,), (n, 1), (n, g)):

@@ -118,15 +118,22 @@ def nb_nll(
     refuse_moving(counts)
     log_theta, plain = known_shape(log_theta, log_mean.shape), constant(size_factor)
     if plain and fused(log_mean, log_theta):
-        from anncoder.kernels.cpu.nb import nb
-
-        return cpu_loss(LossSpec(nb, counts, size_factor, limits_of(mean, log_theta)), log_mean, log_theta)
+        return cpu_loss(nb_spec(counts, log_theta, size_factor, mean), log_mean, log_theta)
     if plain and on_gpu(log_mean, log_theta):
         return gpu_loss(GpuLossSpec("nb", counts, size_factor, mean), log_mean, log_theta)
     log_mu = at_size(materialize(log_mean), size_factor, mean)
     log_theta = materialize(log_theta).clamp(*LOG_THETA_RANGE)
     nll: Tensor = _NegativeBinomial.apply(log_mu, log_theta, counts)  # type: ignore[no-untyped-call]
     return nll
+
+
+def nb_spec(
+    counts: CSR, log_theta: Tensor | LinearOutput, size_factor: Tensor | None, mean: MeanName = "exp"
+) -> LossSpec:
+    """Return kernel and data of :func:`nb_nll` on the CPU; its parameters are log mean and log theta."""
+    from anncoder.kernels.cpu.nb import nb
+
+    return LossSpec(nb, counts, size_factor, limits_of(mean, log_theta))
 
 
 def known_shape(log_theta: Tensor | LinearOutput, shape: tuple[int, ...]) -> Tensor | LinearOutput:

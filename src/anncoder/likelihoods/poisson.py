@@ -22,14 +22,19 @@ def poisson_nll(
     refuse_moving(counts)
     plain = constant(size_factor)
     if plain and fused(log_mean):
-        from anncoder.kernels.cpu.poisson import poisson
-
-        return cpu_loss(LossSpec(poisson, counts, size_factor, limits_of(mean)), log_mean)
+        return cpu_loss(poisson_spec(counts, size_factor, mean), log_mean)
     if plain and on_gpu(log_mean):
         return gpu_loss(GpuLossSpec("poisson", counts, size_factor, mean), log_mean)
     log_mu = at_size(materialize(log_mean), size_factor, mean)
     nll: Tensor = _Poisson.apply(log_mu, counts)  # type: ignore[no-untyped-call]
     return nll
+
+
+def poisson_spec(counts: CSR, size_factor: Tensor | None, mean: MeanName = "exp") -> LossSpec:
+    """Return kernel and data of :func:`poisson_nll` on the CPU; its parameter is the log mean."""
+    from anncoder.kernels.cpu.poisson import poisson
+
+    return LossSpec(poisson, counts, size_factor, limits_of(mean))
 
 
 class _Poisson(torch.autograd.Function):

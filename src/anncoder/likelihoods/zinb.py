@@ -49,9 +49,7 @@ def zinb_nll(
     refuse_moving(counts)
     log_theta, plain = known_shape(log_theta, log_mean.shape), constant(size_factor)
     if plain and fused(log_mean, log_theta, pi_logits):
-        from anncoder.kernels.cpu.zinb import zinb
-
-        spec = LossSpec(zinb, counts, size_factor, limits_of(mean, log_theta))
+        spec = zinb_spec(counts, log_theta, size_factor, mean)
         dropout = pi_logits if isinstance(pi_logits, LinearOutput) else pi_logits.expand(log_mean.shape)
         return cpu_loss(spec, log_mean, log_theta, dropout)
     if plain and on_gpu(log_mean, log_theta, pi_logits):
@@ -60,6 +58,15 @@ def zinb_nll(
     log_theta = materialize(log_theta).clamp(*LOG_THETA_RANGE)
     nll: Tensor = _ZeroInflated.apply(log_mu, log_theta, materialize(pi_logits), counts)  # type: ignore[no-untyped-call]
     return nll
+
+
+def zinb_spec(
+    counts: CSR, log_theta: Tensor | LinearOutput, size_factor: Tensor | None, mean: MeanName = "exp"
+) -> LossSpec:
+    """Return kernel and data of :func:`zinb_nll` on the CPU; its parameters are log mean, log theta, dropout logits."""
+    from anncoder.kernels.cpu.zinb import zinb
+
+    return LossSpec(zinb, counts, size_factor, limits_of(mean, log_theta))
 
 
 class _ZeroInflated(torch.autograd.Function):

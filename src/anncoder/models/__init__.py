@@ -10,7 +10,9 @@ A network is built from ``(config, shape, noise)`` and offers
   inflation also has ``observed(batch) -> (b, g)``, the expectation after it;
 - ``start_from(summary, cells)``: initial values from the summary of the fitted cells, or from passes over ``cells``;
 - ``finish(batch)``: settings after training, from a sample of the fitted cells;
-- ``hidden(batch)``, where it wants: all but the output layer, for the statistics of batch normalisation.
+- ``hidden(batch)``, where it wants: all but the output layer, for the statistics of batch normalisation;
+- ``gradients(batch) -> Loss | None``, where it wants: the loss, with all gradients set, as ``forward`` and
+  ``backward`` do, to the same bits, but without a graph (:mod:`anncoder.nn.chain`); None takes the readable form.
 
 The contract:
 

@@ -26,16 +26,22 @@ from anncoder.config import (
 )
 from anncoder.data.sources import Data
 from anncoder.errors import ConfigError
+from anncoder.kernels import fused
 from anncoder.likelihoods import gaussian_nll, nb_nll, poisson_nll, zinb_nll
 from anncoder.likelihoods.common import LOG_MEAN_RANGE, LOG_THETA_RANGE, warn_of_large_means
+from anncoder.likelihoods.nb import nb_spec
+from anncoder.likelihoods.poisson import poisson_spec
+from anncoder.likelihoods.zinb import zinb_spec
 from anncoder.models.base import Array, Autoencoder
 from anncoder.nn.basis import LatentBasis, pulled_back
+from anncoder.nn.chain import Links, backward, forward, links_of
 from anncoder.nn.corruption import InputNoise
 from anncoder.nn.count_heads import CountHeads, CountParameters
 from anncoder.nn.inputs import LogNormalize, Standardize
 from anncoder.nn.layers import Decoder, Encoder, hold_bias
 from anncoder.nn.penalties import WeightPenalty
 from anncoder.nn.principal import start_from_components
+from anncoder.nn.sparse import centred_product
 from anncoder.types import Batch, Loader, Loss, Noise, Shape, Summary, materialize
 
 
@@ -86,6 +92,7 @@ class CountNetwork(nn.Module):
         )
         self.basis = LatentBasis(config.n_latent)
         self.penalty = WeightPenalty(config.l1, config.l2, config.warmup_steps)
+        self.links = self._links()
 
     def start_from(self, summary: Summary, cells: Loader) -> None:
         """Start every gene at its mean and its moment estimate of the dispersion, and set the standardisation."""
@@ -130,6 +137,45 @@ class CountNetwork(nn.Module):
         if self.config.ridge_pi and pi_logits is not None:
             terms["ridge_pi"] = self.config.ridge_pi * pi_logits.sigmoid().square().mean()
         return Loss.of(terms)
+
+    def _links(self) -> Links | None:
+        # where everything between the layers has a form without a graph too
+        c = self.config
+        plain = type(self) is CountNetwork and c.likelihood != "gaussian" and self.standardize.scale is None
+        if not plain or c.dispersion == "shared" or c.noise_kind == "gaussian" or c.l1 or c.l2 or c.ridge_pi:
+            return None
+        return links_of(self, self.encoder.behind_first(), self.decoder)
+
+    @torch.no_grad()
+    def gradients(self, batch: Batch) -> Loss | None:
+        """Return the loss and set the gradients, as ``forward`` and ``backward`` do, to the same bits, without a graph.
+
+        None where a setting, a device or a hook has no such form. Nothing is drawn from the random stream then.
+        """
+        given = (batch.counts.values, batch.size_factor)
+        if (
+            self.links is None
+            or len(batch.rows) < 2
+            or not fused(*given, *self.links.parameters)
+            or self.links.hooked()
+        ):
+            return None
+        encoder, decoder = self.links.encoder, self.links.decoder
+        first, mean, x = self.encoder.first, self.standardize.mean, self.input_noise(batch)
+        latent, of_encoder = forward(encoder, centred_product(x, first.weight, first.bias, mean))
+        hidden, of_decoder = forward(decoder, latent)
+        log_mean, log_theta, pi_logits = self.heads(hidden)
+        weight = torch.full_like(batch.size_factor, 1 / (len(batch.rows) * batch.counts.n_vars))
+        if log_theta is None:
+            nll, by = poisson_spec(batch.counts, batch.size_factor).run([log_mean], weight)
+        elif pi_logits is None:
+            nll, by = nb_spec(batch.counts, log_theta, batch.size_factor).run([log_mean, log_theta], weight)
+        else:
+            zinb = zinb_spec(batch.counts, log_theta, batch.size_factor)
+            nll, by = zinb.run([log_mean, log_theta, pi_logits], weight)
+        by_latent = backward(decoder, of_decoder, self.heads.set_gradients(by))
+        first.backward(x, mean, backward(encoder, of_encoder, by_latent))
+        return Loss.of({"nll": nll.float().sum() / (len(nll) * batch.counts.n_vars)})
 
     def hidden(self, batch: Batch) -> Tensor:
         """Return the last hidden layer, (b, h): all but the output layer."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -107,8 +108,8 @@ def drop(x: CSR, strength: float, key: Tensor, factor: float) -> CSR:
     """Return x with each value zero with probability ``strength``, else multiplied; ``key`` is () int64."""
     if not (constant(x.values) and fused(x.values)):
         return x.with_values(torch.where(hits(key, x.flat(), strength), 0, x.values * factor))
-    numbers, out = torch.tensor([int(key), _limit(strength), x.n_vars]), empty_float32(len(x.values))
-    arrays = (x.indptr, x.indices, x.values.contiguous(), numbers, torch.tensor([factor], dtype=torch.float32), out)
+    numbers, out = np.array([int(key), _limit(strength), x.n_vars]), empty_float32(len(x.values))
+    arrays = (x.indptr, x.indices, x.values.contiguous(), numbers, np.array([factor], dtype=np.float32), out)
     kernels.drop(pieces(x.n_rows, kernels.ROWS), *arrays)
     return x.with_values(out)
 

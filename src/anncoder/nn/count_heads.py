@@ -77,6 +77,20 @@ class CountHeads(nn.Module):
         pi_logits = None if self.pi is None else product_of(self.pi, hidden)
         return CountProducts(product_of(self.mean, hidden), log_theta, pi_logits)
 
+    def set_gradients(self, gradients: list[Tensor]) -> Tensor:
+        """Take the gradients that a likelihood's ``LossSpec.run`` returns; return that of the hidden values, (b, n_in).
+
+        Not with one dispersion a cell, whose product the likelihood does not compute.
+        """
+        by_hidden, self.mean.weight.grad, self.mean.bias.grad, *rest = gradients
+        if self.gene_log_theta is not None:
+            self.gene_log_theta.grad, *rest = rest
+        for layer in (self.theta, self.pi):
+            if layer is not None:
+                more, layer.weight.grad, layer.bias.grad, *rest = rest
+                by_hidden = by_hidden + more
+        return by_hidden
+
     def limited(self, hidden: Tensor) -> CountParameters:
         """Return the parameters as the likelihoods read them."""
         mean, log_theta, pi_logits = (None if p is None else materialize(p) for p in self(hidden))

@@ -41,7 +41,7 @@ class LogNormalize(nn.Module):
                 raise ValueError(f"{counts.n_rows} cells have {tuple(batch.size_factor.shape)} size factors")
             values = torch.empty_like(counts.values)
             arrays = (counts.indptr, counts.values.contiguous(), batch.size_factor.contiguous(), values)
-            sparse.log_normalize(sparse.pieces(counts.n_rows, sparse.ROWS), *(a.numpy() for a in arrays))
+            sparse.log_normalize(sparse.pieces(counts.n_rows, sparse.ROWS), *arrays)
             return counts.with_values(values)
         if by_kernel and on_gpu(counts.values, batch.size_factor):
             from anncoder.kernels.gpu.launch import log_normalize

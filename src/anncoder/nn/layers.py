@@ -129,6 +129,10 @@ class Encoder(nn.Module):
         product: nn.Module = self.rest[-1] if len(self.rest) else self.first
         return product
 
+    def behind_first(self) -> list[nn.Module]:
+        """Return the layers behind the first product, in their order."""
+        return [module for pair in zip(self.after, self.rest, strict=True) for module in pair]
+
     def forward(self, x: CSR | Tensor, mean: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
         """Return the units at the end, (b, k); ``mean`` and ``scale``, (g,), centre and divide x first."""
         hidden: Tensor = self.first(x, mean, scale)

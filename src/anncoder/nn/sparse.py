@@ -39,6 +39,12 @@ class SparseLinear(nn.Module):
         bias = self.bias if mean is None else self.bias - mean @ weight
         return sparse_matmul(x, weight) + bias
 
+    def backward(self, x: CSR, mean: Tensor | None, by_out: Tensor) -> None:
+        """Set the gradients of weight and bias from that of the output, (b, n_out); float32 on the CPU."""
+        self.weight.grad, by_bias = centred_transposed_matmul(x, mean, by_out)
+        if self.bias.requires_grad:
+            self.bias.grad = by_bias
+
 
 def reset(parameter: Tensor, fan_in: int, noise: Noise) -> None:
     """Fill a parameter uniformly within 1 / sqrt(fan_in); does nothing on the ``meta`` device."""
@@ -78,14 +84,19 @@ class _Centred(torch.autograd.Function):
     def forward(ctx: Any, weight: Tensor, bias: Tensor, x: CSR, mean: Tensor | None) -> Tensor:
         ctx.x, ctx.mean = x, mean
         ctx.save_for_backward(*x.changeable())
-        start = bias if mean is None else torch.addmv(bias, weight.T, mean, alpha=-1)
-        return bag(x, weight).add_(start)
+        return centred_product(x, weight, bias, mean)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None, None]:
         _ = ctx.saved_tensors  # raises if they were changed since
         return (*centred_transposed_matmul(ctx.x, ctx.mean, upstream[0]), None, None)
+
+
+def centred_product(x: CSR, weight: Tensor, bias: Tensor, mean: Tensor | None) -> Tensor:
+    """Return ``(x - mean) @ weight + bias``, (b, h), without a gradient."""
+    start = bias if mean is None else torch.addmv(bias, weight.T, mean, alpha=-1)
+    return bag(x, weight).add_(start)
 
 
 def centred_transposed_matmul(x: CSR, mean: Tensor | None, dense: Tensor) -> tuple[Tensor, Tensor]:

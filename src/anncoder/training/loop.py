@@ -251,12 +251,17 @@ def fit_epoch(
     network.train()
     device = next(network.parameters()).device
     epoch, done = len(state.records), state.mean.n_steps
+    gradients: Callable[[Batch], Loss | None] | None = getattr(network, "gradients", None)
     for number, host_batch in enumerate(islice(loader.epoch(epoch), done, None), done):
         batch = host_batch if device.type == "cpu" else host_batch.to(device)
         state.before_step()
         if step_fn is None:
-            loss: Loss = network(batch)
-            finite = descend(state.optimizer, loss, config)
+            loss: Loss | None = None if gradients is None else gradients(batch)
+            if loss is None:
+                loss = network(batch)
+                finite = descend(state.optimizer, loss, config)
+            else:
+                finite = step(state.optimizer, loss.total, config)
         else:
             loss, finite = step_fn(network, batch, state.optimizer, config)
         state.healthy = finite & state.healthy

@@ -45,6 +45,25 @@ def take_rows(address: Scalar) -> None:
         part = take_ticket(table)
 
 
+@kernel("i8", "i8", "i8")
+def rows_fit(address: Scalar) -> None:
+    """Write 1 where rows follow each other and columns are those of the matrix, else 0; a single ticket.
+
+    Arrays, in order: indptr, indices; the number of columns, replaced by the answer, (1,).
+    """
+    table = arguments(address)
+    indptr, indices, answer = i64_line(table, 0), i64_line(table, 1), i64_line(table, 2)
+    if take_ticket(table) < 0:
+        return
+    n_vars, last = np.uint64(answer[0]), indptr.shape[0] - 1
+    wrong = (indptr[0] != 0) + (indptr[last] != indices.shape[0])
+    for i in range(last):
+        wrong += indptr[i] > indptr[i + 1]
+    for k in range(indices.shape[0]):
+        wrong += np.uint64(indices[k]) >= n_vars  # read as unsigned, a negative one is beyond them too
+    answer[0] = wrong == 0
+
+
 @kernel("i8", "f4", "f4", "f4")
 def log_normalize(address: Scalar) -> None:
     """Write ``log1p(values / size_factor)``; arrays, in order: indptr, values, size_factor, and the result."""

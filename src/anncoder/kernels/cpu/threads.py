@@ -44,6 +44,7 @@ class Kernel:
     def __init__(self, function: Callable[[Any], None], dtypes: tuple[str, ...]) -> None:
         self.function = function
         self.dtypes = dtypes
+        self._types = [(np.dtype(name), DTYPES[name]) for name in dtypes]
         self._compiled: Any = None
 
     def __call__(self, n_tickets: int, *arrays: Vector | Tensor) -> None:
@@ -55,15 +56,13 @@ class Kernel:
             self._compiled = _compiled(self.function)
         ticket = array("q", [0])
         entries = array("q", [0, n_tickets, len(arrays) + 1, ticket.buffer_info()[0], 1, 1])
-        for data, dtype in zip(arrays, self.dtypes, strict=True):
+        for data, (dtype, of_tensor) in zip(arrays, self._types, strict=True):
             if isinstance(data, Tensor):
-                fits, address = data.dtype is DTYPES[dtype] and data.is_contiguous() and data.is_cpu, data.data_ptr()
+                fits, address = data.dtype is of_tensor and data.is_contiguous() and data.is_cpu, data.data_ptr()
             else:
                 fits, address = data.dtype == dtype and data.flags.c_contiguous, data.__array_interface__["data"][0]
             if not fits:
-                raise TypeError(
-                    f"{self.function.__name__}: expected contiguous {np.dtype(dtype)} on the CPU, got {data.dtype}"
-                )
+                raise TypeError(f"{self.function.__name__}: expected contiguous {dtype} on the CPU, got {data.dtype}")
             size = data.shape
             entries.extend((address, size[0], size[1] if len(size) > 1 else 1))
         _in_parallel(self._compiled, entries.buffer_info()[0], min(torch.get_num_threads(), n_tickets))
