@@ -60,7 +60,7 @@ def test_every_alias_leads_to_something_that_is_there() -> None:
         ("n_epochs", "'max_epochs'"),
         ("use_gpu", "'device'"),
         ("batch", "'batch_key'"),
-        ("mask_var", "adata[:, adata.var['highly_variable']]"),
+        ("use_highly_variable", "mask_var='highly_variable'"),
         ("learningrate", "'learning_rate'"),
     ],
 )

@@ -322,6 +322,10 @@ class TrainingConfig(Settings):
     ] = None
     reduce_lr_factor: Annotated[float | None, Field(gt=0, lt=1, description="by how much it falls")] = None
     batch_key: Annotated[str | None, Field(description="obs column with the experimental batch")] = None
+    mask_var: Annotated[
+        str | None,
+        Field(description="var column of the genes to fit on; auto: highly_variable, where there is one; null: all"),
+    ] = "auto"
     empty_cells: Annotated[
         EmptyCellsName, Field(description="cells without any count: leave-out of the fit (they are embedded), or error")
     ] = "leave-out"
@@ -413,11 +417,9 @@ ALIASES = {
     "n_jobs": "threads",
     "n_threads": "threads",
 }
-CHOOSE_GENES = "choose the genes first: adata = adata[:, adata.var['highly_variable']].copy()"
 ELSEWHERE = {
     "trials": "did you mean 'n_trials' (--trials) of a search?",
-    "mask_var": CHOOSE_GENES,
-    "use_highly_variable": CHOOSE_GENES,
+    "use_highly_variable": "mask_var='highly_variable' (--mask-var); it is the default where var has that column",
     "use_rep": "models read counts: layer='counts' (--layer counts) names a layer",
 }
 

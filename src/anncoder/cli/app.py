@@ -119,6 +119,10 @@ def train(
     key: Key = "ae",
     denoise: Annotated[bool, typer.Option("--denoise", help="Write the denoised layer too.")] = False,
     save: Annotated[Path | None, typer.Option(help="Save the model to this folder as well.", readable=False)] = None,
+    mask_var: Annotated[
+        str | None,
+        typer.Option(help="var column of the genes to fit on, none for all; highly_variable, if there is one."),
+    ] = None,
     labels: Annotated[str | None, typer.Option(help="obs column to compare clusters with.")] = None,
     evaluation: Annotated[bool, typer.Option(help="Compare with PCA and the gene means.")] = True,
     seed: GivenSeed = None,

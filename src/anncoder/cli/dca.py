@@ -91,6 +91,7 @@ def _fit_and_write(request: DCARequest, model: DCA, training: dict[str, Any]) ->
     genes = _columns(adata, request.denoisesubset)
     refuse_size(3 * adata.n_obs * adata.n_vars * 4)
     split = _split(adata.n_obs, training["seed"], testsplit=request.testsplit)
+    training["mask_var"] = None  # DCA reads all genes
     model.fit(adata[split == "train"], progress=None if not request.quiet else False, **training)
     found = results(model, adata, denoise=True, latent=True, info=True)
     with signals.saving():

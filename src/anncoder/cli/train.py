@@ -68,6 +68,7 @@ class TrainRequest(NamedTuple):
     key: str = "ae"
     denoise: bool = False
     save: Path | None = None
+    mask_var: str | None = None
     labels: str | None = None
     evaluation: bool = True
     seed: int | None = None
@@ -155,6 +156,8 @@ def make_plan(request: TrainRequest) -> TrainPlan:
         "--set": parse_assignments(request.settings or ()),
         "options": {name: value for name, value in options.items() if value is not None},
     }
+    if request.mask_var is not None:
+        sources["options"]["mask_var"] = None if request.mask_var == "none" else request.mask_var
     named = [values.pop("model", None) for values in sources.values()]
     model_class = find(str(request.model or named[1] or named[0] or "count"))
     hyper: dict[str, Any] = {}
@@ -183,7 +186,8 @@ def checked_input(request: TrainRequest, plan: TrainPlan) -> tuple[Files, DiskSo
         in_place=request.in_place,
         drop_empty=request.drop_empty_cells,
     )
-    source = open_source(files.stores, request.layer, counts=model.reads_counts, integers=model.config.integers)
+    kind: Any = {"counts": model.reads_counts, "integers": model.config.integers}
+    source = open_source(files.stores, request.layer, mask_var=plan.training.mask_var, **kind)
     assert isinstance(source, DiskSource)
     for problem in source.warnings:
         if problem.code != "empty-cells":  # which the fit says

@@ -12,11 +12,13 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix
 
+from anncoder.data.matrix.notes import say
 from anncoder.errors import ConfigError, InputError, listed
 
 logger = logging.getLogger("anncoder")
 
 ENSEMBL = re.compile(r"^ENS[A-Z]{0,5}G\d{11}(\.\d+)?$")
+AUTO, HIGHLY_VARIABLE = "auto", "highly_variable"  # scanpy's column
 MANY = 0.25  # share of a model's genes without which its results say little
 
 
@@ -88,6 +90,57 @@ def _refuse_no_share(allow_missing: object) -> None:
         raise ConfigError(
             "bad-value", f"allow_missing = {allow_missing!r} is not a share", "allow_missing", "a number from 0 to 1"
         )
+
+
+class Mask(NamedTuple):
+    """The genes to fit on."""
+
+    key: str  # the column of var that chooses them
+    flags: np.ndarray[Any, Any]  # (n_vars,) bool
+
+
+def mask_of(column: Callable[[str], Any], asked: str | None) -> Mask | None:
+    """Return the genes that a column of var chooses; None where that are all of them.
+
+    Parameters
+    ----------
+    column
+        Gives a column of var, (n_vars,), or None where there is no such.
+    asked
+        Its name; ``"auto"`` for :data:`HIGHLY_VARIABLE`, if it is there and of use (scanpy's rule); None for all genes.
+
+    Raises
+    ------
+    ConfigError
+        There is no such column.
+    InputError
+        The column is not one of booleans, or chooses no gene.
+    """
+    if asked is None:
+        return None
+    auto, key = asked == AUTO, HIGHLY_VARIABLE if asked == AUTO else asked
+    values = column(key)
+    if values is None and not auto:
+        remedy = "sc.pp.highly_variable_genes(adata) writes 'highly_variable'; mask_var=None (--set mask_var=null): all"
+        raise ConfigError("unknown-key", f"var has no column {key!r}", "mask_var", remedy)
+    flags = np.asarray(values)
+    if flags.dtype != bool or not flags.any():
+        if auto:
+            return None
+        what = f"var[{key!r}] chooses no gene" if flags.dtype == bool else f"var[{key!r}] is not True or False, a gene"
+        raise InputError("bad-mask", what, "mask_var", f"adata.var[{key!r}] = adata.var[{key!r}].fillna(False) == True")
+    if flags.all():
+        return None
+    what = f"fitted on the {int(flags.sum()):,} of {len(flags):,} genes that var[{key!r}] chooses"
+    say(what, "mask_var=None (--set mask_var=null) takes all")
+    return Mask(key, flags)
+
+
+def refuse_no_var(asked: str | None) -> None:
+    """Raise a ConfigError where genes are asked for by a column, and the reader has none."""
+    if asked not in (None, AUTO):
+        remedy = "give blocks of the genes to fit on, and their names"
+        raise ConfigError("unknown-key", f"this reader has no var, and so no column {asked!r}", "mask_var", remedy)
 
 
 def columns_of(var_names: pd.Index, genes: Sequence[str] | None) -> Any:

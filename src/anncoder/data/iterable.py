@@ -96,6 +96,7 @@ class BlockSource:
     """Cells of an :class:`IterableSource` in the gene order of a model; see :class:`anncoder.data.sources.Source`."""
 
     in_order = False
+    mask_var: str | None = None
     where = "the blocks"
 
     def __init__(

@@ -38,7 +38,7 @@ from anncoder.data.check import (
     rounded,
     that_matter,
 )
-from anncoder.data.genes import align
+from anncoder.data.genes import Alignment, Mask, align, mask_of, refuse_no_var
 from anncoder.data.loaders.disk import POOL_BYTES, DiskLoader, prefetched
 from anncoder.data.loaders.memory import MemoryLoader, Stored
 from anncoder.data.matrix.arrays import Block, nearest_whole
@@ -94,6 +94,7 @@ class Source(Protocol):
     n_obs: int
     var_names: pd.Index  # (n_vars,)
     sizes: Array  # (n_obs,) library sizes; ones where the values are no counts
+    mask_var: str | None  # the column of var that chose the genes; None where all of the data are there
     rounded: str  # what is said of counts that are whole but for rounding, and are read as whole; empty if none is
 
     def blocks(self, chosen: Array, step: int) -> Iterator[tuple[csr_matrix, Array]]:
@@ -123,6 +124,7 @@ class MemorySource:
     """Cells of an AnnData in memory; see :class:`Source`."""
 
     in_order = True
+    mask_var: str | None = None
 
     def __init__(
         self, adata: anndata.AnnData, layer: str | None, *, counts: bool, to_fit: bool, integers: bool = True
@@ -149,6 +151,14 @@ class MemorySource:
         other = copy(self)
         other.matrix, other.sizes = matrix, library_sizes(matrix) if counts else np.ones(self.n_obs)
         other._stored = Stored.of(matrix)
+        return other
+
+    def of_genes(self, mask: Mask, *, counts: bool) -> MemorySource:
+        """Return the same cells with some of the genes."""
+        genes = np.flatnonzero(mask.flags)
+        alignment = Alignment(genes, [], len(mask.flags) - len(genes))
+        other = self.with_matrix(alignment.apply(self.matrix), counts=counts)
+        other.var_names, other.mask_var = self.var_names[genes], mask.key
         return other
 
     def blocks(self, chosen: Array, step: int) -> Iterator[tuple[csr_matrix, Array]]:
@@ -193,6 +203,7 @@ class DiskSource:
     """
 
     in_order = True
+    mask_var: str | None = None
 
     def __init__(
         self,
@@ -314,7 +325,15 @@ def _rows_of(matrix: csr_matrix, chosen: Array, step: int) -> Iterator[tuple[csr
 
 
 @memory_errors("opening the data")
-def open_source(data: Data, layer: str | None, *, counts: bool, to_fit: bool = True, integers: bool = True) -> Source:
+def open_source(
+    data: Data,
+    layer: str | None,
+    *,
+    counts: bool,
+    to_fit: bool = True,
+    integers: bool = True,
+    mask_var: str | None = None,
+) -> Source:
     """Open and check what a model is to be fitted on.
 
     Parameters
@@ -329,28 +348,40 @@ def open_source(data: Data, layer: str | None, *, counts: bool, to_fit: bool = T
         One cell is too few to learn from, not to embed.
     integers
         Whether counts must be integers.
+    mask_var
+        Column of var with the genes to fit on; ``"auto"``: :data:`anncoder.data.genes.HIGHLY_VARIABLE`, where there is
+        one; None: all genes.
 
     Raises
     ------
+    ConfigError
+        There is no such column.
     FileError
         A file does not exist, is damaged, or changes while it is read.
     InputError
-        The matrix is not what the model needs, or the files have different genes.
+        The matrix is not what the model needs, the files have different genes, or the column chooses none of them.
     """
-    source = _opened(data, layer, counts=counts, to_fit=to_fit, integers=integers)
+    source = _opened(data, layer, counts=counts, to_fit=to_fit, integers=integers, mask_var=mask_var)
     if source.rounded:
         say(source.rounded, ROUNDED)
     return source
 
 
-def _opened(data: Data, layer: str | None, *, counts: bool, to_fit: bool, integers: bool) -> Source:
+def _opened(
+    data: Data, layer: str | None, *, counts: bool, to_fit: bool, integers: bool, mask_var: str | None
+) -> Source:
     if isinstance(data, Reader):
+        if not isinstance(data, DiskSource):
+            refuse_no_var(mask_var)
         return data.opened(None, counts=counts, to_fit=to_fit, integers=integers)
     stores = open_stores(data, layer)
     if stores is None:
         assert isinstance(data, anndata.AnnData)
         where = resolve_layer(layer, data.layers)
         in_memory = MemorySource(data, where, counts=counts, to_fit=to_fit, integers=integers)
+        mask = mask_of(var_of(data, where).get, mask_var)
+        if mask is not None:
+            in_memory = in_memory.of_genes(mask, counts=counts)
         if to_fit:
             log_warnings((in_memory.n_obs, len(in_memory.var_names)), var_of(data, where).get)
         return in_memory
@@ -361,7 +392,11 @@ def _opened(data: Data, layer: str | None, *, counts: bool, to_fit: bool, intege
     except InputError:
         refuse_bad(stores, counts=counts, to_fit=to_fit, integers=integers)  # what is wrong with a file is said first
         raise
+    mask = mask_of(stores[0].var_column, mask_var)
+    if mask is not None:
+        together = Stores(stores, together.var_names[mask.flags])
     source = checked(together, counts=counts, to_fit=to_fit, integers=integers)
+    source.mask_var = None if mask is None else mask.key
     if to_fit:
         log_warnings((source.n_obs, len(source.var_names)), stores[0].var_column)
     n = n_repeated(stores, source.sizes) if to_fit and counts and len(stores) > 1 else 0

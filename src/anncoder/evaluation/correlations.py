@@ -51,8 +51,8 @@ def invented(model: Autoencoder, cells: Cells, seed: int) -> dict[str, float]:
         raise ConfigError("no-decoder", what, "guard", "evaluate it without the guard")
     genes = _chosen(cells.matrix, seed)
     other = cells._replace(matrix=permuted(cells.matrix, genes, seed))
-    settings = model.training_.model_dump() | {"valid_stratify": None, "valid_groups": None, "progress": False}
-    again = model.unfitted().fit(as_adata(model, other), **settings)
+    settings = model.training_.model_dump() | dict.fromkeys(("valid_stratify", "valid_groups", "mask_var"))
+    again = model.unfitted().fit(as_adata(model, other), progress=False, **settings)
     methods: dict[str, Method] = {"model": Trained(again), "pca": Principal(again, other, again.config.width, seed)}
     return {name: correlated(_columns(method, other, genes)) for name, method in methods.items()}
 

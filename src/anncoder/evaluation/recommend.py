@@ -386,7 +386,7 @@ def method_of(candidate: Candidate, scene: Scene, training: TrainingConfig) -> M
 
 
 def _fit(candidate: Candidate, scene: Scene, training: TrainingConfig) -> Autoencoder:
-    adata, settings = scene.adata[:, scene.genes(candidate)].copy(), training.model_dump()
+    adata, settings = scene.adata[:, scene.genes(candidate)].copy(), training.model_dump() | {"mask_var": None}
     with silent():
         model: Autoencoder = find(candidate.model)(n_latent=candidate.n_latent)
         return model.fit(adata, progress=False, **settings)

@@ -264,7 +264,7 @@ class AutoImpute(Autoencoder):
         model = AutoImpute(**{**dict(self.config), "transform": "none", "replace": "all"})
         fitted = self.training_ if self.network_ is not None else TrainingConfig(seed=seed)
         # without columns that these cells may lack
-        settings = fitted.model_dump() | {"valid_stratify": None, "valid_groups": None}
+        settings = fitted.model_dump() | dict.fromkeys(("valid_stratify", "valid_groups", "mask_var"))
         if max_epochs is not None:
             settings["max_epochs"] = max_epochs
         cells = anndata.AnnData(left, obs=adata.obs, var=pd.DataFrame(index=genes_of(adata, layer)))

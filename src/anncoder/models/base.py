@@ -158,6 +158,7 @@ class Autoencoder:
         *,
         layer: str | None = None,
         batch_key: str | None = None,
+        mask_var: str | None = "auto",
         empty_cells: EmptyCellsName = "leave-out",
         max_epochs: int | None = None,
         max_steps: int | None = None,
@@ -202,6 +203,9 @@ class Autoencoder:
             Where the counts are; None and ``"X"`` for ``X``, ``"raw.X"`` for those of ``raw`` (and of its genes).
         batch_key
             obs column with the experimental batch, for the models that correct for it.
+        mask_var
+            var column of the genes to fit on; ``"auto"``, the default, is ``"highly_variable"`` where there is one
+            (scanpy's rule), None all genes. A denoised layer has NaN in the others.
         empty_cells
             Cells without any count in these genes are left out of the fit, with a warning, and embedded like all
             others; ``"error"`` refuses them, in the fit and with the fitted model.
@@ -253,7 +257,9 @@ class Autoencoder:
         settings = {k: v for k, v in locals().items() if k in TrainingConfig.model_fields}
         training = TrainingConfig(**settings).with_defaults_of(self.config)
         with fit_context(training) as process:
-            source = open_source(data, layer, counts=self.reads_counts, integers=self.config.integers)
+            kind: Any = {"counts": self.reads_counts, "integers": self.config.integers}
+            source = open_source(data, layer, mask_var=training.mask_var, **kind)
+            training = training.model_copy(update={"mask_var": source.mask_var})
             split = split_cells(source, training)
             ready = prepare(source, split, self.config, training, process)
             start = self._start(source, split, ready, process, checkpoint, progress)

@@ -213,6 +213,7 @@ def gene_pair(
     layer = resolve_layer(read["layer"] if layer is None else layer, adata.layers)
     groups = groups_of(adata, color)
     raw, denoised = (_pair(adata, (gene_x, gene_y), slot) for slot in (layer, f"{key}_denoised"))
+    _refuse_no_values(denoised, (gene_x, gene_y))
     normalized = counts and results.get("denoised_scale") == "normalized"
     if normalized:
         raw = raw * (read["library_size"] / _sizes(adata, layer))
@@ -267,6 +268,13 @@ def _pair(adata: anndata.AnnData, genes: tuple[str, str], layer: str | None) -> 
     places = (np.flatnonzero(var_names == gene)[:1] for gene in genes)
     columns = [matrix[:, place] for place in places]
     return np.hstack([c.toarray() if sparse.issparse(c) else np.asarray(c) for c in columns])
+
+
+def _refuse_no_values(denoised: np.ndarray[Any, Any], genes: tuple[str, str]) -> None:
+    for gene, values in zip(genes, denoised.T, strict=True):
+        if np.isnan(values).all():
+            what = f"{gene!r} has no denoised values: the model was fitted without it"
+            raise InputError("not-denoised", what, "var_names", "fit all genes: ac.tl.autoencode(adata, mask_var=None)")
 
 
 def _sizes(adata: anndata.AnnData, layer: str | None) -> np.ndarray[Any, Any]:

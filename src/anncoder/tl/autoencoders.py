@@ -14,6 +14,7 @@ import numpy as np
 
 from anncoder.config import TrainingConfig, split_settings, unknown_key
 from anncoder.data.adata import RAW
+from anncoder.data.genes import AUTO
 from anncoder.data.matrix.notes import said_once
 from anncoder.data.opening import Paths
 from anncoder.data.sources import DiskSource, open_source
@@ -24,6 +25,7 @@ from anncoder.models.base import Array, Autoencoder, Scale, refuse_no_decoder, r
 from anncoder.tl.files import (
     OutputSpec,
     column_of,
+    known_genes,
     natural_scale,
     of_cells_here,
     of_genes_here,
@@ -31,6 +33,7 @@ from anncoder.tl.files import (
     refuse_genes_outside_raw,
     refuse_unknown_genes,
     say_genes_left_out,
+    with_unknown_genes,
     write_files,
     write_results,
 )
@@ -78,8 +81,8 @@ def autoencode(
         True for a progress bar, False for silence, None for a bar in a terminal or a notebook.
     **settings
         Hyper-parameters of the model (``n_latent``, ``n_hidden``, ``likelihood``...; an object has them already) and
-        settings of its fit (``max_epochs``, ``seed``, ``threads``...), as :class:`anncoder.CountAutoencoder` and its
-        siblings have them.
+        settings of its fit (``max_epochs``, ``seed``, ``threads``, ``mask_var``...), as
+        :class:`anncoder.CountAutoencoder` and its siblings have them.
 
     Returns
     -------
@@ -96,7 +99,8 @@ def autoencode(
         does not know have NaN; what has several columns is in ``varm``.
     ``adata.layers["{key_added}_denoised"]`` : (n_obs, n_vars) float32
         Expected counts (expression, of models with ``transform="none"``), with ``denoise=True``. Models of logarithms
-        are below expected counts, those that fill in zeros above: see "What `denoise` means" in docs/models.md.
+        are below expected counts, those that fill in zeros above: see "What `denoise` means" in docs/models.md. NaN in
+        the genes that ``mask_var`` leaves out.
     ``adata.uns[key_added]`` : dict
         ``params_json`` (every setting), ``history`` (data frame), ``valid_obs`` (names of held-out cells), ``schema``,
         ``version``, and of a denoised layer ``denoised_scale``, "counts" or "normalized" (and ``denoised_batch``).
@@ -329,14 +333,16 @@ def _denoised(adata: anndata.AnnData, model: Autoencoder, *, layer: str | None, 
     genes = adata.var_names.astype(str)
     if (model.layer_ if layer is None else layer) == RAW:
         say_genes_left_out(model, genes)
-    return model.denoise(adata, genes=list(genes), layer=layer, **how)
+    known = known_genes(model, genes)
+    return with_unknown_genes(model.denoise(adata, genes=list(genes[known]), layer=layer, **how), known)
 
 
 def _autoencode_files(
     files: Paths, model: Autoencoder, wanted: OutputSpec, output: Path, *, layer: str | None, **settings: Any
 ) -> Autoencoder:
     found = open_files_for(model, files, output, wanted, layer)
-    source = open_source(found.stores, layer, counts=model.reads_counts, integers=model.config.integers)
+    kind: Any = {"counts": model.reads_counts, "integers": model.config.integers}
+    source = open_source(found.stores, layer, mask_var=settings.get("mask_var", AUTO), **kind)
     assert isinstance(source, DiskSource)
     with _threads_of(settings):
         fitted = model.fit(source, layer=layer, **settings)

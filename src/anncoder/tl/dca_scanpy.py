@@ -203,7 +203,7 @@ def dca(
     _refuse_data_in_x(target, check_counts=check_counts)
     place = _place_for_counts(target, mode)
     refuse_size(target.n_obs * target.n_vars * 4 * (1 + 2 * return_info))
-    model.fit(target, progress=verbose, **training)
+    model.fit(target, progress=verbose, **training | {"mask_var": None})
     found = results(model, target, denoise=mode == "denoise", latent=mode == "latent", info=return_info)
     sizes = library_sizes(read_matrix(target, None))
     write_obs(target, sizes, model, np.full(target.n_obs, "train"))

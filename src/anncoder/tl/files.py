@@ -20,8 +20,8 @@ from natsort import natsorted
 
 from anncoder.data.adata import RAW
 from anncoder.data.formats.attributes import texts_of
-from anncoder.data.genes import align
-from anncoder.data.matrix.notes import said_once
+from anncoder.data.genes import AUTO, align
+from anncoder.data.matrix.notes import said_once, say
 from anncoder.data.opening import Paths, open_files
 from anncoder.data.sources import Data, DiskSource
 from anncoder.data.store import READ, Store
@@ -203,14 +203,38 @@ def leave_out_empty(stores: list[Store], genes: list[str] | None = None) -> None
 
 
 def refuse_unknown_genes(model: Autoencoder, var_names: pd.Index, allow_missing: float = 0.0) -> None:
-    """Raise an InputError unless the model knows all genes here."""
+    """Raise an InputError unless the model knows all genes here, or was fitted on chosen ones (``mask_var``)."""
     n_unknown = int((~var_names.isin(model.var_names_)).sum())
-    if n_unknown:
+    if n_unknown and not chose_genes(model):
         # where genes of the model are missing too, that says more: names of another kind
         align(list(model.var_names_), list(var_names), allow_missing=allow_missing)
         what = f"the model does not know {n_unknown:,} of the genes here: a layer has all of them"
         remedy = "adata = adata[:, adata.var_names.isin(model.var_names_)].copy()"
         raise InputError("unknown-genes", what, "var_names", remedy)
+
+
+def chose_genes(model: Autoencoder) -> bool:
+    """Return whether a fitted model was fitted on the genes that a column of var chose."""
+    return model.training_.mask_var not in (None, AUTO)  # models of version 0.1.0, read back, have "auto"
+
+
+def known_genes(model: Autoencoder, var_names: pd.Index) -> np.ndarray[Any, Any]:
+    """Return which genes here the model knows, (n_vars,) bool, and say if there are others: their columns are NaN."""
+    known = np.asarray(var_names.isin(model.var_names_))
+    if not known.all() and chose_genes(model):
+        what = f"the denoised layer has NaN in {int((~known).sum()):,} of {len(known):,} genes"
+        say(what, f"the model was fitted on those that var[{model.training_.mask_var!r}] chose")
+        return known
+    return np.ones(len(known), dtype=bool)
+
+
+def with_unknown_genes(denoised: Array, known: np.ndarray[Any, Any]) -> Array:
+    """Return denoised values, (b, n_known), with columns of NaN for the genes that are not known, (b, n_vars)."""
+    if known.all():
+        return denoised
+    out = np.full((len(denoised), len(known)), np.nan, dtype=np.float32)
+    out[:, known] = denoised
+    return out
 
 
 def refuse_genes_outside_raw(var_names: pd.Index, raw_names: pd.Index) -> None:
@@ -380,11 +404,15 @@ class _SlotWriter:
 
     def write_denoised(self, store: Store, cells: DiskSource, scale: Scale, batch: str | int | None) -> None:
         """Write the layer of expected expression."""
-        compute = expecting(self.model, scale, list(store.own_genes), batch)
+        known = known_genes(self.model, store.own_genes)
+        compute = expecting(self.model, scale, list(store.own_genes[known]), batch)
         shape = (store.n_obs, len(store.own_genes))
         if store.layer == RAW:
             say_genes_left_out(self.model, store.own_genes)
-        self._write_blocks("layers", f"{self.key}_denoised", shape, denoised(self.model, cells, compute, batch))
+        blocks = denoised(self.model, cells, compute, batch)
+        self._write_blocks(
+            "layers", f"{self.key}_denoised", shape, (with_unknown_genes(block, known) for block in blocks)
+        )
 
     def _write_blocks(self, where: str, name: str, shape: tuple[int, int], blocks: Iterator[Array]) -> None:
         rows = max(1, min(shape[0], CHUNK // (4 * shape[1])))
