@@ -583,6 +583,19 @@ class TestOtherCommands:
         assert len(options) > 20
         assert not [option.help for option in options if option.readable]
 
+    def test_check_says_how_long_a_fit_will_take(self, anncoder: Run, counts_file: Path) -> None:
+        line = anncoder("check", counts_file).stdout.strip().splitlines()[-1]
+        found = re.fullmatch(
+            r"a fit of the count model with its defaults: about [\d.]+ s on \w+ \(\d+ threads?\), some (\d+) epochs of "
+            r"[\d.e-]+ s; 60 genes, ([\d.]+) GiB of memory",
+            line,
+        )
+        assert found, line
+        assert int(found[1]) == 5 + round(170 * 64 / (0.9 * 120))
+        assert 0.5 < float(found[2]) < 1
+        for more in ("--no-estimate", "--json"):
+            assert "about" not in anncoder("check", counts_file, more).stdout
+
     @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
     def test_a_file_that_cannot_be_read(self, anncoder: Run, model_folder: Path, counts_file: Path) -> None:
         counts_file.chmod(0)

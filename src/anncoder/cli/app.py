@@ -101,11 +101,12 @@ def check(
     layer: Layer = None,
     expression: Annotated[bool, typer.Option("--expression", help="Expect expression values, not counts.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    estimate: Annotated[bool, typer.Option(help="Try some steps, and say how long a fit will take here.")] = True,
 ) -> None:
-    """Say what a file holds and whether a model can be trained on it."""
+    """Say what a file holds, whether a model can be trained on it, and how long that will take."""
     from anncoder.cli.inspect import run_check
 
-    run_check(data, layer=layer, counts=not expression, as_json=json)
+    run_check(data, layer=layer, counts=not expression, as_json=json, estimate=estimate)
 
 
 @command

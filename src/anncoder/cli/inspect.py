@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import pandas as pd
 import typer
 import yaml
+from anndata import AnnData
 
 from anncoder.cli.run_folder import write_json
 from anncoder.cli.settings import parse_assignments, set_in
-from anncoder.config import Settings, TrainingConfig, split_settings
-from anncoder.data.check import check
-from anncoder.data.opening import paths_of
-from anncoder.device import threads_set
-from anncoder.errors import InputError, listed
+from anncoder.config import Settings, TrainingConfig, given, split_settings
+from anncoder.data.check import FEW_CELLS, check
+from anncoder.data.genes import HIGHLY_VARIABLE
+from anncoder.data.loaders.disk import POOL_BYTES
+from anncoder.data.matrix.notes import said_once, silent
+from anncoder.data.opening import open_stores, paths_of
+from anncoder.data.store import Store, stacked
+from anncoder.data.stores import Stores
+from anncoder.device import choose_device, threads_set
+from anncoder.errors import InputError, counted, listed
 from anncoder.evaluation.comparison import Evaluation, evaluate
 from anncoder.io.model_folder import read_stored
 from anncoder.io.output_paths import refuse_output
@@ -23,8 +32,8 @@ from anncoder.models import find
 from anncoder.models.loading import load
 
 
-def run_check(data: list[Path], *, layer: str | None, counts: bool, as_json: bool) -> None:
-    """Print a report of each file; raise the first error in one of them."""
+def run_check(data: list[Path], *, layer: str | None, counts: bool, as_json: bool, estimate: bool) -> None:
+    """Print a report of each file, and how long a fit will take; raise the first error in one of them."""
     paths = paths_of(data)
     reports = [check(path, layer=layer, counts=counts) for path in paths]
     if as_json:
@@ -39,6 +48,71 @@ def run_check(data: list[Path], *, layer: str | None, counts: bool, as_json: boo
             report.raise_if_bad()
         if errors:  # they were printed in full
             raise InputError(errors[0], f"{path} cannot be used as it is: {listed(errors)}, see above")
+    if estimate and not as_json and sum(report.n_obs for report in reports) >= FEW_CELLS:
+        typer.echo(f"\n{estimated(paths, layer, counts=counts)}")
+
+
+TRIAL = 1920  # cells of a trial fit: thirty minibatches of 64
+# epochs of a default fit, and minibatches beside them: of nine data sets of 340 to 30,000 cells, docs/benchmarks.md
+FEWEST_EPOCHS, STEPS = 5, 170
+OF_PROCESS = 720 * 2**20  # bytes of Python, torch and anndata
+
+
+@said_once()
+def estimated(paths: list[Path], layer: str | None, *, counts: bool) -> str:
+    """Return how long the default fit of these cells will take here, by a trial of three epochs of some of them.
+
+    Raises
+    ------
+    AnncoderError
+        As :meth:`Autoencoder.fit`: of cells that pass the check, but not these settings.
+    """
+    from anncoder.models.count import CountAutoencoder
+
+    stores = open_stores(list(map(str, paths)), layer)
+    assert stores is not None
+    n_obs, some = sum(store.n_obs for store in stores), some_of(stores, TRIAL)
+    settings: dict[str, Any] = {} if counts else {"transform": "none", "likelihood": "gaussian"}
+    with silent():
+        began = time.perf_counter()
+        model = CountAutoencoder(**settings).fit(some, max_epochs=3, early_stopping=False, progress=False)
+        seconds = time.perf_counter() - began
+    of_epochs = model.history_["seconds"].to_numpy()
+    epoch = float(of_epochs[1:].mean()) * n_obs / some.n_obs  # the first one may compile
+    batch_size = given(model.training_.batch_size)
+    epochs = round(FEWEST_EPOCHS + STEPS * batch_size / (n_obs * (1 - given(model.training_.valid_fraction))))
+    before = max(0.0, seconds - float(of_epochs.sum()))  # components and moments
+    row_bytes = 8 * some.X.nnz / some.n_obs
+    memory = OF_PROCESS + 3 * min(row_bytes * n_obs, POOL_BYTES) + 100 * n_obs
+    threads = counted(given(model.training_.threads), "thread")
+    where = f"{choose_device(model.training_.device).type} ({threads})"
+    return (
+        f"a fit of the count model with its defaults: about {_duration(before + epochs * epoch)} on {where}, "
+        f"some {epochs} epochs of {_duration(epoch)}; {counted(len(model.var_names_), 'gene')}, "
+        f"{memory / 2**30:.1f} GiB of memory"
+    )
+
+
+def some_of(stores: list[Store], n_cells: int) -> AnnData:
+    """Return some cells of files, in evenly spaced blocks, with the genes of the first and their flags."""
+    n_obs = sum(store.n_obs for store in stores)
+    parts, n_blocks = [], max(1, n_cells // 64)
+    for store in stores:
+        share = max(1, round(n_blocks * store.n_obs / n_obs))
+        starts = np.unique(np.linspace(0, max(0, store.n_obs - 64), share).astype(int))
+        starts = starts[np.diff(starts, prepend=-64) >= 64]
+        together = Stores([store], stores[0].var_names)
+        parts.append(together.read([(int(start), min(int(start) + 64, store.n_obs)) for start in starts]))
+    var = pd.DataFrame(index=stores[0].var_names)
+    if (flags := stores[0].var_column(HIGHLY_VARIABLE)) is not None:
+        var[HIGHLY_VARIABLE] = np.asarray(flags)
+    return AnnData(stacked(parts), var=var)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 class EvaluateRequest(NamedTuple):
