@@ -261,6 +261,42 @@ def test_a_gene_pair_from_a_backed_dense_file(drawn: anndata.AnnData, tmp_path: 
     backed.file.close()
 
 
+@pytest.mark.parametrize("scale", ["counts", "normalized", "log1p"])
+def test_expression_measured_beside_denoised(
+    drawn: anndata.AnnData, model: ac.CountAutoencoder, scale: ac.models.base.Scale
+) -> None:
+    ac.tl.denoise(drawn, model, scale=scale)
+    genes = list(drawn.var_names[[4, 9]])
+    axes = pl.expression(drawn, genes, basis="X_pca")
+    assert axes.shape == (2, 2)
+    assert [ax.get_title() for ax in axes[1]] == [f"{genes[1]}, measured", f"{genes[1]}, denoised"]
+    to_median = (model.library_size_ / drawn.X.sum(axis=1).A1)[:, None]
+    measured = np.log1p(drawn.X[:, [4, 9]].toarray() * to_median)
+    denoised = np.log1p(model.denoise(drawn, scale="normalized", genes=genes))
+    for row, *exact in zip(axes, measured.T, denoised.T, strict=True):
+        for ax, values in zip(row, exact, strict=True):
+            (points_drawn,) = ax.collections
+            np.testing.assert_allclose(np.sort(points_drawn.get_array()), np.sort(values), rtol=1e-5, atol=1e-6)
+        assert row[0].collections[0].get_clim() == row[1].collections[0].get_clim()
+    assert len(pl.expression(drawn, genes[0], basis="X_pca")) == 1
+    if scale != "counts":  # the pair shows both at the median library size, in logarithms
+        pair = pl.gene_pair(drawn, *genes)
+        np.testing.assert_allclose(np.sort(points(pair[1]), axis=0), np.sort(denoised, axis=0), rtol=1e-5, atol=1e-6)
+
+
+def test_expression_that_cannot_be_drawn(drawn: anndata.AnnData) -> None:
+    gene = drawn.var_names[0]
+    for arguments, code in (
+        ({"genes": []}, "bad-value"),
+        ({"genes": "nowhere"}, "unknown-key"),
+        ({"genes": gene, "basis": "X_umap"}, "unknown-key"),
+        ({"genes": gene, "key": "other"}, "not-denoised"),
+    ):
+        with pytest.raises(ac.AnncoderError) as error:
+            pl.expression(drawn, **{"basis": "X_pca", **arguments})
+        assert error.value.code == code
+
+
 def test_a_gene_pair_without_colours(drawn: anndata.AnnData) -> None:
     axes = pl.gene_pair(drawn, *drawn.var_names[:2])
     assert not axes[0].figure.legends

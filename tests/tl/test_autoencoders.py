@@ -659,3 +659,15 @@ def test_results_of_a_version_without_fingerprints_are_kept_by_their_model(count
     counts.uns["ae"]["params_json"] = json.dumps(params)
     tl.embed(counts, model)
     assert "ae_denoised" in counts.layers
+
+
+def test_denoised_as_scanpy_plots_it(counts: anndata.AnnData) -> None:
+    settings: dict[str, Any] = {"n_latent": 3, "n_hidden": (8,), "max_epochs": 2, "progress": False}
+    model = tl.autoencode(counts, "count", denoise="log1p", **settings)
+    expected = np.log1p(model.denoise(counts, scale="normalized"))
+    np.testing.assert_allclose(counts.layers["ae_denoised"], expected, rtol=1e-6)
+    assert counts.uns["ae"]["denoised_scale"] == "log1p"
+    with pytest.raises(ConfigError, match="not 'normalized'"):
+        tl.autoencode(counts, "undercomplete", transform="none", denoise="log1p", **settings)
+    with pytest.raises(ConfigError, match="'counts', 'normalized' or 'log1p'"):
+        tl.autoencode(counts, "count", denoise="log", **settings)

@@ -13,7 +13,7 @@ from anncoder.tl.files import Output, OutputSpec, natural_scale, write_files
 from anncoder.tl.slots import next_step
 from anncoder.training.progress import announce
 
-SCALES = ("counts", "normalized")
+SCALES = ("counts", "normalized", "log1p")
 
 
 class ApplyRequest(NamedTuple):

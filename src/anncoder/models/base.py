@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args
 
 import anndata
 import numpy as np
@@ -46,7 +46,7 @@ from anncoder.training.prepare import TrainingData, batches_in, fit_context, lim
 from anncoder.training.progress import TrainingReport, announce, warn_interrupted
 from anncoder.types import Batch, Noise, Rank, Shape
 
-Scale = Literal["counts", "normalized"]
+Scale = Literal["counts", "normalized", "log1p"]
 Array = np.ndarray[Any, np.dtype[np.float32]]
 
 BLOCK = 1024  # cells at a time: a few (1024, n_vars) blocks are all that is ever dense
@@ -338,7 +338,7 @@ class Autoencoder:
             As in :meth:`embed`.
         scale
             ``"counts"``: at this cell's own library size. ``"normalized"``: at the median library size of the fitted
-            cells (not logarithmic). A model fitted with ``transform="none"`` has its data's own scale, which is called
+            cells. ``"log1p"``: log(1 + that), as scanpy plots. Data of ``transform="none"`` have their own scale,
             ``"normalized"``. Only count likelihoods give expected counts; models of logarithms are below them, those
             that fill in zeros above: see "What `denoise` means" in docs/models.md.
         genes
@@ -523,8 +523,8 @@ def refuse_no_decoder(config: NetworkConfig) -> None:
 def refuse_scale(config: NetworkConfig, scale: str) -> None:
     """Raise a ConfigError unless the model can give expected expression, and on this scale."""
     refuse_no_decoder(config)
-    if scale not in ("counts", "normalized") or (scale == "counts" and not config.reads_counts):
-        allowed = "'counts' or 'normalized'" if config.reads_counts else "'normalized' (transform='none')"
+    if scale not in get_args(Scale) or (scale != "normalized" and not config.reads_counts):
+        allowed = "'counts', 'normalized' or 'log1p'" if config.reads_counts else "'normalized' (transform='none')"
         raise ConfigError("bad-value", f"scale = {scale!r} is not {allowed}", "scale", f"pass scale={allowed}")
 
 
@@ -540,7 +540,7 @@ def expecting(
         whole: Tensor = network.denoise(cells) if code is None else network.denoise_as(cells, code)
         mean = whole[:, columns]
         if scale != "counts":
-            return mean
+            return mean.log1p() if scale == "log1p" else mean
         filled = cells.counts.row_sums() > 0  # a cell without counts has a library size of 0, but no such size factor
         return mean * (cells.size_factor * filled).unsqueeze(1)
 

@@ -1,10 +1,10 @@
-"""Plots: training curves, embeddings beside PCA, gene pairs, scores of a recommendation.
+"""Plots: training curves, embeddings beside PCA, denoised genes, gene pairs, scores of a recommendation.
 
 Every function draws into axes and returns them; none changes matplotlib's settings or shows a window. Groups have
 scanpy's colours in ``uns``, if there are any, else those of seaborn's palette "colorblind"; beyond ten groups the
 points differ in shape too.
 """
 
-from anncoder.pl.autoencoders import embeddings, gene_pair, history, recommendation
+from anncoder.pl.autoencoders import embeddings, expression, gene_pair, history, recommendation
 
-__all__ = ["embeddings", "gene_pair", "history", "recommendation"]
+__all__ = ["embeddings", "expression", "gene_pair", "history", "recommendation"]

@@ -212,9 +212,11 @@ def gene_pair(
     counts = read["hyperparameters"]["transform"] != "none"
     layer = resolve_layer(read["layer"] if layer is None else layer, adata.layers)
     groups = groups_of(adata, color)
-    raw, denoised = (_pair(adata, (gene_x, gene_y), slot) for slot in (layer, f"{key}_denoised"))
+    raw, denoised = (_columns(adata, (gene_x, gene_y), slot) for slot in (layer, f"{key}_denoised"))
     _refuse_no_values(denoised, (gene_x, gene_y))
-    normalized = counts and results.get("denoised_scale") == "normalized"
+    scale = results.get("denoised_scale")
+    normalized = counts and scale in ("normalized", "log1p")
+    denoised = np.expm1(denoised) if scale == "log1p" else denoised
     if normalized:
         raw = raw * (read["library_size"] / _sizes(adata, layer))
     if counts:
@@ -230,6 +232,84 @@ def gene_pair(
     axes[0].set_ylabel(f"{gene_y}, log(1 + {of})" if counts else gene_y)
     groups.legend(figure)
     return np.asarray(axes)
+
+
+def expression(
+    adata: anndata.AnnData,
+    genes: str | Sequence[str],
+    *,
+    basis: str = "X_umap",
+    layer: str | None = None,
+    key: str = "ae",
+) -> np.ndarray[Any, Any]:
+    """Draw genes on an embedding, as counted and as denoised: a row a gene, both in one colour scale.
+
+    Both are ``log(1 + counts at the median library size)``, as scanpy plots expression. A decoder that is smooth draws
+    smooth pictures, of noise too: test on the counts (``sc.tl.rank_genes_groups`` of the measured layer), not on these.
+
+    Parameters
+    ----------
+    adata
+        Cells with the denoised layer ``"{key}_denoised"``, on any scale, of a model of counts.
+    genes
+        Names of genes.
+    basis
+        Slot of obsm with the coordinates, (n_obs, >= 2).
+    layer
+        Where the raw counts are; None for the layer of the fit, ``"X"`` for ``X``, ``"raw.X"`` for those of ``raw``.
+    key
+        Name of the results.
+
+    Returns
+    -------
+    numpy.ndarray
+        (n_genes, 2) axes: measured, denoised.
+
+    Raises
+    ------
+    ConfigError
+        There is no such gene, layer or slot.
+    InputError
+        There is no denoised layer of this name, or it is not of counts.
+    """
+    genes = [genes] if isinstance(genes, str) else list(genes)
+    if not genes:
+        raise ConfigError("bad-value", "no gene to draw", "genes", "name genes of var_names")
+    points = _plane(adata, basis)
+    measured, denoised = _log_expression(adata, genes, layer, key)
+    size = float(np.clip(12_000 / adata.n_obs, 1, 18))
+    order = np.random.default_rng(0).permutation(adata.n_obs)
+    shape = (len(genes), 2)
+    figure, axes = plt.subplots(*shape, figsize=(7.2, 3.3 * len(genes)), layout="constrained", squeeze=False)
+    for row, gene, pair in zip(axes, genes, zip(measured.T, denoised.T, strict=True), strict=True):
+        highest = max(float(np.quantile(values, 0.99)) for values in pair) or 1.0
+        for ax, values, title in zip(row, pair, ("measured", "denoised"), strict=True):
+            drawn = ax.scatter(*points[order].T, s=size, c=values[order], cmap="viridis", vmin=0, vmax=highest, lw=0)
+            ax.set(title=f"{gene}, {title}", xticks=[], yticks=[])
+            ax.set_box_aspect(1)
+        figure.colorbar(drawn, ax=row, shrink=0.8, label="log(1 + counts at the median library size)")
+    return np.asarray(axes)
+
+
+def _log_expression(
+    adata: anndata.AnnData, genes: list[str], layer: str | None, key: str
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    # measured and denoised, (n_obs, n_genes) each, log(1 + counts at the median library size)
+    if f"{key}_denoised" not in adata.layers:
+        what = f"there is no {slot_label(f'{key}_denoised')}"
+        raise InputError("not-denoised", what, "layers", "ac.tl.denoise(adata, model)")
+    results = _results(adata, key)
+    read = json.loads(results["params_json"])
+    if read["hyperparameters"]["transform"] == "none":
+        what = "the model reads expression, and its denoised layer has no library sizes"
+        raise InputError("not-denoised", what, "layers", f"sc.pl.umap(adata, layer='{key}_denoised', color=...)")
+    layer = resolve_layer(read["layer"] if layer is None else layer, adata.layers)
+    raw, denoised = (_columns(adata, genes, slot) for slot in (layer, f"{key}_denoised"))
+    _refuse_no_values(denoised, genes)
+    to_median, scale = read["library_size"] / _sizes(adata, layer), results.get("denoised_scale")
+    if scale != "log1p":
+        denoised = np.log1p(denoised * to_median if scale == "counts" else denoised)
+    return np.log1p(raw * to_median), denoised
 
 
 def _plane(adata: anndata.AnnData, slot: str) -> np.ndarray[Any, Any]:
@@ -255,8 +335,8 @@ def _training_of(source: Any, key: str) -> tuple[Any, str, int]:
     return source.history_, source.name, source.best_epoch_
 
 
-def _pair(adata: anndata.AnnData, genes: tuple[str, str], layer: str | None) -> np.ndarray[Any, Any]:
-    # (n_obs, 2)
+def _columns(adata: anndata.AnnData, genes: Sequence[str], layer: str | None) -> np.ndarray[Any, Any]:
+    # (n_obs, n_genes)
     if layer is not None and not has_layer(adata, layer):
         raise unknown_key(layer, [str(name) for name in adata.layers if name is not None], where="layer")
     var_names = genes_of(adata, layer)
@@ -270,7 +350,7 @@ def _pair(adata: anndata.AnnData, genes: tuple[str, str], layer: str | None) -> 
     return np.hstack([c.toarray() if sparse.issparse(c) else np.asarray(c) for c in columns])
 
 
-def _refuse_no_values(denoised: np.ndarray[Any, Any], genes: tuple[str, str]) -> None:
+def _refuse_no_values(denoised: np.ndarray[Any, Any], genes: Sequence[str]) -> None:
     for gene, values in zip(genes, denoised.T, strict=True):
         if np.isnan(values).all():
             what = f"{gene!r} has no denoised values: the model was fitted without it"

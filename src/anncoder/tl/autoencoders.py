@@ -21,7 +21,7 @@ from anncoder.data.sources import DiskSource, open_source
 from anncoder.device import refuse_size, threads_set
 from anncoder.errors import ConfigError
 from anncoder.models import find
-from anncoder.models.base import Array, Autoencoder, Scale, refuse_no_decoder, refuse_no_model
+from anncoder.models.base import Array, Autoencoder, Scale, refuse_no_model, refuse_scale
 from anncoder.tl.files import (
     OutputSpec,
     column_of,
@@ -49,7 +49,7 @@ def autoencode(
     *,
     layer: str | None = None,
     key_added: str = "ae",
-    denoise: bool = False,
+    denoise: bool | Scale = False,
     copy: bool = False,
     output: str | Path | None = None,
     progress: bool | None = None,
@@ -70,7 +70,8 @@ def autoencode(
     key_added
         Name under which results are written.
     denoise
-        Write the expected counts too; a dense (n_obs, n_vars) layer.
+        Write the expected counts too, a dense (n_obs, n_vars) layer; or their scale, as of :func:`denoise`:
+        ``"log1p"`` is what scanpy plots.
     copy
         Leave ``adata`` alone and return a copy with the results; of an AnnData, not of files.
     output
@@ -103,7 +104,7 @@ def autoencode(
         the genes that ``mask_var`` leaves out.
     ``adata.uns[key_added]`` : dict
         ``params_json`` (every setting), ``history`` (data frame), ``valid_obs`` (names of held-out cells), ``schema``,
-        ``version``, and of a denoised layer ``denoised_scale``, "counts" or "normalized" (and ``denoised_batch``).
+        ``version``, and of a denoised layer ``denoised_scale`` (and ``denoised_batch``).
 
     Results of another model under the same key are replaced, all of them.
 
@@ -123,10 +124,11 @@ def autoencode(
     (700, 10)
     """
     unfitted, training = _model_of(model, settings)
-    if denoise:
-        refuse_no_decoder(unfitted.config)
+    scale = natural_scale(unfitted) if denoise is True else denoise or None
+    if scale is not None:
+        refuse_scale(unfitted.config, scale)
     if isinstance(adata, str | Path | list | tuple):
-        wanted = OutputSpec(key_added, scale=natural_scale(unfitted) if denoise else None)
+        wanted = OutputSpec(key_added, scale=scale)
         where = _output(output, copy=copy)
         return _autoencode_files(adata, unfitted, wanted, where, layer=layer, progress=progress, **training)
     target = _target(adata, copy=copy, output=output)
@@ -138,8 +140,7 @@ def autoencode(
     with _threads_of(training):
         fitted = unfitted.fit(target, layer=layer, progress=progress, **training)
         _write_latent(target, fitted, key_added)
-        if denoise:
-            scale = natural_scale(fitted)
+        if scale is not None:
             denoised = _denoised(target, fitted, scale=scale, layer=layer)
             _write_denoised(target, fitted, denoised, key_added, denoised_as(scale, None))
     if progress is not False:
@@ -227,8 +228,10 @@ def denoise(
     model
         A fitted model.
     scale
-        ``"counts"``: at each cell's own library size; ``"normalized"``: at the median library size. None for what the
-        model reads: ``"counts"``, and ``"normalized"`` for a model fitted with ``transform="none"``.
+        ``"counts"``: at each cell's own library size; ``"normalized"``: at the median library size; ``"log1p"``:
+        log(1 + that), as scanpy plots expression. None for what the model reads: ``"counts"``, and ``"normalized"`` for
+        a model fitted with ``transform="none"``. Denoised values are smooth: ``sc.tl.rank_genes_groups`` of them finds
+        differences that nobody counted; test the counts.
     batch
         As which experimental batch every cell is decoded; None for its own. See :meth:`Autoencoder.denoise`.
     layer
