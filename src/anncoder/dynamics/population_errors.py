@@ -1,4 +1,4 @@
-"""Errors of fitted population dynamics: left-out times, confidence bands, profile of the diffusion."""
+"""Errors of fitted population dynamics: left-out times, confidence bands, profile."""
 
 from __future__ import annotations
 
