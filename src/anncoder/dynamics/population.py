@@ -26,7 +26,7 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 STEP = 1e-5  # of a difference quotient
 PRIOR_VELOCITY, PRIOR_GROWTH, PRIOR_DIFFUSION = 0.5, 0.375, 0.5  # weights of the roughness at smoothness 1
-BOUNDS_VELOCITY, BOUNDS_DIFFUSION = (1e-4, 100.0), (1e-6, 1.0)  # times the span of the times
+BOUNDS_VELOCITY, BOUNDS_DIFFUSION = (1e-3, 20.0), (1e-6, 0.3)  # times the span of the times
 BOUND_GROWTH = 30.0  # e-folds in that span
 
 
@@ -215,7 +215,7 @@ class Population:
             jac=lambda part: self.jacobian(filled(part))[:, free],
             bounds=(low[free], high[free]),
             x_scale="jac",
-            max_nfev=100,
+            max_nfev=60,
         )
         self.theta, self.cost = filled(found.x), float(found.cost)
         return self

@@ -14,6 +14,7 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 SMOOTHNESS = (0.25, 0.5, 1.0, 2.0)  # tried
 NORMAL_95, CHI2_95 = 1.959964, 3.841459
+WIDEST = 50.0  # logarithm of a bound: nothing is known there
 TINY_START = 1e-3  # of a difference quotient by the first distribution, relative
 
 
@@ -139,7 +140,8 @@ def bands(fitted: Population, s: Array, spread: Array) -> Bands:
         slopes = (curve(moved) - curve(theta)) / 1e-6
         error = np.sqrt(np.maximum(np.einsum("ps,pq,qs->s", slopes, spread, slopes), 0))
         found.append(curve(theta) + NORMAL_95 * np.array([-error, error]))
-    return Bands(np.exp(found[0]), found[1], np.exp(found[2]))
+    velocity, diffusion = (np.exp(np.clip(found[k], -WIDEST, WIDEST)) for k in (0, 2))
+    return Bands(velocity, found[1], diffusion)
 
 
 class Profile(NamedTuple):
@@ -175,11 +177,13 @@ def profile(fitted: Population, spread: Array, n: int = 4) -> Profile:
     sandwich, naive = float(along @ spread @ along), float(along @ hessian @ along)
     error = float(np.sqrt(max(sandwich, 1e-12)))
     inflation = max(sandwich / max(naive, 1e-12), 1e-12)
+    low, high = fitted.bounds()
+    least, most = float((low - theta)[knots].max()), float((high - theta)[knots].min())
     logs, rises = [0.0], [0.0]
     for sign in (-1, 1):
         start = theta
         for step in range(1, n + 1):
-            log = sign * step * 3.0 * error / n
+            log = float(np.clip(sign * step * 3.0 * error / n, least, most))
             moved = start.copy()
             moved[knots] = theta[knots] + log
             again = Population(fitted.data, grid, moved).fit(fixed=knots.tolist())
@@ -189,8 +193,8 @@ def profile(fitted: Population, spread: Array, n: int = 4) -> Profile:
     order = np.argsort(logs)
     x, rise = np.array(logs)[order], np.maximum(np.array(rises)[order], 0)
     base = float(np.exp(theta[knots[0]])) if len(knots) == 1 else 1.0
-    low, high = _crossings(x, rise)
-    return Profile(base * np.exp(x), rise, (base * float(np.exp(low)), base * float(np.exp(high))))
+    below, above = (base * float(np.exp(end)) for end in _crossings(x, rise))
+    return Profile(base * np.exp(x), rise, (below, above))
 
 
 def _crossings(x: Array, rise: Array) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Root cell of a trajectory: medoid of some cells, stationary distribution of a reversed velocity walk."""
+"""Root cell of a trajectory: medoid, stationary distribution against velocities."""
 
 from __future__ import annotations
 
