@@ -13,6 +13,7 @@ import time
 from functools import cache
 from typing import Any, NamedTuple
 
+import anndata
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
@@ -20,6 +21,7 @@ from anncoder.dynamics.balance import Rates, balanced_rates, fates, potential, s
 from anncoder.dynamics.finite_volumes import centres, faces, rates, solve
 from anncoder.dynamics.population import Grid, Population, Snapshots
 from anncoder.dynamics.population_errors import LeftOut, bands, choose_smoothness, covariance, left_out, profile
+from anncoder.tl.population_balance import graph_of
 
 TIMES = np.array([0.0, 2.0, 4.0, 6.0, 8.0])
 DIFFUSION, ERROR, REPLICATES = 4e-4, 0.05, 3
@@ -175,7 +177,8 @@ def scale(sizes: list[int]) -> None:
     """Print the seconds of graph, potential and fates."""
     for n in sizes:
         one, marks = tree(n, 0), [time.perf_counter()]
-        graph = one.graph()
+        cells = anndata.AnnData(obsm={"X_ae": one.points}, shape=(n, 0))
+        graph = graph_of(cells, 10, "X_ae", None)
         marks.append(time.perf_counter())
         found = balanced_rates(graph, one.entries, one.exits)
         values = potential(graph, found.net)

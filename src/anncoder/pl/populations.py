@@ -56,9 +56,9 @@ def dynamics(adata: anndata.AnnData, *, key: str = "dynamics") -> np.ndarray[Any
         margin = 0.08 * max(np.ptp(shown), 1e-12)
         bottom = 0.0 if curve == "v" else min(0.0, shown.min()) - margin
         ax.set(xlim=(0, 1), ylim=(bottom, max(0.0, shown.max()) + margin))
-        ax.set(xlabel=name, ylabel=f"{label} per unit of {unit}", title=label)
+        ax.set(xlabel=name, ylabel=f"{label} per unit of {unit}", title=f"{label}, 95 %")
     axes[1, 1].axhline(0, color="0.5", linewidth=0.8, zorder=0)
-    axes[1, 0].set_title(f"velocity{_diffusion(found)}")
+    axes[1, 0].set_title(f"velocity, 95 %{_diffusion(found)}")
     for ax in axes.flat:
         ax.spines[["top", "right"]].set_visible(False)
     figure.align_ylabels()
