@@ -114,6 +114,11 @@ def test_dynamics_refuses_other_times() -> None:
     unchanged(adata, call("text"), "bad-times", "day0.*numbers")
     adata.obs["digits"] = adata.obs["day"].astype(str).astype("category")
     unchanged(adata, call("digits"), "bad-times", "numbers")
+    adata.obs["date"] = pd.Timestamp("2024-01-01") + pd.to_timedelta(adata.obs["day"], unit="D")
+    unchanged(adata, call("date"), "bad-times", "numbers")
+    adata.obs["late"] = adata.obs["day"] > 2
+    unchanged(adata, call("late"), "bad-times", "numbers")
+    unchanged(adata[:0].copy(), call("day"), "too-few-times", "0 times")
     adata.obs["gap"] = np.where(adata.obs["day"] == 2, np.nan, adata.obs["day"])
     unchanged(adata, call("gap"), "bad-times", "100 cells of 500 without a time")
     adata.obs["endless"] = np.where(adata.obs["day"] == 2, np.inf, adata.obs["day"])
@@ -151,7 +156,7 @@ def test_ties_and_few_cells_are_said(caplog: pytest.LogCaptureFixture) -> None:
     adata = cells()
     adata = adata[(adata.obs["day"] != 2) | (np.arange(500) % 25 == 0)].copy()
     adata.obs.loc[adata.obs["day"] == 8, "s"] = 0.9
-    ac.tl.dynamics(adata, "day", "s", sizes=SIZES, **QUICK)
+    ac.tl.dynamics(adata, "day", "s", sizes=SIZES, n_grid=24, smoothness=1.0)  # all at one place: D is near 0
     assert "few cells at time 2 (4)" in caplog.text
     assert "100 of 404 cells have the same obs['s'] (0.9)" in caplog.text
 
@@ -261,6 +266,7 @@ FLOWS: dict[str, Any] = {"labels": "type", "entry": "HSC", "exits": {"Ery": 0.7,
         ({"exits": {"Ery": 0}}, "bad-value", "rate of the exit 'Ery' is 0"),
         ({"exits": {"Ery": -1.0}}, "bad-value", "-1.0"),
         ({"exits": []}, "bad-value", "no exits"),
+        ({"exits": ["Ery", "HSC"]}, "bad-value", "HSC is both entry and exit"),
         ({"exits": None}, "bad-value", "either entry and exits, or rates"),
         ({"entry": None}, "bad-value", "either entry and exits, or rates"),
         ({"rates": "rate"}, "bad-value", "either entry and exits, or rates"),

@@ -27,7 +27,8 @@ from anncoder.training.progress import announce
 DYNAMICS = ("knots_velocity", "knots_growth", "knots_diffusion", "n_grid", "smoothness")
 BALANCE = ("D", "exit_scale", "n_neighbors", "neighbors_key")
 # measured on one core: seconds a cell of neighbours (all pairs, approximate) and of fates; of fits on 200 volumes
-PAIR, SEARCH, FATES, FIT = 1e-8, 1e-3, 2.5e-4, 0.25
+PAIR, SEARCH, FATES, FIT = 1e-8, 4e-4, 1e-4, 0.25
+LIBRARIES = 400  # MiB
 
 
 class DynamicsRequest(NamedTuple):
@@ -182,12 +183,12 @@ def _plan_of_balance(file: CellsFile, rep: str, options: Mapping[str, Any]) -> N
     width = file.cells.obsm[rep].shape[1] if rep in file.cells.obsm else 0
     search = 0.0 if "neighbors_key" in options else SEARCH * n if n > APPROXIMATE else PAIR * n**2
     edges = 2 * n * k
-    _say_plan(file, f"latent of {width}, {edges:,} neighbours at most", 8 * n * width + 100 * edges, search + FATES * n)
+    _say_plan(file, f"latent of {width}, {edges:,} neighbours at most", 8 * n * width + 250 * edges, search + FATES * n)
 
 
 def _say_plan(file: CellsFile, what: str, memory: float, seconds: float) -> None:
     n = file.cells.n_obs
-    needed = math.ceil((memory + 200 * n) / 2**20)
+    needed = LIBRARIES + math.ceil((memory + 200 * n) / 2**20)
     costs = f"about {needed:,} MiB, {max(1, round(seconds)):,} s"
     announce(f"{file.path}: {counted(n, 'cell')}, {what}; {costs}; nothing was written")
 

@@ -167,11 +167,18 @@ def fates(
     ------
     ConfigError
         D is not a positive number.
+    InputError
+        The potential does not fall from entry to exit.
     ResourceError
         The iterations did not come to an end.
     """
     refuse_diffusion(diffusion)
-    scale = diffusion * max(drop_of(values, rates), np.finfo(float).tiny)
+    drop = drop_of(values, rates)
+    if not drop > 0:
+        what = f"the potential does not fall from entry to exit (by {drop:g})"
+        remedy = "entry and exit are side by side: name cells at the ends of the process"
+        raise InputError("bad-rates", what, "rates", remedy)
+    scale = diffusion * drop
     edges = graph.tocoo()
     hop = np.exp(np.clip((values[edges.row] - values[edges.col]) / scale, -STEEPEST, STEEPEST))
     walk = csr_matrix((hop, (edges.row, edges.col)), shape=graph.shape)

@@ -155,6 +155,8 @@ def _flows(
     if rates is None:
         entering = np.isin(texts, _labels_in(entry, texts, labels, "entry")).astype(np.float64)
         weights = _exit_rates(exits, texts, labels)
+        if both := sorted(set(weights) & set(texts[entering > 0])):
+            raise ConfigError("bad-value", f"{listed(both)} is both entry and exit", "entry, exits", "name other exits")
         columns = [(texts == name) * weight / (texts == name).sum() for name, weight in weights.items()]
         leaving = np.column_stack(columns) / sum(weights.values())
         return entering / entering.sum(), leaving, list(weights)

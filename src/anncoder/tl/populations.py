@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from numbers import Real
 from typing import Any, Literal
 
 import anndata
@@ -125,7 +126,7 @@ def refuse_text_in_times(column: Any, key: str) -> Array:
     if values.isna().any():
         what = f"{counted(int(values.isna().sum()), 'cell')} of {len(values):,} without a time"
         raise InputError("bad-times", what, where, f"adata = adata[adata.obs[{key!r}].notna()].copy()")
-    text = values.map(lambda value: isinstance(value, str | bool)).to_numpy()
+    text = values.map(lambda value: isinstance(value, bool) or not isinstance(value, Real)).to_numpy(dtype=bool)
     numbers: Array = pd.to_numeric(values, errors="coerce").to_numpy(dtype=np.float64)
     if text.any() or not np.isfinite(numbers).all():
         shown = values[text].iloc[0] if text.any() else values[~np.isfinite(numbers)].iloc[0]
