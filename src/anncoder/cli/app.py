@@ -310,6 +310,62 @@ def demo(
     run_demo(outdir, seed=seed, threads=threads)
 
 
+OneInput = Annotated[
+    Path, typer.Argument(help="An .h5ad file or .zarr folder of any size.", show_default=False, readable=False)
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say sizes, memory and seconds, and do nothing.")]
+Options = Annotated[list[str] | None, typer.Option("--set", help="key=value, any number of times.")]
+
+
+@command
+def dynamics(
+    data: OneInput,
+    output: Output,
+    time_key: Annotated[str, typer.Option(help="obs column with the time of each cell.")],
+    coordinate: Annotated[str, typer.Option(help="obs column from 0 to 1, such as dpt_pseudotime.")],
+    sizes: Annotated[
+        Path | None,
+        typer.Option(help="CSV of the population's size: columns time, size and, if known, sd.", readable=False),
+    ] = None,
+    key: Annotated[str, typer.Option(help="Name of the results: uns['KEY'].")] = "dynamics",
+    settings: Options = None,
+    in_place: InPlace = False,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fit velocity, growth and diffusion along a coordinate to cells of several times and population sizes."""
+    request = dict(locals())
+    from anncoder.cli.time_series import DynamicsRequest, run_dynamics
+
+    run_dynamics(DynamicsRequest(**request))
+
+
+@command
+def balance(
+    data: OneInput,
+    output: Output,
+    labels: Annotated[str, typer.Option(help="obs column with the labels of entry and exits.")],
+    entry: Annotated[list[str] | None, typer.Option(help="Label of the cells where new ones enter.")] = None,
+    exits: Annotated[
+        list[str] | None, typer.Option(help="LABEL=RATE, or LABEL, of cells that leave; a fate each.")
+    ] = None,
+    rates: Annotated[str | None, typer.Option(help="Instead, an obs column of net rates.")] = None,
+    key: Annotated[str, typer.Option(help="The latent is obsm['X_KEY'].")] = "ae",
+    use_rep: Annotated[str | None, typer.Option(help="Another slot of obsm.")] = None,
+    key_added: Annotated[str, typer.Option(help="Name of the results: obs['KEY_V'], obsm['KEY_fates'].")] = "balance",
+    basis: Annotated[str, typer.Option(help="Slot of obsm to draw on, where it is there.")] = "X_umap",
+    settings: Options = None,
+    in_place: InPlace = False,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+) -> None:
+    """Find the potential from entry to exits in a snapshot, and the fate of each cell."""
+    request = dict(locals())
+    from anncoder.cli.time_series import BalanceRequest, run_balance
+
+    run_balance(BalanceRequest(**request))
+
+
 Penalty = Annotated[float, typer.Option(min=0.0)]
 
 

@@ -1,4 +1,4 @@
-"""Plots: training curves, embeddings beside PCA, denoised genes, gene pairs, scores of a recommendation.
+"""Plots: of models, denoised genes, and time series.
 
 Every function draws into axes and returns them; none changes matplotlib's settings or shows a window. Groups have
 scanpy's colours in ``uns``, if there are any, else those of seaborn's palette "colorblind"; beyond ten groups the
@@ -6,5 +6,6 @@ points differ in shape too.
 """
 
 from anncoder.pl.autoencoders import embeddings, expression, gene_pair, history, recommendation
+from anncoder.pl.populations import balance, dynamics
 
-__all__ = ["embeddings", "expression", "gene_pair", "history", "recommendation"]
+__all__ = ["balance", "dynamics", "embeddings", "expression", "gene_pair", "history", "recommendation"]

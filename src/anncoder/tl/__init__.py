@@ -6,5 +6,8 @@ Nothing of the user's is touched: ``X``, ``raw``, layers and every slot that is 
 
 from anncoder.tl.autoencoders import autoencode, denoise, embed
 from anncoder.tl.dca_scanpy import dca
+from anncoder.tl.population_balance import balance
+from anncoder.tl.populations import dynamics
+from anncoder.tl.roots import root
 
-__all__ = ["autoencode", "dca", "denoise", "embed"]
+__all__ = ["autoencode", "balance", "dca", "denoise", "dynamics", "embed", "root"]
