@@ -6,5 +6,7 @@ Nothing of the user's is touched: ``X``, ``raw``, layers and every slot that is 
 
 from anncoder.tl.autoencoders import autoencode, denoise, embed
 from anncoder.tl.dca_scanpy import dca
+from anncoder.tl.fate_drivers import drivers
+from anncoder.tl.relations import gene_relations
 
-__all__ = ["autoencode", "dca", "denoise", "embed"]
+__all__ = ["autoencode", "dca", "denoise", "drivers", "embed", "gene_relations"]
