@@ -1,4 +1,4 @@
-"""Squared distances from the points of a mesh to the k-th nearest of some cells in the plane (numba).
+"""Squared distances from mesh points to the k-th nearest of some cells in the plane (numba).
 
 The cells stand in strips along x, of equal numbers of cells, within each by y. A search starts in the strip of the mesh
 point, goes outwards, and reads of each strip only what is nearer than the k-th so far. The distances at the points

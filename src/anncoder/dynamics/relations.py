@@ -1,4 +1,4 @@
-"""Gene relations: one source gene against many targets, now or in the descendants, with shuffles as null.
+"""Gene relations: one source gene against many, now or in the descendants; shuffles as null.
 
 The null of a target is its score against shuffles of the source. Twenty of them give a mean and a standard deviation,
 but no small p value: so every shuffle is standardised by the mean and standard deviation of the others of its gene, and

@@ -1,4 +1,4 @@
-"""Log-normalised expression of an AnnData, measured or denoised, read by blocks of genes or cells."""
+"""Log-normalised expression of an AnnData, measured or denoised: blocks of genes, of cells."""
 
 from __future__ import annotations
 
