@@ -130,6 +130,20 @@ def test_a_view_becomes_an_object_and_its_parent_stays(denoised: anndata.AnnData
     assert "relations" not in denoised.uns
 
 
+def test_cells_on_disk(cells: anndata.AnnData, tmp_path: Path) -> None:
+    cells.write_h5ad(tmp_path / "sparse.h5ad")
+    expected = ac.tl.gene_relations(cells, "gene2", "gene3", **QUICK)
+    ranked = ac.tl.drivers(cells, (cells.obs["group"] == cells.obs["group"].iloc[0]).astype(float))
+    cells.X = cells.X.toarray()
+    cells.write_h5ad(tmp_path / "dense.h5ad")
+    for name in ("sparse", "dense"):
+        backed = anndata.read_h5ad(tmp_path / f"{name}.h5ad", backed="r")
+        pd.testing.assert_frame_equal(ac.tl.gene_relations(backed, "gene2", "gene3", **QUICK), expected)
+        first = (backed.obs["group"] == backed.obs["group"].iloc[0]).astype(float)
+        pd.testing.assert_frame_equal(ac.tl.drivers(backed, first), ranked)
+        backed.file.close()
+
+
 def test_dense_and_sparse_layers_and_columns_in_any_order(cells: anndata.AnnData) -> None:
     logs = logs_of(cells, cells.layers["ae_denoised"])
     cells.layers["dense"], cells.layers["csr"] = logs, csr_matrix(logs)
@@ -221,6 +235,9 @@ BAD: dict[str, tuple[Callable[[anndata.AnnData], Any], dict[str, Any], type[Annc
     "no layer": (change(lambda a: a.layers.pop("ae_denoised")), {}, InputError, "not-denoised", "ac.tl.denoise"),
     "no latent": (change(lambda a: a.obsm.pop("X_ae")), {}, InputError, "no-results", "use_rep='X_pca'"),
     "latent": (change(lambda a: a.obsm["X_ae"].fill(np.inf)), {}, InputError, "bad-coordinates", "ac.tl.embed"),
+    "number as target": (change(lambda a: None), {"target": 3}, ConfigError, "bad-value", "names of genes"),
+    "key": (change(lambda a: None), {"key": None}, ConfigError, "bad-value", "'ae'"),
+    "number in uns": (change(lambda a: a.uns.update(relations=3)), {}, ConfigError, "key-taken", "pop"),
     "own uns": (change(lambda a: a.uns.update(relations={"mine": 1})), {}, ConfigError, "key-taken", "pop"),
 }
 
@@ -343,6 +360,8 @@ BAD_FATES: dict[str, tuple[Any, dict[str, Any], type[AnncoderError], str, str]] 
     "all cells": (lambda a: pd.Series(1.0, a.obs_names), {}, InputError, "too-few-cells", "another"),
     "no probability": (lambda a: pd.Series(np.nan, a.obs_names), {}, InputError, "too-few-cells", "another"),
     "genes": ("batch0", {"genes": ["gene1", "gone"]}, ConfigError, "unknown-genes", "such as gene0"),
+    "number as genes": ("batch0", {"genes": 3}, ConfigError, "bad-value", "names of genes"),
+    "at of text": ("batch0", {"at": "x", "time_key": "day"}, ConfigError, "bad-value", "one of 0, 1"),
     "no genes": ("batch0", {"genes": []}, ConfigError, "unknown-genes", "such as"),
     "at": ("batch0", {"at": 7, "time_key": "day"}, ConfigError, "bad-value", "one of 0, 1"),
     "at without times": ("batch0", {"at": 7}, ConfigError, "bad-value", "time_key='day'"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import anndata
@@ -14,7 +14,8 @@ from scipy import sparse
 from anncoder.config import unknown_key
 from anncoder.data.adata import genes_of, has_layer, matrix_of, not_anndata, resolve_layer, slot_label
 from anncoder.data.matrix.kind import KINDS, traits
-from anncoder.errors import InputError, counted, listed
+from anncoder.data.matrix.sample import SAMPLED_CELLS, evenly
+from anncoder.errors import ConfigError, InputError, counted, listed
 
 Array = np.ndarray[Any, Any]
 
@@ -66,6 +67,28 @@ def refuse_no_cells(adata: Any) -> None:
         raise InputError("duplicate-genes", what, "var_names", "adata.var_names_make_unique()")
 
 
+def refuse_no_name(value: Any, where: str) -> None:
+    """Raise a ConfigError for something else than a name."""
+    if not isinstance(value, str) or not value:
+        raise ConfigError("bad-value", f"{where} = {value!r} is no name", where, "a word like 'ae'")
+
+
+def names_given(names: Any, where: str) -> list[str]:
+    """Return one name or several as a list, or raise a ConfigError."""
+    listed_names = [names] if isinstance(names, str) else list(names) if isinstance(names, Iterable) else None
+    if listed_names is None or not all(isinstance(name, str) for name in listed_names):
+        raise ConfigError("bad-value", f"{where} = {names!r}", where, "names of genes, as in var_names")
+    return listed_names
+
+
+def refuse_taken(adata: anndata.AnnData, key: str) -> None:
+    """Raise a ConfigError if uns has something of the user's where a result is to be written."""
+    found = adata.uns.get(key, {"params_json": ""})
+    if not isinstance(found, Mapping) or "params_json" not in found:
+        what = f"uns[{key!r}] exists and was not written by anncoder"
+        raise ConfigError("key-taken", what, f"uns[{key!r}]", f"give it another name: adata.uns.pop({key!r})")
+
+
 def record_of(adata: anndata.AnnData, key: str) -> dict[str, Any] | None:
     """Return the settings of the model of this name, with ``denoised_scale`` if that is known; None without a model."""
     found = adata.uns.get(key)
@@ -98,7 +121,7 @@ def measured(adata: anndata.AnnData, layer: str | None, key: str) -> Expression:
     layer = known["layer"] if layer is None and known is not None else layer
     layer = resolve_layer(layer, adata.layers)
     matrix = _matrix(adata, layer)
-    kind = traits(matrix, logged="log1p" in adata.uns).kind
+    kind = _kind(adata, matrix)
     factor = _to_median(_sizes(matrix)) if kind == "counts" else None
     return Expression(matrix, factor, kind in ("counts", "cpm"), kind, slot_label(layer), genes_of(adata, layer))
 
@@ -133,13 +156,19 @@ def given(adata: anndata.AnnData, layer: str | None, key: str) -> Expression:
     known = record_of(adata, owner) if owner + DENOISED == layer else None
     logged = known is not None and known["hyperparameters"]["transform"] != "none"
     factor = _to_median(_sizes_of_fit(adata, known)) if logged and _with_depth(known) else None
-    kind = "expression" if known is not None else traits(matrix, logged="log1p" in adata.uns).kind
+    kind = "expression" if known is not None else _kind(adata, matrix)
     return Expression(matrix, factor, logged, kind, slot_label(layer), genes_of(adata, layer))
 
 
 def in_words(kind: str) -> str:
     """Return the kind of a matrix as messages say it."""
     return KINDS[kind]
+
+
+def _kind(adata: anndata.AnnData, matrix: Any) -> str:
+    if not sparse.issparse(matrix) and not isinstance(matrix, np.ndarray):  # dense, on disk
+        matrix = np.asarray(matrix[evenly(matrix.shape[0], SAMPLED_CELLS)])
+    return traits(matrix, logged="log1p" in adata.uns).kind
 
 
 def _with_depth(known: Mapping[str, Any] | None) -> bool:

@@ -15,7 +15,18 @@ from anncoder.data.adata import obs_column
 from anncoder.dynamics.drivers import contrast, effective_numbers
 from anncoder.dynamics.relations import adjusted
 from anncoder.errors import ConfigError, InputError, counted, listed
-from anncoder.tl.expression import DENOISED, Expression, given, in_words, measured, refuse_no_cells, refuse_not_finite
+from anncoder.tl.expression import (
+    DENOISED,
+    Expression,
+    given,
+    in_words,
+    measured,
+    names_given,
+    refuse_no_cells,
+    refuse_no_name,
+    refuse_not_finite,
+    refuse_taken,
+)
 from anncoder.tl.relations import times_of
 from anncoder.tl.slots import target_of
 
@@ -84,7 +95,8 @@ def drivers(
         Weights that are no probabilities, too few cells on one side, or values that are not expression.
     """
     refuse_no_cells(adata)
-    _refuse_taken(adata)
+    refuse_no_name(key, "key")
+    refuse_taken(adata, KEY)
     name, weights = _weights(adata, fate, fates)
     weights = _at(adata, weights, at, time_key)
     cells = np.flatnonzero(np.isfinite(weights))
@@ -95,12 +107,6 @@ def drivers(
     params = json.dumps(settings, default=float)
     target_of(adata, copy=False).uns[KEY] = {"table": table, "params_json": params}
     return table
-
-
-def _refuse_taken(adata: anndata.AnnData) -> None:
-    if KEY in adata.uns and "params_json" not in adata.uns[KEY]:
-        what = f"uns[{KEY!r}] exists and was not written by anncoder"
-        raise ConfigError("key-taken", what, f"uns[{KEY!r}]", f"give it another name: adata.uns.pop({KEY!r})")
 
 
 def _weights(adata: anndata.AnnData, fate: Any, fates: str) -> tuple[str, Array]:
@@ -182,7 +188,7 @@ def _table(expression: Expression, cells: Array, weights: Array, genes: Sequence
 def _chosen(known: pd.Index, genes: Sequence[str] | None) -> Array:
     if genes is None:
         return np.arange(len(known))
-    wanted = [genes] if isinstance(genes, str) else list(dict.fromkeys(genes))
+    wanted = list(dict.fromkeys(names_given(genes, "genes")))
     places = known.get_indexer(pd.Index(wanted, dtype=object))
     if not wanted or (places < 0).any():
         missing = [gene for gene, place in zip(wanted, places, strict=True) if place < 0]

@@ -35,9 +35,12 @@ from anncoder.tl.expression import (
     Expression,
     given,
     measured,
+    names_given,
     record_of,
     refuse_no_cells,
+    refuse_no_name,
     refuse_not_finite,
+    refuse_taken,
 )
 from anncoder.tl.slots import target_of
 from anncoder.training.progress import bar
@@ -174,7 +177,7 @@ def gene_relations(
         "n_shuffles": n_shuffles,
         "seed": seed,
     }
-    _refuse_settings(adata, method, measure, n_shuffles, threads, seed)
+    _refuse_settings(adata, key, method, measure, n_shuffles, threads, seed)
     expression = _smooth_values(adata, layer, key)
     request = Request(source, _targets(expression, source, target), n_shuffles, threads, seed, progress)
     if method == "dremi":
@@ -190,8 +193,9 @@ def gene_relations(
     return result
 
 
-def _refuse_settings(adata: Any, method: Any, measure: Any, n_shuffles: Any, threads: Any, seed: Any) -> None:
+def _refuse_settings(adata: Any, key: Any, method: Any, measure: Any, n_shuffles: Any, threads: Any, seed: Any) -> None:
     refuse_no_cells(adata)
+    refuse_no_name(key, "key")
     for name, value, allowed in (
         ("method", method, ("dremi", "lagged")),
         ("measure", measure, ("dremi", "correlation")),
@@ -208,9 +212,7 @@ def _refuse_settings(adata: Any, method: Any, measure: Any, n_shuffles: Any, thr
         if not whole or not low <= value <= high:
             raise ConfigError("bad-value", f"{name} = {value!r}", name, f"a whole number from {low} to {high:,}")
     refuse_few(adata.n_obs)
-    if KEY in adata.uns and "params_json" not in adata.uns[KEY]:
-        what = f"uns[{KEY!r}] exists and was not written by anncoder"
-        raise ConfigError("key-taken", what, f"uns[{KEY!r}]", f"give it another name: adata.uns.pop({KEY!r})")
+    refuse_taken(adata, KEY)
 
 
 def refuse_few(n_obs: int) -> None:
@@ -234,7 +236,7 @@ def _smooth_values(adata: anndata.AnnData, layer: str | None, key: str) -> Expre
 
 def _targets(expression: Expression, source: Any, target: str | Sequence[str] | None) -> pd.Index:
     genes = expression.genes
-    wanted = [target] if isinstance(target, str) else None if target is None else list(target)
+    wanted = None if target is None else names_given(target, "target")
     for gene, where in ((source, "source"), *((gene, "target") for gene in wanted or ())):
         if not isinstance(gene, str) or gene not in genes:
             raise unknown_key(gene, list(genes.astype(str)), where=f"{where} (a gene of var_names)")
