@@ -177,6 +177,12 @@ def test_lagged_within_labels_as_correlation_and_of_a_dense_transport(series: an
     assert table.loc["1", "directed"]
 
 
+def test_too_few_shuffles_for_a_direction_are_said(series: anndata.AnnData, caplog: pytest.LogCaptureFixture) -> None:
+    found = [ac.tl.gene_relations(series, "0", "1", **{**LAGGED, "n_shuffles": n}) for n in (20, 100)]
+    assert [table.loc["1", "directed"] for table in found] == [False, True]
+    assert [record.getMessage().split(" cannot")[0] for record in caplog.records] == ["20 shuffles in all"]
+
+
 def test_cells_without_descendants_are_left_out(series: anndata.AnnData) -> None:
     plan = series.obsp["transport"].tolil()
     plan[:20] = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
@@ -16,6 +17,7 @@ from anncoder.config import unknown_key
 from anncoder.data.adata import obs_column
 from anncoder.dynamics.dremi import NOT_FINITE, TIES, why_not
 from anncoder.dynamics.relations import (
+    LEVEL,
     Pair,
     Scores,
     Shuffles,
@@ -44,6 +46,8 @@ from anncoder.tl.expression import (
 )
 from anncoder.tl.slots import target_of
 from anncoder.training.progress import bar
+
+logger = logging.getLogger("anncoder")
 
 Array = np.ndarray[Any, Any]
 
@@ -133,7 +137,8 @@ def gene_relations(
     groups
         Of lagged relations: obs column of labels. The null permutes the source within a time and label.
     n_shuffles
-        Shuffles of the source for each target, at least 5.
+        Shuffles of the source for each target, at least 5. No p is below 1 / (1 + shuffles of all targets): for few
+        targets take 100 or more.
     threads
         At most so many genes at a time; None for one a CPU. Results do not depend on it.
     seed
@@ -366,6 +371,8 @@ def _lagged(request: Request, expression: Expression, pairs: list[Pair], strata:
     x = source_values(expression, request.source)[rows][alive]
     refuse_unfit(x, request.source, f"{expression.slot}, earlier cells")
     shuffles = shuffles_of(x, request.n_shuffles, request.seed, strata[rows][alive])
+    if (total := len(request.names) * request.n_shuffles) * LEVEL < 1:
+        logger.warning("%d shuffles in all cannot show that a relation is directed: take n_shuffles=100", total)
     later, now, signs = [], [], []
     dremi = dremi_with(x, shuffles, request.threads) if measure == "dremi" else None
     correlation = correlation_with(x, shuffles)
