@@ -572,7 +572,18 @@ class TestOtherCommands:
 
     def test_version_and_help(self, anncoder: Run) -> None:
         assert anncoder("--version").stdout.startswith("anncoder 0.")
-        for command in ("check", "train", "embed", "denoise", "evaluate", "info", "config", "simulate", "demo"):
+        for command in (
+            "check",
+            "train",
+            "embed",
+            "denoise",
+            "evaluate",
+            "info",
+            "config",
+            "simulate",
+            "demo",
+            "relations",
+        ):
             assert anncoder(command, "--help").exit_code == 0
 
     def test_no_option_asks_whether_a_file_can_be_read(self) -> None:

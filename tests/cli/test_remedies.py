@@ -38,6 +38,7 @@ SETTINGS = {
     *TrainingConfig.model_fields,
     *SplatParameters.model_fields,
     *(field for name in names() for field in find(name).config_class.model_fields),
+    *inspect.signature(ac.tl.gene_relations).parameters,  # of `anncoder relations`
 }
 
 

@@ -262,6 +262,34 @@ def evaluate(
 
 
 @command
+def relations(
+    data: Annotated[Path, typer.Argument(help="An .h5ad file or .zarr folder.", show_default=False, readable=False)],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The .csv file to write.", show_default=False, readable=False)
+    ],
+    source: Annotated[str, typer.Option(help="The gene that the others are scored against.", show_default=False)],
+    target: Annotated[
+        list[str] | None, typer.Option(help="Another gene, any number of times; all if not given.")
+    ] = None,
+    layer: Annotated[
+        str | None, typer.Option(help="Layer of denoised or smooth values; ae_denoised if not given.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="key=value, any number of times: the arguments of ac.tl.gene_relations."),
+    ] = None,
+    seed: GivenSeed = None,
+    threads: Threads = None,
+    quiet: Quiet = False,
+) -> None:
+    """Score one gene against all others by DREMI, with shuffles as null, or against their descendants."""
+    from anncoder.cli.relations import RelationsRequest, run_relations
+
+    of_all = tuple(settings or ())
+    run_relations(RelationsRequest(data, output, source, target, layer, of_all, seed, threads, quiet))
+
+
+@command
 def info(
     model: ModelFolder,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

@@ -7,5 +7,16 @@ points differ in shape too.
 
 from anncoder.pl.autoencoders import embeddings, expression, gene_pair, history, recommendation
 from anncoder.pl.populations import balance, dynamics
+from anncoder.pl.relations import drevi, drivers
 
-__all__ = ["balance", "dynamics", "embeddings", "expression", "gene_pair", "history", "recommendation"]
+__all__ = [
+    "balance",
+    "drevi",
+    "drivers",
+    "dynamics",
+    "embeddings",
+    "expression",
+    "gene_pair",
+    "history",
+    "recommendation",
+]
