@@ -18,7 +18,7 @@ import numpy as np
 
 import anncoder as ac
 from anncoder.device import usable_cpus
-from anncoder.dynamics.dremi import Array, axis, dremi, joint_density, mutual_information, source_axis
+from anncoder.dynamics.genes.dremi import Array, axis, dremi, joint_density, mutual_information, source_axis
 
 GOLDEN = {
     "x": (1.124973, 1.160274, 1.112748),

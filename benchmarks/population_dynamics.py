@@ -17,11 +17,18 @@ import anndata
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
-from anncoder.dynamics.balance import Rates, balanced_rates, fates, potential, symmetric_graph
-from anncoder.dynamics.finite_volumes import centres, faces, rates, solve
-from anncoder.dynamics.population import Grid, Population, Snapshots
-from anncoder.dynamics.population_errors import LeftOut, bands, choose_smoothness, covariance, left_out, profile
-from anncoder.tl.population_balance import graph_of
+from anncoder.dynamics.populations.balance import Rates, balanced_rates, fates, potential, symmetric_graph
+from anncoder.dynamics.populations.finite_volumes import centres, faces, rates, solve
+from anncoder.dynamics.populations.population import Grid, Population, Snapshots
+from anncoder.dynamics.populations.population_errors import (
+    LeftOut,
+    bands,
+    choose_smoothness,
+    covariance,
+    left_out,
+    profile,
+)
+from anncoder.tl.time_series.population_balance import graph_of
 
 TIMES = np.array([0.0, 2.0, 4.0, 6.0, 8.0])
 DIFFUSION, ERROR, REPLICATES = 4e-4, 0.05, 3

@@ -7,7 +7,7 @@ import pytest
 from benchmarks.population_dynamics import fates_of, tree
 from scipy.sparse import block_diag, csr_matrix, diags
 
-from anncoder.dynamics.balance import balanced_rates, drop_of, fates, potential, symmetric_graph
+from anncoder.dynamics.populations.balance import balanced_rates, drop_of, fates, potential, symmetric_graph
 from anncoder.errors import ConfigError, InputError
 
 

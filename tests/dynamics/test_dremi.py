@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.spatial import cKDTree
 
-from anncoder.dynamics.dremi import (
+from anncoder.dynamics.genes.dremi import (
     BINS,
     CONSTANT,
     NOT_FINITE,
@@ -21,7 +21,7 @@ from anncoder.dynamics.dremi import (
     source_axis,
     why_not,
 )
-from anncoder.dynamics.mesh_distances import squared_distances, strips
+from anncoder.dynamics.genes.mesh_distances import squared_distances, strips
 
 # measured with scprep 1.2.3 (knnDREMI), numpy's generator of seed 0: DREMI of y on x, of x on y, mutual information
 GOLDEN = {

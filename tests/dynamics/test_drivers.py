@@ -7,8 +7,8 @@ import pytest
 from scipy.sparse import csr_matrix
 from scipy.stats import false_discovery_control, ttest_ind
 
-from anncoder.dynamics.dremi import Array
-from anncoder.dynamics.drivers import PSEUDO, contrast, effective_numbers
+from anncoder.dynamics.genes.dremi import Array
+from anncoder.dynamics.genes.drivers import PSEUDO, contrast, effective_numbers
 
 
 def logged(n: int, g: int) -> Array:

@@ -7,9 +7,9 @@ import pytest
 from benchmarks.population_dynamics import DIFFUSION, SCORED, population, recovered, true_growth, true_velocity
 from scipy.linalg import expm
 
-from anncoder.dynamics.finite_volumes import Rates, centres, faces, propagate, rates, solve
-from anncoder.dynamics.population import Grid, Population, Snapshots, between, cdf
-from anncoder.dynamics.population_errors import choose_smoothness, covariance, left_out, profile
+from anncoder.dynamics.populations.finite_volumes import Rates, centres, faces, propagate, rates, solve
+from anncoder.dynamics.populations.population import Grid, Population, Snapshots, between, cdf
+from anncoder.dynamics.populations.population_errors import choose_smoothness, covariance, left_out, profile
 
 N = 200
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from anncoder.dynamics.dremi import Array, dremi
-from anncoder.dynamics.relations import (
+from anncoder.dynamics.genes.dremi import Array, dremi
+from anncoder.dynamics.genes.relations import (
     Pair,
     Scores,
     adjusted,

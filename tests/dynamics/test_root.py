@@ -11,7 +11,7 @@ from scipy.sparse import csr_matrix, diags
 from scipy.spatial.distance import cdist
 from scipy.stats import spearmanr
 
-from anncoder.dynamics.root import medoid, origins
+from anncoder.dynamics.populations.root import medoid, origins
 from anncoder.errors import InputError
 
 

@@ -11,7 +11,7 @@ import pytest
 from matplotlib import pyplot as plt
 
 import anncoder as ac
-from anncoder.dynamics.dremi import axis, dremi, drevi, joint_density, source_axis
+from anncoder.dynamics.genes.dremi import axis, dremi, drevi, joint_density, source_axis
 from anncoder.errors import AnncoderError
 
 

@@ -90,7 +90,7 @@ def test_times_of_any_type_are_the_same(kind: str) -> None:
 
 
 def test_sizes_of_any_kind_are_the_same() -> None:
-    from anncoder.tl.populations import log_sizes
+    from anncoder.tl.time_series.populations import log_sizes
 
     table = pd.DataFrame({"time": list(SIZES), "size": list(SIZES.values())})
     expected, sd = log_sizes(SIZES, TIMES)

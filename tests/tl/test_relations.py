@@ -15,8 +15,8 @@ from scipy.sparse import csr_matrix
 from scipy.stats import ttest_ind
 
 import anncoder as ac
-from anncoder.dynamics.dremi import Array, dremi
-from anncoder.dynamics.relations import neighbor_average
+from anncoder.dynamics.genes.dremi import Array, dremi
+from anncoder.dynamics.genes.relations import neighbor_average
 from anncoder.errors import AnncoderError, ConfigError, InputError
 
 QUICK: dict[str, Any] = {"n_shuffles": 5, "progress": False}
@@ -100,7 +100,7 @@ def test_a_target_has_one_score_whatever_else_is_asked_and_with_any_threads(cell
 
 def test_blocks_of_genes_are_the_same_as_all_at_once(cells: anndata.AnnData, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = ac.tl.gene_relations(cells, "gene2", **QUICK)
-    monkeypatch.setattr("anncoder.tl.relations.GENES", 4)
+    monkeypatch.setattr("anncoder.tl.time_series.relations.GENES", 4)
     pd.testing.assert_frame_equal(ac.tl.gene_relations(cells, "gene2", **QUICK), whole)
 
 

@@ -283,7 +283,7 @@ def relations(
     quiet: Quiet = False,
 ) -> None:
     """Score one gene against all others by DREMI, with shuffles as null, or against their descendants."""
-    from anncoder.cli.relations import RelationsRequest, run_relations
+    from anncoder.cli.time_series.relations import RelationsRequest, run_relations
 
     of_all = tuple(settings or ())
     run_relations(RelationsRequest(data, output, source, target, layer, of_all, seed, threads, quiet))
@@ -363,7 +363,7 @@ def dynamics(
 ) -> None:
     """Fit velocity, growth and diffusion along a coordinate to cells of several times and population sizes."""
     request = dict(locals())
-    from anncoder.cli.time_series import DynamicsRequest, run_dynamics
+    from anncoder.cli.time_series.populations import DynamicsRequest, run_dynamics
 
     run_dynamics(DynamicsRequest(**request))
 
@@ -389,7 +389,7 @@ def balance(
 ) -> None:
     """Find the potential from entry to exits in a snapshot, and the fate of each cell."""
     request = dict(locals())
-    from anncoder.cli.time_series import BalanceRequest, run_balance
+    from anncoder.cli.time_series.populations import BalanceRequest, run_balance
 
     run_balance(BalanceRequest(**request))
 

@@ -14,12 +14,12 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 
 from anncoder.config import unknown_key
-from anncoder.dynamics import dremi
-from anncoder.dynamics.relations import dremi_with, shuffles_of, significance
+from anncoder.dynamics.genes import dremi
+from anncoder.dynamics.genes.relations import dremi_with, shuffles_of, significance
 from anncoder.errors import ConfigError, InputError
 from anncoder.pl.groups import PALETTE
 from anncoder.tl.expression import Expression, given, measured, refuse_no_cells
-from anncoder.tl.relations import SMOOTH, refuse_few, source_values
+from anncoder.tl.time_series.relations import SMOOTH, refuse_few, source_values
 
 JITTER = 0.03  # in log(1 + counts), of measured values: many cells have the same counts
 DECADES = 1000  # from the darkest to the brightest colour of the joint density

@@ -6,10 +6,10 @@ Nothing of the user's is touched: ``X``, ``raw``, layers and every slot that is 
 
 from anncoder.tl.autoencoders import autoencode, denoise, embed
 from anncoder.tl.dca_scanpy import dca
-from anncoder.tl.fate_drivers import drivers
-from anncoder.tl.population_balance import balance
-from anncoder.tl.populations import dynamics
-from anncoder.tl.relations import gene_relations
-from anncoder.tl.roots import root
+from anncoder.tl.time_series.fate_drivers import drivers
+from anncoder.tl.time_series.population_balance import balance
+from anncoder.tl.time_series.populations import dynamics
+from anncoder.tl.time_series.relations import gene_relations
+from anncoder.tl.time_series.roots import root
 
 __all__ = ["autoencode", "balance", "dca", "denoise", "drivers", "dynamics", "embed", "gene_relations", "root"]

@@ -19,7 +19,7 @@ from scipy.stats import false_discovery_control, rankdata
 from threadpoolctl import threadpool_limits
 
 from anncoder.device import usable_cpus
-from anncoder.dynamics.dremi import axis, joint_density, score, source_axis, why_not
+from anncoder.dynamics.genes.dremi import axis, joint_density, score, source_axis, why_not
 
 Array = np.ndarray[Any, Any]
 
@@ -90,7 +90,7 @@ def dremi_with(x: Array, shuffles: Shuffles, threads: int | None = None) -> Meas
     Parameters
     ----------
     x
-        (n,) values of the source, for which :func:`anncoder.dynamics.dremi.why_not` finds nothing.
+        (n,) values of the source, for which :func:`anncoder.dynamics.genes.dremi.why_not` finds nothing.
     shuffles
         Of :func:`shuffles_of`, or others of the same cells.
     threads

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.sparse import issparse
 from scipy.stats import t as student
 
-from anncoder.dynamics.relations import adjusted
+from anncoder.dynamics.genes.relations import adjusted
 
 Array = np.ndarray[Any, Any]
 

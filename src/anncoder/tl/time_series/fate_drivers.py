@@ -12,8 +12,8 @@ import pandas as pd
 
 from anncoder.config import unknown_key
 from anncoder.data.adata import obs_column
-from anncoder.dynamics.drivers import contrast, effective_numbers
-from anncoder.dynamics.relations import adjusted
+from anncoder.dynamics.genes.drivers import contrast, effective_numbers
+from anncoder.dynamics.genes.relations import adjusted
 from anncoder.errors import ConfigError, InputError, counted, listed
 from anncoder.tl.expression import (
     DENOISED,
@@ -27,8 +27,8 @@ from anncoder.tl.expression import (
     refuse_not_finite,
     refuse_taken,
 )
-from anncoder.tl.relations import times_of
 from anncoder.tl.slots import target_of
+from anncoder.tl.time_series.relations import times_of
 
 Array = np.ndarray[Any, Any]
 

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from anncoder.dynamics.finite_volumes import faces
-from anncoder.dynamics.population import Grid, Population, Snapshots, cdf
+from anncoder.dynamics.populations.finite_volumes import faces
+from anncoder.dynamics.populations.population import Grid, Population, Snapshots, cdf
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 

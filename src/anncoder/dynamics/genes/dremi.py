@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from anncoder.dynamics.mesh_distances import Strips, squared_distances, strips
+from anncoder.dynamics.genes.mesh_distances import Strips, squared_distances, strips
 
 Array = np.ndarray[Any, Any]
 

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 
 from anncoder.data.adata import obs_column
-from anncoder.dynamics.finite_volumes import centres, faces
-from anncoder.dynamics.population import Grid, Population, Snapshots
-from anncoder.dynamics.population_errors import bands, choose_smoothness, covariance, left_out, profile
+from anncoder.dynamics.populations.finite_volumes import centres, faces
+from anncoder.dynamics.populations.population import Grid, Population, Snapshots
+from anncoder.dynamics.populations.population_errors import bands, choose_smoothness, covariance, left_out, profile
 from anncoder.errors import ConfigError, InputError, counted, listed
 from anncoder.tl.slots import target_of
 from anncoder.training.progress import announce, logger

@@ -15,8 +15,8 @@ from scipy.sparse import csr_matrix, issparse
 
 from anncoder.config import unknown_key
 from anncoder.data.adata import obs_column
-from anncoder.dynamics.dremi import NOT_FINITE, TIES, why_not
-from anncoder.dynamics.relations import (
+from anncoder.dynamics.genes.dremi import NOT_FINITE, TIES, why_not
+from anncoder.dynamics.genes.relations import (
     LEVEL,
     Pair,
     Scores,

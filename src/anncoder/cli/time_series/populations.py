@@ -19,9 +19,9 @@ from anncoder.config import unknown_key
 from anncoder.errors import ConfigError, FileError, counted
 from anncoder.io.atomic import atomic_path
 from anncoder.io.output_paths import outputs_of
-from anncoder.tl.population_balance import APPROXIMATE, balance
-from anncoder.tl.populations import dynamics
 from anncoder.tl.slot_files import CellsFile, names_of, open_cells, write_slots
+from anncoder.tl.time_series.population_balance import APPROXIMATE, balance
+from anncoder.tl.time_series.populations import dynamics
 from anncoder.training.progress import announce
 
 DYNAMICS = ("knots_velocity", "knots_growth", "knots_diffusion", "n_grid", "smoothness")

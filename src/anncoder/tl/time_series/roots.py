@@ -11,11 +11,11 @@ from natsort import natsorted
 
 from anncoder.config import unknown_key
 from anncoder.data.adata import obs_column
-from anncoder.dynamics.root import medoid, origins
+from anncoder.dynamics.populations.root import medoid, origins
 from anncoder.errors import ConfigError, InputError, counted
-from anncoder.tl.population_balance import latent_of
-from anncoder.tl.populations import record_of, refuse_taken, refuse_text_in_times
 from anncoder.tl.slots import target_of
+from anncoder.tl.time_series.population_balance import latent_of
+from anncoder.tl.time_series.populations import record_of, refuse_taken, refuse_text_in_times
 from anncoder.training.progress import announce
 
 Array = np.ndarray[Any, np.dtype[np.float64]]

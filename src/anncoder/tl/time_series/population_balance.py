@@ -12,7 +12,7 @@ from natsort import natsorted
 
 from anncoder.config import unknown_key
 from anncoder.data.adata import obs_column
-from anncoder.dynamics.balance import (
+from anncoder.dynamics.populations.balance import (
     ExitScale,
     Rates,
     balanced_rates,
@@ -23,8 +23,8 @@ from anncoder.dynamics.balance import (
     symmetric_graph,
 )
 from anncoder.errors import ConfigError, InputError, listed
-from anncoder.tl.populations import record_of, refuse_not_whole, refuse_taken
 from anncoder.tl.slots import target_of
+from anncoder.tl.time_series.populations import record_of, refuse_not_whole, refuse_taken
 from anncoder.training.progress import announce, logger
 
 Array = np.ndarray[Any, np.dtype[np.float64]]

@@ -14,7 +14,7 @@ from anncoder.config import unknown_key
 from anncoder.io.atomic import atomic_path, locked
 from anncoder.io.h5ad_write import read_input
 from anncoder.io.output_paths import refuse_output
-from anncoder.tl.relations import gene_relations
+from anncoder.tl.time_series.relations import gene_relations
 
 SHOWN = 10  # targets that are printed
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.optimize import least_squares
 
-from anncoder.dynamics.finite_volumes import centres, faces, rates, solve
+from anncoder.dynamics.populations.finite_volumes import centres, faces, rates, solve
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 

@@ -1,0 +1,1 @@
+"""Commands on time series: populations, gene relations."""

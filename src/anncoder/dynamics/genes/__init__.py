@@ -1,0 +1,1 @@
+"""Relations of genes: kNN-DREMI, lags, drivers of a fate."""

@@ -1,0 +1,1 @@
+"""Population dynamics and population balance: drift, growth and fates along a coordinate or a graph."""

@@ -1,0 +1,1 @@
+"""Time series in an AnnData: populations, roots, gene relations; results in slots."""
