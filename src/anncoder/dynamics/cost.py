@@ -1,4 +1,4 @@
-"""Squared Euclidean cost between two point clouds, evaluated in blocks of rows, never stored.
+"""Squared Euclidean cost between two point clouds, by blocks of rows, never stored.
 
 Cost of a pair: ``C_ij = ||x_i - y_j||^2 / scale``, with the median of all pairs as the scale. Coupling of two clouds of
 cells with dual potentials f and g, in units of the cost, and shares p and q of the cells (1/I and 1/J, or the weights

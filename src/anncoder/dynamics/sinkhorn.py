@@ -1,4 +1,4 @@
-"""Unbalanced entropic optimal transport: log-domain Sinkhorn with Anderson acceleration.
+"""Unbalanced optimal transport: log-domain Sinkhorn with Anderson acceleration.
 
 Problem, of I cells x_i with growth G_i and J cells y_j (Schiebinger et al. 2019, doi 10.1016/j.cell.2019.01.006):
 
