@@ -1,4 +1,4 @@
-"""Transport plans rebuilt from dual potentials in blocks: push forward, pull back, sparse rows.
+"""Transport plans rebuilt from dual potentials by blocks: push forward, pull back, rows.
 
 Of a plan P between I and J cells, ``T = P / p`` is kept in mind: T_ij is the expected number of descendants of cell i
 that are like cell j, and the sum of a row is the growth of the cell. No method holds more than a block of T at a time

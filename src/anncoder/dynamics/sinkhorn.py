@@ -149,7 +149,8 @@ def _fixed_point(
     smallest = np.inf
     for iteration in range(1, max_iter + 1):
         u, swept = problem.sweep(v)
-        swept = swept - problem.shift(u, swept)
+        constant = problem.shift(u, swept)
+        u, swept = u + constant, swept - constant
         change = swept - v
         error = float(change.abs().max())
         if report is not None:
