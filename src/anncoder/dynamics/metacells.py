@@ -1,4 +1,4 @@
-"""Metacells: k-means of each time point, transport between centroids, potentials extended to all cells.
+"""Metacells: k-means of a time point, transport between centroids, potentials of all cells.
 
 A metacell stands for all the cells next to it: its share of the mass is theirs, its growth their mean. The potentials
 of all cells follow from those of the centroids by one more half-iteration of Sinkhorn's (formulae in ``sinkhorn``).

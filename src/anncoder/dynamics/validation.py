@@ -1,4 +1,4 @@
-"""Held-out middle time points: interpolation through a plan against simpler guesses, in two distances.
+"""Held-out middle time points: interpolation through a plan against simpler guesses.
 
 A cell i with g_i descendants at t1 has g_i^s at the fraction s of the interval, so that a pair (i, j) weighs
 ``W_ij = T_ij g_i^(s - 1)`` there, and is put at ``(1 - s) x_i + s y_j``. Guesses to compare with:
@@ -185,7 +185,7 @@ def _standing(table: pd.DataFrame, measure: str) -> float:
     best = table.loc[list(NULLS), measure].idxmin()
     spread = float(np.hypot(table.loc["I", f"{measure}_sd"], table.loc[best, f"{measure}_sd"]))
     difference = float(table.loc["I", measure] - table.loc[best, measure])
-    return difference / spread if spread > 0 else float(np.sign(difference) * np.inf)
+    return difference / spread if spread > 0 else float(np.copysign(np.inf, difference)) if difference else 0.0
 
 
 def sentence(name: str, table: pd.DataFrame) -> str:

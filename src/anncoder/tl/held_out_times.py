@@ -1,4 +1,4 @@
-"""``tl.interpolate`` and ``tl.validate_transport``: cells between two times, and a test on times held out."""
+"""``tl.interpolate`` and ``tl.validate_transport``: cells between times, held-out times."""
 
 from __future__ import annotations
 

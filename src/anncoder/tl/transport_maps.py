@@ -1,4 +1,4 @@
-"""``tl.growth`` and ``tl.transport``: growth rates of cells, transport between consecutive time points."""
+"""``tl.growth`` and ``tl.transport``: growth rates, transport between time points."""
 
 from __future__ import annotations
 

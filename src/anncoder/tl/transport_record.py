@@ -1,4 +1,4 @@
-"""Record of a transport in an AnnData: settings, fingerprint of the coordinates, potentials; plans rebuilt from them.
+"""Record of a transport in an AnnData: settings, hash, potentials; plans rebuilt from them.
 
 What is kept is two numbers a cell. A plan is rebuilt from them and the coordinates, so that a latent that was fitted
 anew, or cells that were left out since, are noticed by a hash and refused.

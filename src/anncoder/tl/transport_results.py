@@ -1,4 +1,4 @@
-"""``tl.fates``, ``ancestors``, ``descendants``, ``trends`` and ``couple``: questions to a transport."""
+"""``tl.fates``, ``ancestors``, ``descendants``, ``trends``, ``couple``, ``flows``."""
 
 from __future__ import annotations
 
