@@ -12,14 +12,21 @@ Points are centred and scaled so that a block of exponents is one matrix product
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, Literal
+from functools import cache
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from anncoder.device import one_thread_here
+
+T = TypeVar("T")
 Array = np.ndarray[Any, Any]
 Precision = Literal["auto", "float32", "float64"]
 
@@ -115,27 +122,69 @@ class Cost:
         other.y, other.half_y, other.log_q = self.x, self.half_x, self.log_p
         return other
 
-    def blocks(self, v: Tensor, rows: Tensor | None = None) -> Iterator[tuple[slice, Tensor]]:
-        """Yield slices of rows and ``log q_j + v_j - C_ij / epsilon + |x_i|^2 / 2``, (b, J); a block may be changed.
+    def blocks(
+        self, v: Tensor, compute: Callable[[slice, Tensor], T], rows: Tensor | None = None
+    ) -> Iterator[tuple[slice, T]]:
+        """Yield slices of rows and what is computed of ``log q_j + v_j - C_ij / epsilon + |x_i|^2 / 2``, (b, J).
 
-        ``v`` is g / epsilon, (J,) float64; ``rows`` are positions in the source, None for all of them.
+        In order; on the CPU several blocks at a time, each by one thread, so that bits do not depend on their number.
+        ``compute`` may change the block, and must not return it.
+
+        Parameters
+        ----------
+        v
+            g / epsilon, (J,) float64.
+        compute
+            Of the slice and the block.
+        rows
+            Positions in the source, None for all of them.
         """
         points = self.x if rows is None else self.x[rows]
         target, weights = self.y.T.contiguous(), (v + self.log_q - self.half_y).to(self.dtype)
         n = self.block_rows or max(1, (BLOCK if self.device.type == "cpu" else BLOCK_GPU) // len(self.y))
-        buffer = torch.empty((min(n, len(points)), len(self.y)), dtype=self.dtype, device=self.device)
-        for start in range(0, len(points), n):
-            block = points[start : start + n]
-            yield slice(start, start + n), torch.addmm(weights, block, target, out=buffer[: len(block)])
+        buffers = threading.local()
+
+        def computed(at: slice) -> tuple[slice, T]:
+            if not hasattr(buffers, "block"):
+                buffers.block = torch.empty((n, len(self.y)), dtype=self.dtype, device=self.device)
+            block = points[at]
+            with torch.no_grad():  # a setting of the thread
+                return at, compute(at, torch.addmm(weights, block, target, out=buffers.block[: len(block)]))
+
+        slices = (slice(start, start + n) for start in range(0, len(points), n))
+        return in_order(computed, slices, torch.get_num_threads() if self.device.type == "cpu" else 1)
 
     def log_sums(self, v: Tensor, rows: Tensor | None = None) -> Tensor:
         """Return ``log sum_j q_j exp(v_j - C_ij / epsilon)`` of rows of the source, (n,) float64."""
         half = self.half_x if rows is None else self.half_x[rows]
         out = torch.empty_like(half)
-        for at, block in self.blocks(v, rows):
+
+        def log_sum(_: slice, block: Tensor) -> Tensor:
             top = block.amax(dim=1)
-            out[at] = block.sub_(top[:, None]).exp_().sum(dim=1).double().log() + top.double()
+            return block.sub_(top[:, None]).exp_().sum(dim=1).double().log() + top.double()
+
+        for at, sums in self.blocks(v, log_sum, rows):
+            out[at] = sums
         return out - half
+
+
+def in_order(compute: Callable[[slice], T], slices: Iterable[slice], n_threads: int) -> Iterator[T]:
+    """Yield results in the order of the slices, several computed at a time, each by one thread."""
+    if n_threads == 1:
+        yield from map(compute, slices)
+        return
+    waiting: deque[Future[T]] = deque()
+    for at in slices:
+        waiting.append(_pool(n_threads).submit(compute, at))
+        if len(waiting) > 2 * n_threads:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+@cache
+def _pool(n_threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(n_threads, "anncoder-transport", initializer=one_thread_here)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from anncoder.dynamics.cost import BLOCK, Cost, Precision, full_precision
+from anncoder.dynamics.cost import BLOCK, Cost, Precision, full_precision, in_order
 from anncoder.dynamics.sinkhorn import Report, Solution, solve
 
 Array = np.ndarray[Any, Any]
@@ -46,8 +46,12 @@ def metacells(x: Array, max_cells: int, seed: int = 0) -> Metacells:
 def _nearest(points: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
     half, columns = centroids.square().sum(dim=1) / 2, centroids.T.contiguous()
     n = max(1, BLOCK // len(centroids))
-    starts = range(0, len(points), n)
-    return torch.cat([(half - points[start : start + n] @ columns).argmin(dim=1) for start in starts])
+
+    def nearest(at: slice) -> torch.Tensor:
+        return (half - points[at] @ columns).argmin(dim=1)
+
+    slices = (slice(start, start + n) for start in range(0, len(points), n))
+    return torch.cat(list(in_order(nearest, slices, torch.get_num_threads())))
 
 
 def solve_with_metacells(

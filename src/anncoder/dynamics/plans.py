@@ -7,8 +7,8 @@ that are like cell j, and the sum of a row is the growth of the cell. No method 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from anncoder.dynamics.cost import Cost, full_precision
 
 Array = np.ndarray[Any, Any]
+T = TypeVar("T")
 
 
 class Plan:
@@ -42,17 +43,21 @@ class Plan:
         """Cells of source and target."""
         return self.cost.shape
 
-    def blocks(self, rows: Array | None = None) -> Iterator[tuple[slice, Tensor]]:
-        """Yield slices of rows and these rows of T, (b, J); a block is overwritten by the next one.
+    def blocks(self, compute: Callable[[slice, Tensor], T], rows: Array | None = None) -> Iterator[tuple[slice, T]]:
+        """Yield slices of rows and what is computed of these rows of T, (b, J); in order.
 
-        ``rows`` are positions in the source, None for all of them.
+        ``compute`` gets the slice and the block, and must not return the block itself; ``rows`` are positions in the
+        source, None for all of them.
         """
         chosen = None if rows is None else torch.from_numpy(np.asarray(rows, np.int64)).to(self.cost.device)
         offset = self.u - self.cost.half_x
-        offset = offset if chosen is None else offset[chosen]
+        offset = (offset if chosen is None else offset[chosen]).to(self.cost.dtype)[:, None]
+
+        def exponentials(at: slice, block: Tensor) -> T:
+            return compute(at, block.add_(offset[at]).exp_())
+
         with full_precision():
-            for at, block in self.cost.blocks(self.v, chosen):
-                yield at, block.add_(offset[at].to(block.dtype)[:, None]).exp_()
+            yield from self.cost.blocks(self.v, exponentials, chosen)
 
     def row_sums(self) -> Array:
         """Return the expected number of descendants of each source cell, (I,)."""
@@ -63,16 +68,16 @@ class Plan:
         """Return ``T @ values``, (I, k) or (I,) float64: of each source cell, the sum over its descendants."""
         given = self._given(values)
         out = torch.empty((self.shape[0], given.shape[1]), dtype=torch.float64, device=self.cost.device)
-        for at, block in self.blocks():
-            out[at] = (block @ given).double()
+        for at, products in self.blocks(lambda _, block: (block @ given).double()):
+            out[at] = products
         return out.cpu().numpy().reshape(-1, *np.shape(values)[1:])
 
     def push_forward(self, values: Array) -> Array:
         """Return ``T.T @ values``, (J, k) or (J,) float64: of each target cell, the sum over its ancestors."""
         given = self._given(values)
         out = torch.zeros((self.shape[1], given.shape[1]), dtype=torch.float64, device=self.cost.device)
-        for at, block in self.blocks():
-            out += (block.T @ given[at]).double()
+        for _, products in self.blocks(lambda at, block: (block.T @ given[at]).double()):
+            out += products
         return out.cpu().numpy().reshape(-1, *np.shape(values)[1:])
 
     def _given(self, values: Array) -> Tensor:
@@ -81,18 +86,21 @@ class Plan:
 
     def rows(self, rows: Array | None = None, *, top: int | None = None) -> csr_matrix:
         """Return rows of T, (n, J) float64; with ``top``, of each row its largest entries alone."""
-        parts = []
-        for _, block in self.blocks(rows):
-            if top is None or top >= self.shape[1]:
-                parts.append(csr_matrix(block.double().cpu().numpy()))
-                continue
-            values, columns = block.topk(top, dim=1)
+        n_columns = self.shape[1]
+        least = n_columns if top is None else min(top, n_columns)
+
+        def sparse(_: slice, block: Tensor) -> csr_matrix:
+            if least == n_columns:
+                return csr_matrix(block.double().cpu().numpy())
+            values, columns = block.topk(least, dim=1)
             order = torch.argsort(columns, dim=1)
             data, indices = values.gather(1, order).double(), columns.gather(1, order)
-            starts = np.arange(0, data.numel() + 1, top)
+            starts = np.arange(0, data.numel() + 1, least)
             arrays = (data.cpu().numpy().ravel(), indices.cpu().numpy().ravel(), starts)
-            parts.append(csr_matrix(arrays, shape=(len(block), self.shape[1])))
-        return vstack(parts, format="csr") if parts else csr_matrix((0, self.shape[1]))
+            return csr_matrix(arrays, shape=(len(block), n_columns))
+
+        parts = [part for _, part in self.blocks(sparse, rows)]
+        return vstack(parts, format="csr") if parts else csr_matrix((0, n_columns))
 
     def draw(self, weights: Array, uniform: Array) -> tuple[Array, Array]:
         """Return pairs of cells (i, j), drawn in proportion to ``T_ij weights_i``.
@@ -112,9 +120,13 @@ class Plan:
         rest = (wanted - edges[i]) / masses[i]  # how far into its row
         used, where = np.unique(i, return_inverse=True)
         j = np.empty(len(i), np.int64)
-        for at, block in self.blocks(used):
+
+        def columns(at: slice, block: Tensor) -> list[Array]:
             cumulative = np.cumsum(block.double().cpu().numpy(), axis=1)
-            for row in range(len(cumulative)):
-                chosen = where == at.start + row
-                j[chosen] = np.searchsorted(cumulative[row], rest[chosen] * cumulative[row, -1], side="right")
+            parts = [rest[where == at.start + row] * line[-1] for row, line in enumerate(cumulative)]
+            return [np.searchsorted(line, part, side="right") for line, part in zip(cumulative, parts, strict=True)]
+
+        for at, found in self.blocks(columns, used):
+            for row, chosen in enumerate(found):
+                j[where == at.start + row] = chosen
         return i, np.minimum(j, self.shape[1] - 1)

@@ -119,12 +119,17 @@ class _Problem:
         """Return u for v, and the next v for that u; one pass over all pairs."""
         cost = self.cost
         u, columns = torch.empty_like(cost.log_p), torch.zeros_like(v)
-        for at, block in cost.blocks(v):
+
+        def both_sides(at: slice, block: Tensor) -> tuple[Tensor, Tensor]:
             top = block.amax(dim=1)
             sums = block.sub_(top[:, None]).exp_().sum(dim=1)
             offset = top.double() - cost.half_x[at]
-            u[at] = self.phi1 * (self.log_growth[at] - (sums.double().log() + offset))
-            columns += (torch.exp(u[at] + cost.log_p[at] + offset).to(block.dtype) @ block).double()
+            found = self.phi1 * (self.log_growth[at] - (sums.double().log() + offset))
+            return found, (torch.exp(found + cost.log_p[at] + offset).to(block.dtype) @ block).double()
+
+        for at, (found, masses) in cost.blocks(v, both_sides):
+            u[at] = found
+            columns += masses
         log_sums = torch.log(columns) - v - cost.log_q
         lost = torch.nonzero(columns < SMALLEST[cost.dtype])[:, 0]  # far from every cell of the source
         if len(lost):
