@@ -30,6 +30,8 @@ APAF1 BAD BAK1 BAX BBC3 BCL2L11 BID BIK BMF CASP1 CASP2 CASP3 CASP4 CASP6 CASP7 
 FADD FAS GADD45A GADD45B HRK PMAIP1 RIPK1 TNFRSF10B TNFRSF1A TNFSF10 TP53 TRADD
 """
 
+MOUSE_NAMES = {"TP53": "Trp53"}  # of symbols that differ in more than their case
+
 
 class RateConstants(NamedTuple):
     """Constants of the logistic functions; rates are per day (natural logarithm)."""
@@ -50,7 +52,7 @@ def genes_of_species(species: str) -> dict[str, list[str]]:
     lists = {"proliferation": PROLIFERATION, "apoptosis": APOPTOSIS}
     if species == "human":
         return {name: genes.split() for name, genes in lists.items()}
-    return {name: genes.title().split() for name, genes in lists.items()}
+    return {name: [MOUSE_NAMES.get(g, g.capitalize()) for g in genes.split()] for name, genes in lists.items()}
 
 
 def score(logs: Array) -> Array:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from anncoder.data.adata import obs_column
-from anncoder.device import choose_device, threads_set
+from anncoder.device import threads_set
 from anncoder.dynamics import validation
 from anncoder.dynamics.cost import Cost, median_cost
 from anncoder.dynamics.plans import Plan
@@ -19,7 +19,7 @@ from anncoder.dynamics.validation import Triplet, held_out, sentence, verdict
 from anncoder.errors import ConfigError, InputError, listed
 from anncoder.tl.slots import target_of
 from anncoder.tl.time_points import read_rates, whole_number
-from anncoder.tl.transport_record import Transport, as_record, read_transport, refuse_taken
+from anncoder.tl.transport_record import Transport, as_record, device_here, read_transport, refuse_taken
 from anncoder.training.progress import announce, bar
 
 logger = logging.getLogger("anncoder")
@@ -172,7 +172,7 @@ def _tested(
     first, middle, last = (record.cells(time) for time in triple)
     x, z, y = (record.coordinates[cells].astype(np.float64) for cells in (first, middle, last))
     options, span = record.settings, float(triple[2] - triple[0])
-    cost = Cost(x, y, median_cost(x, y, options["seed"]), options["epsilon"], device=choose_device(options["device"]))
+    cost = Cost(x, y, median_cost(x, y, options["seed"]), options["epsilon"], device=device_here(options))
     named = {name: options[name] for name in ("lambda1", "lambda2", "growth_iters", "tolerance", "max_iter")}
     solution = solve(cost, None if prior is None else prior[first] ** span, **named)
     replicate, held = _replicate(z, None if batches is None else batches[middle])

@@ -308,7 +308,7 @@ def transport(
     prior = None if growth_key is None else read_rates(target, growth_key, "growth_key")
     wanted = _pairs(pairs, np.unique(times))
     _say_batches(target, batch_key, times)
-    place = choose_device(device)
+    place = _device(device)
     work = _Work(x, times, prior, settings, place)
     found = _solve_all(work, wanted, progress)
     settings_record = {
@@ -322,6 +322,14 @@ def transport(
     }
     _write(target, key_added, work, found, settings_record)
     return target if copy else None
+
+
+def _device(name: str) -> torch.device:
+    device = choose_device(name)
+    if device.type == "mps":
+        what = "potentials are float64, which Apple's GPUs do not have"
+        raise ConfigError("no-device", what, "device", "device='cpu'")
+    return device
 
 
 class _Work(NamedTuple):

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import anndata
 import numpy as np
 import pandas as pd
+import torch
 
 from anncoder.config import unknown_key
 from anncoder.data.adata import obs_column
@@ -60,6 +61,11 @@ def refuse_taken(adata: anndata.AnnData, key: Any, slots: Sequence[tuple[str, st
         raise ConfigError("key-taken", what, "key_added", "choose another key_added, or delete what is there")
 
 
+def device_here(settings: Mapping[str, Any]) -> torch.device:
+    """Return the CPU if that was asked for, else what is best here: the file may come from another machine."""
+    return choose_device("cpu" if settings["device"] == "cpu" else "auto")
+
+
 class Transport(NamedTuple):
     """A transport as it was written, with the coordinates that it is of."""
 
@@ -78,7 +84,7 @@ class Transport(NamedTuple):
         """Return the plan of a pair of times that was solved."""
         row = self.pairs[(self.pairs["t0"] == t0) & (self.pairs["t1"] == t1)].iloc[0]
         source, target = self.cells(t0), self.cells(t1)
-        device = choose_device(self.settings["device"])
+        device = device_here(self.settings)
         points = self.coordinates[source], self.coordinates[target]
         cost = Cost(*points, float(row["median_cost"]), self.settings["epsilon"], device=device)
         return Plan(cost, self.f[source], self.g[target])

@@ -136,7 +136,6 @@ def ancestors(
     chain = record.chain(first, last)
     chosen = _chosen(adata, cells_or_label, labels, record, last)
     weights = pulled_back(record.plans(first, last), chosen)
-    # what became of whom, T_ij, is weighed by the cell: each stands for the same share of its time
     return _series(adata, record, chain, weights, only=None if to is None else first)
 
 
@@ -149,7 +148,25 @@ def descendants(
     labels: str | None = None,
     transport: str = "transport",
 ) -> pd.Series:
-    """Return which cells of later times the chosen cells become: as :func:`ancestors`, forward."""
+    """Return which cells of later times the chosen cells become.
+
+    Parameters
+    ----------
+    adata, cells_or_label, at, labels, transport
+        As in :func:`ancestors`.
+    to
+        The later time; None for all times to which pairs lead from ``at``.
+
+    Returns
+    -------
+    Series
+        Weights of all cells, (n_obs,) float64: at every time asked for they sum to 1, else they are NaN.
+
+    Raises
+    ------
+    ConfigError, InputError
+        As :func:`ancestors`.
+    """
     record = read_transport(adata, transport)
     first = record.time(at, "at")
     last = record.time(to, "to") if to is not None else _end(record, first)
