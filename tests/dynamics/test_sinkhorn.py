@@ -174,6 +174,19 @@ def test_cells_far_from_all_others_are_transported_all_the_same() -> None:
     assert columns == pytest.approx(np.exp(-solution.g / 50) / 200, rel=1e-4)
 
 
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_one_cell_far_out_does_not_end_the_iterations_early(precision: str) -> None:
+    x = X[0].copy()
+    x[0] += 300
+    cost = Cost(x, X[1], median_cost(X[0], X[1]), 0.05, precision=precision)
+    solution = solve(cost)
+    assert solution.converged
+    assert solution.iterations > 5
+    assert solution.growth[0] < 1e-9  # it has no descendants
+    columns = Plan(cost, solution.f, solution.g).push_forward(np.full(200, 1 / 200))
+    assert columns == pytest.approx(np.exp(-solution.g / 50) / 200, rel=1e-3)
+
+
 def test_shares_are_as_cells_that_stand_several_times_at_one_place() -> None:
     x, y = X[2][:30], X[3][:40]
     times_x, times_y = np.arange(30) % 3 + 1, np.arange(40) % 2 + 1

@@ -412,6 +412,8 @@ def test_the_users_own_slots_are_not_overwritten(moved: anndata.AnnData) -> None
             ask()
         assert raised.value.code == "key-taken"
     ac.tl.transport(moved, "time", **QUIET)  # our own are
+    with pytest.raises(ConfigError, match="not written by transport"):
+        ac.tl.transport(moved, "time", key_added="fates", **QUIET)
 
 
 @pytest.mark.parametrize(

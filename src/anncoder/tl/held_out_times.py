@@ -133,7 +133,7 @@ def validate_transport(
         There are fewer than three times, or the coordinates are not those of the transport.
     """
     target = target_of(adata, copy=False)
-    refuse_taken(target, key_added, [])
+    refuse_taken(target, key_added, [], "validate_transport")
     record = read_transport(target, transport)
     counts = _whole(n, "n"), whole_number(n_seeds, "n_seeds", 2, "at least 2: 12"), whole_number(seed, "seed", 0, "0")
     times = np.unique(record.times)

@@ -95,7 +95,7 @@ def growth(
     Schiebinger et al. 2019, doi 10.1016/j.cell.2019.01.006.
     """
     target = target_of(adata, copy=copy)
-    refuse_taken(target, key_added, [("obs", key_added)])
+    refuse_taken(target, key_added, [("obs", key_added)], "growth")
     _check_unit(time_unit_hours)
     if rate is not None and doubling_time is not None:
         problem = "rate and doubling_time are both given"
@@ -300,7 +300,7 @@ def transport(
     """
     target = target_of(adata, copy=copy)
     names = [("obs", f"{key_added}_{name}") for name in ("f", "g", "growth")]
-    refuse_taken(target, key_added, names)
+    refuse_taken(target, key_added, names, "transport")
     settings = _Settings(growth_iters, epsilon, lambda1, lambda2, max_cells, tolerance, max_iter, seed).checked()
     times = read_times(target, time_key)
     x, slot = read_coordinates(target, key, use_rep)

@@ -49,15 +49,15 @@ def settings_of(adata: anndata.AnnData, key: str) -> dict[str, Any] | None:
     return json.loads(found["settings_json"]) if isinstance(found, Mapping) and "settings_json" in found else None
 
 
-def refuse_taken(adata: anndata.AnnData, key: Any, slots: Sequence[tuple[str, str]]) -> None:
-    """Raise a ConfigError if slots that are to be written are there and have no record of ours."""
+def refuse_taken(adata: anndata.AnnData, key: Any, slots: Sequence[tuple[str, str]], function: str) -> None:
+    """Raise a ConfigError if slots that are to be written are there, and this function did not write them."""
     if not isinstance(key, str) or not key or "/" in key:
         raise ConfigError("bad-key", f"key_added = {key!r} is no name for a slot", "key_added", "a word like 'fates'")
-    if settings_of(adata, key) is not None:
+    if (settings_of(adata, key) or {}).get("function") == function:
         return
     taken = [f"{where}[{name!r}]" for where, name in [*slots, ("uns", key)] if name in getattr(adata, where)]
     if taken:
-        what = f"{', '.join(taken)} exists and was not written by this function"
+        what = f"{', '.join(taken)} exists and was not written by {function}"
         raise ConfigError("key-taken", what, "key_added", "choose another key_added, or delete what is there")
 
 

@@ -71,7 +71,7 @@ def fates(
         No cell of that time has a label, or the coordinates are not those of the transport.
     """
     target = target_of(adata, copy=copy)
-    refuse_taken(target, key_added, [("obsm", key_added)])
+    refuse_taken(target, key_added, [("obsm", key_added)], "fates")
     record = read_transport(target, transport)
     last = _time_or_last(record, at)
     cells = record.cells(last)
@@ -303,8 +303,9 @@ def _weights(adata: anndata.AnnData, given: Any, fates: str) -> Array:
         if given not in names:
             raise ConfigError("unknown-key", f"no fate {given!r}", "weights_or_fate", f"fates: {listed(names, 20)}")
         return np.asarray(adata.obsm[fates])[:, names.index(given)].astype(np.float64)
-    aligned = given.reindex(adata.obs_names) if isinstance(given, pd.Series) else given
-    values = np.asarray(aligned, np.float64)
+    if isinstance(given, pd.Series) and given.index.is_unique:
+        given = given.reindex(adata.obs_names)
+    values = np.asarray(given, np.float64)
     if values.shape != (adata.n_obs,) or not np.nansum(values) > 0 or np.nanmin(values) < 0 or np.isinf(values).any():
         what = "weights are not numbers from 0 on, one a cell, some above 0"
         raise InputError("bad-value", what, "weights_or_fate", "as ac.tl.ancestors returns them, or the name of a fate")
