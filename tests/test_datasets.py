@@ -14,7 +14,7 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score
 
-from anncoder.datasets import SplatParameters, _bridges, _draw_genes, simulate, simulate_to_file
+from anncoder.datasets import SplatParameters, _bridges, _draw_genes, branching, simulate, simulate_to_file
 from anncoder.errors import ConfigError, ResourceError
 from anncoder.io.atomic import locked
 
@@ -432,3 +432,28 @@ def test_default_cells_are_as_sparse_as_real_ones_and_pca_finds_their_groups(n_v
 def test_a_library_size_that_is_given_is_taken() -> None:
     assert SplatParameters(n_vars=4000, lib_loc=5.5).log_library_size == 5.5
     assert SplatParameters(n_vars=4000).log_library_size == pytest.approx(np.log(1400))
+
+
+def test_branching_population_is_that_of_the_published_numbers() -> None:
+    adata = branching()
+    x, obs = adata.X, adata.obs
+    assert x.shape == (1000, 10)
+    assert x.sum() == pytest.approx(2727.3499476, abs=1e-6)
+    assert x[0, :3] == pytest.approx((-0.009351, -0.077182, -0.218784), abs=1e-6)
+    assert x[-1, :3] == pytest.approx((3.859437, -2.994742, 0.188163), abs=1e-6)
+    assert (adata.obsm["X_sim"] == x).all()
+    counts = obs.groupby(["time", "label"], observed=False).size().unstack()
+    assert counts.loc[2:, ["A", "B"]].to_numpy().tolist() == [[129, 71], [154, 46], [172, 28]]
+    assert counts.loc[:1, "P"].tolist() == [200, 200]
+    fates = obs.groupby("time", observed=True)["fate_A"].mean()
+    assert fates.to_numpy() == pytest.approx((0.720589, 0.730069, 0.645, 0.77, 0.86), abs=1e-6)
+    rates = np.log(obs.groupby("label", observed=True)["growth_true"].first())
+    assert rates[["P", "A", "B"]].to_numpy() == pytest.approx((0.3, 0.6, 0))
+    assert (x != branching(seed=1).X).any()
+
+
+@pytest.mark.parametrize("wrong", [{"n_cells": 1}, {"n_cells": 2.5}, {"n_times": 2}, {"n_dims": 1}, {"noise_sd": -1}])
+def test_branching_population_refuses_what_cannot_be(wrong: dict[str, float]) -> None:
+    with pytest.raises(ConfigError) as raised:
+        branching(**wrong)
+    assert raised.value.code == "bad-value"

@@ -1,4 +1,4 @@
-"""Example data: real blood cells, and counts simulated with a known truth (Splatter)."""
+"""Example data: real blood cells; simulated counts (Splatter) and branching population."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from anncoder.errors import ConfigError, InputError
 from anncoder.io.atomic import atomic_path
 from anncoder.io.hdf5 import new_h5
 
-__all__ = ["pbmc68k_counts", "simulate", "simulate_to_file"]
+__all__ = ["branching", "pbmc68k_counts", "simulate", "simulate_to_file"]
 
 
 def pbmc68k_counts() -> anndata.AnnData:
@@ -64,6 +64,84 @@ def pbmc68k_counts() -> anndata.AnnData:
     matrix.sort_indices()
     obs = reduced.obs[["bulk_labels", "n_counts", "louvain"]].copy()
     return anndata.AnnData(matrix, obs=obs, var=reduced.raw.var[[]].copy())
+
+
+BRANCH_RATES = {"P": 0.3, "A": 0.6, "B": 0.0}  # a unit time, natural logarithm
+
+
+def branching(
+    n_cells: int = 200, noise_sd: float = 0.2, seed: int = 20260, *, n_times: int = 5, n_dims: int = 10
+) -> anndata.AnnData:
+    """Simulate a population that grows and branches, measured at the times 0, 1, 2...; coordinates, not counts.
+
+    Up to time 1 all cells are progenitors, P; then each lineage is in branch A, which grows faster, or in B. A
+    progenitor's chance to go to A depends on its second coordinate. The sizes of the branches are those expected, not
+    drawn.
+
+    Parameters
+    ----------
+    n_cells
+        Cells measured at each time.
+    noise_sd
+        Standard deviation of each coordinate about the path of its branch; the branches move apart by 2 a unit time.
+    seed
+        Start of the random stream.
+    n_times
+        Time points, at least 3.
+    n_dims
+        Coordinates, at least 2.
+
+    Returns
+    -------
+    AnnData
+        ``n_times * n_cells`` cells, in the order of the times. ``X`` and ``obsm["X_sim"]``: coordinates,
+        (n_obs, n_dims) float64. ``obs``: ``time`` (float), ``label`` (P, A, B), ``growth_true`` (factor a unit time:
+        e^0.3, e^0.6, 1) and ``fate_A``, the share of a cell's descendants at the last time that are in A.
+
+    Raises
+    ------
+    ConfigError
+        A number is out of range.
+
+    Examples
+    --------
+    >>> import anncoder as ac
+    >>> ac.datasets.branching().obs.groupby("time", observed=True)["fate_A"].mean().round(3).tolist()
+    [0.721, 0.73, 0.645, 0.77, 0.86]
+    """
+    for name, value, least in (("n_cells", n_cells, 2), ("n_times", n_times, 3), ("n_dims", n_dims, 2)):
+        if value < least or value != round(value):
+            raise ConfigError("bad-value", f"{name} = {value!r}", name, f"a whole number from {least} on")
+    if not 0 <= noise_sd < math.inf:
+        raise ConfigError("bad-value", f"noise_sd = {noise_sd!r}", "noise_sd", "a number from 0 on")
+    rng = np.random.default_rng(seed)
+    times = [_branching_time(rng, time, int(n_cells), noise_sd, n_dims) for time in range(int(n_times))]
+    x, labels, chance = (np.concatenate(parts) for parts in zip(*times, strict=True))
+    grown = math.exp(BRANCH_RATES["A"] * (n_times - 2))
+    obs = pd.DataFrame(
+        {
+            "time": np.repeat(np.arange(float(n_times)), n_cells),
+            "label": pd.Categorical(labels, categories=list(BRANCH_RATES)),
+            "growth_true": np.exp([BRANCH_RATES[label] for label in labels]),
+            "fate_A": chance * grown / (chance * grown + 1 - chance),
+        },
+        index=[f"Cell{i}" for i in range(len(x))],
+    )
+    var = pd.DataFrame(index=[f"Dim{k}" for k in range(n_dims)])
+    return anndata.AnnData(x, obs=obs, var=var, obsm={"X_sim": x.copy()})
+
+
+def _branching_time(rng: np.random.Generator, time: int, n: int, noise_sd: float, n_dims: int) -> tuple[Any, Any, Any]:
+    """Return coordinates, labels, and the chances to be in A, of the cells of one time."""
+    z = rng.standard_normal((n, n_dims))
+    x = noise_sd * z
+    x[:, 0] += time
+    if time <= 1:
+        return x, np.full(n, "P"), expit(3 * z[:, 1])
+    size = math.exp((BRANCH_RATES["A"] - BRANCH_RATES["B"]) * (time - 1))
+    in_a = np.arange(n) < round(n * size / (size + 1))
+    x[:, 1] += np.where(in_a, time - 1, 1 - time)
+    return x, np.where(in_a, "A", "B"), in_a.astype(float)
 
 
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -1,0 +1,1 @@
+"""Optimal transport between time points: solver, growth, fates, held-out times."""
