@@ -32,6 +32,7 @@ Precision = Literal["auto", "float32", "float64"]
 
 BLOCK = 2**18  # pairs of a block on the CPU: 1 MiB of float32, which stays in the cache of a core
 BLOCK_GPU = 2**26
+LEAST_ROWS = 16  # of a block: with fewer, the target is read too often
 DOUBLE_BELOW = 5_000**2  # pairs, up to which blocks are float64: twice the time
 SAMPLE = 2_000  # cells of each time from which the median of more pairs is taken
 SMALLEST = {torch.float32: 1e-20, torch.float64: 1e-250}  # sums of exponentials below it may have lost digits
@@ -141,7 +142,7 @@ class Cost:
         """
         points = self.x if rows is None else self.x[rows]
         target, weights = self.y.T.contiguous(), (v + self.log_q - self.half_y).to(self.dtype)
-        n = self.block_rows or max(1, (BLOCK if self.device.type == "cpu" else BLOCK_GPU) // len(self.y))
+        n = self.block_rows or max(LEAST_ROWS, (BLOCK if self.device.type == "cpu" else BLOCK_GPU) // len(self.y))
         buffers = threading.local()
 
         def computed(at: slice) -> tuple[slice, T]:
@@ -180,6 +181,14 @@ def in_order(compute: Callable[[slice], T], slices: Iterable[slice], n_threads: 
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
+
+
+def add_to(total: Tensor, part: Tensor) -> None:
+    """Add a tensor to another, in place, by the calling thread alone: torch's others would spin between blocks."""
+    if total.device.type == "cpu":
+        np.add(total.numpy(), part.numpy(), out=total.numpy())
+    else:
+        total += part
 
 
 @cache

@@ -6,6 +6,7 @@ of all cells follow from those of the centroids by one more half-iteration of Si
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import Any, NamedTuple
 
@@ -46,9 +47,13 @@ def metacells(x: Array, max_cells: int, seed: int = 0) -> Metacells:
 def _nearest(points: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
     half, columns = centroids.square().sum(dim=1) / 2, centroids.T.contiguous()
     n = max(1, BLOCK // len(centroids))
+    buffers = threading.local()  # fresh products, with small results between them, would leave the heap in pieces
 
     def nearest(at: slice) -> torch.Tensor:
-        return (half - points[at] @ columns).argmin(dim=1)
+        if not hasattr(buffers, "block"):
+            buffers.block = torch.empty((n, len(centroids)), dtype=points.dtype)
+        rows = points[at]
+        return torch.addmm(half, rows, columns, alpha=-1, out=buffers.block[: len(rows)]).argmin(dim=1)
 
     slices = (slice(start, start + n) for start in range(0, len(points), n))
     return torch.cat(list(in_order(nearest, slices, torch.get_num_threads())))

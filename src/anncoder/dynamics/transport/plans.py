@@ -15,7 +15,7 @@ import torch
 from scipy.sparse import csr_matrix, vstack
 from torch import Tensor
 
-from anncoder.dynamics.transport.cost import Cost, full_precision
+from anncoder.dynamics.transport.cost import Cost, add_to, full_precision
 
 Array = np.ndarray[Any, Any]
 T = TypeVar("T")
@@ -77,7 +77,7 @@ class Plan:
         given = self._given(values)
         out = torch.zeros((self.shape[1], given.shape[1]), dtype=torch.float64, device=self.cost.device)
         for _, products in self.blocks(lambda at, block: (block.T @ given[at]).double()):
-            out += products
+            add_to(out, products)
         return out.cpu().numpy().reshape(-1, *np.shape(values)[1:])
 
     def _given(self, values: Array) -> Tensor:

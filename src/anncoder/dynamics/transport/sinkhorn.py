@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anncoder.dynamics.transport.cost import SMALLEST, Cost, full_precision
+from anncoder.dynamics.transport.cost import SMALLEST, Cost, add_to, full_precision
 
 Array = np.ndarray[Any, Any]
 Report = Callable[[int, float], object]
@@ -126,7 +126,7 @@ class _Problem:
 
         for at, (found, masses) in cost.blocks(v, both_sides):
             u[at] = found
-            columns += masses
+            add_to(columns, masses)
         log_sums = torch.log(columns) - v - cost.log_q
         lost = torch.nonzero(columns < SMALLEST[cost.dtype])[:, 0]  # far from every cell of the source
         if len(lost):

@@ -28,7 +28,7 @@ logger = logging.getLogger("anncoder")
 Array = np.ndarray[Any, Any]
 
 LEAST_EPSILON = 1e-4  # of the median cost: below it, Sinkhorn's iterations do not end
-MANY_PAIRS = 4_000_000_000  # above it, and on a CPU, metacells: 63,000 x 63,000 cells take a minute or two
+MANY_PAIRS = 4_000_000_000  # above it, and on a CPU, metacells: 63,000 x 63,000 cells, some minutes in full
 METACELLS = 5_000  # a time point
 UNEVEN = 5.0  # largest row sum over the median, from which on learned growth is noise
 MOST_ITERATIONS = 3  # of growth
