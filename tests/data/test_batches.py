@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from anncoder import CountAutoencoder
+from anncoder import DCA, CountAutoencoder
 from anncoder.config import NetworkConfig, TrainingConfig
 from anncoder.data.adata import batches_of
 from anncoder.data.sources import open_source
@@ -77,7 +77,7 @@ def test_minibatches_carry_the_batch_of_each_cell(counts: anndata.AnnData, tmp_p
 
 def test_a_model_that_has_no_use_for_batches_says_so(counts: anndata.AnnData) -> None:
     with pytest.raises(ConfigError, match="makes no use of batches"):
-        CountAutoencoder().fit(counts, batch_key="group", progress=False)
+        DCA().fit(counts, batch_key="group", progress=False)
 
 
 def test_a_tail_split_holds_out_the_last_cells(counts: anndata.AnnData) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -21,8 +22,11 @@ from anncoder.data.formats.failures import damaged, first_line
 from anncoder.data.formats.foreign import refuse_foreign_file, refuse_foreign_folder
 from anncoder.data.matrix.arrays import OnDisk, canonical
 from anncoder.data.matrix.problems import quoted
-from anncoder.errors import ConfigError, FileError, InputError, listed
+from anncoder.errors import ConfigError, FileError, InputError, counted, listed
 
+logger = logging.getLogger("anncoder")
+
+UNKNOWN = "unknown"  # batch of the cells without one
 RAW = "raw.X"
 """Stands for the matrix of ``adata.raw`` where a layer is named; it has genes of its own, those of ``raw.var``."""
 
@@ -252,7 +256,9 @@ def _names_in(column: Any, key: str, what: str) -> tuple[np.ndarray[Any, Any], n
     return np.array([batch_name(value) for value in values], dtype=object), positions
 
 
-def batches_of(column: Any, key: str, known: Sequence[str] | None) -> tuple[np.ndarray[Any, Any], list[str]]:
+def batches_of(
+    column: Any, key: str, known: Sequence[str] | None, *, others: bool = False
+) -> tuple[np.ndarray[Any, Any], list[str]]:
     """Return experimental batches as codes, (n_obs,) int64, and their names.
 
     Parameters
@@ -263,6 +269,8 @@ def batches_of(column: Any, key: str, known: Sequence[str] | None) -> tuple[np.n
         Name of the column, for messages.
     known
         The batches of a fitted model, in the order of its codes; None for those of the column.
+    others
+        Whether cells of no known batch, or without one, get the code behind the last, with a warning.
 
     Raises
     ------
@@ -272,6 +280,8 @@ def batches_of(column: Any, key: str, known: Sequence[str] | None) -> tuple[np.n
         A batch is not among the known ones.
     """
     column = np.asarray(column, dtype=object)
+    if others:
+        column = np.where(pd.isna(column), UNKNOWN, column)
     of_values, positions = _names_in(column, key, "batch_key")
     names = of_values[positions]
     if known is None:
@@ -282,11 +292,25 @@ def batches_of(column: Any, key: str, known: Sequence[str] | None) -> tuple[np.n
     codes = pd.Index(known).get_indexer(names)
     if (codes < 0).any():  # models of earlier versions call a batch "1.0"
         codes = np.where(codes < 0, pd.Index(known).get_indexer(column.astype(str)), codes)
+    if others and (codes < 0).any():
+        warn_unknown_batches(key, sorted(set(names[codes < 0].tolist())), int((codes < 0).sum()))
+        codes = np.where(codes < 0, len(known), codes)
     if (codes < 0).any():
         what = f"the model does not know the batch {listed(map(repr, sorted(set(names[codes < 0].tolist()))))}"
         remedy = f"give cells of the batches it was fitted on ({listed(known)}), or fit it again with these"
         raise InputError("unknown-batch", what, f"obs[{key!r}]", remedy)
     return codes.astype(np.int64), list(known)
+
+
+def warn_unknown_batches(key: str, names: Sequence[str], n: int) -> None:
+    """Say that n cells are of no batch that the model knows; ``names`` are theirs, none where there is no column."""
+    why = f"{counted(n, 'cell')} of a batch unknown to the model: {listed(map(repr, names))} in" if names else "no"
+    logger.warning(
+        "%s obs[%r]: embedded without a correction for their batch, and decoded as of the average batch; "
+        "fit the model with these cells to correct for it",
+        why,
+        key,
+    )
 
 
 def batch_name(batch: object) -> str:

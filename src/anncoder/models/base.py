@@ -201,7 +201,8 @@ class Autoencoder:
         layer
             Where the counts are; None and ``"X"`` for ``X``, ``"raw.X"`` for those of ``raw`` (and of its genes).
         batch_key
-            obs column with the experimental batch, for the models that correct for it.
+            obs column with the experimental batch, for the models that correct for it (count, denoising, undercomplete:
+            :mod:`anncoder.nn.batches`). Leave it out where batches differ by the biology that you look for.
         empty_cells
             Cells without any count in these genes are left out of the fit, with a warning, and embedded like all
             others; ``"error"`` refuses them, in the fit and with the fitted model.
@@ -339,7 +340,8 @@ class Autoencoder:
             Only these columns, in this order, or one gene; None for all genes of the model.
         batch
             Decode every cell as if of this experimental batch; None for its own. For models that decode by batch only
-            (:class:`VariationalAutoencoder` with ``batch_key``).
+            (count, denoising, undercomplete, variational with ``batch_key``); of the first three ``"mean"`` is the
+            average of the batches, as which cells of unknown batches are decoded.
 
         Raises
         ------
@@ -568,7 +570,8 @@ def blocks(
     """
     by_batch = model.config.encodes_batches if by_batch is None else by_batch
     factors = size_factors(source.sizes, model.library_size_ if model.reads_counts else 1.0)
-    codes, _ = batches_in(source, model.training_.batch_key if by_batch else None, model.batches_)
+    key = model.training_.batch_key if by_batch else None
+    codes, _ = batches_in(source, key, model.batches_, others=model.config.other_batches)
     loader = source.loader(PerCell(factors, codes), np.ones(source.n_obs, dtype=bool), batch_size=BLOCK)
     found = infer(model._network(), loader, compute)
     if source.in_order:
@@ -580,9 +583,11 @@ def blocks(
 def _code_of(model: Autoencoder, batch: object) -> int:
     if not model.config.decodes_as or not model.batches_:
         what = f"batch = {batch!r}, but this model (as it was fitted) does not decode by batch"
-        remedy = "leave batch out, or fit a VariationalAutoencoder with batch_key"
+        remedy = "leave batch out, or fit the model with batch_key"
         raise ConfigError("batches-unused", what, "batch", remedy)
     name = batch_name(batch)
+    if name == "mean" and name not in model.batches_ and model.config.other_batches:
+        return len(model.batches_)
     if name not in model.batches_:
         raise unknown_key(name, model.batches_, where="batch")
     return model.batches_.index(name)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from anncoder.config import NetworkConfig, TrainingConfig, given
-from anncoder.data.adata import batches_of
+from anncoder.data.adata import batches_of, warn_unknown_batches
 from anncoder.data.loaders.disk import cached_loader
 from anncoder.data.loaders.gpu import Resident, ResidentLoader
 from anncoder.data.loaders.memory import MemoryLoader
@@ -149,9 +149,11 @@ def limited(training: TrainingConfig, n_minibatches: int) -> TrainingConfig:
 
 
 def batches_in(
-    source: Source, key: str | None, known: list[str] | None = None
+    source: Source, key: str | None, known: list[str] | None = None, *, others: bool = False
 ) -> tuple[np.ndarray[Any, Any] | None, list[str]]:
     """Return the experimental batch of each cell, (n_obs,) int64 codes, and the names; None and none without a key.
+
+    With ``others`` cells of no known batch have the code behind the last, also where there is no such column.
 
     Raises
     ------
@@ -160,7 +162,16 @@ def batches_in(
     InputError
         A cell is of a batch that is not among the known ones.
     """
-    return (None, []) if key is None else batches_of(source.column(key, what="batch_key"), key, known)
+    if key is None:
+        return None, []
+    try:
+        column = source.column(key, what="batch_key")
+    except ConfigError as error:
+        if not others or known is None or error.code != "unknown-key":
+            raise
+        warn_unknown_batches(key, [], source.n_obs)
+        return np.full(source.n_obs, len(known)), known
+    return batches_of(column, key, known, others=others)
 
 
 def _mask(rows: Any, n_obs: int) -> Any:
