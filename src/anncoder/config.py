@@ -32,6 +32,7 @@ EmptyCellsName = Literal["leave-out", "error"]
 Width = Annotated[int, Field(ge=1, le=65_536)]
 Steps = Annotated[int, Field(ge=0, le=2**31 - 1)]  # as many as a float32 or an integer of torch can be compared with
 Probability = Annotated[float, Field(ge=0, lt=1)]
+BatchKey = str | Annotated[tuple[str, ...], Field(min_length=1)]
 Weight = Annotated[float, Field(ge=0, le=1e9)]
 
 T = TypeVar("T")
@@ -334,7 +335,10 @@ class TrainingConfig(Settings):
         int | None, Field(ge=0, description="epochs without improvement before the step size falls; 0 for never")
     ] = None
     reduce_lr_factor: Annotated[float | None, Field(gt=0, lt=1, description="by how much it falls")] = None
-    batch_key: Annotated[str | None, Field(description="obs column with the experimental batch")] = None
+    batch_key: Annotated[
+        BatchKey | None,
+        Field(description="obs column with the experimental batch; of several, combinations"),
+    ] = None
     empty_cells: Annotated[
         EmptyCellsName, Field(description="cells without any count: leave-out of the fit (they are embedded), or error")
     ] = "leave-out"

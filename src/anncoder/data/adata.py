@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pandas as pd
 from anndata.io import read_elem
 from scipy.sparse import csr_matrix, issparse
 
-from anncoder.config import unknown_key
+from anncoder.config import BatchKey, unknown_key
 from anncoder.data.formats.attributes import encoding_of, is_null
 from anncoder.data.formats.checked import open_root
 from anncoder.data.formats.failures import damaged, first_line
@@ -27,6 +27,8 @@ from anncoder.errors import ConfigError, FileError, InputError, counted, listed
 logger = logging.getLogger("anncoder")
 
 UNKNOWN = "unknown"  # batch of the cells without one
+JOINED = " · "  # between the names of several columns of batches
+CELLS_OF_A_BATCH, FEW = 50, 10  # in the mean, and in any: with fewer a warning
 RAW = "raw.X"
 """Stands for the matrix of ``adata.raw`` where a layer is named; it has genes of its own, those of ``raw.var``."""
 
@@ -311,6 +313,45 @@ def warn_unknown_batches(key: str, names: Sequence[str], n: int) -> None:
         why,
         key,
     )
+
+
+def batch_label(key: BatchKey) -> str:
+    """Return the name of one or several columns of batches, for messages."""
+    return key if isinstance(key, str) else JOINED.join(key)
+
+
+def batch_columns(key: BatchKey | None) -> list[str]:
+    """Return the columns of a key: none, one or several."""
+    return [] if key is None else [key] if isinstance(key, str) else list(key)
+
+
+def batch_column(key: BatchKey, column: Callable[[str], Any]) -> Any:
+    """Return the column of the batches, (n_obs,); of several columns their names, joined, where none is missing."""
+    if isinstance(key, str):
+        return column(key)
+    table = pd.DataFrame({name: np.asarray(column(name), dtype=object) for name in key})
+    names = table.map(batch_name).agg(JOINED.join, axis=1).to_numpy(dtype=object)
+    return np.where(table.isna().any(axis=1), None, names)
+
+
+def warn_of_small_batches(codes: np.ndarray[Any, Any], names: Sequence[str], key: str) -> None:
+    """Say if there are many experimental batches for so many cells, or some of few: hardly a batch can be known."""
+    sizes = np.bincount(codes, minlength=len(names))
+    if len(names) > max(len(codes) / CELLS_OF_A_BATCH, FEW):
+        logger.warning(
+            "obs[%r] has %s in %s: fewer than %d cells a batch; is it the batch, not an identifier or a measurement?",
+            key,
+            counted(len(names), "batch", "batches"),
+            counted(len(codes), "cell"),
+            CELLS_OF_A_BATCH,
+        )
+    elif (sizes < FEW).any():
+        few = [f"{name!r} ({size})" for name, size in zip(names, sizes, strict=True) if size < FEW]
+        logger.warning(
+            "few cells of the batches %s in obs[%r]: they are hardly corrected; leave them out, or join them to others",
+            listed(few, 5),
+            key,
+        )
 
 
 def batch_name(batch: object) -> str:

@@ -157,7 +157,7 @@ class Autoencoder:
         data: Data,
         *,
         layer: str | None = None,
-        batch_key: str | None = None,
+        batch_key: str | tuple[str, ...] | None = None,
         empty_cells: EmptyCellsName = "leave-out",
         max_epochs: int | None = None,
         max_steps: int | None = None,
@@ -201,8 +201,8 @@ class Autoencoder:
         layer
             Where the counts are; None and ``"X"`` for ``X``, ``"raw.X"`` for those of ``raw`` (and of its genes).
         batch_key
-            obs column with the experimental batch, for the models that correct for it (count, denoising, undercomplete:
-            :mod:`anncoder.nn.batches`). Leave it out where batches differ by the biology that you look for.
+            obs column with the experimental batch, or several (their combinations), for the models that correct for it
+            (:mod:`anncoder.nn.batches`). Leave it out where batches differ by the biology that you look for.
         empty_cells
             Cells without any count in these genes are left out of the fit, with a warning, and embedded like all
             others; ``"error"`` refuses them, in the fit and with the fitted model.
