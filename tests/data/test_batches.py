@@ -73,7 +73,7 @@ def test_a_fit_takes_several_columns(counts: anndata.AnnData, tmp_path: Path, on
     counts.write_h5ad(tmp_path / "a.h5ad")
     data: Any = str(tmp_path / "a.h5ad") if on_disk else counts
     model = CountAutoencoder(n_latent=2, n_hidden=(4,))
-    model.fit(data, batch_key=("plate", "donor"), max_epochs=1, progress=False).save(tmp_path / "model")
+    model.fit(data, batch_key=["plate", "donor"], max_epochs=1, progress=False).save(tmp_path / "model")
     again = load(tmp_path / "model")
     assert again.training_.batch_key == ("plate", "donor")
     assert again.batches_ == ["x · 0", "x · 1", "y · 0", "y · 1"]

@@ -320,7 +320,7 @@ def batch_label(key: BatchKey) -> str:
     return key if isinstance(key, str) else JOINED.join(key)
 
 
-def batch_columns(key: BatchKey | None) -> list[str]:
+def batch_columns(key: BatchKey | list[str] | None) -> list[str]:
     """Return the columns of a key: none, one or several."""
     return [] if key is None else [key] if isinstance(key, str) else list(key)
 

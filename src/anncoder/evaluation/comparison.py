@@ -135,7 +135,7 @@ def evaluate(
     data: Data,
     *,
     labels: str | None = None,
-    batch_key: str | tuple[str, ...] | None = None,
+    batch_key: str | list[str] | tuple[str, ...] | None = None,
     layer: str | None = None,
     allow_missing: float = 0.0,
     max_cells: int = 20_000,
@@ -240,7 +240,7 @@ def _of_latent(latent: Any, truth: Any, mixed: Any, seed: int) -> dict[str, floa
     return scores if mixed is None else scores | mixing_scores(latent, mixed, truth, seed)
 
 
-def batches_to_mix(adata: anndata.AnnData, batch_key: str | tuple[str, ...] | None, keys: list[str]) -> Any:
+def batches_to_mix(adata: anndata.AnnData, batch_key: str | list[str] | tuple[str, ...] | None, keys: list[str]) -> Any:
     """Return the name of the experimental batch of each cell, (n,), to score their mixing; None where there is nothing.
 
     ``keys`` are the columns of the fit, which may have a single batch here, or missing ones, and then are not scored.

@@ -157,7 +157,7 @@ class Autoencoder:
         data: Data,
         *,
         layer: str | None = None,
-        batch_key: str | tuple[str, ...] | None = None,
+        batch_key: str | list[str] | tuple[str, ...] | None = None,
         empty_cells: EmptyCellsName = "leave-out",
         max_epochs: int | None = None,
         max_steps: int | None = None,
