@@ -30,7 +30,7 @@ from anncoder.likelihoods import gaussian_nll, nb_nll, poisson_nll, zinb_nll
 from anncoder.likelihoods.common import LOG_MEAN_RANGE, LOG_THETA_RANGE, warn_of_large_means
 from anncoder.models.base import Array, Autoencoder
 from anncoder.nn.basis import LatentBasis, pulled_back
-from anncoder.nn.batches import ConditionedDecoder, start_from_batches
+from anncoder.nn.batches import ConditionedDecoder, LatentShifts, start_from_batches
 from anncoder.nn.corruption import InputNoise
 from anncoder.nn.count_heads import CountHeads, CountParameters
 from anncoder.nn.inputs import LogNormalize, Standardize
@@ -86,6 +86,7 @@ class CountNetwork(nn.Module):
             self.decoder.n_out, n_vars, likelihood=config.likelihood, dispersion=config.dispersion, noise=noise
         )
         self.basis = LatentBasis(config.n_latent)
+        self.shifts = LatentShifts(shape.n_batches, config.n_latent)
         self.penalty = WeightPenalty(config.l1, config.l2, config.warmup_steps)
 
     def start_from(self, summary: Summary, cells: Loader) -> None:
@@ -111,11 +112,12 @@ class CountNetwork(nn.Module):
 
     @torch.no_grad()
     def finish(self, batch: Batch) -> None:
-        """Give the latent its natural axes, after training."""
+        """Give the latent its natural axes, after training, and take the shifts of the batches from it."""
+        latent = self.raw_latent(batch)
         if self.config.natural_axes:
-            latent = self.raw_latent(batch)
             metric = pulled_back(lambda z: self._decoded(z).log_mean, latent, self._information)
             self.basis.set_from(latent, metric)
+        self.shifts.set_from(self.basis(latent), batch.batch_code)
 
     def forward(self, batch: Batch) -> Loss:
         """Return the negative log-likelihood, a mean over cells and genes, and the penalties."""
@@ -143,7 +145,7 @@ class CountNetwork(nn.Module):
 
     def encode(self, batch: Batch) -> Tensor:
         """Return the latent in its natural axes, (b, k)."""
-        latent: Tensor = self.basis(self.raw_latent(batch))
+        latent: Tensor = self.shifts(self.basis(self.raw_latent(batch)), batch.batch_code)
         return latent
 
     def raw_latent(self, batch: Batch) -> Tensor:

@@ -32,7 +32,7 @@ from anncoder.config import (
 from anncoder.likelihoods import squared_error
 from anncoder.models.base import Autoencoder
 from anncoder.nn.basis import LatentBasis, pulled_back, unit_information
-from anncoder.nn.batches import ConditionedDecoder, start_from_batches
+from anncoder.nn.batches import ConditionedDecoder, LatentShifts, start_from_batches
 from anncoder.nn.corruption import InputNoise
 from anncoder.nn.inputs import LogNormalize, Standardize
 from anncoder.nn.layers import Encoder, linear
@@ -78,6 +78,7 @@ class DenoisingNetwork(nn.Module):
         self.decoder = ConditionedDecoder(config.decoder_layers, config.n_latent, shape.n_batches, noise)
         self.output = linear(self.decoder.n_out, n_vars, noise)
         self.basis = LatentBasis(config.n_latent)
+        self.shifts = LatentShifts(shape.n_batches, config.n_latent)
         self.penalty = WeightPenalty(config.l1, config.l2, config.warmup_steps)
 
     def start_from(self, summary: Summary, cells: Loader) -> None:
@@ -108,16 +109,17 @@ class DenoisingNetwork(nn.Module):
 
     def encode(self, batch: Batch) -> Tensor:
         """Return the latent of the clean input in its natural axes, (b, k)."""
-        latent: Tensor = self.basis(self._encode(self.inputs(batch)))
+        latent: Tensor = self.shifts(self.basis(self._encode(self.inputs(batch))), batch.batch_code)
         return latent
 
     @torch.no_grad()
     def finish(self, batch: Batch) -> None:
-        """Give the latent its natural axes, after training."""
+        """Give the latent its natural axes, after training, and take the shifts of the batches from it."""
+        latent = self._encode(self.inputs(batch))
         if self.config.natural_axes:
-            latent = self._encode(self.inputs(batch))
             metric = pulled_back(self.decode, latent, unit_information(batch))
             self.basis.set_from(latent, metric)
+        self.shifts.set_from(self.basis(latent), batch.batch_code)
 
     def decode(self, latent: Tensor, batch_code: Tensor | None = None) -> Tensor:
         """Return the reconstruction of the network input, (b, g); None for the average of the batches."""

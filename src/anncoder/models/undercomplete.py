@@ -26,7 +26,7 @@ from anncoder.errors import ConfigError
 from anncoder.likelihoods import absolute_error, squared_error
 from anncoder.models.base import Autoencoder
 from anncoder.nn.basis import LatentBasis, pulled_back, unit_information
-from anncoder.nn.batches import ConditionedDecoder, start_from_batches
+from anncoder.nn.batches import ConditionedDecoder, LatentShifts, start_from_batches
 from anncoder.nn.corruption import InputNoise
 from anncoder.nn.inputs import PASSES_EXACT, LogNormalize, Projection, Standardize
 from anncoder.nn.layers import Encoder, hold_bias, linear, product_of
@@ -91,6 +91,7 @@ class UndercompleteNetwork(nn.Module):
         self.standardize = Standardize(n_vars, scaled=config.standardize)
         self.encoder = Encoder(config.layers, n_vars, config.n_latent, noise)
         self.basis = LatentBasis(config.n_latent)
+        self.shifts = LatentShifts(shape.n_batches, config.n_latent)
         self.penalty = WeightPenalty(config.l1, config.l2, config.warmup_steps)
         if config.tied:
             self.tied = TiedDecoder(self.encoder, config.n_hidden)
@@ -123,10 +124,11 @@ class UndercompleteNetwork(nn.Module):
 
     @torch.no_grad()
     def finish(self, batch: Batch) -> None:
-        """Give the latent its natural axes, after training."""
+        """Give the latent its natural axes, after training, and take the shifts of the batches from it."""
+        latent = self.raw_latent(batch)
         if self.config.natural_axes:
-            latent = self.raw_latent(batch)
             self.basis.set_from(latent, pulled_back(self.decode, latent, unit_information(batch)))
+        self.shifts.set_from(self.basis(latent), batch.batch_code)
 
     def forward(self, batch: Batch) -> Loss:
         """Return the reconstruction error and the penalties."""
@@ -142,7 +144,7 @@ class UndercompleteNetwork(nn.Module):
 
     def encode(self, batch: Batch) -> Tensor:
         """Return the latent in its natural axes, (b, k)."""
-        latent: Tensor = self.basis(self.raw_latent(batch))
+        latent: Tensor = self.shifts(self.basis(self.raw_latent(batch)), batch.batch_code)
         return latent
 
     def raw_latent(self, batch: Batch) -> Tensor:

@@ -1,4 +1,4 @@
-"""Experimental batches: gene factors found among like cells, conditioned decoder.
+"""Experimental batches: factors found among like cells, conditioned decoder, shifts.
 
 A batch changes the expectation of each gene by a factor. The ratio of the means of two batches is that factor only if
 both have the same kinds of cells: else a type of cell that one of them lacks would be taken for an effect of the batch,
@@ -22,7 +22,7 @@ from anncoder.types import CSR, Batch, Noise
 
 MOST_CELLS, OF_A_BATCH = 2048, 200  # from which the factors are found: the larger of it and so many a batch
 GROUPS, OF_A_GROUP = 20, 25  # groups, and cells of one in the mean, at least
-ROUNDS, SWEEPS, STEPS = 4, 20, 10  # of both in turns; of the fit; of k-means
+ROUNDS, SHIFT_ROUNDS, SWEEPS, STEPS = 4, 15, 20, 10  # of both in turns, of the latent's; of the fit; of k-means
 COMPONENTS, PASSES = 20, 3  # principal components that groups are found in, and iterations for the first ones
 PRIOR = 5.0  # average cells that each batch has beside its own: of few molecules little can be told
 LARGEST = 3.0  # size of a log factor
@@ -73,6 +73,48 @@ class ConditionedDecoder(Decoder):
         first = [layer for layer in self if isinstance(layer, nn.Linear)][:1]
         for layer in (*first, *outputs):
             layer.weight[:, -self.n_batches :] = 0
+
+
+class LatentShifts(nn.Module):
+    """The shift of the latent of each experimental batch, (n_batches, k), among like cells: zero until it is set.
+
+    The logarithm of a count divided by a factor has not quite the mean of others, of strong effects and few molecules.
+    """
+
+    shift: Tensor  # (n_batches + 1, k); the last row, of cells of no known batch, stays 0
+
+    def __init__(self, n_batches: int, n_latent: int) -> None:
+        super().__init__()
+        self.n_batches = n_batches
+        if n_batches:
+            self.register_buffer("shift", torch.zeros(n_batches + 1, n_latent))
+
+    def forward(self, latent: Tensor, batch_code: Tensor | None) -> Tensor:
+        """Return the latent, (b, k), without the shifts."""
+        return latent if not self.n_batches or batch_code is None else latent - self.shift[batch_code]
+
+    @torch.no_grad()
+    def set_from(self, latent: Tensor, batch_code: Tensor | None) -> None:
+        """Take the shifts from a sample of cells, (n, k): of batches in the mean over groups of like cells."""
+        if not self.n_batches or batch_code is None or not bool(torch.isfinite(latent).all()):
+            return
+        latent, member = latent.cpu(), torch.nn.functional.one_hot(batch_code.cpu(), self.n_batches).float()
+        generator, shift = torch.Generator().manual_seed(0), torch.zeros(self.n_batches, latent.shape[1])
+        n_groups = max(1, min(GROUPS, len(latent) // OF_A_GROUP))
+        for _ in range(SHIFT_ROUNDS):
+            groups = _grouped(latent - member @ shift, n_groups, generator)
+            shift = _shifts(latent, member, torch.nn.functional.one_hot(groups, n_groups).float())
+        self.shift[:-1].copy_(shift)
+
+
+def _shifts(latent: Tensor, member: Tensor, group: Tensor) -> Tensor:
+    # least squares of latent = mean of the group + shift of the batch, the means eliminated; a ridge of PRIOR cells
+    size = group.sum(0).clamp(min=1).unsqueeze(1)
+    both = group.T @ member
+    share = both / size
+    left = member.T @ member - both.T @ share + PRIOR * torch.eye(member.shape[1])
+    found: Tensor = torch.linalg.solve(left, member.T @ latent - share.T @ (group.T @ latent))
+    return found
 
 
 def start_from_batches(
