@@ -108,7 +108,7 @@ def test_shifts_of_the_latent_are_found_whatever_the_shares_of_the_groups() -> N
     shifts = LatentShifts(3, 2)
     shifts.set_from(latent, code)
     found = shifts.shift.numpy()
-    # 0.22 was measured, of which 0.17 is the error of 33 cells of a group in a batch; the means are off by several units
+    # 0.22 was measured; 0.17 is the error of 33 cells of a group in a batch, and the means are off by several units
     np.testing.assert_allclose(found[:3] - found[0], truth, atol=0.3)
     means = np.array([latent[code == b].mean(dim=0).numpy() for b in range(3)])
     assert np.abs(means - means[0] - truth).max() > 4
