@@ -91,8 +91,8 @@ def test_no_message_lists_more_than_ten_names_of_the_data(counts: anndata.AnnDat
 
 
 def test_a_batch_key_of_no_use_names_the_models_that_use_one_but_first_the_column(counts: anndata.AnnData) -> None:
-    assert said(ac.tl.autoencode, counts, "count", batch_key="nowhere", progress=False).code == "unknown-key"
-    error = said(ac.tl.autoencode, counts, "count", batch_key="group", progress=False)
+    assert said(ac.tl.autoencode, counts, "dca", batch_key="nowhere", progress=False).code == "unknown-key"
+    error = said(ac.tl.autoencode, counts, "dca", batch_key="group", progress=False)
     assert error.code == "batches-unused"
     using = [n for n in names() if find(n).config_class().batches != "unused"]
     assert all(name in error.remedy for name in using)

@@ -32,6 +32,7 @@ EmptyCellsName = Literal["leave-out", "error"]
 Width = Annotated[int, Field(ge=1, le=65_536)]
 Steps = Annotated[int, Field(ge=0, le=2**31 - 1)]  # as many as a float32 or an integer of torch can be compared with
 Probability = Annotated[float, Field(ge=0, lt=1)]
+BatchKey = str | Annotated[tuple[str, ...], Field(min_length=1)]
 Weight = Annotated[float, Field(ge=0, le=1e9)]
 
 T = TypeVar("T")
@@ -112,6 +113,7 @@ class NetworkConfig(Settings):
     compresses: ClassVar[bool] = True  # whether the latent must be narrower than the data
     encodes_batches: ClassVar[bool] = False  # whether the results for a cell depend on its experimental batch
     decodes_as: ClassVar[bool] = False  # whether cells can be decoded as if of another batch
+    other_batches: ClassVar[bool] = False  # whether cells of no known batch pass for cells of the average one
     loss_unit: ClassVar[str] = "mean of cells and genes"  # unit of the loss in plots; empty for none
 
     n_latent: LatentUnits = 16
@@ -155,7 +157,10 @@ class NetworkConfig(Settings):
     @property
     def instead_of_batches(self) -> str:
         """The remedy for a ``batch_key`` of no use."""
-        return "leave batch_key out, or use a model that corrects for them: variational, scscope, saucie with lambda_b"
+        return (
+            "leave batch_key out, or use a model that corrects for them: count, denoising, undercomplete, variational, "
+            "scscope, saucie with lambda_b"
+        )
 
     @property
     def embeds_batches(self) -> bool:
@@ -229,6 +234,10 @@ class Layers(NamedTuple):
 class LayeredConfig(NetworkConfig):
     """Hyper-parameters of the models with freely chosen layers."""
 
+    encodes_batches: ClassVar[bool] = True
+    decodes_as: ClassVar[bool] = True
+    other_batches: ClassVar[bool] = True
+
     n_hidden: HiddenWidths = (256,)
     activation: Activation = "relu"
     norm: Norm = "batch"
@@ -246,6 +255,11 @@ class LayeredConfig(NetworkConfig):
     l1: Annotated[Weight, Field(description="L1 penalty on the weights")] = 0.0
     l2: Annotated[Weight, Field(description="L2 penalty on the weights")] = 0.0
     warmup_steps: Annotated[Steps, Field(description="steps over which penalties rise to full strength")] = 0
+
+    @property
+    def batches(self) -> Literal["unused", "optional"]:
+        """Factors of the batches are taken from the input, and the decoder reads the batch."""
+        return "optional"
 
     def model_post_init(self, context: Any, /) -> None:
         """Refuse a corruption that has no meaning."""
@@ -321,7 +335,10 @@ class TrainingConfig(Settings):
         int | None, Field(ge=0, description="epochs without improvement before the step size falls; 0 for never")
     ] = None
     reduce_lr_factor: Annotated[float | None, Field(gt=0, lt=1, description="by how much it falls")] = None
-    batch_key: Annotated[str | None, Field(description="obs column with the experimental batch")] = None
+    batch_key: Annotated[
+        BatchKey | None,
+        Field(description="obs column with the experimental batch; of several, combinations"),
+    ] = None
     mask_var: Annotated[
         str | None,
         Field(description="var column of the genes to fit on; auto: highly_variable, where there is one; null: all"),

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from anncoder import CountAutoencoder
+from anncoder import DCA, CountAutoencoder, load
 from anncoder.config import NetworkConfig, TrainingConfig
-from anncoder.data.adata import batches_of
+from anncoder.data.adata import batch_column, batch_label, batches_of
 from anncoder.data.sources import open_source
 from anncoder.data.split import split_cells
 from anncoder.datasets import simulate
@@ -46,6 +46,7 @@ def test_whole_numbers_are_known_as_integers_and_as_floats() -> None:
     [
         (["a", "a"], None, ConfigError, "all cells are of one batch"),
         (["a", None], None, ConfigError, "1 missing"),
+        ([0.5, np.nan], None, ConfigError, "1 missing"),
         (["a", "c"], ["a", "b"], InputError, "does not know the batch 'c'"),
     ],
 )
@@ -53,6 +54,51 @@ def test_wrong_batches_are_named(column: list[Any], known: list[str] | None, err
     with pytest.raises(error, match=said) as caught:
         batches_of(column, "plate", known)
     assert caught.value.remedy
+
+
+def test_several_columns_are_their_combinations() -> None:
+    columns = {"plate": ["p", "p", "q", "q"], "donor": [1.0, 2, 1, None]}
+    names = batch_column(("plate", "donor"), columns.__getitem__)
+    assert names.tolist() == ["p · 1", "p · 2", "q · 1", None]
+    assert batch_column("plate", columns.__getitem__) == columns["plate"]
+    assert batch_label(("plate", "donor")) == "plate · donor"
+    with pytest.raises(ConfigError, match=r"plate · donor.*1 missing"):
+        batches_of(names, batch_label(("plate", "donor")), None)
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_a_fit_takes_several_columns(counts: anndata.AnnData, tmp_path: Path, on_disk: bool) -> None:
+    counts.obs["plate"] = np.where(np.arange(counts.n_obs) % 2, "x", "y")
+    counts.obs["donor"] = np.arange(counts.n_obs) % 3 // 2
+    counts.write_h5ad(tmp_path / "a.h5ad")
+    data: Any = str(tmp_path / "a.h5ad") if on_disk else counts
+    model = CountAutoencoder(n_latent=2, n_hidden=(4,))
+    model.fit(data, batch_key=["plate", "donor"], max_epochs=1, progress=False).save(tmp_path / "model")
+    again = load(tmp_path / "model")
+    assert again.training_.batch_key == ("plate", "donor")
+    assert again.batches_ == ["x · 0", "x · 1", "y · 0", "y · 1"]
+    np.testing.assert_array_equal(again.embed(data), model.embed(counts))
+    assert again.denoise(data, batch="x · 1").shape == counts.shape
+    with pytest.raises(ConfigError, match="donors"):
+        model.fit(data, batch_key=("plate", "donors"), progress=False)
+    with pytest.raises(ConfigError, match="batch_key"):
+        model.fit(data, batch_key=(), progress=False)
+
+
+def test_unlikely_batches_are_said(counts: anndata.AnnData, caplog: pytest.LogCaptureFixture) -> None:
+    settings: dict[str, Any] = {"max_epochs": 1, "progress": False}
+    counts.obs["alone"] = ["a", *["b"] * 70, *["c"] * 49]
+    counts.obs["score"] = np.linspace(0, 1, counts.n_obs)
+    counts.obs["half"] = ["a", "b"] * 60
+    for column, said in (
+        ("alone", "few cells of the batches 'a' (1) in obs['alone']: they are hardly corrected; leave them out"),
+        ("score", "obs['score'] has 120 batches in 120 cells: fewer than 50 cells a batch; is it the batch"),
+        ("half", ""),
+    ):
+        caplog.clear()
+        CountAutoencoder(n_latent=2, n_hidden=(4,)).fit(counts, batch_key=column, **settings)
+        assert said in caplog.text
+        assert caplog.text.count("obs[") == (said != "")
 
 
 @pytest.mark.parametrize("on_disk", [False, True])
@@ -77,7 +123,7 @@ def test_minibatches_carry_the_batch_of_each_cell(counts: anndata.AnnData, tmp_p
 
 def test_a_model_that_has_no_use_for_batches_says_so(counts: anndata.AnnData) -> None:
     with pytest.raises(ConfigError, match="makes no use of batches"):
-        CountAutoencoder().fit(counts, batch_key="group", progress=False)
+        DCA().fit(counts, batch_key="group", progress=False)
 
 
 def test_a_tail_split_holds_out_the_last_cells(counts: anndata.AnnData) -> None:

@@ -215,7 +215,7 @@ def test_a_shared_value_of_the_wrong_type_is_refused_before_the_trials(counts: a
         (("-o", "in.h5ad"), "choose another name", 2),
         (("--layer", "nope"), "missing-layer", 4),
         (("--set", "n_latent=500"), "latent-too-wide", 2),
-        (("--set", "batch_key=group"), "batches-unused", 2),
+        (("--set", "batch_key=nope"), "unknown-key", 2),
     ],
 )
 def test_the_command_refuses_before_the_trials(

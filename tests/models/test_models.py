@@ -285,7 +285,7 @@ def test_the_denoising_objective_is_that_of_dense_arrays(counts: Any, corruption
         clean = network.inputs(batch)
         noisy = network.input_noise.corrupted(batch, Noise(network.noise.seed + int(batch.rows[0])), clean).x
         latent = network._encode(noisy)
-        decoded, logits = network.decode(latent), network.mask_head(latent)
+        decoded, logits = network.decode(latent, batch.batch_code), network.mask_head(latent)
         terms = network(batch).terms
     x = clean.to_dense().double()
     mask = (noisy.to_dense() != clean.to_dense()).double()

@@ -21,9 +21,9 @@ def batch(simulated: Any) -> Batch:
     return next(iter(loader.epoch(0)))
 
 
-def network(n_vars: int, **settings: Any) -> CountNetwork:
+def network(n_vars: int, n_batches: int = 0, **settings: Any) -> CountNetwork:
     settings = {"n_latent": 5, "n_hidden": (16, 12), **settings}
-    return CountNetwork(CountAutoencoder(**settings).config, Shape(n_vars), Noise(3)).train()
+    return CountNetwork(CountAutoencoder(**settings).config, Shape(n_vars, n_batches), Noise(3)).train()
 
 
 @pytest.mark.parametrize(
@@ -35,11 +35,15 @@ def network(n_vars: int, **settings: Any) -> CountNetwork:
         {"likelihood": "zinb", "corruption": "none", "linear_decoder": True},
         {"likelihood": "zinb", "dispersion": "gene-cell", "corruption": "mask"},
         {"dispersion": "gene-cell", "n_hidden": ()},
+        {"n_batches": 3},
+        {"n_batches": 2, "linear_decoder": True, "likelihood": "zinb", "corruption": "swap"},
     ],
     ids=str,
 )
 def test_steps_without_a_graph_have_the_bits_of_the_readable_form(batch: Batch, settings: dict[str, Any]) -> None:
     fast, readable = (network(batch.counts.n_vars, **settings) for _ in range(2))
+    if n_batches := settings.get("n_batches"):
+        batch = batch._replace(batch_code=torch.arange(len(batch.rows)) % n_batches)
     if settings.get("norm") == "none":  # a ReLU alone has no form: the readable one is taken
         assert fast.gradients(batch) is None
         return

@@ -13,7 +13,7 @@ from torch import Tensor
 from anncoder.config import Layers
 from anncoder.data.loaders.memory import Stored
 from anncoder.nn.basis import LatentBasis, pulled_back
-from anncoder.nn.corruption import InputNoise, corrupt, drop, hits, select, swap, swap_reference, thin
+from anncoder.nn.corruption import InputNoise, corrupt, drop, hits, partners, select, swap, swap_reference, thin
 from anncoder.nn.inputs import LogNormalize
 from anncoder.nn.layers import Decoder, Dropout, Encoder
 from anncoder.nn.penalties import WarmUp, WeightPenalty
@@ -105,7 +105,8 @@ class TestCorruption:
     @settings(max_examples=120, deadline=None, derandomize=True)
     def test_kernels_decide_as_the_references_do(self, x: CSR, key: int, strength: float) -> None:
         for shift in range(1, x.n_rows):
-            fast, slow = (f(x, shift, strength, torch.tensor(key)) for f in (swap, swap_reference))
+            partner = partners(x, torch.tensor(shift))
+            fast, slow = (f(x, partner, strength, torch.tensor(key)) for f in (swap, swap_reference))
             for ours, reference in zip(fast, slow, strict=True):
                 assert isinstance(ours, CSR)
                 assert isinstance(reference, CSR)

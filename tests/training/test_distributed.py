@@ -57,15 +57,21 @@ Path(sys.argv[2], os.environ["RANK"] + ".json").write_text(json.dumps(found))
 
 @pytest.fixture
 def written(counts: anndata.AnnData, tmp_path: Path) -> Path:
+    counts.obs["plate"] = np.where(np.arange(counts.n_obs) % 3, "a", "b")
     counts.write_h5ad(tmp_path / "counts.h5ad")
     return tmp_path / "counts.h5ad"
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_loss_curve_of_one(counts: anndata.AnnData, written: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("batch_key", [None, "plate"])
+def test_two_processes_give_the_loss_curve_of_one(
+    counts: anndata.AnnData, written: Path, tmp_path: Path, batch_key: str | None
+) -> None:
     """Two with batch 9 are one with batch 18: 108 cells are fitted on, so that every minibatch is whole."""
     settings = {"n_latent": 4, "norm": "layer", "max_epochs": 3, "early_stopping": "false", "batch_size": 9}
     settings["corruption"] = "none"  # each process has noise of its own
+    if batch_key is not None:
+        settings["batch_key"] = batch_key
     words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     done = subprocess.run(
         [
@@ -90,7 +96,7 @@ def test_two_processes_give_the_loss_curve_of_one(counts: anndata.AnnData, writt
     two = pd.read_csv(tmp_path / "out.anncoder" / "history.csv")
     latent = anndata.read_h5ad(tmp_path / "out.h5ad").obsm["X_ae"]
     one = CountAutoencoder(n_latent=4, norm="layer", corruption="none").fit(
-        counts, batch_size=18, max_epochs=3, early_stopping=False, progress=False, threads=1
+        counts, batch_key=batch_key, batch_size=18, max_epochs=3, early_stopping=False, progress=False, threads=1
     )
     for name in ("train_loss", "valid_loss", "learning_rate"):
         np.testing.assert_allclose(two[name], one.history_[name], rtol=1e-4, err_msg=name)

@@ -17,6 +17,7 @@ from anncoder.cli.options import (
     LAST_SEED,
     MODELS,
     AllowMissing,
+    BatchKeys,
     Debug,
     DemoFolder,
     Device,
@@ -116,6 +117,7 @@ def train(
     model: Annotated[str | None, typer.Option(help=MODELS)] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of settings.", readable=False)] = None,
     settings: Settings = None,
+    batch_key: BatchKeys = None,
     layer: Layer = None,
     key: Key = "ae",
     denoise: Annotated[bool, typer.Option("--denoise", help="Write the denoised layer too.")] = False,
@@ -242,6 +244,7 @@ def evaluate(
     model: ModelFolder,
     data: Inputs,
     labels: Annotated[str | None, typer.Option(help="obs column with the cell types.")] = None,
+    batch_key: BatchKeys = None,
     layer: Layer = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The .json file to write.", readable=False)] = Path(
         "evaluation.json"

@@ -14,7 +14,7 @@ import yaml
 from anndata import AnnData
 
 from anncoder.cli.run_folder import write_json
-from anncoder.cli.settings import parse_assignments, set_in
+from anncoder.cli.settings import one_or_several, parse_assignments, set_in
 from anncoder.config import Settings, TrainingConfig, given, split_settings
 from anncoder.data.check import FEW_CELLS, check
 from anncoder.data.genes import HIGHLY_VARIABLE
@@ -121,6 +121,7 @@ class EvaluateRequest(NamedTuple):
     model: Path
     data: list[Path]
     labels: str | None
+    batch_key: list[str] | None
     layer: str | None
     output: Path
     allow_missing: float
@@ -139,6 +140,7 @@ def run_evaluate(request: EvaluateRequest) -> None:
             fitted,
             list(request.data),
             labels=request.labels,
+            batch_key=one_or_several(request.batch_key),
             layer=request.layer,
             allow_missing=request.allow_missing,
             guard=request.guard,

@@ -39,6 +39,10 @@ Outputs = Annotated[
     Path,
     _output("The .h5ad file to write; or, of one input or several, a folder, in which each keeps its name."),
 ]
+BatchKeys = Annotated[
+    list[str] | None,
+    typer.Option("--batch-key", help="obs column with the experimental batch; given again, their combinations count."),
+]
 Layer = Annotated[str | None, typer.Option(help="Layer that holds the counts, or raw.X; X if not given.")]
 Key = Annotated[str, typer.Option(help="Name of the results: obsm['X_KEY'], uns['KEY'], layers['KEY_denoised'].")]
 InPlace = Annotated[bool, typer.Option("--in-place", help="Let the output replace the input.")]

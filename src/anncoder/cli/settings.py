@@ -61,6 +61,13 @@ def set_in(sources: Mapping[str, Mapping[str, Any]]) -> Iterator[None]:
         raise
 
 
+def one_or_several(names: Sequence[str] | None) -> Any:
+    """Return the names of an option that may be given again as Python takes them: None, one, or several."""
+    if not names:
+        return None
+    return names[0] if len(names) == 1 else tuple(names)
+
+
 def _yaml_value(text: str) -> Any:
     try:
         value = yaml.safe_load(text)

@@ -29,7 +29,7 @@ from anncoder.cli.run_folder import (
     write_json,
     write_text,
 )
-from anncoder.cli.settings import parse_assignments, read_yaml, set_in
+from anncoder.cli.settings import one_or_several, parse_assignments, read_yaml, set_in
 from anncoder.config import TrainingConfig, given, refuse_unused_batches, split_settings
 from anncoder.data.matrix.notes import said_once, silent
 from anncoder.data.opening import open_stores
@@ -64,6 +64,7 @@ class TrainRequest(NamedTuple):
     model: str | None = None
     config: Path | None = None
     settings: Sequence[str] | None = None
+    batch_key: Sequence[str] | None = None
     layer: str | None = None
     key: str = "ae"
     denoise: bool = False
@@ -150,7 +151,8 @@ def make_plan(request: TrainRequest) -> TrainPlan:
     ConfigError
         An unknown key or model (the nearest known one is named), or a value out of range.
     """
-    options = {"seed": request.seed, "device": request.device, "threads": request.threads}
+    batch_key = one_or_several(request.batch_key)
+    options = {"seed": request.seed, "device": request.device, "threads": request.threads, "batch_key": batch_key}
     sources = {
         str(request.config): {} if request.config is None else read_yaml(request.config),
         "--set": parse_assignments(request.settings or ()),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,20 @@ import pandas as pd
 from anndata.io import read_elem
 from scipy.sparse import csr_matrix, issparse
 
-from anncoder.config import unknown_key
+from anncoder.config import BatchKey, unknown_key
 from anncoder.data.formats.attributes import encoding_of, is_null
 from anncoder.data.formats.checked import open_root
 from anncoder.data.formats.failures import damaged, first_line
 from anncoder.data.formats.foreign import refuse_foreign_file, refuse_foreign_folder
 from anncoder.data.matrix.arrays import OnDisk, canonical
 from anncoder.data.matrix.problems import quoted
-from anncoder.errors import ConfigError, FileError, InputError, listed
+from anncoder.errors import ConfigError, FileError, InputError, counted, listed
 
+logger = logging.getLogger("anncoder")
+
+UNKNOWN = "unknown"  # batch of the cells without one
+JOINED = " · "  # between the names of several columns of batches
+CELLS_OF_A_BATCH, FEW = 50, 10  # in the mean, and in any: with fewer a warning
 RAW = "raw.X"
 """Stands for the matrix of ``adata.raw`` where a layer is named; it has genes of its own, those of ``raw.var``."""
 
@@ -252,7 +258,9 @@ def _names_in(column: Any, key: str, what: str) -> tuple[np.ndarray[Any, Any], n
     return np.array([batch_name(value) for value in values], dtype=object), positions
 
 
-def batches_of(column: Any, key: str, known: Sequence[str] | None) -> tuple[np.ndarray[Any, Any], list[str]]:
+def batches_of(
+    column: Any, key: str, known: Sequence[str] | None, *, others: bool = False
+) -> tuple[np.ndarray[Any, Any], list[str]]:
     """Return experimental batches as codes, (n_obs,) int64, and their names.
 
     Parameters
@@ -263,6 +271,8 @@ def batches_of(column: Any, key: str, known: Sequence[str] | None) -> tuple[np.n
         Name of the column, for messages.
     known
         The batches of a fitted model, in the order of its codes; None for those of the column.
+    others
+        Whether cells of no known batch, or without one, get the code behind the last, with a warning.
 
     Raises
     ------
@@ -272,6 +282,8 @@ def batches_of(column: Any, key: str, known: Sequence[str] | None) -> tuple[np.n
         A batch is not among the known ones.
     """
     column = np.asarray(column, dtype=object)
+    if others:
+        column = np.where(pd.isna(column), UNKNOWN, column)
     of_values, positions = _names_in(column, key, "batch_key")
     names = of_values[positions]
     if known is None:
@@ -282,11 +294,64 @@ def batches_of(column: Any, key: str, known: Sequence[str] | None) -> tuple[np.n
     codes = pd.Index(known).get_indexer(names)
     if (codes < 0).any():  # models of earlier versions call a batch "1.0"
         codes = np.where(codes < 0, pd.Index(known).get_indexer(column.astype(str)), codes)
+    if others and (codes < 0).any():
+        warn_unknown_batches(key, sorted(set(names[codes < 0].tolist())), int((codes < 0).sum()))
+        codes = np.where(codes < 0, len(known), codes)
     if (codes < 0).any():
         what = f"the model does not know the batch {listed(map(repr, sorted(set(names[codes < 0].tolist()))))}"
         remedy = f"give cells of the batches it was fitted on ({listed(known)}), or fit it again with these"
         raise InputError("unknown-batch", what, f"obs[{key!r}]", remedy)
     return codes.astype(np.int64), list(known)
+
+
+def warn_unknown_batches(key: str, names: Sequence[str], n: int) -> None:
+    """Say that n cells are of no batch that the model knows; ``names`` are theirs, none where there is no column."""
+    why = f"{counted(n, 'cell')} of a batch unknown to the model: {listed(map(repr, names))} in" if names else "no"
+    logger.warning(
+        "%s obs[%r]: embedded without a correction for their batch, and decoded as of the average batch; "
+        "fit the model with these cells to correct for it",
+        why,
+        key,
+    )
+
+
+def batch_label(key: BatchKey) -> str:
+    """Return the name of one or several columns of batches, for messages."""
+    return key if isinstance(key, str) else JOINED.join(key)
+
+
+def batch_columns(key: BatchKey | list[str] | None) -> list[str]:
+    """Return the columns of a key: none, one or several."""
+    return [] if key is None else [key] if isinstance(key, str) else list(key)
+
+
+def batch_column(key: BatchKey, column: Callable[[str], Any]) -> Any:
+    """Return the column of the batches, (n_obs,); of several columns their names, joined, where none is missing."""
+    if isinstance(key, str):
+        return column(key)
+    table = pd.DataFrame({name: np.asarray(column(name), dtype=object) for name in key})
+    names = table.map(batch_name).agg(JOINED.join, axis=1).to_numpy(dtype=object)
+    return np.where(table.isna().any(axis=1), None, names)
+
+
+def warn_of_small_batches(codes: np.ndarray[Any, Any], names: Sequence[str], key: str) -> None:
+    """Say if there are many experimental batches for so many cells, or some of few: hardly a batch can be known."""
+    sizes = np.bincount(codes, minlength=len(names))
+    if len(names) > max(len(codes) / CELLS_OF_A_BATCH, FEW):
+        logger.warning(
+            "obs[%r] has %s in %s: fewer than %d cells a batch; is it the batch, not an identifier or a measurement?",
+            key,
+            counted(len(names), "batch", "batches"),
+            counted(len(codes), "cell"),
+            CELLS_OF_A_BATCH,
+        )
+    elif (sizes < FEW).any():
+        few = [f"{name!r} ({size})" for name, size in zip(names, sizes, strict=True) if size < FEW]
+        logger.warning(
+            "few cells of the batches %s in obs[%r]: they are hardly corrected; leave them out, or join them to others",
+            listed(few, 5),
+            key,
+        )
 
 
 def batch_name(batch: object) -> str:

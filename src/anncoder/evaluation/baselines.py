@@ -23,11 +23,11 @@ class Cells(NamedTuple):
     """Some cells, in the model's gene order."""
 
     matrix: csr_matrix  # (n, g)
-    batches: Any = None  # (n,) names of their experimental batches, for models that read them
+    batches: pd.DataFrame | None = None  # their columns of experimental batches, for models that read them
 
     def take(self, rows: Any) -> Cells:
         """Return some of the cells: a slice, a mask or positions."""
-        return Cells(self.matrix[rows], None if self.batches is None else self.batches[rows])
+        return Cells(self.matrix[rows], None if self.batches is None else self.batches.iloc[rows])
 
 
 class Scaled(Protocol):
@@ -176,7 +176,7 @@ class GeneMean:
 def as_adata(model: Autoencoder, cells: Cells) -> anndata.AnnData:
     """Return cells as AnnData for a model, with its gene names and the batches that it reads."""
     names = pd.Index(np.arange(cells.matrix.shape[0]).astype(str))
-    obs = pd.DataFrame({} if cells.batches is None else {model.training_.batch_key: cells.batches}, index=names)
+    obs = pd.DataFrame(index=names) if cells.batches is None else cells.batches.set_axis(names)
     return anndata.AnnData(cells.matrix, obs=obs, var=pd.DataFrame(index=model.var_names_))
 
 

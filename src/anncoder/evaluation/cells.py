@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import vstack
 
-from anncoder.data.adata import obs_column
+from anncoder.data.adata import batch_columns, obs_column
 from anncoder.data.opening import open_files
 from anncoder.data.sources import Data, DiskSource, Genes, Reader, Source
 from anncoder.data.split import split_of
@@ -74,7 +74,8 @@ def some_cells(
         return _sample_of(model, DiskSource(Stores(shards), counts=False), columns, max_cells, seed)
     assert isinstance(data, anndata.AnnData)
     for key in columns:
-        obs_column(data, key, what="batch_key" if key == model.training_.batch_key else "labels")
+        of_fit = key in batch_columns(model.training_.batch_key)
+        obs_column(data, key, what="batch_key" if of_fit else "labels or batch_key")
     chosen = np.ones(data.n_obs, dtype=bool)
     held_out, new = match_held_out(model, data.n_obs, chosen, *_accessors(data))
     if data.n_obs <= max_cells:

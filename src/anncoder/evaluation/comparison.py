@@ -1,6 +1,6 @@
 """Evaluation of a model beside PCA (of the same width, of 50 components) and the gene means.
 
-Four yardsticks:
+Four yardsticks, and a fifth for several batches:
 
 - **Held-out molecules** (count data): a tenth of each cell's molecules is set aside by binomial thinning, the rest is
   embedded and denoised, and the expected counts are scored on the molecules set aside by their Poisson negative
@@ -14,6 +14,7 @@ Four yardsticks:
 - **Neighbour consistency** (count data, no labels needed): each cell's molecules are split in two, and the share of the
   nearest neighbours in the latent that both parts agree on is counted; of deep cells (a median of 5,000 molecules)
   also the share that a fifth of the molecules gives again (:mod:`anncoder.evaluation.neighbors`).
+- **Batches** (with ``batch_key``): how well they are mixed, and the labels kept (:mod:`anncoder.evaluation.mixing`).
 - **Clusters** of all cells: Leiden (the best of eleven resolutions, for all rows alike) and k-means against labels, and
   the silhouette of the labels (without labels, of the Leiden clusters).
 
@@ -40,7 +41,7 @@ import pandas as pd
 from scipy.sparse import csr_matrix
 
 from anncoder.config import TrainingConfig, given
-from anncoder.data.adata import genes_of, obs_column
+from anncoder.data.adata import batch_column, batch_columns, batch_label, batches_of, genes_of, obs_column
 from anncoder.data.matrix.notes import silent, with_counts
 from anncoder.data.sources import Data
 from anncoder.data.summary import library_sizes
@@ -50,6 +51,7 @@ from anncoder.evaluation.cells import Sample, some_cells
 from anncoder.evaluation.clusters import cluster_scores, comparable
 from anncoder.evaluation.correlations import invented
 from anncoder.evaluation.heldout import heldout_nll, thin, whole
+from anncoder.evaluation.mixing import harmonized, mixing_scores, warn_of_merging
 from anncoder.evaluation.neighbors import neighbor_scores, views
 from anncoder.models.base import Autoencoder, refuse_no_model
 
@@ -81,7 +83,9 @@ class Evaluation:
         ``neighbor_consistency``, ``depth_agreement``: shares, higher is better; NaN for values that are not whole
         counts, the latter also for cells of fewer than 5,000 molecules (median). ``leiden_ari``,
         ``leiden_nmi``, ``kmeans_ari``, ``kmeans_nmi``, ``silhouette``: higher is better; NaN where undefined. With
-        ``guard`` also ``invented_correlations``: lower is better.
+        several batches also ``mixing``, ``ilisi`` and, with labels, ``clisi``, ``batch_silhouette``,
+        ``graph_connectivity`` (:func:`anncoder.evaluation.mixing.mixing_scores`): higher is better. With ``guard`` also
+        ``invented_correlations``: lower is better.
     n_obs
         Number of cells.
     n_scored, scored
@@ -131,6 +135,7 @@ def evaluate(
     data: Data,
     *,
     labels: str | None = None,
+    batch_key: str | list[str] | tuple[str, ...] | None = None,
     layer: str | None = None,
     allow_missing: float = 0.0,
     max_cells: int = 20_000,
@@ -150,6 +155,10 @@ def evaluate(
         AnnData or files; genes are matched by name. Of files only the compared cells are read.
     labels
         obs column with the cell types; None for no labels.
+    batch_key
+        obs column with the experimental batch, or several: how well batches are mixed, and with labels how well these
+        are kept, is scored too (:mod:`anncoder.evaluation.mixing`), also of Harmony, where ``harmonypy`` is installed.
+        None for that of the fit, where the cells have it and are of several.
     layer
         Where the counts are; None for the layer of the fit, ``"X"`` for ``X``, ``"raw.X"`` for those of ``raw``.
     allow_missing
@@ -180,8 +189,9 @@ def evaluate(
     TrainingConfig.refuse_value("seed", seed)
     max_cells = _enough(max_cells)
     # the guard fits again, which may need batches that embedding does not
-    key = model.training_.batch_key if model.config.encodes_batches or guard else None
-    columns = [column for column in (labels, key) if column is not None]
+    keys = batch_columns(model.training_.batch_key) if model.config.encodes_batches or guard else []
+    named = [*batch_columns(batch_key), *keys]
+    columns = [*([] if labels is None else [labels]), *dict.fromkeys(key for key in named if key != labels)]
     sample = some_cells(model, data, layer, columns, max_cells=max_cells, seed=seed, allow_missing=allow_missing)
     width = model.config.width
     matrix, sample = _with_counts(model, sample, allow_missing)
@@ -191,7 +201,8 @@ def evaluate(
         what = f"{matrix.shape[0]} cells x {matrix.shape[1]} genes are too few for {width} components"
         remedy = "compare a model with a narrower latent" if of_genes else "evaluate more cells"
         raise InputError("too-few-cells", what, "evaluate", remedy)
-    cells = Cells(matrix, None if key is None else obs_column(adata, key, what="batch_key").to_numpy())
+    cells = Cells(matrix, adata.obs[keys] if keys else None)
+    mixed = batches_to_mix(adata, batch_key, keys)
     truth = None if labels is None else adata.obs[labels].to_numpy(dtype=object, na_value=np.nan)
     if truth is not None and not comparable(truth):
         logger.warning(
@@ -211,11 +222,43 @@ def evaluate(
         nll = heldout_nll(method, *parts, others, floor) if decodes and parts is not None else np.nan
         error = reconstruction_mse(method, scored, model) if decodes else np.nan
         scores = {"heldout_nll": nll, "reconstruction_mse": error} | neighbor_scores(method, seen_twice)
-        rows[name] = scores | cluster_scores(method.latent(cells), truth, seed)
+        rows[name] = scores | _of_latent(method.latent(cells), truth, mixed, seed)
+    if mixed is not None:
+        components = methods["pca"].latent(cells)
+        corrected = None if components is None else harmonized(components, mixed, seed)
+        rows |= {} if corrected is None else {"harmony": _of_latent(corrected, truth, mixed, seed)}
     table = pd.DataFrame(rows).T
+    if mixed is not None:
+        warn_of_merging(table, mixed, truth)
     if guard:
         table["invented_correlations"] = pd.Series(invented(model, cells, seed))
     return Evaluation(table, matrix.shape[0], scored.matrix.shape[0], which, labels)
+
+
+def _of_latent(latent: Any, truth: Any, mixed: Any, seed: int) -> dict[str, float]:
+    scores = cluster_scores(latent, truth, seed)
+    return scores if mixed is None else scores | mixing_scores(latent, mixed, truth, seed)
+
+
+def batches_to_mix(adata: anndata.AnnData, batch_key: str | list[str] | tuple[str, ...] | None, keys: list[str]) -> Any:
+    """Return the name of the experimental batch of each cell, (n,), to score their mixing; None where there is nothing.
+
+    ``keys`` are the columns of the fit, which may have a single batch here, or missing ones, and then are not scored.
+
+    Raises
+    ------
+    ConfigError
+        The columns of ``batch_key`` have missing values, or a single batch.
+    """
+    asked = batch_columns(batch_key)
+    if not (asked or keys):
+        return None
+    key = tuple(asked or keys) if len(asked or keys) > 1 else (asked or keys)[0]
+    column = batch_column(key, lambda name: obs_column(adata, name, what="batch_key"))
+    if not asked and (pd.isna(column).any() or len(set(column)) < 2):
+        return None
+    codes, names = batches_of(column, batch_label(key), None)
+    return np.array(names, dtype=object)[codes]
 
 
 def _with_counts(model: Autoencoder, sample: Sample, allow_missing: float) -> tuple[csr_matrix, Sample]:
@@ -276,8 +319,10 @@ def reconstruction_mse(method: Method, cells: Cells, model: Autoencoder) -> floa
 
 
 def _batches_of(model: Autoencoder, adata: anndata.AnnData) -> Any:
-    key = model.training_.batch_key if model.config.encodes_batches else None
-    return None if key is None else obs_column(adata, key, what="batch_key").to_numpy()
+    keys = batch_columns(model.training_.batch_key) if model.config.encodes_batches else []
+    for key in keys:
+        obs_column(adata, key, what="batch_key")
+    return adata.obs[keys] if keys else None
 
 
 def _apart(model: Autoencoder, sample: Sample, cells: Cells, seed: int) -> tuple[Cells, Cells, Scored]:

@@ -157,7 +157,7 @@ class Autoencoder:
         data: Data,
         *,
         layer: str | None = None,
-        batch_key: str | None = None,
+        batch_key: str | list[str] | tuple[str, ...] | None = None,
         mask_var: str | None = "auto",
         empty_cells: EmptyCellsName = "leave-out",
         max_epochs: int | None = None,
@@ -202,7 +202,8 @@ class Autoencoder:
         layer
             Where the counts are; None and ``"X"`` for ``X``, ``"raw.X"`` for those of ``raw`` (and of its genes).
         batch_key
-            obs column with the experimental batch, for the models that correct for it.
+            obs column with the experimental batch, or several (their combinations), for the models that correct for it
+            (:mod:`anncoder.nn.batches`). Leave it out where batches differ by the biology that you look for.
         mask_var
             var column of the genes to fit on; ``"auto"``, the default, is ``"highly_variable"`` where there is one
             (scanpy's rule), None all genes. A denoised layer has NaN in the others.
@@ -345,7 +346,8 @@ class Autoencoder:
             Only these columns, in this order, or one gene; None for all genes of the model.
         batch
             Decode every cell as if of this experimental batch; None for its own. For models that decode by batch only
-            (:class:`VariationalAutoencoder` with ``batch_key``).
+            (count, denoising, undercomplete, variational with ``batch_key``); of the first three ``"mean"`` is the
+            average of the batches, as which cells of unknown batches are decoded.
 
         Raises
         ------
@@ -574,7 +576,8 @@ def blocks(
     """
     by_batch = model.config.encodes_batches if by_batch is None else by_batch
     factors = size_factors(source.sizes, model.library_size_ if model.reads_counts else 1.0)
-    codes, _ = batches_in(source, model.training_.batch_key if by_batch else None, model.batches_)
+    key = model.training_.batch_key if by_batch else None
+    codes, _ = batches_in(source, key, model.batches_, others=model.config.other_batches)
     loader = source.loader(PerCell(factors, codes), np.ones(source.n_obs, dtype=bool), batch_size=BLOCK)
     found = infer(model._network(), loader, compute)
     if source.in_order:
@@ -586,9 +589,11 @@ def blocks(
 def _code_of(model: Autoencoder, batch: object) -> int:
     if not model.config.decodes_as or not model.batches_:
         what = f"batch = {batch!r}, but this model (as it was fitted) does not decode by batch"
-        remedy = "leave batch out, or fit a VariationalAutoencoder with batch_key"
+        remedy = "leave batch out, or fit the model with batch_key"
         raise ConfigError("batches-unused", what, "batch", remedy)
     name = batch_name(batch)
+    if name == "mean" and name not in model.batches_ and model.config.other_batches:
+        return len(model.batches_)
     if name not in model.batches_:
         raise unknown_key(name, model.batches_, where="batch")
     return model.batches_.index(name)

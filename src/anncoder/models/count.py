@@ -34,11 +34,12 @@ from anncoder.likelihoods.poisson import poisson_spec
 from anncoder.likelihoods.zinb import zinb_spec
 from anncoder.models.base import Array, Autoencoder
 from anncoder.nn.basis import LatentBasis, pulled_back
+from anncoder.nn.batches import ConditionedDecoder, LatentShifts, start_from_batches
 from anncoder.nn.chain import Links, backward, forward, links_of
 from anncoder.nn.corruption import InputNoise
 from anncoder.nn.count_heads import CountHeads, CountParameters
 from anncoder.nn.inputs import LogNormalize, Standardize
-from anncoder.nn.layers import Decoder, Encoder, hold_bias
+from anncoder.nn.layers import Encoder, hold_bias
 from anncoder.nn.penalties import WeightPenalty
 from anncoder.nn.principal import start_from_components
 from anncoder.nn.sparse import centred_product
@@ -81,22 +82,25 @@ class CountNetwork(nn.Module):
     def __init__(self, config: CountConfig, shape: Shape, noise: Noise) -> None:
         super().__init__()
         self.config, n_vars = config, shape.n_vars
-        self.inputs = LogNormalize(config.transform)
+        self.inputs = LogNormalize(config.transform, shape)
         self.input_noise = InputNoise(config.noise_kind, config.strength, self.inputs, noise)
         self.standardize = Standardize(n_vars, scaled=config.standardize)
         self.encoder = Encoder(config.layers, n_vars, config.n_latent, noise)
-        self.decoder = Decoder(config.decoder_layers, config.n_latent, noise)
+        self.decoder = ConditionedDecoder(config.decoder_layers, config.n_latent, shape.n_batches, noise)
         hold_bias(self.encoder.last, config.decoder_layers)  # only products stand between the two
         self.heads = CountHeads(
             self.decoder.n_out, n_vars, likelihood=config.likelihood, dispersion=config.dispersion, noise=noise
         )
         self.basis = LatentBasis(config.n_latent)
+        self.shifts = LatentShifts(shape.n_batches, config.n_latent)
         self.penalty = WeightPenalty(config.l1, config.l2, config.warmup_steps)
         self.links = self._links()
 
     def start_from(self, summary: Summary, cells: Loader) -> None:
         """Start every gene at its mean and its moment estimate of the dispersion, and set the standardisation."""
         self.standardize.start_from(summary)
+        if summary.sample is not None:
+            start_from_batches(self.inputs, self.standardize, self.decoder, self.heads.layers, summary.sample)
         if self.config.start == "components":
             start_from_components(self.encoder, self.inputs, self.standardize, summary, self.input_noise.noise)
         gaussian = self.config.likelihood == "gaussian"
@@ -104,8 +108,10 @@ class CountNetwork(nn.Module):
             warn_of_large_means(summary.gene_mean)
         log_theta = summary.x_std.log() if gaussian else moment_log_theta(summary)
         with torch.no_grad():
-            bias = summary.x_mean if gaussian else summary.gene_mean.log().clamp(*LOG_MEAN_RANGE)
+            bias = self.standardize.mean if gaussian else summary.gene_mean.log().clamp(*LOG_MEAN_RANGE)
             self.heads.mean.bias.copy_(bias)
+            if self.decoder.n_batches and not gaussian:
+                self.heads.mean.weight[:, -self.decoder.n_batches :] = -self.inputs.batches.inverse[:-1].log().T
             if self.heads.gene_log_theta is not None:
                 self.heads.gene_log_theta.copy_(log_theta.clamp(*LOG_THETA_RANGE))
             if self.heads.pi is not None:
@@ -113,15 +119,16 @@ class CountNetwork(nn.Module):
 
     @torch.no_grad()
     def finish(self, batch: Batch) -> None:
-        """Give the latent its natural axes, after training."""
+        """Give the latent its natural axes, after training, and take the shifts of the batches from it."""
+        latent = self.raw_latent(batch)
         if self.config.natural_axes:
-            latent = self.raw_latent(batch)
-            metric = pulled_back(lambda z: self.heads.limited(self.decoder(z)).log_mean, latent, self._information)
+            metric = pulled_back(lambda z: self._decoded(z).log_mean, latent, self._information)
             self.basis.set_from(latent, metric)
+        self.shifts.set_from(self.basis(latent), batch.batch_code)
 
     def forward(self, batch: Batch) -> Loss:
         """Return the negative log-likelihood, a mean over cells and genes, and the penalties."""
-        log_mean, log_theta, pi_logits = self.heads(self.decoder(self.raw_latent(batch)))
+        log_mean, log_theta, pi_logits = self.heads(self.hidden(batch))
         if self.config.ridge_pi and pi_logits is not None:
             pi_logits = materialize(pi_logits)  # read twice
         if self.config.likelihood == "gaussian":
@@ -163,8 +170,9 @@ class CountNetwork(nn.Module):
         encoder, decoder = self.links.encoder, self.links.decoder
         first, mean, x = self.encoder.first, self.standardize.mean, self.input_noise(batch)
         latent, of_encoder = forward(encoder, centred_product(x, first.weight, first.bias, mean))
-        hidden, of_decoder = forward(decoder, latent)
-        log_mean, log_theta, pi_logits = self.heads(hidden)
+        coded = self.decoder.codes(latent, batch.batch_code)
+        hidden, of_decoder = forward(decoder, torch.cat([latent, coded], dim=1) if decoder else latent)
+        log_mean, log_theta, pi_logits = self.heads(torch.cat([hidden, coded], dim=1))
         weight = torch.full_like(batch.size_factor, 1 / (len(batch.rows) * batch.counts.n_vars))
         if log_theta is None:
             nll, by = poisson_spec(batch.counts, batch.size_factor).run([log_mean], weight)
@@ -173,18 +181,19 @@ class CountNetwork(nn.Module):
         else:
             zinb = zinb_spec(batch.counts, log_theta, batch.size_factor)
             nll, by = zinb.run([log_mean, log_theta, pi_logits], weight)
-        by_latent = backward(decoder, of_decoder, self.heads.set_gradients(by))
+        by_hidden = self.heads.set_gradients(by)[:, : hidden.shape[1]]
+        by_latent = backward(decoder, of_decoder, by_hidden)[:, : latent.shape[1]]
         first.backward(x, mean, backward(encoder, of_encoder, by_latent))
         return Loss.of({"nll": nll.float().sum() / (len(nll) * batch.counts.n_vars)})
 
     def hidden(self, batch: Batch) -> Tensor:
-        """Return the last hidden layer, (b, h): all but the output layer."""
-        hidden: Tensor = self.decoder(self.raw_latent(batch))
+        """Return what the output layer reads, (b, h): the last hidden layer, with batches beside their code."""
+        hidden: Tensor = self.decoder(self.raw_latent(batch), batch.batch_code)
         return hidden
 
     def encode(self, batch: Batch) -> Tensor:
         """Return the latent in its natural axes, (b, k)."""
-        latent: Tensor = self.basis(self.raw_latent(batch))
+        latent: Tensor = self.shifts(self.basis(self.raw_latent(batch)), batch.batch_code)
         return latent
 
     def raw_latent(self, batch: Batch) -> Tensor:
@@ -194,26 +203,33 @@ class CountNetwork(nn.Module):
 
     def parameters_of(self, batch: Batch) -> CountParameters:
         """Return the parameters of the distribution of each entry, at size factor 1."""
-        parameters: CountParameters = self.heads.limited(self.decoder(self.raw_latent(batch)))
-        return parameters
+        return self._decoded(self.raw_latent(batch), batch.batch_code)
 
     def denoise(self, batch: Batch) -> Tensor:
         """Return the expected expression at the median library size and before zero inflation, (b, g)."""
-        return self._expected(self.parameters_of(batch))
+        return self._expected(self.parameters_of(batch), batch.batch_code)
+
+    def denoise_as(self, batch: Batch, code: int) -> Tensor:
+        """Return :meth:`denoise` as if all cells were of one batch, (b, g), or of the average one, behind the last."""
+        codes = torch.full_like(batch.rows, code)
+        return self._expected(self._decoded(self.raw_latent(batch), codes), codes)
 
     def observed(self, batch: Batch) -> Tensor:
         """Return the expected expression after zero inflation, (b, g)."""
         parameters = self.parameters_of(batch)
-        return self._expected(parameters) * parameters.not_inflated()
+        return self._expected(parameters, batch.batch_code) * parameters.not_inflated()
 
-    def _expected(self, parameters: CountParameters) -> Tensor:
+    def _decoded(self, latent: Tensor, batch_code: Tensor | None = None) -> CountParameters:
+        parameters: CountParameters = self.heads.limited(self.decoder(latent, batch_code))
+        return parameters
+
+    def _expected(self, parameters: CountParameters, batch_code: Tensor | None) -> Tensor:
         gaussian = self.config.likelihood == "gaussian"
-        return self.inputs.inverse(parameters.log_mean) if gaussian else parameters.log_mean.exp()
+        return self.inputs.inverse(parameters.log_mean, batch_code) if gaussian else parameters.log_mean.exp()
 
     def _information(self, latent: Tensor) -> Tensor:
         # Fisher information of log mu, (b, g): mu / (1 + mu / theta), and mu for Poisson; of the mean for a Gaussian
-        parameters: CountParameters = self.heads.limited(self.decoder(latent))
-        log_mean, log_theta, _ = parameters
+        log_mean, log_theta, _ = self._decoded(latent)
         if self.config.likelihood == "gaussian":
             assert log_theta is not None
             return torch.exp(-2 * log_theta).expand_as(log_mean)

@@ -32,9 +32,10 @@ from anncoder.config import (
 from anncoder.likelihoods import squared_error
 from anncoder.models.base import Autoencoder
 from anncoder.nn.basis import LatentBasis, pulled_back, unit_information
+from anncoder.nn.batches import ConditionedDecoder, LatentShifts, start_from_batches
 from anncoder.nn.corruption import InputNoise
 from anncoder.nn.inputs import LogNormalize, Standardize
-from anncoder.nn.layers import Decoder, Encoder, linear
+from anncoder.nn.layers import Encoder, linear
 from anncoder.nn.penalties import WeightPenalty
 from anncoder.nn.principal import start_from_components
 from anncoder.types import CSR, Batch, Loader, Loss, Noise, Shape, Summary
@@ -69,23 +70,26 @@ class DenoisingNetwork(nn.Module):
     def __init__(self, config: DenoisingConfig, shape: Shape, noise: Noise) -> None:
         super().__init__()
         self.config, self.noise, n_vars = config, noise, shape.n_vars
-        self.inputs = LogNormalize(config.transform)
+        self.inputs = LogNormalize(config.transform, shape)
         self.input_noise = InputNoise(config.noise_kind, config.strength, self.inputs, noise)
         self.standardize = Standardize(n_vars, scaled=config.standardize)
         self.encoder = Encoder(config.layers, n_vars, config.n_latent, noise)
         self.mask_head = linear(config.n_latent, n_vars, noise) if config.mask_predictor else None
-        self.decoder = Decoder(config.decoder_layers, config.n_latent, noise)
+        self.decoder = ConditionedDecoder(config.decoder_layers, config.n_latent, shape.n_batches, noise)
         self.output = linear(self.decoder.n_out, n_vars, noise)
         self.basis = LatentBasis(config.n_latent)
+        self.shifts = LatentShifts(shape.n_batches, config.n_latent)
         self.penalty = WeightPenalty(config.l1, config.l2, config.warmup_steps)
 
     def start_from(self, summary: Summary, cells: Loader) -> None:
         """Start the output at the mean expression of each gene, and set the standardisation."""
         self.standardize.start_from(summary)
+        if summary.sample is not None:
+            start_from_batches(self.inputs, self.standardize, self.decoder, [self.output], summary.sample)
         if self.config.start == "components":
             start_from_components(self.encoder, self.inputs, self.standardize, summary, self.input_noise.noise)
         with torch.no_grad():
-            self.output.bias.copy_(summary.x_mean)
+            self.output.bias.copy_(self.standardize.mean)
 
     def forward(self, batch: Batch) -> Loss:
         """Return the reconstruction error of the clean input, the mask prediction and the penalties.
@@ -96,7 +100,8 @@ class DenoisingNetwork(nn.Module):
         noise = self.noise if self.training else Noise(self.noise.seed + int(batch.rows[0]))
         corrupted = self.input_noise.corrupted(batch, noise, clean)
         latent = self._encode(corrupted.x)
-        terms = {"reconstruction": self._reconstruction(clean, self.decode(latent), corrupted.changed)}
+        decoded = self.decode(latent, batch.batch_code)
+        terms = {"reconstruction": self._reconstruction(clean, decoded, corrupted.changed)}
         if self.mask_head is not None and corrupted.changed is not None:
             terms["reconstruction"] = (1 - self.config.mask_loss_weight) * terms["reconstruction"]
             terms["mask"] = self.config.mask_loss_weight * _mask_loss(self.mask_head(latent), corrupted.changed)
@@ -104,25 +109,32 @@ class DenoisingNetwork(nn.Module):
 
     def encode(self, batch: Batch) -> Tensor:
         """Return the latent of the clean input in its natural axes, (b, k)."""
-        latent: Tensor = self.basis(self._encode(self.inputs(batch)))
+        latent: Tensor = self.shifts(self.basis(self._encode(self.inputs(batch))), batch.batch_code)
         return latent
 
     @torch.no_grad()
     def finish(self, batch: Batch) -> None:
-        """Give the latent its natural axes, after training."""
+        """Give the latent its natural axes, after training, and take the shifts of the batches from it."""
+        latent = self._encode(self.inputs(batch))
         if self.config.natural_axes:
-            latent = self._encode(self.inputs(batch))
             metric = pulled_back(self.decode, latent, unit_information(batch))
             self.basis.set_from(latent, metric)
+        self.shifts.set_from(self.basis(latent), batch.batch_code)
 
-    def decode(self, latent: Tensor) -> Tensor:
-        """Return the reconstruction of the network input, (b, g)."""
-        decoded: Tensor = self.output(self.decoder(latent))
+    def decode(self, latent: Tensor, batch_code: Tensor | None = None) -> Tensor:
+        """Return the reconstruction of the network input, (b, g); None for the average of the batches."""
+        decoded: Tensor = self.output(self.decoder(latent, batch_code))
         return decoded
 
     def denoise(self, batch: Batch) -> Tensor:
         """Return the expected expression, (b, g), at the median library size (``transform="none"``: as it is)."""
-        return self.inputs.inverse(self.decode(self._encode(self.inputs(batch))))
+        latent = self._encode(self.inputs(batch))
+        return self.inputs.inverse(self.decode(latent, batch.batch_code), batch.batch_code)
+
+    def denoise_as(self, batch: Batch, code: int) -> Tensor:
+        """Return :meth:`denoise` as if all cells were of one batch, (b, g), or of the average one, behind the last."""
+        codes = torch.full_like(batch.rows, code)
+        return self.inputs.inverse(self.decode(self._encode(self.inputs(batch)), codes), codes)
 
     def _encode(self, x: CSR | Tensor) -> Tensor:
         latent: Tensor = self.encoder(x, self.standardize.mean, self.standardize.scale)

@@ -26,9 +26,10 @@ from anncoder.errors import ConfigError
 from anncoder.likelihoods import absolute_error, squared_error
 from anncoder.models.base import Autoencoder
 from anncoder.nn.basis import LatentBasis, pulled_back, unit_information
+from anncoder.nn.batches import ConditionedDecoder, LatentShifts, start_from_batches
 from anncoder.nn.corruption import InputNoise
 from anncoder.nn.inputs import PASSES_EXACT, LogNormalize, Projection, Standardize
-from anncoder.nn.layers import Decoder, Encoder, hold_bias, linear, product_of
+from anncoder.nn.layers import Encoder, hold_bias, linear, product_of
 from anncoder.nn.penalties import WeightPenalty
 from anncoder.nn.principal import start_from_components
 from anncoder.types import Batch, Loader, Loss, Noise, Shape, Summary
@@ -57,6 +58,16 @@ class UndercompleteConfig(LayeredConfig):
         plain = self.error == "squared" and not (self.standardize or self.l1 or self.l2)
         return plain and not self.n_hidden and self.noise_kind == "none" and self.start == "components"
 
+    @property
+    def batches(self) -> Literal["unused", "optional"]:
+        """A tied decoder has no weights of its own for them."""
+        return "unused" if self.tied else "optional"
+
+    @property
+    def instead_of_batches(self) -> str:
+        """The remedy for a ``batch_key`` beside tied weights."""
+        return "set tied=False (--set tied=false), or leave batch_key out"
+
     def model_post_init(self, context: Any, /) -> None:
         """Refuse layers that cannot be tied."""
         super().model_post_init(context)
@@ -75,27 +86,30 @@ class UndercompleteNetwork(nn.Module):
     def __init__(self, config: UndercompleteConfig, shape: Shape, noise: Noise) -> None:
         super().__init__()
         self.config, n_vars = config, shape.n_vars
-        self.inputs = LogNormalize(config.transform)
+        self.inputs = LogNormalize(config.transform, shape)
         self.input_noise = InputNoise(config.noise_kind, config.strength, self.inputs, noise)
         self.standardize = Standardize(n_vars, scaled=config.standardize)
         self.encoder = Encoder(config.layers, n_vars, config.n_latent, noise)
         self.basis = LatentBasis(config.n_latent)
+        self.shifts = LatentShifts(shape.n_batches, config.n_latent)
         self.penalty = WeightPenalty(config.l1, config.l2, config.warmup_steps)
         if config.tied:
             self.tied = TiedDecoder(self.encoder, config.n_hidden)
         else:
-            self.decoder = Decoder(config.decoder_layers, config.n_latent, noise)
+            self.decoder = ConditionedDecoder(config.decoder_layers, config.n_latent, shape.n_batches, noise)
             self.output = linear(self.decoder.n_out, n_vars, noise)
             hold_bias(self.encoder.last, config.decoder_layers)  # only products stand between the two
 
     def start_from(self, summary: Summary, cells: Loader) -> None:
         """Start the output at the mean expression of each gene, and set the standardisation."""
         self.standardize.start_from(summary)
+        if summary.sample is not None and not self.config.tied:
+            start_from_batches(self.inputs, self.standardize, self.decoder, [self.output], summary.sample)
         if self.config.start == "components":
             start_from_components(self.encoder, self.inputs, self.standardize, summary, self.input_noise.noise)
         bias = self.tied.output_bias if self.config.tied else self.output.bias
         with torch.no_grad():
-            bias.copy_(summary.x_mean)
+            bias.copy_(self.standardize.mean)
             if self.config.starts_at_optimum:
                 self._start_at_components(cells)
 
@@ -106,30 +120,31 @@ class UndercompleteNetwork(nn.Module):
         self.encoder.first.weight.copy_(found.components)
         self.encoder.first.bias.zero_()
         if not self.config.tied:
-            self.output.weight.copy_(found.components)
+            self.output.weight[:, : self.config.n_latent] = found.components
 
     @torch.no_grad()
     def finish(self, batch: Batch) -> None:
-        """Give the latent its natural axes, after training."""
+        """Give the latent its natural axes, after training, and take the shifts of the batches from it."""
+        latent = self.raw_latent(batch)
         if self.config.natural_axes:
-            latent = self.raw_latent(batch)
             self.basis.set_from(latent, pulled_back(self.decode, latent, unit_information(batch)))
+        self.shifts.set_from(self.basis(latent), batch.batch_code)
 
     def forward(self, batch: Batch) -> Loss:
         """Return the reconstruction error and the penalties."""
         x, latent = self.inputs(batch), self.raw_latent(batch)
         if self.config.error == "absolute":
-            error = absolute_error(x, self.decode(latent))
+            error = absolute_error(x, self.decode(latent, batch.batch_code))
         elif self.config.tied:
             error = squared_error(x, self.decode(latent))
         else:
-            error = squared_error(x, product_of(self.output, self.decoder(latent)))
+            error = squared_error(x, product_of(self.output, self.decoder(latent, batch.batch_code)))
         reconstruction = error.sum() / (len(error) * x.n_vars)
         return Loss.of({"reconstruction": reconstruction, **self.penalty(self.parameters())})
 
     def encode(self, batch: Batch) -> Tensor:
         """Return the latent in its natural axes, (b, k)."""
-        latent: Tensor = self.basis(self.raw_latent(batch))
+        latent: Tensor = self.shifts(self.basis(self.raw_latent(batch)), batch.batch_code)
         return latent
 
     def raw_latent(self, batch: Batch) -> Tensor:
@@ -138,19 +153,24 @@ class UndercompleteNetwork(nn.Module):
         return latent
 
     def hidden(self, batch: Batch) -> Tensor:
-        """Return the last hidden layer, (b, h): all but the output layer."""
+        """Return what the output layer reads, (b, h): the last hidden layer, with batches beside their code."""
         latent = self.raw_latent(batch)
-        hidden: Tensor = latent if self.config.tied else self.decoder(latent)
+        hidden: Tensor = latent if self.config.tied else self.decoder(latent, batch.batch_code)
         return hidden
 
-    def decode(self, latent: Tensor) -> Tensor:
-        """Return the reconstruction of the network input, (b, g)."""
-        decoded: Tensor = self.tied(latent) if self.config.tied else self.output(self.decoder(latent))
+    def decode(self, latent: Tensor, batch_code: Tensor | None = None) -> Tensor:
+        """Return the reconstruction of the network input, (b, g); None for the average of the batches."""
+        decoded: Tensor = self.tied(latent) if self.config.tied else self.output(self.decoder(latent, batch_code))
         return decoded
 
     def denoise(self, batch: Batch) -> Tensor:
         """Return the expected expression, (b, g), at the median library size (``transform="none"``: as it is)."""
-        return self.inputs.inverse(self.decode(self.raw_latent(batch)))
+        return self.inputs.inverse(self.decode(self.raw_latent(batch), batch.batch_code), batch.batch_code)
+
+    def denoise_as(self, batch: Batch, code: int) -> Tensor:
+        """Return :meth:`denoise` as if all cells were of one batch, (b, g), or of the average one, behind the last."""
+        codes = torch.full_like(batch.rows, code)
+        return self.inputs.inverse(self.decode(self.raw_latent(batch), codes), codes)
 
 
 class TiedDecoder(nn.Module):

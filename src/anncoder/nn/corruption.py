@@ -62,7 +62,7 @@ class InputNoise(nn.Module):
         inputs, generator = self._inputs[0], noise.on(batch.counts.values.device)
         if self.kind != "thinning":
             x: CSR = inputs(batch) if clean is None else clean
-            return corrupt(x, self.kind, self.strength, generator, marked=clean is not None)
+            return corrupt(x, self.kind, self.strength, generator, marked=clean is not None, groups=batch.batch_code)
         thinned = thin(batch.counts, self.strength, generator)
         # fewer molecules, smaller library: the normalised values stay on their scale
         x = inputs(batch._replace(counts=thinned, size_factor=batch.size_factor * (1 - self.strength)))
@@ -70,7 +70,13 @@ class InputNoise(nn.Module):
 
 
 def corrupt(
-    x: CSR, kind: CorruptionName, strength: float, generator: torch.Generator, *, marked: bool = True
+    x: CSR,
+    kind: CorruptionName,
+    strength: float,
+    generator: torch.Generator,
+    *,
+    marked: bool = True,
+    groups: Tensor | None = None,
 ) -> Corrupted:
     """Corrupt expression values.
 
@@ -89,6 +95,8 @@ def corrupt(
         Source of the random numbers, on the device of x.
     marked
         Whether the changed entries are asked for.
+    groups
+        (b,) codes: values are swapped within a group (an experimental batch) only; None for one group.
     """
     if kind == "none" or strength == 0 or (kind == "swap" and x.n_rows < 2):
         return Corrupted(x, select(x, torch.zeros_like(x.values, dtype=torch.bool)) if kind == "swap" else None)
@@ -98,8 +106,9 @@ def corrupt(
         return Corrupted(dense + noise, None)
     device = x.values.device
     key = torch.randint(2**62, (), generator=generator, device=device)
-    if kind == "swap":  # row i may take values of row i + s (modulo b), one shift a minibatch: always another cell
-        return swap(x, int(torch.randint(1, x.n_rows, (), generator=generator, device=device)), strength, key)
+    if kind == "swap":
+        shift = torch.randint(1, x.n_rows, (), generator=generator, device=device)
+        return swap(x, partners(x, shift, groups), strength, key)
     dropped = drop(x, strength, key, 1 / (1 - strength) if kind == "dropout" else 1.0)
     return Corrupted(dropped, select(x, (dropped.values == 0) & (x.values != 0)) if marked else None)
 
@@ -114,26 +123,41 @@ def drop(x: CSR, strength: float, key: Tensor, factor: float) -> CSR:
     return x.with_values(out)
 
 
-def swap(x: CSR, shift: int, strength: float, key: Tensor) -> Corrupted:
-    """Return x with each entry that of row i + shift with probability ``strength``; ``key`` is () int64."""
+def partners(x: CSR, shift: Tensor, groups: Tensor | None = None) -> Tensor:
+    """Return the row that each row may take values of, (b,): of its group, in order, the one ``shift`` further.
+
+    Never itself, where there is another in the group; ``shift``, () int64, is at least 1.
+    """
+    rows = torch.arange(x.n_rows, device=shift.device)
+    if groups is None:
+        return (rows + shift) % x.n_rows
+    order, sizes = groups.argsort(stable=True), torch.bincount(groups)
+    size = sizes[groups[order]]
+    start = (sizes.cumsum(0) - sizes)[groups[order]]
+    step = 1 + (shift - 1) % (size - 1).clamp(min=1)
+    return torch.empty_like(order).scatter_(0, order, order[start + (rows - start + step) % size])
+
+
+def swap(x: CSR, partner: Tensor, strength: float, key: Tensor) -> Corrupted:
+    """Return x with each entry that of its row's partner, (b,), with probability ``strength``; ``key`` is () int64."""
     if not (constant(x.values) and fused(x.values)):
-        return swap_reference(x, shift, strength, key)
-    numbers = torch.tensor([int(key), _limit(strength), x.n_vars, shift])
+        return swap_reference(x, partner, strength, key)
+    numbers = torch.tensor([int(key), _limit(strength), x.n_vars])
     room = x.indptr.diff()
-    starts = _from_lengths(room + room.roll(-shift))
+    starts = _from_lengths(room + room[partner])
     n, n_tickets = int(starts[-1]), pieces(x.n_rows, kernels.ROWS)
     corrupted, changed = ((torch.empty(n, dtype=torch.int64), empty_float32(n)) for _ in range(2))
     lengths = torch.empty(2, x.n_rows, dtype=torch.int64)
     stored = (x.indptr, x.indices, x.values.contiguous())
-    kernels.swap(n_tickets, *stored, numbers, starts, *corrupted, *changed, lengths.view(-1))
+    kernels.swap(n_tickets, *stored, numbers, partner, starts, *corrupted, *changed, lengths.view(-1))
     return Corrupted(_packed(starts, corrupted, lengths[0], x.n_vars), _packed(starts, changed, lengths[1], x.n_vars))
 
 
-def swap_reference(x: CSR, shift: int, strength: float, key: Tensor) -> Corrupted:
+def swap_reference(x: CSR, partner: Tensor, strength: float, key: Tensor) -> Corrupted:
     """Return what :func:`swap` does, by its definition: dense."""
     before = x.to_dense()
     places = torch.arange(before.numel(), device=before.device).view_as(before)
-    after = torch.where(hits(key, places, strength), before.roll(-shift, 0), before)
+    after = torch.where(hits(key, places, strength), before[partner], before)
     return Corrupted(_stored(after, after != 0), _stored(before, after != before))
 
 

@@ -68,6 +68,11 @@ class CountHeads(nn.Module):
         if likelihood == "zinb":
             self.pi = linear(n_in, n_vars, noise)
 
+    @property
+    def layers(self) -> list[nn.Linear]:
+        """All output layers there are."""
+        return [layer for layer in (self.mean, self.theta, self.pi) if layer is not None]
+
     def forward(self, hidden: Tensor) -> CountProducts:
         """Return the parameters for (b, n_in) hidden values, not yet limited: the likelihoods do that."""
         log_theta: Tensor | LinearOutput | None = self.gene_log_theta

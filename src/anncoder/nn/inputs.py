@@ -10,12 +10,50 @@ from torch import Tensor, nn
 from anncoder.kernels import constant, fused, on_gpu
 from anncoder.kernels.cpu import sparse
 from anncoder.nn.sparse import sparse_matmul, transposed_matmul
-from anncoder.types import CSR, Batch, Loader, Summary
+from anncoder.types import CSR, Batch, Loader, Shape, Summary
 
 EXACT_GENES = 2048  # up to here the whole covariance is computed, beyond only its products with few vectors
 OVERSAMPLING = 10  # directions iterated beside the requested ones
 PASSES = 8  # over the data, without the covariance
 PASSES_EXACT = 40  # where components beside others of nearly the same variance are to be told from them
+
+
+class BatchFactors(nn.Module):
+    """Factors of the expectation of each gene in each experimental batch, (n_batches, g): 1 until they are set.
+
+    Counts divided by them are as of an average batch. Zeros stay zeros. Without batches it does nothing.
+    """
+
+    inverse: Tensor  # (n_batches + 1, g); the last row, of cells of no known batch, stays 1
+
+    def __init__(self, n_batches: int, n_vars: int) -> None:
+        super().__init__()
+        self.n_batches = n_batches
+        if n_batches:
+            self.register_buffer("inverse", torch.ones(n_batches + 1, n_vars))
+
+    @torch.no_grad()
+    def set(self, log_factors: Tensor) -> None:
+        """Take the logarithms of the factors, (n_batches, g)."""
+        self.inverse[:-1].copy_((-log_factors).exp())
+
+    def removed(self, batch: Batch) -> CSR:
+        """Return the counts of a minibatch divided by the factors, (b, g)."""
+        counts = batch.counts
+        if not self.n_batches or batch.batch_code is None:
+            return counts
+        inverse = self.inverse.to(counts.values.device)
+        if constant(counts.values, inverse) and fused(counts.values, inverse):
+            values = torch.empty_like(counts.values)
+            arrays = (counts.indptr, counts.indices, counts.values.contiguous(), batch.batch_code, inverse, values)
+            sparse.scale_by_group(sparse.pieces(counts.n_rows, sparse.ROWS), *arrays)
+            return counts.with_values(values)
+        place = batch.batch_code[counts.rows()] * counts.n_vars + counts.indices
+        return counts.with_values(counts.values * inverse.view(-1)[place])
+
+    def applied(self, expected: Tensor, batch_code: Tensor | None) -> Tensor:
+        """Return expected expression, (b, g), of an average batch, as of the batches of the codes, (b,)."""
+        return expected if not self.n_batches or batch_code is None else expected / self.inverse[batch_code]
 
 
 class LogNormalize(nn.Module):
@@ -24,15 +62,23 @@ class LogNormalize(nn.Module):
     ``transform="normalize"`` is without the logarithm, ``"none"`` leaves the values as they are. The size factor is the
     library size over the median library size of the fitted data: this is ``scanpy.pp.normalize_total`` (target: the
     median) and ``scanpy.pp.log1p``.
+
+    Parameters
+    ----------
+    transform
+        ``"log1p"``, ``"normalize"`` or ``"none"``.
+    shape
+        Genes and experimental batches, whose factors are divided out first; None for none.
     """
 
-    def __init__(self, transform: str) -> None:
+    def __init__(self, transform: str, shape: Shape | None = None) -> None:
         super().__init__()
         self.transform = transform
+        self.batches = BatchFactors(0, 0) if shape is None else BatchFactors(shape.n_batches, shape.n_vars)
 
     def forward(self, batch: Batch) -> CSR:
         """Return the network input, (b, g), as sparse as the counts."""
-        counts = batch.counts
+        counts = self.batches.removed(batch)
         if self.transform == "none":
             return counts
         by_kernel = self.transform == "log1p" and constant(counts.values, batch.size_factor)
@@ -51,11 +97,15 @@ class LogNormalize(nn.Module):
         normalized = counts.values / per_entry
         return counts.with_values(torch.log1p(normalized) if self.transform == "log1p" else normalized)
 
-    def inverse(self, x: Tensor) -> Tensor:
-        """Return the expression at the median library size of a reconstructed network input, (b, g)."""
+    def inverse(self, x: Tensor, batch_code: Tensor | None = None) -> Tensor:
+        """Return the expression at the median library size of a reconstructed network input, (b, g).
+
+        ``batch_code``, (b,): the experimental batches that it is of; None for the average one.
+        """
         if self.transform == "none":
             return x
-        return (x.expm1() if self.transform == "log1p" else x).clamp(min=0)
+        expected = (x.expm1() if self.transform == "log1p" else x).clamp(min=0)
+        return self.batches.applied(expected, batch_code)
 
 
 class Standardize(nn.Module):

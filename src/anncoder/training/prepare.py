@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from anncoder.config import NetworkConfig, TrainingConfig, given
-from anncoder.data.adata import batches_of
+from anncoder.config import BatchKey, NetworkConfig, TrainingConfig, given
+from anncoder.data.adata import batch_column, batch_label, batches_of, warn_of_small_batches, warn_unknown_batches
 from anncoder.data.loaders.disk import cached_loader
 from anncoder.data.loaders.gpu import Resident, ResidentLoader
 from anncoder.data.loaders.memory import MemoryLoader
@@ -89,6 +89,8 @@ def prepare(
     factors = size_factors(source.sizes, library_size)
     fitted, held_out = _mask(split.train, source.n_obs), _mask(split.valid, source.n_obs)
     codes, batches = batches_in(source, training.batch_key)
+    if training.batch_key is not None and codes is not None:
+        warn_of_small_batches(codes, batches, batch_label(training.batch_key))
     cells = PerCell(factors, codes)
     train = source.loader(cells, fitted, batch_size=given(training.batch_size), seed=training.seed, process=process)
     held_out_cells = source.loader(cells, held_out, batch_size=VALID_BATCH, process=process)
@@ -149,9 +151,11 @@ def limited(training: TrainingConfig, n_minibatches: int) -> TrainingConfig:
 
 
 def batches_in(
-    source: Source, key: str | None, known: list[str] | None = None
+    source: Source, key: BatchKey | None, known: list[str] | None = None, *, others: bool = False
 ) -> tuple[np.ndarray[Any, Any] | None, list[str]]:
     """Return the experimental batch of each cell, (n_obs,) int64 codes, and the names; None and none without a key.
+
+    With ``others`` cells of no known batch have the code behind the last, also where there is no such column.
 
     Raises
     ------
@@ -160,7 +164,17 @@ def batches_in(
     InputError
         A cell is of a batch that is not among the known ones.
     """
-    return (None, []) if key is None else batches_of(source.column(key, what="batch_key"), key, known)
+    if key is None:
+        return None, []
+    label = batch_label(key)
+    try:
+        column = batch_column(key, lambda name: source.column(name, what="batch_key"))
+    except ConfigError as error:
+        if not others or known is None or error.code != "unknown-key":
+            raise
+        warn_unknown_batches(label, [], source.n_obs)
+        return np.full(source.n_obs, len(known)), known
+    return batches_of(column, label, known, others=others)
 
 
 def _mask(rows: Any, n_obs: int) -> Any:

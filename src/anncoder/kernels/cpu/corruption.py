@@ -45,24 +45,25 @@ def drop(address: Scalar) -> None:
         part = take_ticket(table)
 
 
-@kernel("i8", "i8", "f4", "i8", "i8", "i8", "f4", "i8", "f4", "i8")
+@kernel("i8", "i8", "f4", "i8", "i8", "i8", "i8", "f4", "i8", "f4", "i8")
 def swap(address: Scalar) -> None:
     """Write the corrupted matrix, each of whose rows has values of another row in places, and what it changed.
 
-    Arrays, in order: indptr, indices, values of x, with sorted columns; (4,) key, limit, number of genes, and shift:
-    row i takes values of row i + shift, modulo the number of rows; (b + 1,) where each row of the results begins: they
-    have room for the columns of both rows; columns and values of the corrupted matrix; columns and clean values of the
+    Arrays, in order: indptr, indices, values of x, with sorted columns; (3,) key, limit, number of genes; (b,) the row
+    that each row takes values of; (b + 1,) where each row of the results begins: they have room for the columns of both
+    rows; columns and values of the corrupted matrix; columns and clean values of the
     changed entries; the lengths of the rows of both, (2 b,), written.
     """
     table = arguments(address)
     indptr, indices, values = i64_line(table, 0), i64_line(table, 1), f32_line(table, 2)
-    numbers, starts, lengths = i64_line(table, 3), i64_line(table, 4), i64_line(table, 9)
-    columns, data, places, clean = i64_line(table, 5), f32_line(table, 6), i64_line(table, 7), f32_line(table, 8)
+    numbers, partners = i64_line(table, 3), i64_line(table, 4)
+    starts, lengths = i64_line(table, 5), i64_line(table, 10)
+    columns, data, places, clean = i64_line(table, 6), f32_line(table, 7), i64_line(table, 8), f32_line(table, 9)
     n = indptr.shape[0] - 1
     part = take_ticket(table)
     while part >= 0:
         for i in range(part * ROWS, min(n, (part + 1) * ROWS)):
-            j, start, stop = (i + numbers[3]) % n, starts[i], starts[i + 1]
+            j, start, stop = partners[i], starts[i], starts[i + 1]
             lengths[i], lengths[n + i] = _swap_row(
                 (indices[indptr[i] : indptr[i + 1]], values[indptr[i] : indptr[i + 1]]),
                 (indices[indptr[j] : indptr[j + 1]], values[indptr[j] : indptr[j + 1]]),

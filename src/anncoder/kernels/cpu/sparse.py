@@ -76,6 +76,25 @@ def log_normalize(address: Scalar) -> None:
         part = take_ticket(table)
 
 
+@kernel("i8", "i8", "f4", "i8", "f4", "f4")
+def scale_by_group(address: Scalar) -> None:
+    """Write the values times the factors of the gene in the group of the cell.
+
+    Arrays, in order: indptr, indices, values of x, (b, g); the group of each cell, (b,); factors, (groups, g); the
+    result, (nnz,).
+    """
+    table = arguments(address)
+    indptr, indices, values = i64_line(table, 0), i64_line(table, 1), f32_line(table, 2)
+    groups, factors, out = i64_line(table, 3), f32(table, 4), f32_line(table, 5)
+    part = take_ticket(table)
+    while part >= 0:
+        for i in range(part * ROWS, min(groups.shape[0], (part + 1) * ROWS)):
+            of_group = factors[groups[i]]
+            for k in range(indptr[i], indptr[i + 1]):
+                out[k] = values[k] * of_group[indices[k]]
+        part = take_ticket(table)
+
+
 @njit(fastmath=EXACT, error_model="numpy")
 def _log_row(values: Vector, per_count: Scalar, out: Vector) -> None:
     for k in range(values.shape[0]):

@@ -1,0 +1,214 @@
+"""Experimental batches: factors found among like cells, conditioned decoder, shifts.
+
+A batch changes the expectation of each gene by a factor. The ratio of the means of two batches is that factor only if
+both have the same kinds of cells: else a type of cell that one of them lacks would be taken for an effect of the batch,
+and removed. So cells are put into groups of like ones, across batches, and the factors are those of the model
+``E[count] = size factor * mean of the group * factor of the batch``, fitted by Poisson likelihood (iterative
+proportional fitting: Deming, Stephan 1940, doi 10.1214/aoms/1177731829); with these factors removed groups are found
+anew. Grouping across batches and correcting in turns is the idea of Harmony (Korsunsky et al. 2019,
+doi 10.1038/s41592-019-0619-0), here for counts and before the training.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from anncoder.config import Layers
+from anncoder.nn.inputs import LogNormalize, Standardize
+from anncoder.nn.layers import Decoder
+from anncoder.nn.sparse import sparse_matmul, transposed_matmul
+from anncoder.types import CSR, Batch, Noise
+
+MOST_CELLS, OF_A_BATCH = 2048, 200  # from which the factors are found: the larger of it and so many a batch
+GROUPS, OF_A_GROUP = 20, 25  # groups, and cells of one in the mean, at least
+ROUNDS, SHIFT_ROUNDS, SWEEPS, STEPS = 4, 15, 20, 10  # of both in turns, of the latent's; of the fit; of k-means
+COMPONENTS, PASSES = 20, 3  # principal components that groups are found in, and iterations for the first ones
+PRIOR = 5.0  # average cells that each batch has beside its own: of few molecules little can be told
+LARGEST = 3.0  # size of a log factor
+
+
+class ConditionedDecoder(Decoder):
+    """A decoder that reads the experimental batch beside the latent, in one-hot code, as does the layer behind it.
+
+    Without hidden layers only the layer behind it reads the batch. Without batches it is a :class:`Decoder`.
+
+    Parameters
+    ----------
+    layers, n_in, noise
+        As of :class:`Decoder`.
+    n_batches
+        Experimental batches.
+    """
+
+    coding: Tensor  # (n_batches + 1, n_batches): behind the one-hot codes the average batch
+
+    def __init__(self, layers: Layers, n_in: int, n_batches: int, noise: Noise) -> None:
+        super().__init__(layers, n_in + (n_batches if layers.widths else 0), noise)
+        self.n_batches = n_batches
+        self.n_out += n_batches
+        if n_batches:
+            self.register_buffer("coding", torch.cat([torch.eye(n_batches), torch.zeros(1, n_batches)]))
+
+    def forward(self, latent: Tensor, batch_code: Tensor | None = None) -> Tensor:
+        """Return the last hidden layer with the code of the batch beside it, (b, n_out).
+
+        ``batch_code``, (b,): ``n_batches``, and None for all cells, stands for the average of the batches.
+        """
+        if not self.n_batches:
+            return self._hidden(latent)
+        coded = self.codes(latent, batch_code)
+        hidden = self._hidden(torch.cat([latent, coded], dim=1)) if len(self) else latent
+        return torch.cat([hidden, coded], dim=1)
+
+    def codes(self, latent: Tensor, batch_code: Tensor | None) -> Tensor:
+        """Return the codes of the batches of the cells of a latent, (b, n_batches); without batches (b, 0)."""
+        if not self.n_batches:
+            return latent.new_empty(len(latent), 0)
+        return self.coding[-1].expand(len(latent), -1) if batch_code is None else self.coding[batch_code]
+
+    def _hidden(self, latent: Tensor) -> Tensor:
+        hidden: Tensor = super().forward(latent)  # type: ignore[no-untyped-call]
+        return hidden
+
+    @torch.no_grad()
+    def start_from(self, batch_code: Tensor, outputs: list[nn.Linear]) -> None:
+        """Take the shares of the batches, and start without an effect of theirs on this and the output layers."""
+        shares = torch.bincount(batch_code, minlength=self.n_batches) / len(batch_code)
+        self.coding[-1].copy_(shares)
+        first = [layer for layer in self if isinstance(layer, nn.Linear)][:1]
+        for layer in (*first, *outputs):
+            layer.weight[:, -self.n_batches :] = 0
+
+
+class LatentShifts(nn.Module):
+    """The shift of the latent of each experimental batch, (n_batches, k), among like cells: zero until it is set.
+
+    The logarithm of a count divided by a factor has not quite the mean of others, of strong effects and few molecules.
+    """
+
+    shift: Tensor  # (n_batches + 1, k); the last row, of cells of no known batch, stays 0
+
+    def __init__(self, n_batches: int, n_latent: int) -> None:
+        super().__init__()
+        self.n_batches = n_batches
+        if n_batches:
+            self.register_buffer("shift", torch.zeros(n_batches + 1, n_latent))
+
+    def forward(self, latent: Tensor, batch_code: Tensor | None) -> Tensor:
+        """Return the latent, (b, k), without the shifts."""
+        return latent if not self.n_batches or batch_code is None else latent - self.shift[batch_code]
+
+    @torch.no_grad()
+    def set_from(self, latent: Tensor, batch_code: Tensor | None) -> None:
+        """Take the shifts from a sample of cells, (n, k): of batches in the mean over groups of like cells."""
+        if not self.n_batches or batch_code is None or not bool(torch.isfinite(latent).all()):
+            return
+        latent, member = latent.cpu(), torch.nn.functional.one_hot(batch_code.cpu(), self.n_batches).float()
+        generator, shift = torch.Generator().manual_seed(0), torch.zeros(self.n_batches, latent.shape[1])
+        n_groups = max(1, min(GROUPS, len(latent) // OF_A_GROUP))
+        for _ in range(SHIFT_ROUNDS):
+            groups = _grouped(latent - member @ shift, n_groups, generator)
+            shift = _shifts(latent, member, torch.nn.functional.one_hot(groups, n_groups).float())
+        self.shift[:-1].copy_(shift)
+
+
+def _shifts(latent: Tensor, member: Tensor, group: Tensor) -> Tensor:
+    # least squares of latent = mean of the group + shift of the batch, the means eliminated; a ridge of PRIOR cells
+    size = group.sum(0).clamp(min=1).unsqueeze(1)
+    both = group.T @ member
+    share = both / size
+    left = member.T @ member - both.T @ share + PRIOR * torch.eye(member.shape[1])
+    found: Tensor = torch.linalg.solve(left, member.T @ latent - share.T @ (group.T @ latent))
+    return found
+
+
+def start_from_batches(
+    inputs: LogNormalize, standardize: Standardize, decoder: ConditionedDecoder, outputs: list[nn.Linear], cells: Batch
+) -> None:
+    """Find the factors of the batches in a sample of the fitted cells, and start the parts of a network from them.
+
+    Of expression values (``transform="none"``), which are no counts, the factors stay 1. ``outputs`` are the layers
+    behind the decoder.
+    """
+    if not decoder.n_batches or cells.batch_code is None:
+        return
+    decoder.start_from(cells.batch_code, outputs)
+    if inputs.transform != "none":
+        inputs.batches.set(log_factors(cells, decoder.n_batches))
+        standardize.start_from_inputs([inputs(cells)])
+
+
+@torch.no_grad()
+def log_factors(cells: Batch, n_batches: int) -> Tensor:
+    """Return the log factor of each gene in each experimental batch, (n_batches, g); the average of the batches is 0.
+
+    Parameters
+    ----------
+    cells
+        Counts of a sample of cells, and their batches, on the CPU; the first 2,048 are used, of many batches more.
+    n_batches
+        Number of batches.
+    """
+    cells = cells.head(max(MOST_CELLS, OF_A_BATCH * n_batches))
+    assert cells.batch_code is not None
+    counts, codes, n = cells.counts, cells.batch_code, cells.counts.n_rows
+    rows = counts.rows()
+    normalized = counts.with_values(counts.values / cells.size_factor[rows])
+    generator = torch.Generator().manual_seed(0)
+    n_groups = max(1, min(GROUPS, n // OF_A_GROUP))
+    found = _fitted(normalized, codes, torch.zeros(n, dtype=torch.int64), (1, n_batches))
+    axes = torch.randn(counts.n_vars, min(COMPONENTS, n, counts.n_vars), generator=generator)
+    for i in range(ROUNDS if n_groups > 1 else 0):
+        place = codes[rows] * counts.n_vars + counts.indices
+        x = normalized.with_values(torch.log1p(normalized.values * (-found).exp().view(-1)[place]))
+        axes, scores = _components_within(x, (codes, n_batches), axes, 1 if i else PASSES)
+        groups = _grouped(scores, n_groups, generator)
+        found = _fitted(normalized, codes, groups, (n_groups, n_batches))
+    return found
+
+
+def _fitted(x: CSR, codes: Tensor, groups: Tensor, shape: tuple[int, int]) -> Tensor:
+    # log factors (n_batches, g) of normalised counts x, given the group of each cell
+    n_groups, n_batches = shape
+    cell = groups * n_batches + codes
+    size = n_groups * n_batches
+    of_cells = torch.bincount(cell, minlength=size).view(n_groups, n_batches).double()
+    place = cell[x.rows()] * x.n_vars + x.indices
+    sums = torch.bincount(place, weights=x.values.double(), minlength=size * x.n_vars).view(*shape, x.n_vars)
+    by_group, by_batch = sums.sum(1), sums.sum(0)
+    prior = PRIOR * by_batch.sum(0) / x.n_rows + 1e-9
+    shares = of_cells.sum(0) / x.n_rows
+    log_factor = torch.zeros_like(by_batch)
+    for _ in range(SWEEPS):
+        mean = (by_group + 1e-9) / (of_cells @ log_factor.exp() + 1e-9)
+        log_factor = ((by_batch + prior) / (of_cells.T @ mean + prior)).log()
+        log_factor -= shares @ log_factor
+    return log_factor.clamp(-LARGEST, LARGEST).float()
+
+
+def _components_within(x: CSR, batches: tuple[Tensor, int], axes: Tensor, n_passes: int) -> tuple[Tensor, Tensor]:
+    # principal axes within the batches, by subspace iteration from earlier ones, and the scores of all cells
+    member = torch.nn.functional.one_hot(*batches).float()
+    sums = transposed_matmul(x, member)
+    means = sums / member.sum(0).clamp(min=1)
+    for _ in range(n_passes):
+        spread = transposed_matmul(x, sparse_matmul(x, axes)) - sums @ (means.T @ axes)
+        axes = torch.linalg.qr(spread)[0]
+    return axes, sparse_matmul(x, axes)
+
+
+def _grouped(scores: Tensor, n_groups: int, generator: torch.Generator) -> Tensor:
+    # k-means from cells that are spread out (Arthur, Vassilvitskii 2007): the group of each cell
+    chosen = torch.randint(len(scores), (1,), generator=generator)
+    distance = torch.cdist(scores, scores[chosen]).squeeze(1).square()
+    while len(chosen) < n_groups:
+        chosen = torch.cat([chosen, torch.multinomial(distance + 1e-12, 1, generator=generator)])
+        distance = torch.minimum(distance, torch.cdist(scores, scores[chosen[-1:]]).squeeze(1).square())
+    centres = scores[chosen]
+    for _ in range(STEPS):
+        groups = torch.cdist(scores, centres).argmin(dim=1)
+        sizes = torch.bincount(groups, minlength=n_groups).unsqueeze(1)
+        sums = torch.zeros_like(centres).index_add_(0, groups, scores)
+        centres = torch.where(sizes > 0, sums / sizes.clamp(min=1), centres)
+    return torch.cdist(scores, centres).argmin(dim=1)
