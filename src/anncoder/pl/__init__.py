@@ -6,8 +6,10 @@ points differ in shape too.
 """
 
 from anncoder.pl.autoencoders import embeddings, expression, gene_pair, history, recommendation
+from anncoder.pl.fate_trends import fates, trends
 from anncoder.pl.populations import balance, dynamics
 from anncoder.pl.relations import drevi, drivers
+from anncoder.pl.transport_maps import flow, growth, validation
 
 __all__ = [
     "balance",
@@ -16,7 +18,12 @@ __all__ = [
     "dynamics",
     "embeddings",
     "expression",
+    "fates",
+    "flow",
     "gene_pair",
+    "growth",
     "history",
     "recommendation",
+    "trends",
+    "validation",
 ]
