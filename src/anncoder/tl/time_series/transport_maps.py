@@ -19,7 +19,7 @@ from anncoder.dynamics.transport.metacells import solve_with_metacells
 from anncoder.dynamics.transport.sinkhorn import Report, Solution, solve
 from anncoder.errors import ConfigError, InputError, counted, listed
 from anncoder.tl.slots import target_of
-from anncoder.tl.time_series.time_points import read_coordinates, read_rates, read_times, warn_of_large
+from anncoder.tl.time_series.time_points import read_coordinates, read_rates, read_times, warn_of_few, warn_of_large
 from anncoder.tl.time_series.transport_record import as_record, fingerprint, refuse_taken, settings_of
 from anncoder.training.progress import announce, bar
 
@@ -303,6 +303,7 @@ def transport(
     refuse_taken(target, key_added, names, "transport")
     settings = Settings(growth_iters, epsilon, lambda1, lambda2, max_cells, tolerance, max_iter, seed).checked()
     times = read_times(target, time_key)
+    warn_of_few(times, f"obs[{time_key!r}]")
     x, slot = read_coordinates(target, key, use_rep)
     growth_key = _growth_key(target, growth_key)
     prior = None if growth_key is None else read_rates(target, growth_key, "growth_key")
