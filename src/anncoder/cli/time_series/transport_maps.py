@@ -43,6 +43,7 @@ OPTIONS = (*Settings._fields, "pairs", "batch_key", "device")
 KEY, FATES, TABLE = "transport", "fates", "transport_validation"
 # measured on one core, ten coordinates: pairs of cells a second in a sweep, sweeps, seconds of a time held out
 RATE, SWEEPS, HELD_OUT = 2.5e8, 16, 7.0
+BLOCKS = 90 * 2**20  # bytes, of blocks of pairs and torch
 
 
 class TransportRequest(NamedTuple):
@@ -122,7 +123,7 @@ def _say_plan(
         seconds += solved * SWEEPS * settings.growth_iters / RATE
         largest = max(largest, n0 + n1)
     width = math.prod(shape)
-    memory = 8 * width * (file.cells.n_obs + 3 * largest)
+    memory = BLOCKS + 8 * width * (file.cells.n_obs + 3 * largest)
     say_plan(file, f"{counted(len(sizes), 'pair')}, latent of {width}", memory, seconds)
 
 
