@@ -87,6 +87,16 @@ def test_more_labels_than_colours_are_told_apart(moved: anndata.AnnData) -> None
     assert len({to_hex(p.get_facecolor()) for p in ax.get_legend().get_patches()}) == 23
 
 
+def test_pairs_apart_begin_anew(moved: anndata.AnnData) -> None:
+    adata = moved.copy()
+    ac.tl.transport(adata, "time", use_rep="X_sim", pairs=[(0, 1), (3, 4)], progress=False)
+    ax = ac.pl.flow(adata, "label")
+    assert ax.get_title() == "population, relative to time 0 or 3"
+    heights = {p.get_gid(): p.get_height() for p in ax.patches if hasattr(p, "get_height")}
+    assert heights["3: A"] + heights["3: B"] == pytest.approx(1)
+    assert not any(name.startswith("2") for name in heights)
+
+
 def test_growth_draws_means(moved: anndata.AnnData) -> None:
     axes = ac.pl.growth(moved, "label")
     assert [ax.get_title() for ax in axes] == ["growth, prior", "growth, learned"]
@@ -135,6 +145,15 @@ def test_trends_draw_means_and_standard_errors(moved: anndata.AnnData) -> None:
             upper = (rows["mean"] + rows["sd"] / np.sqrt(rows["n_eff"])).max()
             assert band.get_paths()[0].vertices[:, 1].max() == pytest.approx(upper)
     assert len(ac.pl.trends(moved, "Dim1", "B")[0].lines) == 1
+
+
+def test_pictures_of_a_file_are_the_same(moved: anndata.AnnData, tmp_path: Path) -> None:
+    moved.write_h5ad(tmp_path / "moved.h5ad")
+    again = anndata.read_h5ad(tmp_path / "moved.h5ad")
+    for draw in (ac.pl.fates, ac.pl.validation, lambda a: ac.pl.growth(a, "label"), lambda a: [ac.pl.flow(a, "label")]):
+        first, second = (np.ravel(draw(adata)) for adata in (moved, again))
+        assert [ax.get_title() for ax in first] == [ax.get_title() for ax in second]
+        assert [len(ax.get_children()) for ax in first] == [len(ax.get_children()) for ax in second]
 
 
 def test_validation_draws_the_table(moved: anndata.AnnData) -> None:
@@ -198,6 +217,11 @@ def test_other_mistakes(moved: anndata.AnnData) -> None:
     assert refused.value.code == "bad-coordinates"
     del adata.uns["transport"]
     with pytest.raises(AnncoderError, match="the transport of the fates") as refused:
+        ac.pl.fates(adata)
+    assert refused.value.code == "no-results"
+    adata = moved.copy()
+    ac.tl.fates(adata, "label", at=0)
+    with pytest.raises(AnncoderError, match="no cell before time 0") as refused:
         ac.pl.fates(adata)
     assert refused.value.code == "no-results"
     adata = moved[moved.obs["time"] > 0].copy()

@@ -298,8 +298,8 @@ def few_parents(adata: anndata.AnnData) -> None:
 BAD_SERIES: dict[str, tuple[Callable[[anndata.AnnData], Any], dict[str, Any], type[AnncoderError], str, str]] = {
     "no time": (change(lambda a: None), {"time_key": None}, ConfigError, "bad-value", "time_key='day'"),
     "time_key": (change(lambda a: None), {"time_key": "dya"}, ConfigError, "unknown-key", "'day'"),
-    "text": (change(texts), {}, InputError, "not-numeric", "pd.to_numeric"),
-    "missing times": (change(missing), {}, InputError, "not-numeric", "pd.to_numeric"),
+    "text": (change(texts), {}, InputError, "bad-times", "pd.to_numeric"),
+    "missing times": (change(missing), {}, InputError, "bad-times", "notna()"),
     "one time": (change(lambda a: a.obs.__setitem__("day", 1.0)), {}, InputError, "too-few-times", "two times"),
     "times": (change(lambda a: None), {"times": (2, 1)}, ConfigError, "bad-value", "an earlier and a later"),
     "no transport": (change(lambda a: None), {"transport": "gone"}, InputError, "no-transport", "descendants"),

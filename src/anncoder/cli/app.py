@@ -349,6 +349,30 @@ Options = Annotated[list[str] | None, typer.Option("--set", help="key=value, any
 
 
 @command
+def transport(
+    data: OneInput,
+    output: Output,
+    time_key: Annotated[str, typer.Option(help="obs column with the time of each cell.")],
+    labels: Annotated[str | None, typer.Option(help="obs column: fates, and flows between these labels.")] = None,
+    key: Annotated[str, typer.Option(help="The latent is obsm['X_KEY'].")] = "ae",
+    use_rep: Annotated[str | None, typer.Option(help="Another slot of obsm.")] = None,
+    growth_key: Annotated[
+        str | None, typer.Option(help="obs column with factors a unit of time; that of ac.tl.growth, if there is one.")
+    ] = None,
+    settings: Options = None,
+    validate: Annotated[bool, typer.Option("--validate", help="Hold out each time between two others.")] = False,
+    in_place: InPlace = False,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+) -> None:
+    """Find which cells of a time point those of the one before become: optimal transport, growth, fates."""
+    request = dict(locals())
+    from anncoder.cli.time_series.transport_maps import TransportRequest, run_transport
+
+    run_transport(TransportRequest(**request))
+
+
+@command
 def dynamics(
     data: OneInput,
     output: Output,

@@ -34,6 +34,7 @@ class _Fates(NamedTuple):
     at: float
     time_key: str
     left_out: int  # that are not drawn
+    earlier: bool  # whether cells before that time have chances
 
 
 def fates(
@@ -66,13 +67,16 @@ def fates(
     ConfigError
         There is no such fate, or no such slot of obsm.
     InputError
-        There are no fates, or the slot has a single column.
+        There are no fates, or none of earlier cells, or the slot has a single column.
     """
     found = _fates(adata, names, key)
     if basis is None:
         flat = [slot for slot in adata.obsm if slot.startswith("X_") and np.shape(adata.obsm[slot])[1:] == (2,)]
         basis = next((slot for slot in (*EMBEDDINGS, *flat) if slot in adata.obsm), None)
     points = None if basis is None else _points(adata, basis)
+    if points is None and not found.earlier:
+        what = f"no cell before time {found.at:g}, which the fates are of, has chances"
+        raise InputError("no-results", what, f"obsm[{key!r}]", "ac.tl.fates(adata, labels), or name a basis")
     columns = min(len(found.names), IN_A_ROW)
     rows = -(-len(found.names) // columns)
     size = (3.1 * columns + 0.8, 3.1 * rows)
@@ -121,7 +125,7 @@ def _by_label(adata: anndata.AnnData, found: _Fates, panels: Array) -> None:
     times, colors = read_times(adata, found.time_key), label_colors(adata, found.labels)
     column = obs_column(adata, found.labels, what="labels")
     named = column.astype(object).where(column.notna(), "other").astype(str).to_numpy()
-    before = times < found.at
+    before = (times < found.at) & np.isfinite(found.chances).all(axis=1)
     shown = {name: color for name, color in colors.items() if (named[before] == name).any()}
     for ax, chances in zip(panels, found.chances.T, strict=True):
         by_label_and_time(ax, np.where(before, chances, np.nan), times, named, shown)
@@ -152,7 +156,9 @@ def _fates(adata: anndata.AnnData, names: Any, key: str) -> _Fates:
         raise InputError("no-results", what, "uns", "ac.tl.transport(adata, time_key), then ac.tl.fates(adata, labels)")
     chosen = chances[:, [known.index(name) for name in wanted]]
     left_out = len(known) - len(wanted) if names is None else 0
-    return _Fates(chosen, wanted, settings["labels"], float(settings["at"]), made["time_key"], left_out)
+    at, time_key = float(settings["at"]), made["time_key"]
+    earlier = bool((np.isfinite(chances[:, 0]) & (read_times(adata, time_key) < at)).any())
+    return _Fates(chosen, wanted, settings["labels"], at, time_key, left_out, earlier)
 
 
 def trends(
@@ -207,14 +213,14 @@ def trends(
     panels = axes.ravel()[: len(wanted)]
     for ax, gene in zip(panels, wanted, strict=True):
         for name, table in tables.items():
-            _trend(ax, table[table["gene"] == gene], colors[name])
+            _trend(ax, table[table["gene"] == gene], colors.get(name, UNKNOWN))
         ax.set_title(gene, fontstyle="italic")
         ax.tick_params(labelbottom=True)
     for ax in panels[::IN_A_ROW]:
         ax.set_ylabel("expression" if layer is None else layer)
     for ax in panels[-columns:]:
         ax.set_xlabel(found.time_key)
-    name_labels(figure, {name: colors[name] for name in tables})
+    name_labels(figure, {name: colors.get(name, UNKNOWN) for name in tables})
     return np.asarray(panels)
 
 

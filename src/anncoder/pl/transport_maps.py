@@ -44,7 +44,8 @@ Heights = dict[float, dict[str, float]]  # of labels, at each time
 def flow(adata: anndata.AnnData, labels: str, *, transport: str = "transport", ax: Axes | None = None) -> Axes:
     """Draw the mass that a transport moves between labels, from time to time.
 
-    A column is a time, its height the expected size of the population: that of the first is 1. A band leaves a label
+    A column is a time, its height the expected size of the population: that of the first is 1 (and of any other time
+    to which no pair leads). A band leaves a label
     as wide as the share of its descendants that are of the other label, and arrives as wide as their mass: a band that
     widens is of cells that multiply.
 
@@ -95,7 +96,8 @@ def flow(adata: anndata.AnnData, labels: str, *, transport: str = "transport", a
             fontsize="small",
             color="#333333",
         )
-    _frame_flow(ax, times, width, tops)
+    starts = sorted(set(table["time0"]) - set(table["time1"]))  # several, if pairs do not all follow each other
+    _frame_flow(ax, times, width, tops, starts)
     ax.set(xlabel=str(record.settings["time_key"]))
     handles = [Patch(facecolor=colors[name], label=name) for name in order]
     ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, ncols=-(-len(order) // 16))
@@ -173,13 +175,15 @@ def _band(
     return PathPatch(path, facecolor=color, alpha=0.45, linewidth=0, gid=name)
 
 
-def _frame_flow(ax: Axes, times: list[float], width: float, tops: Mapping[float, Mapping[str, float]]) -> None:
+def _frame_flow(
+    ax: Axes, times: list[float], width: float, tops: Mapping[float, Mapping[str, float]], starts: list[float]
+) -> None:
     highest = max(max(column.values()) for column in tops.values())
     ax.set(xlim=(times[0] - width, times[-1] + width), ylim=(-1.04 * highest, 1.14 * highest), yticks=[])
     ax.set_xticks(times, [f"{time:g}" for time in times])
     ax.spines[:].set_visible(False)
     ax.tick_params(axis="x", length=0)
-    ax.set_title(f"population, relative to time {times[0]:g}")
+    ax.set_title(f"population, relative to time {' or '.join(f'{time:g}' for time in starts)}")
 
 
 def growth(adata: anndata.AnnData, labels: str, *, transport: str = "transport") -> np.ndarray[Any, Any]:
@@ -207,7 +211,7 @@ def growth(adata: anndata.AnnData, labels: str, *, transport: str = "transport")
     ConfigError
         There is no transport, or no such column.
     InputError
-        Times or prior cannot be read.
+        The coordinates or times are not those of the transport, or the prior cannot be read.
     """
     colors = label_colors(adata, labels)
     settings = read_transport(adata, transport).settings

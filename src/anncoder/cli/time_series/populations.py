@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,23 +10,27 @@ import anndata
 import numpy as np
 import pandas as pd
 
-from anncoder.cli.exit import signals
-from anncoder.cli.run_folder import LOG, logged, refuse_run_folder, run_folder, write_json
-from anncoder.cli.settings import parse_assignments
-from anncoder.config import unknown_key
+from anncoder.cli.run_folder import write_json
+from anncoder.cli.time_series.output import (
+    draw,
+    options_of,
+    output_of,
+    plain,
+    refuse_no_latent,
+    results_beside,
+    say_plan,
+    write_into,
+    write_table,
+)
 from anncoder.errors import ConfigError, FileError, counted
-from anncoder.io.atomic import atomic_path
-from anncoder.io.output_paths import outputs_of
-from anncoder.tl.slot_files import CellsFile, names_of, open_cells, write_slots
+from anncoder.tl.slot_files import CellsFile, open_cells
 from anncoder.tl.time_series.population_balance import APPROXIMATE, balance
 from anncoder.tl.time_series.populations import dynamics
-from anncoder.training.progress import announce
 
 DYNAMICS = ("knots_velocity", "knots_growth", "knots_diffusion", "n_grid", "smoothness")
 BALANCE = ("D", "exit_scale", "n_neighbors", "neighbors_key")
 # measured on one core: seconds a cell of neighbours (all pairs, approximate) and of fates; of fits on 200 volumes
 PAIR, SEARCH, FATES, FIT = 1e-8, 4e-4, 1e-4, 0.25
-LIBRARIES = 400  # MiB
 
 
 class DynamicsRequest(NamedTuple):
@@ -67,36 +69,39 @@ class BalanceRequest(NamedTuple):
 
 def run_dynamics(request: DynamicsRequest) -> None:
     """Write the input plus ``uns[key]``; table, numbers and picture beside it."""
-    options = _options(request.settings, DYNAMICS)
-    output = _output(request)
+    options = options_of(request.settings, DYNAMICS)
+    output = output_of(request.data, request.output, in_place=request.in_place)
     sizes = None if request.sizes is None else _read_sizes(request.sizes)
     with open_cells(request.data, uns=[request.key]) as file:
         if request.dry_run:
             n_times = file.cells.obs[request.time_key].nunique() if request.time_key in file.cells.obs else 0
             fits = 4 * max(n_times - 1, 1) + 10
             seconds = fits * FIT * (options.get("n_grid", 200) / 200) ** 2
-            _say_plan(file, f"{counted(n_times, 'time')} in obs[{request.time_key!r}]", 0, seconds)
+            say_plan(file, f"{counted(n_times, 'time')} in obs[{request.time_key!r}]", 0, seconds)
             return
         dynamics(file.cells, request.time_key, request.coordinate, sizes=sizes, key_added=request.key, **options)
         found = file.cells.uns[request.key]
-        with _results(output) as folder:
-            _write(file, output, [f"uns/{request.key}"])
+        with results_beside(output) as folder:
+            write_into(file, output, [f"uns/{request.key}"])
             curves = {f"{name}{end}": found[f"{name}{end}"] for name in "vgD" for end in ("", "_low", "_high")}
-            _write_table(pd.DataFrame({"s": found["s"], **curves}), folder / "dynamics.csv")
-            write_json(folder / "dynamics.json", _plain({**found, "output": output.name}))
-            _draw(folder / "dynamics.png", lambda pl: pl.dynamics(file.cells, key=request.key)[0, 0])
+            write_table(pd.DataFrame({"s": found["s"], **curves}), folder / "dynamics.csv")
+            write_json(folder / "dynamics.json", plain({**found, "output": output.name}))
+            draw(folder / "dynamics.png", lambda pl: pl.dynamics(file.cells, key=request.key)[0, 0])
 
 
 def run_balance(request: BalanceRequest) -> None:
     """Write the input plus ``obs["key_V"]``, ``obsm["key_fates"]``, ``uns["key"]``; table and picture beside it."""
-    options = _options(request.settings, BALANCE)
+    options = options_of(request.settings, BALANCE)
     exits = None if request.exits is None else _rates_of(request.exits)
-    output, rep = _output(request), request.use_rep or f"X_{request.key}"
+    output, rep = (
+        output_of(request.data, request.output, in_place=request.in_place),
+        request.use_rep or f"X_{request.key}",
+    )
     graph = options.get("neighbors_key")
     slot = "connectivities" if graph == "neighbors" else f"{graph}_connectivities"
     wanted = {"obsm": {rep, request.basis, f"{request.key_added}_fates"}, "uns": [request.key_added]}
     with open_cells(request.data, obsp=[] if graph is None else [slot], **wanted) as file:
-        _refuse_no_latent(file, rep, needed=graph is None)
+        refuse_no_latent(file, rep, needed=graph is None)
         if request.dry_run:
             _plan_of_balance(file, rep, options)
             return
@@ -107,44 +112,14 @@ def run_balance(request: BalanceRequest) -> None:
             "rates": request.rates,
         }
         balance(file.cells, **flows, use_rep=rep, key_added=request.key_added, **options)
-        with _results(output) as folder:
+        with results_beside(output) as folder:
             names = (f"obs/{request.key_added}_V", f"obsm/{request.key_added}_fates", f"uns/{request.key_added}")
-            _write(file, output, names)
-            _write_table(_fates_of_labels(file.cells, request.labels, request.key_added), folder / "balance.csv")
-            write_json(folder / "balance.json", _plain({**file.cells.uns[request.key_added], "output": output.name}))
+            write_into(file, output, names)
+            write_table(_fates_of_labels(file.cells, request.labels, request.key_added), folder / "balance.csv")
+            write_json(folder / "balance.json", plain({**file.cells.uns[request.key_added], "output": output.name}))
             if request.basis in file.cells.obsm:
                 drawn = {"basis": request.basis, "key": request.key_added}
-                _draw(folder / "balance.png", lambda pl: pl.balance(file.cells, **drawn)[0])
-
-
-def _options(assignments: list[str] | None, known: Collection[str]) -> dict[str, Any]:
-    found = parse_assignments(assignments or ())
-    for name in found:
-        if name not in known:
-            raise unknown_key(name, list(known), where="--set")
-    return found
-
-
-def _output(request: DynamicsRequest | BalanceRequest) -> Path:
-    (output,) = outputs_of(str(request.data), request.output, in_place=request.in_place)
-    refuse_run_folder(output)
-    return output
-
-
-@contextmanager
-def _results(output: Path) -> Iterator[Path]:
-    # the run folder, with a log of what is said
-    folder = run_folder(output)
-    output.parent.mkdir(exist_ok=True)
-    folder.mkdir(exist_ok=True)
-    with logged(folder / LOG):
-        yield folder
-        announce(f"{output}; table, numbers and log: {folder}")
-
-
-def _write(file: CellsFile, output: Path, slots: Collection[str]) -> None:
-    with signals.saving():
-        write_slots(file, output, slots)
+                draw(folder / "balance.png", lambda pl: pl.balance(file.cells, **drawn)[0])
 
 
 def _read_sizes(path: Path) -> pd.DataFrame:
@@ -172,25 +147,12 @@ def _rates_of(words: list[str]) -> dict[str, float]:
     return rates
 
 
-def _refuse_no_latent(file: CellsFile, rep: str, *, needed: bool) -> None:
-    # of all slots, not of those that were read
-    if needed and rep not in file.cells.obsm:
-        raise unknown_key(rep, names_of(file, "obsm"), where="--key or --use-rep (a slot of obsm)")
-
-
 def _plan_of_balance(file: CellsFile, rep: str, options: Mapping[str, Any]) -> None:
     n, k = file.cells.n_obs, int(options.get("n_neighbors", 10))
     width = file.cells.obsm[rep].shape[1] if rep in file.cells.obsm else 0
     search = 0.0 if "neighbors_key" in options else SEARCH * n if n > APPROXIMATE else PAIR * n**2
     edges = 2 * n * k
-    _say_plan(file, f"latent of {width}, {edges:,} neighbours at most", 8 * n * width + 250 * edges, search + FATES * n)
-
-
-def _say_plan(file: CellsFile, what: str, memory: float, seconds: float) -> None:
-    n = file.cells.n_obs
-    needed = LIBRARIES + math.ceil((memory + 200 * n) / 2**20)
-    costs = f"about {needed:,} MiB, {max(1, round(seconds)):,} s"
-    announce(f"{file.path}: {counted(n, 'cell')}, {what}; {costs}; nothing was written")
+    say_plan(file, f"latent of {width}, {edges:,} neighbours at most", 8 * n * width + 250 * edges, search + FATES * n)
 
 
 def _fates_of_labels(cells: anndata.AnnData, labels: str, key: str) -> pd.DataFrame:
@@ -200,35 +162,3 @@ def _fates_of_labels(cells: anndata.AnnData, labels: str, key: str) -> pd.DataFr
     table["potential"], label = cells.obs[f"{key}_V"].to_numpy(), np.asarray(cells.obs[labels], dtype=object)
     groups = table.groupby(pd.Series(label).map(str), sort=True)
     return groups.mean().assign(n_obs=groups.size()).rename_axis("label").reset_index()
-
-
-def _write_table(table: pd.DataFrame, path: Path) -> None:
-    with atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False)
-
-
-def _draw(path: Path, drawn: Callable[[Any], Any]) -> None:
-    from matplotlib import pyplot as plt
-
-    from anncoder import pl
-
-    plt.switch_backend("agg")  # a command needs no window, and may have no display
-    figure = drawn(pl).figure
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=150)
-    plt.close(figure)
-
-
-def _plain(value: Any) -> Any:
-    # as JSON has it: no arrays, and null for what is no finite number
-    if isinstance(value, pd.DataFrame):
-        return {str(name): _plain(column.to_numpy()) for name, column in value.items()} | {
-            "index": [str(name) for name in value.index]
-        }
-    if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
-    if isinstance(value, np.ndarray | list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value

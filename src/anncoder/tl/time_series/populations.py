@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from numbers import Real
 from typing import Any, Literal
 
 import anndata
@@ -18,6 +17,7 @@ from anncoder.dynamics.populations.population import Grid, Population, Snapshots
 from anncoder.dynamics.populations.population_errors import bands, choose_smoothness, covariance, left_out, profile
 from anncoder.errors import ConfigError, InputError, counted, listed
 from anncoder.tl.slots import target_of
+from anncoder.tl.time_series.time_points import read_times
 from anncoder.training.progress import announce, logger
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -103,42 +103,20 @@ def dynamics(
     return target if copy else None
 
 
-def times_of(column: Any, key: str) -> Array:
-    """Return a column of three times or more as numbers, (n,).
-
-    Raises
-    ------
-    InputError
-        They are no numbers, some are missing, or there are fewer than three.
-    """
-    numbers = refuse_text_in_times(column, key)
-    n_times = len(np.unique(numbers))
+def _times(adata: anndata.AnnData, time_key: str) -> Array:
+    # of three time points or more
+    times = read_times(adata, time_key, fewest=0)
+    n_times = len(np.unique(times))
     if n_times < FEWEST_TIMES:
-        what = f"{counted(n_times, 'time')} in obs[{key!r}]; population dynamics need {FEWEST_TIMES}"
+        what = f"{counted(n_times, 'time')} in obs[{time_key!r}]; population dynamics need {FEWEST_TIMES}"
         remedy = "of a single snapshot: ac.tl.balance (anncoder balance)"
-        raise InputError("too-few-times", what, f"obs[{key!r}]", remedy)
-    return numbers
-
-
-def refuse_text_in_times(column: Any, key: str) -> Array:
-    """Return a column of times as numbers, (n,); raise an InputError if it holds something else, or misses values."""
-    where, values = f"obs[{key!r}]", pd.Series(np.asarray(column, dtype=object))
-    if values.isna().any():
-        what = f"{counted(int(values.isna().sum()), 'cell')} of {len(values):,} without a time"
-        raise InputError("bad-times", what, where, f"adata = adata[adata.obs[{key!r}].notna()].copy()")
-    text = values.map(lambda value: isinstance(value, bool) or not isinstance(value, Real)).to_numpy(dtype=bool)
-    numbers: Array = pd.to_numeric(values, errors="coerce").to_numpy(dtype=np.float64)
-    if text.any() or not np.isfinite(numbers).all():
-        shown = values[text].iloc[0] if text.any() else values[~np.isfinite(numbers)].iloc[0]
-        digits = f"adata.obs[{key!r}].astype(str).str.extract(r'([0-9.]+)', expand=False)"
-        remedy = f"adata.obs['time'] = pd.to_numeric({digits}), and time_key='time'"
-        raise InputError("bad-times", f"{where} holds {shown!r}, and times are numbers", where, remedy)
-    return numbers
+        raise InputError("too-few-times", what, f"obs[{time_key!r}]", remedy)
+    return times
 
 
 def snapshots(adata: anndata.AnnData, time_key: str, coordinate: str, sizes: Any, *, fewest: int) -> Snapshots:
     """Return cells and sizes by time; ``fewest`` different coordinates are needed."""
-    times = times_of(obs_column(adata, time_key, what="time_key"), time_key)
+    times = _times(adata, time_key)
     values = _coordinates(obs_column(adata, coordinate, what="coordinate"), coordinate, fewest)
     unique = np.unique(times)
     cells = [values[times == time] for time in unique]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
@@ -31,6 +31,7 @@ from anncoder.dynamics.genes.relations import (
     shuffles_of,
     significance,
 )
+from anncoder.dynamics.transport.fates import pulled_back
 from anncoder.errors import ConfigError, InputError, counted, listed
 from anncoder.tl.expression import (
     DENOISED,
@@ -45,6 +46,8 @@ from anncoder.tl.expression import (
     refuse_taken,
 )
 from anncoder.tl.slots import target_of
+from anncoder.tl.time_series.time_points import read_times
+from anncoder.tl.time_series.transport_record import Transport, read_transport, settings_of
 from anncoder.training.progress import bar
 
 logger = logging.getLogger("anncoder")
@@ -128,12 +131,12 @@ def gene_relations(
         Of lagged relations: ``"dremi"``, or ``"correlation"`` for the partial rank correlation of source and
         descendants given the target's present value (absolute value).
     transport
-        Of lagged relations: slot of obsp with the descendants of each cell, a sparse (n_obs, n_obs) matrix whose
-        entry (i, j) is the share of cell j among the descendants of i.
+        Of lagged relations: what :func:`transport` wrote; or slot of obsp with the descendants of each cell, a sparse
+        (n_obs, n_obs) matrix whose entry (i, j) is the share of cell j among the descendants of i.
     time_key
-        Of lagged relations: obs column of times, numbers; None for that of ``uns[transport]``.
+        Of lagged relations: obs column of times; None for that of the transport.
     times
-        Of lagged relations: the earlier and the later time; None for all times that follow each other, together.
+        Of lagged relations: the earlier and the later time; None for all pairs of the transport, together.
     groups
         Of lagged relations: obs column of labels. The null permutes the source within a time and label.
     n_shuffles
@@ -399,15 +402,43 @@ def _pairs(
     adata: anndata.AnnData, transport: str, time_key: str | None, times: Any, groups: str | None
 ) -> tuple[list[Pair], Array]:
     # pairs of times, and the time and label of each cell as a code
-    when = times_of(adata, time_key, transport)
+    when, record = times_of(adata, time_key, transport), _record(adata, transport)
     known = np.unique(when)
     if len(known) < 2:
         what = f"all cells are of one time, {known[0]:g}"
         raise InputError("too-few-times", what, "time_key", "give cells of at least two times")
-    asked = list(pairwise(known)) if times is None else [_two(times, known)]
-    pairs = [_descendants_of(adata, transport, t0, t1, when) for t0, t1 in asked]
+    if record is not None and not np.array_equal(when, record.times):
+        what = f"obs[{time_key!r}] has other times than the transport {transport!r}, of {record.settings['time_key']!r}"
+        raise ConfigError("bad-value", what, "time_key", "leave time_key out")
+    if times is not None:
+        asked = [_two(times, known)]
+    else:
+        solved = () if record is None else zip(record.pairs["t0"], record.pairs["t1"], strict=True)
+        asked = list(solved) or list(pairwise(known))
+    if record is None:
+        pairs = [_descendants_of(adata, transport, t0, t1, when) for t0, t1 in asked]
+    else:
+        pairs = [_rebuilt(record, t0, t1) for t0, t1 in asked]
     labels = np.zeros(adata.n_obs) if groups is None else pd.factorize(obs_column(adata, groups, what="groups"))[0]
     return pairs, np.unique(np.column_stack([when, labels]), axis=0, return_inverse=True)[1].ravel()
+
+
+def _record(adata: anndata.AnnData, transport: str) -> Transport | None:
+    # of tl.transport; None where descendants are in obsp
+    found = settings_of(adata, transport)
+    return read_transport(adata, transport) if found is not None and found.get("function") == "transport" else None
+
+
+def _rebuilt(record: Transport, t0: float, t1: float) -> Pair:
+    """Return the cells of two times, with the way back along the plans of the pairs between them."""
+    plans = record.plans(t0, t1)
+    sums = pulled_back(plans, np.ones(plans[-1].shape[1]))[0]
+
+    def pull_back(values: Array) -> Array:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray(pulled_back(plans, values)[0] / sums[:, None])
+
+    return Pair(record.cells(t0), record.cells(t1), pull_back)
 
 
 def _two(times: Any, known: Array) -> tuple[float, float]:
@@ -426,27 +457,22 @@ def times_of(adata: anndata.AnnData, time_key: str | None, transport: str = "tra
     ConfigError
         There is no such column, or none is known.
     InputError
-        It holds something else than finite numbers.
+        It cannot be one axis of time.
     """
-    known = adata.uns.get(transport)
-    time_key = known.get("time_key") if time_key is None and hasattr(known, "get") else time_key
+    if time_key is None:
+        known = settings_of(adata, transport) or adata.uns.get(transport)
+        time_key = known.get("time_key") if isinstance(known, Mapping) else None
     if time_key is None:
         raise ConfigError("bad-value", "time_key is missing", "time_key", "time_key='day': an obs column of numbers")
-    column = obs_column(adata, time_key, what="time_key")
-    when = pd.to_numeric(pd.Series(np.asarray(column, dtype=object)), errors="coerce").to_numpy(dtype=np.float64)
-    if not np.isfinite(when).all():
-        first = np.asarray(column, dtype=object)[~np.isfinite(when)][0]
-        what = f"obs[{time_key!r}] has values that are no times: {first!r}"
-        remedy = f"make numbers of them: adata.obs[{time_key!r}] = pd.to_numeric(adata.obs[{time_key!r}].astype(str)"
-        raise InputError("not-numeric", what, f"obs[{time_key!r}]", f"{remedy}.str.extract(r'([0-9.]+)')[0])")
-    return np.asarray(when)
+    return read_times(adata, time_key, fewest=1)
 
 
 def _descendants_of(adata: anndata.AnnData, transport: str, t0: float, t1: float, when: Array) -> Pair:
     """Return the cells of two times, with the way from the earlier to their descendants."""
     if transport not in adata.obsp:
-        what = f"there is no obsp[{transport!r}] that tells the descendants of a cell"
-        remedy = "put a sparse (n_obs, n_obs) matrix of shares there, descendants of each cell in its row"
+        what = f"there is no obsp[{transport!r}] or transport that tells the descendants of a cell"
+        matrix = "put a sparse (n_obs, n_obs) matrix of shares there, descendants of each cell in its row"
+        remedy = f"run ac.tl.transport(adata, time_key), or {matrix}"
         raise InputError("no-transport", what, f"obsp[{transport!r}]", remedy)
     whole = adata.obsp[transport]
     earlier, later = np.flatnonzero(when == t0), np.flatnonzero(when == t1)

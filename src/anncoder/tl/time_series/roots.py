@@ -15,7 +15,8 @@ from anncoder.dynamics.populations.root import medoid, origins
 from anncoder.errors import ConfigError, InputError, counted
 from anncoder.tl.slots import target_of
 from anncoder.tl.time_series.population_balance import latent_of
-from anncoder.tl.time_series.populations import record_of, refuse_taken, refuse_text_in_times
+from anncoder.tl.time_series.populations import record_of, refuse_taken
+from anncoder.tl.time_series.time_points import read_times
 from anncoder.training.progress import announce
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -125,7 +126,7 @@ def _labelled(adata: anndata.AnnData, label: Any) -> Array:
 
 
 def _by_time(adata: anndata.AnnData, key: str, allowed: Array, rep: str) -> Found:
-    times = refuse_text_in_times(obs_column(adata, key, what="time_key"), key)
+    times = read_times(adata, key, fewest=1)
     earliest = times[allowed].min()
     rows = np.flatnonzero(allowed & (times == earliest))
     source = f"the earliest time, obs[{key!r}] == {earliest:g} ({counted(len(rows), 'cell')})"

@@ -27,15 +27,15 @@ LARGEST_TIME = 1e8  # beyond it: seconds since 1970
 LARGEST_RATE = 20.0  # factor a unit of time
 
 
-def read_times(adata: anndata.AnnData, time_key: Any) -> Array:
-    """Return the time of each cell, (n_obs,) float64.
+def read_times(adata: anndata.AnnData, time_key: Any, *, fewest: int = 2) -> Array:
+    """Return the time of each cell, (n_obs,) float64; of ``fewest`` time points or more.
 
     Raises
     ------
     ConfigError
         There is no such column.
     InputError
-        It has missing values, text, dates, a single time, two spellings of one time, or an order of categories that
+        It has missing values, text, dates, too few times, two spellings of one time, or an order of categories that
         is not that of its numbers.
     """
     column = obs_column(adata, time_key, what="time_key")
@@ -54,7 +54,7 @@ def read_times(adata: anndata.AnnData, time_key: Any) -> Array:
         what = f"the times of {where} reach {np.abs(times).max():.4g}: dates, in seconds or finer?"
         remedy = f"count days from the first: {ours} = ({ours} - {ours}.min()) / 86400"
         raise InputError("bad-times", what, where, remedy)
-    return _checked(column, times, where, ours)
+    return _checked(column, times, where, ours, fewest)
 
 
 def _refuse_dates(values: Any, where: str, ours: str) -> None:
@@ -85,9 +85,9 @@ def _is_text(column: pd.Series) -> bool:
     return isinstance(column.dtype, pd.CategoricalDtype) or not pd.api.types.is_numeric_dtype(column)
 
 
-def _checked(column: pd.Series, times: Array, where: str, ours: str) -> Array:
-    unique, counts = np.unique(times, return_counts=True)
-    if len(unique) < 2:
+def _checked(column: pd.Series, times: Array, where: str, ours: str, fewest: int) -> Array:
+    unique = np.unique(times)
+    if len(unique) < fewest:
         found = f" ({unique[0]:g})" if len(unique) else ""
         remedy = "name the column of the time points, of an AnnData that holds all of them"
         raise InputError("bad-times", f"{where} has {counted(len(unique), 'time point')}{found}", where, remedy)
@@ -98,10 +98,14 @@ def _checked(column: pd.Series, times: Array, where: str, ours: str) -> Array:
             what = f"{where} spells one time in several ways: {listed(map(repr, twice.iloc[0]))}"
             raise InputError("bad-times", what, where, f"{ours} = {ours}.astype(str).astype(float)")
         _refuse_order(column, where, ours)
-    for time, n in zip(unique, counts, strict=True):
+    return times
+
+
+def warn_of_few(times: Array, where: str) -> None:
+    """Warn of time points with fewer than ten cells."""
+    for time, n in zip(*np.unique(times, return_counts=True), strict=True):
         if n < FEW_CELLS:
             logger.warning("%s: time %g has %s: few for a transport plan", where, time, counted(n, "cell"))
-    return times
 
 
 def _refuse_order(column: pd.Series, where: str, ours: str) -> None:

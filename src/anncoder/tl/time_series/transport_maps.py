@@ -19,7 +19,7 @@ from anncoder.dynamics.transport.metacells import solve_with_metacells
 from anncoder.dynamics.transport.sinkhorn import Report, Solution, solve
 from anncoder.errors import ConfigError, InputError, counted, listed
 from anncoder.tl.slots import target_of
-from anncoder.tl.time_series.time_points import read_coordinates, read_rates, read_times, warn_of_large
+from anncoder.tl.time_series.time_points import read_coordinates, read_rates, read_times, warn_of_few, warn_of_large
 from anncoder.tl.time_series.transport_record import as_record, fingerprint, refuse_taken, settings_of
 from anncoder.training.progress import announce, bar
 
@@ -166,19 +166,19 @@ def _score_of(adata: anndata.AnnData, names: Sequence[str], which: str, layer: s
     return score(chosen)
 
 
-class _Settings(NamedTuple):
+class Settings(NamedTuple):
     """Options of a transport that the mathematics needs."""
 
-    growth_iters: int
-    epsilon: float
-    lambda1: float
-    lambda2: float
-    max_cells: int | str | None
-    tolerance: float
-    max_iter: int
-    seed: int
+    growth_iters: int = 1
+    epsilon: float = 0.05
+    lambda1: float = 1.0
+    lambda2: float = 50.0
+    max_cells: int | str | None = "auto"
+    tolerance: float = 1e-6
+    max_iter: int = 2000
+    seed: int = 0
 
-    def checked(self) -> _Settings:
+    def checked(self) -> Settings:
         """Return them; a ConfigError for one out of bounds."""
         bounds = {
             "growth_iters": (1, 100, "a whole number from 1 on; more than 3 chase noise"),
@@ -301,12 +301,13 @@ def transport(
     target = target_of(adata, copy=copy)
     names = [("obs", f"{key_added}_{name}") for name in ("f", "g", "growth")]
     refuse_taken(target, key_added, names, "transport")
-    settings = _Settings(growth_iters, epsilon, lambda1, lambda2, max_cells, tolerance, max_iter, seed).checked()
+    settings = Settings(growth_iters, epsilon, lambda1, lambda2, max_cells, tolerance, max_iter, seed).checked()
     times = read_times(target, time_key)
+    warn_of_few(times, f"obs[{time_key!r}]")
     x, slot = read_coordinates(target, key, use_rep)
     growth_key = _growth_key(target, growth_key)
     prior = None if growth_key is None else read_rates(target, growth_key, "growth_key")
-    wanted = _pairs(pairs, np.unique(times))
+    wanted = pairs_of(pairs, np.unique(times))
     _say_batches(target, batch_key, times)
     place = _device(device)
     work = _Work(x, times, prior, settings, place)
@@ -338,7 +339,7 @@ class _Work(NamedTuple):
     x: Array  # (n_obs, d)
     times: Array  # (n_obs,)
     prior: Array | None  # (n_obs,) factor a unit of time
-    settings: _Settings
+    settings: Settings
     device: torch.device
 
 
@@ -358,8 +359,14 @@ def _growth_key(adata: anndata.AnnData, asked: str | None) -> str | None:
     return "growth" if settings_of(adata, "growth") is not None and "growth" in adata.obs else None
 
 
-def _pairs(pairs: Any, known: Array) -> list[tuple[float, float]]:
-    """Return pairs of times in order; consecutive ones for None."""
+def pairs_of(pairs: Any, known: Array) -> list[tuple[float, float]]:
+    """Return pairs of the known times in order; consecutive ones for None.
+
+    Raises
+    ------
+    ConfigError
+        They are no such pairs, or a time is the first, or the second, of several.
+    """
     if pairs is None:
         return list(zip(known[:-1].tolist(), known[1:].tolist(), strict=True))
     try:
@@ -439,7 +446,7 @@ def _solve_pair(work: _Work, t0: float, t1: float, report: Report | None) -> _Pa
         what = f"half of the cells of time {t0:g} and {t1:g} have the same coordinates: the median cost is 0"
         raise InputError("bad-coordinates", what, "use_rep", "name coordinates in which cells differ")
     prior = None if work.prior is None else work.prior[source] ** (t1 - t0)
-    limit = _metacells(settings, len(x), len(y), work.device)
+    limit = metacells_of(settings, len(x), len(y), work.device)
     options: dict[str, Any] = {
         name: getattr(settings, name) for name in ("lambda1", "lambda2", "growth_iters", "tolerance", "max_iter")
     }
@@ -455,7 +462,7 @@ def _solve_pair(work: _Work, t0: float, t1: float, report: Report | None) -> _Pa
     return _Pair(t0, t1, scale, limit, solution)
 
 
-def _metacells(settings: _Settings, n0: int, n1: int, device: torch.device) -> int:
+def metacells_of(settings: Settings, n0: int, n1: int, device: torch.device) -> int:
     """Return the number of metacells a time point, 0 for all cells."""
     if settings.max_cells == "auto":
         return METACELLS if n0 * n1 > MANY_PAIRS and device.type == "cpu" else 0
@@ -463,7 +470,7 @@ def _metacells(settings: _Settings, n0: int, n1: int, device: torch.device) -> i
     return most if most < max(n0, n1) else 0
 
 
-def _warn(t0: float, t1: float, solution: Solution, settings: _Settings) -> None:
+def _warn(t0: float, t1: float, solution: Solution, settings: Settings) -> None:
     if not solution.converged:
         logger.warning(
             "transport %g to %g: error %.0e after %d iterations, more than the tolerance: raise max_iter or epsilon",
