@@ -1,4 +1,4 @@
-"""``anncoder check``, ``evaluate``, ``report``, ``info`` and ``config``: commands that look, and say what they see."""
+"""``anncoder check``, ``evaluate``, ``report``, ``info``, ``config``: commands that look."""
 
 from __future__ import annotations
 

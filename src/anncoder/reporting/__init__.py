@@ -1,1 +1,1 @@
-"""A report on a fitted model: one HTML file with the data, the training in words, scores, maps and genes."""
+"""Report on a fitted model: one HTML file with data, training in words, scores, maps, genes."""

@@ -1,4 +1,4 @@
-"""Diagnoses of a training, in words: functions of the loss curves, the settings and the latent.
+"""Diagnoses of a training, in words: functions of loss curves, settings and latent.
 
 Each returns a :class:`Finding`, or None where there is nothing to say. Losses are compared with their own fall, so that
 the bounds hold for every model and unit.

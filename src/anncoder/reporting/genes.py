@@ -1,4 +1,4 @@
-"""Genes that a latent explains best and worst: share of deviance, or of squared error, against the gene mean.
+"""Genes that a latent explains best and worst: share of deviance or of squared error.
 
 Of counts each cell's molecules are divided at random: one half is embedded and decoded, the other is scored, so that no
 method is rewarded for copying what it was shown. The deviance is Poisson's, ``2 sum(y log(y / mu) - y + mu)``, and the

@@ -1,4 +1,4 @@
-"""Pictures of a report: maps of latent and PCA side by side, loss curves; PNG as data URIs, without any text of users.
+"""Pictures of a report: maps of latent and PCA, and loss curves, as PNG in data URIs.
 
 Names stand in the page, where they are escaped; in a picture matplotlib would read a ``$`` as mathematics.
 """

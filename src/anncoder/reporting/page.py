@@ -1,4 +1,4 @@
-"""Report on a fitted model: data, training, scores, maps and genes in one HTML file that needs nothing else."""
+"""Report on a fitted model: data, training, scores, maps and genes in one HTML file."""
 
 from __future__ import annotations
 

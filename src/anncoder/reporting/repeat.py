@@ -1,4 +1,4 @@
-"""Commands that repeat a fit and its report, for a shell and for Python, and what was changed in the settings."""
+"""Commands that repeat a fit and its report, in a shell and in Python."""
 
 from __future__ import annotations
 

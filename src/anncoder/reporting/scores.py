@@ -1,4 +1,4 @@
-"""Scores of a report: the table of ``evaluate`` with a sentence on each column, and verdicts in words."""
+"""Scores of a report: the table with a sentence on each column, and verdicts in words."""
 
 from __future__ import annotations
 
