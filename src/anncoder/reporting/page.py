@@ -275,8 +275,9 @@ def _gene_words(model: Autoencoder, genes: pd.DataFrame, which: str) -> dict[str
     best, worst = best_and_worst(genes) if len(genes) else (genes, genes)
     of = {"held-out": "cells that the fit held out", "new": "new cells", "seen": "cells that the model was fitted to"}
     return {
-        "best": list(best.itertuples()),
-        "worst": list(worst.itertuples()),
+        # without the sign of a zero
+        "best": list((best.round(3) + 0.0).itertuples()),
+        "worst": list((worst.round(3) + 0.0).itertuples()),
         "gene_cells": of[which],
         "counts": model.reads_counts,
         "n_genes": len(genes),
@@ -291,7 +292,7 @@ def _data_rows(
     of = f" (of {counted(matrix.shape[0], 'sampled cell')})" if matrix.shape[0] < n_obs else ""
     layer = model.layer_ if asked.layer is None else asked.layer
     rows = [
-        ("data", asked.data or "in memory, or several files"),
+        ("data", asked.data or "an AnnData in memory, or several files"),
         ("cells", f"{n_obs:,}"),
         ("genes read by the model", f"{len(model.var_names_):,}, from {slot_label(None if layer == 'X' else layer)}"),
         ("genes in the data", f"{len(genes_of(adata, layer)):,}"),
@@ -325,7 +326,10 @@ def _model_rows(model: Autoencoder) -> list[tuple[str, str]]:
         ("parameters", f"{sum(parameter.numel() for parameter in network.parameters()):,}"),
         ("held out", counted(len(model.valid_obs_), "cell")),
         ("training", f"{counted(len(history), 'epoch')}, {history['seconds'].sum():.1f} s"),
-        (f"best {watched.partition('_')[0]} loss", f"{history[watched].iloc[best]:.5g} ({unit}), epoch {best + 1}"),
+        (
+            f"best {'validation' if watched == 'valid_loss' else 'training'} loss",
+            f"{history[watched].iloc[best]:.5g} ({unit}), epoch {best + 1}",
+        ),
         ("seed, threads", f"{model.training_.seed}, {given(model.training_.threads)}"),
     ]
 

@@ -50,37 +50,38 @@ ROWS = {
     "pca_50": f"PCA of {WIDE} components",
     "gene_mean": "gene means",
 }
+HEADS = {"model": "this model", "pca": "PCA", "pca_50": f"PCA-{WIDE}", "gene_mean": "gene means"}  # narrow
 
 
-class Column(NamedTuple):
+class Score(NamedTuple):
     """A score: its name, direction, a sentence on it, and the values of the methods."""
 
     name: str
     title: str
     arrow: str
     about: str
-    cells: list[tuple[str, bool]]  # value as text, and whether it is the best
+    values: list[tuple[str, bool]]  # as text, and whether it is the best
 
 
 class Table(NamedTuple):
     """The scores of all methods."""
 
-    rows: list[str]
-    columns: list[Column]
+    methods: list[str]
+    scores: list[Score]
 
 
 def table_of(found: Evaluation) -> Table:
-    """Return the table in the words of the page; columns without any value are left out."""
+    """Return the table in the words of the page; scores without any value are left out."""
     shown = found.table.dropna(axis=1, how="all").astype(float)
-    return Table([ROWS.get(str(row), str(row)) for row in shown.index], [_column(str(n), shown[n]) for n in shown])
+    return Table([HEADS.get(str(row), str(row)) for row in shown.index], [_score(str(n), shown[n]) for n in shown])
 
 
-def _column(name: str, values: pd.Series) -> Column:
+def _score(name: str, values: pd.Series) -> Score:
     less = name in LESS_IS_BETTER
     best = values.min() if less else values.max()
     title, about = ABOUT.get(name, (name, ""))
     cells = [("–" if pd.isna(v) else f"{v:.4g}", bool(v == best)) for v in values]  # noqa: RUF001 - no value
-    return Column(name, title, "↓" if less else "↑", about, cells)
+    return Score(name, title, "↓" if less else "↑", about, cells)
 
 
 def verdicts(found: Evaluation) -> list[str]:
