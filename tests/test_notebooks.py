@@ -109,14 +109,7 @@ def test_it_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         return
     shown = "\n".join([printed, *(output.get("data", {}).get("text/plain", "") for output in outputs)])
     if path.stem == "03_time":
-        assert [
-            re.search(rf"^{triplet}: a (\w+)", printed, re.MULTILINE)[1]
-            for triplet in ("0, 1, 2", "1, 2, 3", "2, 3, 4")
-        ] == [  # type: ignore[index]
-            "loss",
-            "tie",
-            "win",
-        ]
+        assert re.findall(r"^\d, \d, \d: a (\w+)", printed, re.MULTILINE) == ["loss", "tie", "win"]
         chances = re.findall(r"^(?:equal|[AB] leaves) .*?([\d.]+) +[\d.]+$", shown, re.MULTILINE)
         assert max(map(float, chances)) > 0.7
         assert min(map(float, chances)) < 0.4

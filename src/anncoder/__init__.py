@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from anncoder.models.scvis import SCVIS as SCVIS
     from anncoder.models.undercomplete import UndercompleteAutoencoder as UndercompleteAutoencoder
     from anncoder.models.variational import VariationalAutoencoder as VariationalAutoencoder
+    from anncoder.reporting.page import report as report
 
 __version__ = "0.1.0"
 
@@ -56,6 +57,7 @@ _HOMES = {
     "evaluate": "evaluation.comparison",
     "load": "models.loading",
     "recommend": "evaluation.recommend",
+    "report": "reporting.page",
     "search": "evaluation.search",
 }
 _MODULES = ("datasets", "pl", "tl")

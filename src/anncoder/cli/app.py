@@ -45,6 +45,10 @@ app = typer.Typer(
     "6 out of memory or disk, 130/143 interrupted.",
 )
 
+OneInput = Annotated[
+    Path, typer.Argument(help="An .h5ad file or .zarr folder of any size.", show_default=False, readable=False)
+]
+
 LAST_STREAM = 2  # descriptor of stderr
 
 
@@ -128,6 +132,7 @@ def train(
     ] = None,
     labels: Annotated[str | None, typer.Option(help="obs column to compare clusters with.")] = None,
     evaluation: Annotated[bool, typer.Option(help="Compare with PCA and the gene means.")] = True,
+    report: Annotated[bool, typer.Option("--report", help="Write report.html into the run folder.")] = False,
     seed: GivenSeed = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, gpu, cuda, cuda:1, mps.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
@@ -265,6 +270,33 @@ def evaluate(
 
 
 @command
+def report(
+    data: OneInput,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The .html file to write.", show_default=False, readable=False)
+    ],
+    model: Annotated[
+        Path | None,
+        typer.Option(help="A saved model; that of `anncoder train` beside the file if not given.", readable=False),
+    ] = None,
+    labels: Annotated[str | None, typer.Option(help="obs column with the cell types.")] = None,
+    key: Key = "ae",
+    layer: Layer = None,
+    guard: Annotated[
+        bool, typer.Option("--guard", help="Fit again to permuted genes, and count the correlations invented.")
+    ] = False,
+    seed: Seed = 0,
+    device: Device = "auto",
+    threads: Threads = None,
+) -> None:
+    """Write a page on data, training, scores beside PCA, maps and genes; of the output of `anncoder train`."""
+    request = dict(locals())
+    from anncoder.cli.inspect import ReportRequest, run_report
+
+    run_report(ReportRequest(**request))
+
+
+@command
 def relations(
     data: Annotated[Path, typer.Argument(help="An .h5ad file or .zarr folder.", show_default=False, readable=False)],
     output: Annotated[
@@ -341,9 +373,6 @@ def demo(
     run_demo(outdir, seed=seed, threads=threads)
 
 
-OneInput = Annotated[
-    Path, typer.Argument(help="An .h5ad file or .zarr folder of any size.", show_default=False, readable=False)
-]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say sizes, memory and seconds, and do nothing.")]
 Options = Annotated[list[str] | None, typer.Option("--set", help="key=value, any number of times.")]
 

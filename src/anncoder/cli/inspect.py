@@ -1,4 +1,4 @@
-"""``anncoder check``, ``evaluate``, ``info`` and ``config``: commands that look and print."""
+"""``anncoder check``, ``evaluate``, ``report``, ``info``, ``config``: commands that look."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import typer
 import yaml
 from anndata import AnnData
 
-from anncoder.cli.run_folder import write_json
+from anncoder.cli.run_folder import MODEL, run_folder, write_json
 from anncoder.cli.settings import one_or_several, parse_assignments, set_in
 from anncoder.config import Settings, TrainingConfig, given, split_settings
 from anncoder.data.check import FEW_CELLS, check
@@ -24,12 +24,16 @@ from anncoder.data.opening import open_stores, paths_of
 from anncoder.data.store import Store, stacked
 from anncoder.data.stores import Stores
 from anncoder.device import choose_device, threads_set
-from anncoder.errors import InputError, counted, listed
+from anncoder.errors import FileError, InputError, counted, listed
 from anncoder.evaluation.comparison import Evaluation, evaluate
 from anncoder.io.model_folder import read_stored
 from anncoder.io.output_paths import refuse_output
 from anncoder.models import find
+from anncoder.models.base import Autoencoder
 from anncoder.models.loading import load
+from anncoder.tl.slot_files import open_cells
+from anncoder.tl.slots import of_another
+from anncoder.training.progress import announce
 
 
 def run_check(data: list[Path], *, layer: str | None, counts: bool, as_json: bool, estimate: bool) -> None:
@@ -156,6 +160,65 @@ def print_evaluation(found: Evaluation) -> None:
     typer.echo(str(found))
     typer.echo("lower is better: heldout_nll (nats a cell), reconstruction_mse, invented_correlations")
     typer.echo("higher is better: the others")
+
+
+class ReportRequest(NamedTuple):
+    """Arguments and options of ``anncoder report``."""
+
+    data: Path
+    output: Path
+    model: Path | None
+    labels: str | None
+    key: str
+    layer: str | None
+    guard: bool
+    seed: int
+    device: str
+    threads: int | None
+
+
+def run_report(request: ReportRequest) -> None:
+    """Write the page on a file and its model."""
+    from anncoder.reporting.page import refuse_report, report
+
+    output = request.output.expanduser()
+    refuse_report(output, request.data)
+    fitted = _model_of(request)
+    with threads_set(request.threads):
+        page = report(
+            request.data,
+            fitted,
+            labels=request.labels,
+            key=request.key,
+            layer=request.layer,
+            guard=request.guard,
+            seed=request.seed,
+        )
+    page.write(output)
+    for finding in page.findings:
+        typer.echo(f"{finding.severity}: {finding.text} {finding.remedy}".rstrip())
+    announce(f"report: {output}")
+
+
+def _model_of(request: ReportRequest) -> Autoencoder:
+    """Return the model named, or the one beside a file of results, which wrote them."""
+    if request.model is not None:
+        return load(request.model, device=request.device)
+    key, folder = request.key, run_folder(request.data) / MODEL
+    with open_cells(request.data, obsm=[f"X_{key}"], uns=[key]) as file:
+        cells = file.cells
+    if key not in cells.uns or f"X_{key}" not in cells.obsm:
+        what = f"{str(request.data)!r} has no results of the name {key!r}: no obsm['X_{key}'] with a record in uns"
+        remedy = "give the output of anncoder train, or name a model: --model FOLDER"
+        raise InputError("no-results", what, str(request.data), remedy)
+    if not folder.is_dir():
+        what = f"the model of {str(request.data)!r} is not beside it: no such folder {str(folder)!r}"
+        raise FileError("no-file", what, str(folder), "name the model: --model FOLDER")
+    fitted = load(folder, device=request.device)
+    if of_another(cells, fitted, key):
+        what = f"uns[{key!r}] is of another model than the one in {str(folder)!r}"
+        raise InputError("other-model", what, str(request.data), "name the model that wrote it: --model FOLDER")
+    return fitted
 
 
 def run_info(model: Path, *, as_json: bool) -> None:

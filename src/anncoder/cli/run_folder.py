@@ -22,6 +22,7 @@ from anncoder.io.model_folder import FILES, MANIFEST, against_model
 from anncoder.training.checkpoint import NAME as CHECKPOINT
 
 MODEL, SETTINGS, HISTORY, METRICS, LOG = "model", "resolved.yaml", "history.csv", "metrics.json", "run.log"
+REPORT = "report.html"  # of a run with --report
 RECORDS = (SETTINGS, HISTORY, METRICS, LOG)  # of how the model came to be
 UNFINISHED = "unfinished"
 OUTPUTS, REPLACED = "outputs.json", "replaced"  # in it: what the outputs were before, and the model that is replaced
@@ -135,10 +136,20 @@ def _take(source: Path, folder: Path) -> None:
     if (source / MODEL).exists():
         if (folder / MODEL).exists():
             (folder / MODEL).replace(folder / UNFINISHED / REPLACED)
+            _drop_report(folder / REPORT)
         (source / MODEL).replace(folder / MODEL)
     for name in RECORDS:
         if (source / name).exists():
             (source / name).replace(folder / name)
+
+
+def _drop_report(path: Path) -> None:
+    # it is of the model before; a file of the user's own stays
+    with suppress(OSError):
+        with path.open("rb") as file:
+            ours = b'name="generator" content="anncoder"' in file.read(1024)
+        if ours:
+            path.unlink()
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from anncoder.cli.run_folder import (
     LOG,
     METRICS,
     MODEL,
+    REPORT,
     SETTINGS,
     UNFINISHED,
     logged,
@@ -36,8 +37,8 @@ from anncoder.data.opening import open_stores
 from anncoder.data.sources import DiskSource, open_source
 from anncoder.data.split import split_cells
 from anncoder.device import choose_device, threads_set
-from anncoder.errors import ConfigError, DivergenceError, InputError, listed
-from anncoder.evaluation.comparison import evaluate
+from anncoder.errors import AnncoderError, ConfigError, DivergenceError, InputError, listed
+from anncoder.evaluation.comparison import Evaluation, evaluate
 from anncoder.io.atomic import atomic_path, locked
 from anncoder.io.model_folder import refuse_target, versions
 from anncoder.models import find
@@ -72,6 +73,7 @@ class TrainRequest(NamedTuple):
     mask_var: str | None = None
     labels: str | None = None
     evaluation: bool = True
+    report: bool = False
     seed: int | None = None
     device: str | None = None
     threads: int | None = None
@@ -137,7 +139,10 @@ def _train_and_write(request: TrainRequest, plan: TrainPlan) -> None:
                 model.save(request.save)
         with logged(folder / LOG):
             metrics = _metrics(source, model, request, began)
-            write_json(folder / METRICS, {**metrics, "evaluation": _evaluate(source, model, request)})
+            found = _evaluate(source, model, request)
+            write_json(folder / METRICS, {**metrics, "evaluation": None if found is None else found.to_dict()})
+            if request.report:
+                _report(source, model, request, found, folder / REPORT)
             for store, path in zip(*files, strict=True):
                 announce(f"{path}: {next_step(request.key, store.n_obs, model.config.width)}")
             announce(f"model, history, metrics and log: {folder}")
@@ -258,7 +263,24 @@ def _save(model: Autoencoder, folder: Path) -> None:
         model.history_.to_csv(temporary, index=False)
 
 
-def _evaluate(source: DiskSource, model: Autoencoder, request: TrainRequest) -> dict[str, Any] | None:
+def _report(
+    source: DiskSource, model: Autoencoder, request: TrainRequest, found: Evaluation | None, output: Path
+) -> None:
+    from anncoder.reporting.page import report
+
+    # a file has maps and colours, too; its cells are those of the fit if none was left out
+    data = request.data[0] if len(request.data) == 1 and not request.drop_empty_cells else source
+    options: Any = {"labels": request.labels, "key": request.key, "seed": model.training_.seed, "evaluation": found}
+    try:
+        with silent():
+            report(data, model, output=output, **options)
+    except AnncoderError as error:  # the results stand without it
+        logger.warning("no report: %s", error)
+        return
+    announce(f"report: {output}")
+
+
+def _evaluate(source: DiskSource, model: Autoencoder, request: TrainRequest) -> Evaluation | None:
     if not request.evaluation:
         return None
     if not request.quiet:
@@ -271,7 +293,7 @@ def _evaluate(source: DiskSource, model: Autoencoder, request: TrainRequest) -> 
         return None
     if not request.quiet:
         print_evaluation(found)
-    return found.to_dict()
+    return found
 
 
 def _metrics(source: DiskSource, model: Autoencoder, request: TrainRequest, began: float) -> dict[str, Any]:

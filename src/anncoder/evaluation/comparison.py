@@ -208,7 +208,7 @@ def evaluate(
         logger.warning(
             "no clusters are scored: the labels %r are the same for all cells that have one, or for no two", labels
         )
-    scored, others, which = _apart(model, sample, cells, seed)
+    scored, others, which = apart(model, sample, cells, seed)
     methods: dict[str, Method] = {"model": Trained(model), "pca": Principal(model, others, width, seed)}
     if width != WIDE and min(others.matrix.shape) > WIDE:
         methods["pca_50"] = Principal(model, others, WIDE, seed)
@@ -325,16 +325,22 @@ def _batches_of(model: Autoencoder, adata: anndata.AnnData) -> Any:
     return adata.obs[keys] if keys else None
 
 
-def _apart(model: Autoencoder, sample: Sample, cells: Cells, seed: int) -> tuple[Cells, Cells, Scored]:
-    # cells to score, cells to fit the baselines to, and their kind
+def read_cells(model: Autoencoder, sample: Sample, allow_missing: float = 0.0) -> tuple[Cells, Sample]:
+    """Return what a model reads of sampled cells, those without counts left out, and the cells themselves."""
+    matrix, sample = _with_counts(model, sample, allow_missing)
+    return Cells(matrix, _batches_of(model, sample.adata)), sample
+
+
+def apart(model: Autoencoder, sample: Sample, cells: Cells, seed: int) -> tuple[Cells, Cells, Scored]:
+    """Return the cells to score, those to fit the baselines to, and the kind of the first."""
     which: Scored = "new" if sample.new else "held-out"
-    apart = sample.held_out >= 0
+    chosen = sample.held_out >= 0
     if sample.new:
-        apart = np.random.default_rng([seed, 6]).permutation(len(apart)) < len(apart) // 2
+        chosen = np.random.default_rng([seed, 6]).permutation(len(chosen)) < len(chosen) // 2
     elif not _same_totals(model, sample, cells):
-        apart[:] = False
-    enough = apart.sum() >= FEWEST and (~apart).sum() > max(FEWEST, model.config.width)
-    return (cells.take(apart), cells.take(~apart), which) if enough else (cells, cells, "seen")
+        chosen[:] = False
+    enough = chosen.sum() >= FEWEST and (~chosen).sum() > max(FEWEST, model.config.width)
+    return (cells.take(chosen), cells.take(~chosen), which) if enough else (cells, cells, "seen")
 
 
 def _only_numbered(model: Autoencoder) -> bool:

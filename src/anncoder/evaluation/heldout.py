@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -80,19 +81,29 @@ def nll_of_cells(
     genes
         Columns to score on: of methods that read different genes those that all of them read.
     """
-    expected_aside = library_sizes(cells.matrix[:, genes]) * HELD_OUT / (1 - HELD_OUT)
-    factor, floor, aside = gene_factors(method, others, genes), floor[genes], aside[:, genes]
-    scores, start = np.zeros(cells.matrix.shape[0]), 0
+    aside, scores = aside[:, genes], np.zeros(cells.matrix.shape[0])
+    for rows, rate in rates(method, cells, HELD_OUT / (1 - HELD_OUT), others, floor, genes):
+        found = aside[rows].tocoo()
+        logs = found.data * np.log(rate[found.row, found.col]) - gammaln(found.data + 1)
+        scores[rows] = rate.sum(axis=1, dtype=np.float64) - np.bincount(found.row, logs, len(rate))
+    return scores
+
+
+def rates(
+    method: Method, cells: Cells, ratio: float, others: Cells, floor: Any, genes: Any = slice(None)
+) -> Iterator[tuple[slice, Any]]:
+    """Yield rows of cells and their expected molecules, (b, g), all above zero, of the part that was set aside.
+
+    ``ratio`` is that of molecules set aside to molecules kept in ``cells``; the others are as in :func:`nll_of_cells`.
+    """
+    expected_aside = library_sizes(cells.matrix[:, genes]) * ratio
+    factor, floor, start = gene_factors(method, others, genes), floor[genes], 0
     for block in method.expected(cells):
-        stop = start + len(block)
+        rows = slice(start, start + len(block))
         scaled = block[:, genes] * factor
         share = (1 - FLOOR) * scaled / _positive(scaled.sum(axis=1, keepdims=True)) + FLOOR * floor / floor.sum()
-        rate = share * (expected_aside[start:stop] / share.sum(axis=1, dtype=np.float64))[:, None]
-        found = aside[start:stop].tocoo()
-        logs = found.data * np.log(rate[found.row, found.col]) - gammaln(found.data + 1)
-        scores[start:stop] = rate.sum(axis=1, dtype=np.float64) - np.bincount(found.row, logs, len(block))
-        start = stop
-    return scores
+        yield rows, share * (expected_aside[rows] / share.sum(axis=1, dtype=np.float64))[:, None]
+        start = rows.stop
 
 
 def gene_factors(method: Method, cells: Cells, genes: Any = slice(None)) -> Any:
