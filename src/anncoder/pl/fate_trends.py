@@ -129,7 +129,7 @@ def _by_label(adata: anndata.AnnData, found: _Fates, panels: Array) -> None:
     shown = {name: color for name, color in colors.items() if (named[before] == name).any()}
     for ax, chances in zip(panels, found.chances.T, strict=True):
         by_label_and_time(ax, np.where(before, chances, np.nan), times, named, shown)
-        ax.set(ylim=(-0.03, 1.03), xlabel=found.time_key)
+        ax.set(ylim=(-0.06, 1.06), xlabel=found.time_key)
     for ax in panels[::IN_A_ROW]:
         ax.set_ylabel("chance of the fate")
     name_labels(panels[0].figure, shown)
