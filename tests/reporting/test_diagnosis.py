@@ -40,6 +40,11 @@ class TestEnding:
         assert "held-out" in found.text
         assert "fitted cells" in ending(history(GOOD), 30, "early", TRAINING).text
 
+    def test_a_first_epoch_that_is_never_surpassed(self) -> None:
+        found = ending(history(GOOD, GOOD), 0, "early", TRAINING)
+        assert (found.code, found.severity) == ("no-better", "warning")
+        assert "never below the first epoch's" in found.text
+
     def test_all_epochs(self) -> None:
         assert ending(history(GOOD, GOOD), 39, "max_epochs", TRAINING).code == "all-epochs"
 
@@ -106,13 +111,17 @@ class TestOverfitting:
 class TestStepTooLarge:
     def test_jumps(self) -> None:
         jumping = GOOD.copy()
-        jumping[12] += 0.5
+        jumping[12] += 0.5  # 0.5 + exp(-3) - exp(-11/4), of a fall of 1
         found = step_too_large(history(jumping), TRAINING)
         assert found is not None
         assert found.code == "step-too-large"
-        assert "in epoch 13" in found.text
+        assert "in epoch 13 by 49%" in found.text
+        jumping[12] += 5
+        found = step_too_large(history(jumping), TRAINING)
+        assert found is not None
+        assert "more than its whole fall" in found.text
 
-    def test_a_huge_start_does_not_hide_nothing_learned(self) -> None:
+    def test_a_loss_that_stays_is_no_progress(self) -> None:
         found = step_too_large(history(np.full(10, 0.17)), TRAINING)
         assert found is not None
         assert found.code == "no-progress"
@@ -171,8 +180,20 @@ def test_warnings_come_first(fitted: CountAutoencoder, simulated: Any) -> None:
     assert rank == sorted(rank)
 
 
-def test_remedies_are_settings_that_are_there(fitted: CountAutoencoder, simulated: Any) -> None:
-    """A fit at a step size that is too large is told, and the remedy is taken as it stands."""
+def test_nothing_is_good_beside_a_warning(
+    fitted: CountAutoencoder, simulated: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet = pd.DataFrame({"train_loss": GOOD, "train_nll": GOOD, "valid_loss": GOOD})
+    for name, value in {"history_": quiet, "best_epoch_": 30, "stopped_": "early"}.items():
+        monkeypatch.setattr(fitted, name, value)
+    latent = np.random.default_rng(0).normal(size=(100, 3)).astype(np.float32)
+    assert [(one.code, one.severity) for one in diagnose(fitted, latent)] == [("converged", "good")]
+    found = diagnose(fitted, np.ones_like(latent))
+    assert [one.code for one in found] == ["latent-constant", "converged"]
+    assert [one.severity for one in found] == ["warning", "note"]
+
+
+def test_a_real_fit_with_a_step_that_is_too_large(fitted: CountAutoencoder, simulated: Any) -> None:
     wild = CountAutoencoder(n_latent=2, n_hidden=(8,), norm="none").fit(
         simulated, max_epochs=6, learning_rate=3.0, clip_norm=0, averaging=False, early_stopping=False, progress=False
     )

@@ -48,8 +48,11 @@ def diagnose(model: Autoencoder, latent: Any) -> list[Finding]:
     latent
         (n, k) float32, the latent of some cells.
     """
+    found = list(_findings(model, latent))
+    if any(finding.severity == "warning" for finding in found):  # nothing is good then, not even a quiet end
+        found = [one._replace(severity="note") if one.severity == "good" else one for one in found]
     order = {"warning": 0, "note": 1, "good": 2}
-    return sorted(_findings(model, latent), key=lambda finding: order[finding.severity])
+    return sorted(found, key=lambda finding: order[finding.severity])
 
 
 def _findings(model: Autoencoder, latent: Any) -> Iterator[Finding]:
@@ -81,6 +84,11 @@ def ending(history: pd.DataFrame, best: int, stopped: str, training: TrainingCon
     if stopped == "early":
         watched = "held-out cells" if "valid_loss" in history else "fitted cells"
         text = f"Training ended by itself after {epochs}, when the loss of the {watched} no longer fell; {weights}."
+        if best == 0:
+            text = (
+                f"Training ended by itself after {epochs}: the loss of the {watched} was never below the first epoch's."
+            )
+            return Finding("no-better", "warning", text, f"Fit again with a smaller step: {_smaller(training)}.")
         return Finding("converged", "good", text)
     if stopped == "diverged":
         text = (
@@ -149,10 +157,8 @@ def step_too_large(history: pd.DataFrame, training: TrainingConfig) -> Finding |
     if jump < JUMPING:
         return None
     epoch = int(np.diff(loss).argmax()) + 2
-    text = (
-        f"The step size is too large: the loss of the fitted cells jumps up, in epoch {epoch} by {jump:.0%} of "
-        "its whole fall."
-    )
+    share = f"{jump:.0%} of its whole fall" if jump <= 1 else "more than its whole fall"
+    text = f"The step size is too large: the loss of the fitted cells jumps up, in epoch {epoch} by {share}."
     return Finding("step-too-large", "warning", text, remedy)
 
 
