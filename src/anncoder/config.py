@@ -24,7 +24,7 @@ LikelihoodName = Literal["nb", "zinb", "poisson", "gaussian"]
 DispersionName = Literal["gene", "gene-cell", "shared"]
 CorruptionName = Literal["swap", "mask", "dropout", "gaussian", "thinning", "none"]
 TransformName = Literal["log1p", "normalize", "none"]
-OptimizerName = Literal["adam", "rmsprop"]
+OptimizerName = Literal["adam", "rmsprop", "sgd"]
 SplitName = Literal["random", "tail"]
 PrecisionName = Literal["float32", "tf32"]
 EmptyCellsName = Literal["leave-out", "error"]
@@ -302,10 +302,10 @@ class TrainingConfig(Settings):
     max_epochs: Annotated[int | None, Field(ge=1, description="most passes over the data")] = None
     max_steps: Annotated[int | None, Field(ge=1, description="most minibatches, in whole epochs")] = None
     batch_size: Annotated[int | None, Field(ge=2, description="cells in a minibatch")] = None
-    optimizer: Annotated[OptimizerName | None, Field(description="adam or rmsprop")] = None
+    optimizer: Annotated[OptimizerName | None, Field(description="adam, rmsprop or sgd")] = None
     learning_rate: Annotated[float | None, Field(gt=0, description="step size")] = None
     weight_decay: Annotated[Weight | None, Field(description="decay of the weights")] = None
-    beta1: Annotated[Probability | None, Field(description="Adam's memory of the gradient")] = None
+    beta1: Annotated[Probability | None, Field(description="Adam's memory of the gradient; momentum of sgd")] = None
     beta2: Annotated[Probability | None, Field(description="Adam's memory of the squared gradient")] = None
     epsilon: Annotated[float | None, Field(ge=1e-30, description="added to the optimizer's denominator")] = None
     lr_warmup_steps: Annotated[Steps | None, Field(description="steps over which the step size rises to full")] = None

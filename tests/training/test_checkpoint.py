@@ -36,6 +36,8 @@ RUNS: list[Any] = [
         {"optimizer": "rmsprop"},
         id="zinb",
     ),
+    pytest.param(lambda: CountAutoencoder(n_latent=3, n_hidden=(8,)), {"optimizer": "sgd"}, id="momentum"),
+    pytest.param(lambda: CountAutoencoder(n_latent=3), {"optimizer": "sgd", "beta1": 0.0}, id="no momentum"),
     pytest.param(lambda: DenoisingAutoencoder(n_latent=3, n_hidden=(8,)), {"valid_fraction": 0.0}, id="swap"),
     pytest.param(
         lambda: DenoisingAutoencoder(n_latent=3, n_hidden=(8,), corruption="thinning", mask_predictor=False),

@@ -80,7 +80,16 @@ def test_the_last_weights_are_kept_where_that_is_asked_for() -> None:
     assert network.weight.item() == pytest.approx(-0.4, abs=1e-5)
 
 
-@pytest.mark.parametrize("settings", [{"optimizer": "rmsprop"}, {"clip_value": 0.5}, {"epsilon": 0.1}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"optimizer": "rmsprop"},
+        {"clip_value": 0.5},
+        {"epsilon": 0.1},
+        {"optimizer": "sgd"},
+        {"optimizer": "sgd", "beta1": 0.0},
+    ],
+)
 def test_optimizers_take_the_steps_of_the_textbook(settings: dict[str, Any]) -> None:
     network = nn.Linear(3, 1)
     config = defaults(learning_rate=0.1, clip_norm=0, **settings)
@@ -99,6 +108,10 @@ def test_optimizers_take_the_steps_of_the_textbook(settings: dict[str, Any]) -> 
         if config.optimizer == "rmsprop":
             v = 0.9 * v + 0.1 * g**2
             w = w - 0.1 * g / (v.sqrt() + config.epsilon)
+        elif config.optimizer == "sgd":
+            assert config.beta1 is not None
+            m = config.beta1 * m + g
+            w = w - 0.1 * m
         else:
             m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
             w = w - 0.1 * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + config.epsilon)

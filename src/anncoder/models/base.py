@@ -212,9 +212,9 @@ class Autoencoder:
             others; ``"error"`` refuses them, in the fit and with the fitted model.
         max_epochs, max_steps, batch_size, optimizer, learning_rate, weight_decay, beta1, beta2, epsilon
             Most passes over the data, and most minibatches in whole passes (None for any number where the passes are
-            given); cells in a minibatch; ``"adam"`` or ``"rmsprop"``, its step size, decay, memories of the gradient
-            and of its square, and the number added to its denominator. None, here and below, for what suits the model
-            (``model.config.defaults``).
+            given); cells in a minibatch; ``"adam"``, ``"rmsprop"``, ``"sgd"``; step size, decay, memories of the
+            gradient (of sgd the momentum) and of its square, number added to its denominator. None, here and below, for
+            what suits the model (``model.config.defaults``).
         lr_warmup_steps, averaging
             Minibatches over which the step size rises to ``learning_rate``; whether an average of the weights of the
             last steps is what is validated and kept (:mod:`anncoder.training.averaging`).

@@ -303,6 +303,7 @@ def _tensors_of(state: State) -> dict[str, Tensor]:
         f"{number}.{name}": value
         for number, values in state.optimizer.state_dict()["state"].items()
         for name, value in values.items()
+        if value is not None  # the momentum of SGD without
     }
     averaged = [] if state.averaged is None else state.averaged.values
     groups: dict[str, dict[str, Tensor]] = {

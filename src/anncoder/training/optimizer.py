@@ -1,4 +1,4 @@
-"""Optimizers (Adam, RMSprop) and a step with clipped gradients."""
+"""Optimizers (Adam, RMSprop, stochastic gradient descent) and a step with clipped gradients."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ def optimizer_of(network: nn.Module, config: TrainingConfig, device: torch.devic
     if config.optimizer == "rmsprop":  # rho is Keras's; torch's own is 0.99
         return torch.optim.RMSprop(parameters, lr=rate, alpha=0.9, eps=epsilon, weight_decay=decay)
     betas = (given(config.beta1), given(config.beta2))
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=rate, momentum=betas[0], weight_decay=decay)
     if fused(*parameters) and not config.clip_value:
         return Adam(parameters, rate, betas, epsilon, decay)
     if on_gpu(*parameters) and not config.clip_value:
