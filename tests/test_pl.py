@@ -284,6 +284,22 @@ def test_expression_measured_beside_denoised(
         np.testing.assert_allclose(np.sort(points(pair[1]), axis=0), np.sort(denoised, axis=0), rtol=1e-5, atol=1e-6)
 
 
+def test_the_table_of_an_evaluation(counts: anndata.AnnData, model: ac.CountAutoencoder) -> None:
+    found = ac.evaluate(model, counts, labels="group")
+    axes = pl.evaluation(found)
+    table = found.table.dropna(axis=1, how="all")
+    assert len(axes) == table.shape[1]
+    for ax, name in zip(axes, table, strict=True):
+        (dots,) = ax.collections
+        np.testing.assert_allclose(np.asarray(dots.get_offsets())[::-1, 0], table[name])
+        filled = [to_hex(color) != "#ffffff" for color in dots.get_facecolors()][::-1]
+        best = table[name].min() if name in ("heldout_nll", "reconstruction_mse") else table[name].max()
+        assert filled == list(table[name] == best)
+    assert [text.get_text() for text in axes[0].get_yticklabels()] == list(table.index[::-1])
+    with pytest.raises(ConfigError, match="not an evaluation"):
+        pl.evaluation(table)
+
+
 def test_expression_that_cannot_be_drawn(drawn: anndata.AnnData) -> None:
     gene = drawn.var_names[0]
     for arguments, code in (

@@ -5,7 +5,7 @@ scanpy's colours in ``uns``, if there are any, else those of seaborn's palette "
 points differ in shape too.
 """
 
-from anncoder.pl.autoencoders import embeddings, expression, gene_pair, history, recommendation
+from anncoder.pl.autoencoders import embeddings, evaluation, expression, gene_pair, history, recommendation
 from anncoder.pl.fate_trends import fates, trends
 from anncoder.pl.populations import balance, dynamics
 from anncoder.pl.relations import drevi, drivers
@@ -17,6 +17,7 @@ __all__ = [
     "drivers",
     "dynamics",
     "embeddings",
+    "evaluation",
     "expression",
     "fates",
     "flow",

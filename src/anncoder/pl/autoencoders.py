@@ -16,6 +16,7 @@ from scipy import sparse
 from anncoder.config import unknown_key
 from anncoder.data.adata import RAW, genes_of, has_layer, matrix_of, resolve_layer, slot_label
 from anncoder.errors import ConfigError, InputError
+from anncoder.evaluation.comparison import LESS_IS_BETTER, Evaluation
 from anncoder.evaluation.recommend import Recommendation
 from anncoder.models import find, names
 from anncoder.models.base import Autoencoder, refuse_no_model
@@ -163,6 +164,53 @@ def recommendation(found: Recommendation) -> np.ndarray[Any, Any]:
     )
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
     return np.asarray(axes)
+
+
+def evaluation(found: Evaluation) -> np.ndarray[Any, Any]:
+    """Draw the table of :func:`anncoder.evaluate`: a panel a score, a row a method, the best of each filled.
+
+    Parameters
+    ----------
+    found
+        What ``ac.evaluate`` returned.
+
+    Returns
+    -------
+    numpy.ndarray
+        The axes, one a score.
+
+    Raises
+    ------
+    ConfigError
+        It is something else.
+    """
+    if not isinstance(found, Evaluation):
+        what = f"found is a {type(found).__name__}, not an evaluation"
+        raise ConfigError("bad-value", what, "found", "found = ac.evaluate(model, adata); ac.pl.evaluation(found)")
+    table = found.table.dropna(axis=1, how="all").astype(float).iloc[::-1]
+    across = min(4, table.shape[1])
+    down = -(-table.shape[1] // across)
+    size = (1.6 + 2.3 * across, down * (1.0 + 0.3 * len(table)))
+    figure, axes = plt.subplots(down, across, figsize=size, layout="constrained", sharey=True, squeeze=False)
+    for ax in axes.ravel()[table.shape[1] :]:
+        ax.set_axis_off()
+    shown = axes.ravel()[: table.shape[1]]
+    for ax, (name, values) in zip(shown, table.items(), strict=True):
+        less = name in LESS_IS_BETTER
+        best = values == (values.min() if less else values.max())
+        colors = np.array([PALETTE[0] if method == "model" else PALETTE[1] for method in table.index])
+        ax.scatter(
+            values, range(len(table)), s=46, c=np.where(best, colors, "white"), edgecolors=colors, linewidths=1.6
+        )
+        ax.set(yticks=range(len(table)), yticklabels=table.index)
+        ax.set_title(f"{str(name).replace('_', ' ')} {'↓' if less else '↑'}", fontsize=10)
+        ax.margins(x=0.18, y=0.25)
+        ax.locator_params(axis="x", nbins=4)
+        ax.grid(axis="y", linewidth=0.4, alpha=0.6)
+        ax.spines[["top", "right", "left"]].set_visible(False)
+        ax.tick_params(axis="y", length=0)
+    figure.supxlabel("↓ less is better, ↑ more is better; filled: the best", fontsize=9)
+    return np.asarray(shown)
 
 
 def gene_pair(
