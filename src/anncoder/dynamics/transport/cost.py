@@ -100,6 +100,7 @@ class Cost:
             precision = "float64" if len(x) * len(y) <= DOUBLE_BELOW else "float32"
         self.dtype = torch.float64 if precision == "float64" else torch.float32
         self.block_rows = block_rows
+        self.threads = torch.get_num_threads() if self.device.type == "cpu" else 1  # blocks computed at a time
         # -C / epsilon = x.y - |x|^2 / 2 - |y|^2 / 2 for points in these units; centred, the terms are small
         unit, centre = math.sqrt(2 / (scale * epsilon)), np.asarray(y, np.float64).mean(axis=0)
         self.x, self.half_x, self.log_p = self._side(x, centre, unit, x_share)
@@ -153,7 +154,7 @@ class Cost:
                 return at, compute(at, torch.addmm(weights, block, target, out=buffers.block[: len(block)]))
 
         slices = (slice(start, start + n) for start in range(0, len(points), n))
-        return in_order(computed, slices, torch.get_num_threads() if self.device.type == "cpu" else 1)
+        return in_order(computed, slices, self.threads)
 
     def log_sums(self, v: Tensor, rows: Tensor | None = None) -> Tensor:
         """Return ``log sum_j q_j exp(v_j - C_ij / epsilon)`` of rows of the source, (n,) float64."""

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from anncoder.device import threads_set
 from anncoder.dynamics.transport.cost import SMALLEST, Cost, add_to, full_precision
 
 Array = np.ndarray[Any, Any]
@@ -89,7 +90,7 @@ def solve(
     if start is not None:
         v += torch.from_numpy(np.asarray(start, np.float64)).to(v) / cost.epsilon
     total = 0
-    with full_precision():
+    with full_precision(), threads_set(1):  # between the blocks there is nothing to share, and threads would spin
         for _ in range(growth_iters):
             problem = _Problem(cost, descendants, lambda1, lambda2)
             u, v, iterations, error = _fixed_point(problem, v, tolerance, max_iter, report)
