@@ -218,7 +218,7 @@ WRONG_WORDS: dict[str, list[list[str]]] = {
         ["--set", "n_latent=x"],
         ["--set", "mask_var=highly_variable"],
         ["--set", "batch_key=nowhere"],
-        ["--set", "batch_key=group"],
+        ["--model", "dca", "--set", "batch_key=group"],
         ["--layer", "nowhere"],
         ["--device", "abacus"],
         ["--labels", "nowhere"],
