@@ -24,7 +24,7 @@ from anncoder.models import find, names
 PACKAGE = Path(ac.__file__).parent
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z_-]*")
-COMMAND = re.compile(r"\banncoder ([a-z]+)\b(?![.(])")
+COMMAND = re.compile(r"(?<!import )(?<!from )\banncoder ([a-z]+)\b(?![.(])")  # no lines of Python
 SETTING = re.compile(r"--set ([a-z_0-9]+)=")
 ARGUMENT = re.compile(r"(?<![\w.'\"{-])([a-z][a-z_]*)=(?=[^=])")
 

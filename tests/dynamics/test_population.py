@@ -81,7 +81,7 @@ def test_values_between_knots() -> None:
     np.testing.assert_allclose(cdf(np.array([0.3, 0.1, 0.2]), np.array([0.05, 0.15, 1.0])), [0, 1 / 3, 1])
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_simulated_population_is_recovered(seed: int) -> None:
     found = recovered(seed)
     assert found.velocity >= 0.95
