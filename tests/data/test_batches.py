@@ -20,8 +20,8 @@ from anncoder.data.split import split_cells
 from anncoder.datasets import simulate
 from anncoder.device import threads_set
 from anncoder.errors import ConfigError, InputError
-from anncoder.models import base, find, names
-from anncoder.training import inference
+from anncoder.models import find, names
+from anncoder.training import inference, results
 from anncoder.training.prepare import batches_in, prepare
 from anncoder.types import Batch
 
@@ -158,7 +158,7 @@ def test_what_a_model_says_of_cells_has_the_same_bits_on_any_number_of_threads(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each block of cells is computed by one thread; several blocks at a time, in order."""
-    monkeypatch.setattr(base, "BLOCK", 64)  # twelve blocks
+    monkeypatch.setattr(results, "BLOCK", 64)  # twelve blocks
     cells = simulate(n_obs=700, n_vars=100, n_groups=3, n_batches=3, seed=0)
     settings: dict[str, Any] = {"batch_key": "batch"} if name == "scscope" else {}
     hyper: dict[str, Any] = {"n_latent": 5} if name not in ("netsne", "scvis", "saucie") else {}
@@ -181,7 +181,7 @@ def test_every_block_is_computed_by_one_thread_and_they_come_in_order(
     fitted: CountAutoencoder, counts: anndata.AnnData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where a processor gives products the same bits on any number of threads, this can fail."""
-    monkeypatch.setattr(base, "BLOCK", 16)
+    monkeypatch.setattr(results, "BLOCK", 16)
 
     def threads_and_cells(batch: Batch) -> torch.Tensor:
         return torch.stack([torch.full((len(batch.rows),), float(torch.get_num_threads())), batch.rows.float()], dim=1)
@@ -189,7 +189,7 @@ def test_every_block_is_computed_by_one_thread_and_they_come_in_order(
     for threads in (1, 2, 5):
         with threads_set(threads):
             source = open_source(counts, None, counts=True)
-            found = np.concatenate(list(base.blocks(fitted, source, threads_and_cells)))
+            found = np.concatenate(list(results.blocks(fitted, source, threads_and_cells)))
             in_a_new_thread: list[int] = []
             later = Thread(target=lambda seen: seen.append(torch.get_num_threads()), args=(in_a_new_thread,))
             later.start()
@@ -202,7 +202,7 @@ def test_every_block_is_computed_by_one_thread_and_they_come_in_order(
 def test_of_many_genes_few_blocks_are_computed_at_a_time(
     fitted: CountAutoencoder, counts: anndata.AnnData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(base, "BLOCK", 16)
+    monkeypatch.setattr(results, "BLOCK", 16)
     source, block = open_source(counts, None, counts=True), 4 * 16 * counts.n_vars
     inside, most, lock = 0, 0, Lock()
 
@@ -220,5 +220,5 @@ def test_of_many_genes_few_blocks_are_computed_at_a_time(
         monkeypatch.setattr(inference, "MOST_BYTES", n_bytes)
         most = 0
         with threads_set(4):
-            np.testing.assert_array_equal(np.concatenate(list(base.blocks(fitted, source, slow))), np.arange(120))
+            np.testing.assert_array_equal(np.concatenate(list(results.blocks(fitted, source, slow))), np.arange(120))
         assert most == expected

@@ -17,9 +17,9 @@ from anncoder.data.loaders.memory import MemoryLoader, Stored
 from anncoder.data.summary import library_sizes, summarize
 from anncoder.errors import ConfigError, InputError, ResourceError
 from anncoder.models import find, names
-from anncoder.models.base import blocks
 from anncoder.models.count import moment_log_theta
 from anncoder.models.dca import TYPES
+from anncoder.training.results import blocks
 from anncoder.types import Batch, Noise, Shape
 
 SMALL: dict[str, Any] = {"n_latent": 4, "n_hidden": (12, 8)}

@@ -20,10 +20,10 @@ from anncoder.data.loaders.memory import Stored
 from anncoder.datasets import simulate
 from anncoder.errors import AnncoderError, ConfigError
 from anncoder.likelihoods.reference import nb_reference, poisson_reference, zinb_reference
-from anncoder.models.base import observed
 from anncoder.models.variational import VariationalConfig, VariationalNetwork, divergence
 from anncoder.nn.layers import ConditionalLayers
 from anncoder.nn.penalties import EpochWarmUp
+from anncoder.training.results import observed
 from anncoder.types import Batch, Noise, Shape, Summary
 
 SMALL: dict[str, Any] = {"n_latent": 3, "n_hidden": (12,)}

@@ -105,8 +105,10 @@ def test_shifts_of_the_latent_are_found_whatever_the_shares_of_the_groups() -> N
     truth = np.array([[0.0, 0.0], [1.0, -0.5], [-0.4, 0.8]])
     clean = 12.0 * np.eye(2)[group] + rng.normal(size=(1000, 2))
     latent, code = torch.from_numpy((clean + truth[codes]).astype(np.float32)), torch.from_numpy(codes)
-    shifts = LatentShifts(3, 2)
-    shifts.set_from(latent, code)
+    shifts = LatentShifts(Shape(2, 3), 2)
+    counts = CSR(torch.arange(1001), torch.from_numpy(group), torch.full((1000,), 6.0), 2)  # a gene a group
+    cells = Batch(counts, torch.full((1000,), 2.0), torch.arange(1000), code)
+    shifts.set_from(latent, cells, counts)
     found = shifts.shift.numpy()
     # 0.22 was measured; 0.17 is the error of 33 cells of a group in a batch, and the means are off by several units
     np.testing.assert_allclose(found[:3] - found[0], truth, atol=0.3)
@@ -115,9 +117,12 @@ def test_shifts_of_the_latent_are_found_whatever_the_shares_of_the_groups() -> N
     np.testing.assert_array_equal(shifts(latent, torch.full((1000,), 3)), latent)  # of no known batch
     torch.testing.assert_close(shifts(latent, code), latent - torch.from_numpy(found[codes]))
     before = found.copy()
-    shifts.set_from(latent * torch.nan, code)  # a fit that diverged
+    shifts.set_from(latent * torch.nan, cells, counts)  # a fit that diverged
     np.testing.assert_array_equal(shifts.shift.numpy(), before)
-    assert not LatentShifts(0, 2).state_dict()
+    # centres and mean counts of the groups, some of which are copies
+    near = shifts.centres[:, 1] > 6
+    torch.testing.assert_close(shifts.profiles, 3 * torch.stack([~near, near], dim=1).float())
+    assert not LatentShifts(Shape(2), 2).state_dict()
 
 
 def test_values_are_swapped_within_a_batch() -> None:

@@ -129,7 +129,17 @@ def test_the_slots_are_as_documented(counts: anndata.AnnData) -> None:
     np.testing.assert_array_equal(denoised, model.denoise(counts))
     np.testing.assert_array_equal(theta, model.dispersion())
     record = counts.uns["it"]
-    assert set(record) == {"params_json", "history", "valid_obs", "schema", "version", "slots", "denoised_scale"}
+    names = {
+        "params_json",
+        "history",
+        "valid_obs",
+        "schema",
+        "version",
+        "latent_fingerprint",
+        "slots",
+        "denoised_scale",
+    }
+    assert set(record) == names
     assert record["denoised_scale"] == "counts"
     params = json.loads(record["params_json"])
     assert (params["model"], params["layer"]) == ("count", None)
@@ -623,15 +633,15 @@ def test_a_model_of_the_same_settings_and_other_data_is_another(counts: anndata.
 def test_the_number_of_threads_holds_for_the_whole_call(
     counts: anndata.AnnData, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from anncoder.models import base
+    from anncoder.training import results
 
-    seen, infer = [], base.infer
+    seen, infer = [], results.infer
 
     def watched(*arguments: Any) -> Any:
         seen.append(torch.get_num_threads())
         return infer(*arguments)
 
-    monkeypatch.setattr(base, "infer", watched)
+    monkeypatch.setattr(results, "infer", watched)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:

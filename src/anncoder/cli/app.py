@@ -245,6 +245,24 @@ def denoise(
 
 
 @command
+def adapt(
+    model: ModelFolder,
+    data: Inputs,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the adapted model.", readable=False)],
+    batch_key: BatchKeys = None,
+    layer: Layer = None,
+    allow_missing: AllowMissing = 0.0,
+    seed: Seed = 0,
+    device: Device = "auto",
+    threads: Threads = None,
+) -> None:
+    """Save a model that knows the experimental batches of new cells too; all else in it stays as it is."""
+    from anncoder.cli.apply import AdaptRequest, run_adapt
+
+    run_adapt(AdaptRequest(model, data, output, batch_key, layer, allow_missing, seed, device, threads))
+
+
+@command
 def evaluate(
     model: ModelFolder,
     data: Inputs,

@@ -304,12 +304,33 @@ def batches_of(
     return codes.astype(np.int64), list(known)
 
 
+def new_batches_of(column: Any, key: str, known: Sequence[str]) -> tuple[np.ndarray[Any, Any], list[str]]:
+    """Return codes behind those of a fitted model's batches, (n_obs,) int64, and the names of the new ones, sorted.
+
+    Raises
+    ------
+    ConfigError
+        Values are missing.
+    InputError
+        A batch is among the known ones.
+    """
+    of_values, positions = _names_in(column, key, "batch_key")
+    names = of_values[positions]
+    new = sorted(set(names.tolist()) - set(known))
+    if old := sorted(set(names.tolist()) & set(known)):
+        what = f"the model knows the batch {listed(map(repr, old))} already"
+        remedy = "embed these cells as they are, and adapt to the others: "
+        remedy += f"query[~query.obs[{key!r}].isin(model.batches_)]" if new else "there are none"
+        raise InputError("known-batch", what, f"obs[{key!r}]", remedy)
+    return len(known) + pd.Index(new).get_indexer(names).astype(np.int64), new
+
+
 def warn_unknown_batches(key: str, names: Sequence[str], n: int) -> None:
     """Say that n cells are of no batch that the model knows; ``names`` are theirs, none where there is no column."""
     why = f"{counted(n, 'cell')} of a batch unknown to the model: {listed(map(repr, names))} in" if names else "no"
     logger.warning(
         "%s obs[%r]: embedded without a correction for their batch, and decoded as of the average batch; "
-        "fit the model with these cells to correct for it",
+        "model.adapt(query), or a fit with these cells, corrects for it",
         why,
         key,
     )

@@ -12,7 +12,8 @@ import pandas as pd
 from scipy.sparse import csr_matrix
 
 from anncoder.data.summary import library_sizes
-from anncoder.models.base import Array, Autoencoder, observed
+from anncoder.models.base import Array, Autoencoder
+from anncoder.training.results import observed
 
 BLOCK = 1024  # cells that are dense at a time
 CUT = 10.0  # standard deviations above the mean, as scanpy's tutorials cut scaled values

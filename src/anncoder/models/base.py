@@ -6,10 +6,12 @@ AnnData comes in here and numpy arrays go out; between the two stand the network
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from copy import copy
+from itertools import islice
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Self, get_args
+from typing import Any, ClassVar, NamedTuple, Self
 
 import anndata
 import numpy as np
@@ -27,10 +29,16 @@ from anncoder.config import (
     TrainingConfig,
     given,
     refuse_unused_batches,
-    unknown_key,
 )
-from anncoder.data.adata import batch_name, open_data, slot_label
-from anncoder.data.genes import columns_of
+from anncoder.data.adata import (
+    batch_column,
+    batch_columns,
+    batch_label,
+    new_batches_of,
+    open_data,
+    slot_label,
+    warn_of_small_batches,
+)
 from anncoder.data.sources import Data, Genes, MemorySource, PerCell, Source, open_for_model, open_source
 from anncoder.data.split import Split, split_cells
 from anncoder.data.summary import size_factors
@@ -38,18 +46,16 @@ from anncoder.device import choose_device, products_in, refuse_size, threads_set
 from anncoder.errors import ConfigError, DivergenceError, counted
 from anncoder.io import model_folder
 from anncoder.models import find, names
+from anncoder.nn.batches import adapt, extend
 from anncoder.training.checkpoint import Checkpoint, FitCheckpointer, checkpointer_of, resume_note, run_of
 from anncoder.training.cuda_graph import recorded_step_or_none
-from anncoder.training.inference import infer, put_in_order
 from anncoder.training.loop import History, StepFunction, train
-from anncoder.training.prepare import TrainingData, batches_in, fit_context, limited, prepare, threads_for
+from anncoder.training.prepare import SAMPLE, TrainingData, fit_context, limited, prepare, threads_for
 from anncoder.training.progress import TrainingReport, announce, warn_interrupted
+from anncoder.training.results import BLOCK, Scale, blocks, denoised, expecting, latents
 from anncoder.types import Batch, Noise, Rank, Shape
 
-Scale = Literal["counts", "normalized", "log1p"]
 Array = np.ndarray[Any, np.dtype[np.float32]]
-
-BLOCK = 1024  # cells at a time: a few (1024, n_vars) blocks are all that is ever dense
 
 
 class Fitted(NamedTuple):
@@ -321,6 +327,58 @@ class Autoencoder:
         """
         return np.concatenate(list(latents(self, self._source(data, layer, allow_missing))))
 
+    def adapt(
+        self,
+        query: Data,
+        *,
+        batch_key: str | list[str] | tuple[str, ...] | None = None,
+        layer: str | None = None,
+        allow_missing: float = 0.0,
+        seed: int = 0,
+    ) -> Self:
+        """Return a new model that knows the experimental batches of new cells too; this one stays as it is.
+
+        Learned are factors of the genes and shifts of the latent in the new batches, and how they are decoded
+        (:func:`anncoder.nn.batches.adapt`), from up to 8,192 cells; all else is this model's, to the bit: so is the
+        latent of the cells of its batches, and what is decoded as of the ``"mean"`` batch is that of before. New cells
+        need not be of all types, but must be of types that the model knows.
+
+        Parameters
+        ----------
+        query
+            Raw counts of cells of new batches only, (n_obs, n_vars); AnnData or path, genes as in :meth:`embed`.
+        batch_key
+            obs column with the batch: that of the fit, which None stands for.
+        layer, allow_missing
+            As in :meth:`embed`.
+        seed
+            Start of the random stream that chooses the cells.
+
+        Raises
+        ------
+        ConfigError
+            The model has no batches, or not such, or ``batch_key`` is another column; batches are missing.
+        InputError
+            A batch is known already, or as :meth:`embed`.
+        """
+        network = self._network()
+        key = adapted_key(self, batch_key)
+        source = self._source(query, layer, allow_missing)
+        column = batch_column(key, lambda name: source.column(name, what="batch_key"))
+        codes, new = new_batches_of(column, batch_label(key), self.batches_)
+        warn_of_small_batches(codes - len(self.batches_), new, batch_label(key))
+        cells = PerCell(size_factors(source.sizes, self.library_size_), codes)
+        loader = source.loader(cells, np.ones(source.n_obs, dtype=bool), batch_size=BLOCK, seed=seed)
+        device = next(network.parameters()).device
+        sample = [batch.to(device) for batch in islice(loader.epoch(0), SAMPLE // BLOCK)]
+        names = [*self.batches_, *new]
+        wider = self._build(Shape(len(self.var_names_), len(names), tuple(names)), Noise(seed)).to(device).eval()
+        extend(network, wider)
+        adapt(wider, sample, len(self.batches_))
+        again = copy(self)
+        again.network_, again.batches_ = wider, names
+        return again
+
     def denoise(
         self,
         data: Data,
@@ -515,85 +573,18 @@ def refuse_no_model(model: Any) -> None:
     model._network()
 
 
-def refuse_no_decoder(config: NetworkConfig) -> None:
-    """Raise a ConfigError if the model cannot give expected expression."""
-    if not config.decodes:
-        what = "the model has no decoder: it gives a latent, not expected expression"
-        raise ConfigError("no-decoder", what, "denoise", "use a model that reconstructs, such as CountAutoencoder")
-
-
-def refuse_scale(config: NetworkConfig, scale: str) -> None:
-    """Raise a ConfigError unless the model can give expected expression, and on this scale."""
-    refuse_no_decoder(config)
-    if scale not in get_args(Scale) or (scale != "normalized" and not config.reads_counts):
-        allowed = "'counts', 'normalized' or 'log1p'" if config.reads_counts else "'normalized' (transform='none')"
-        raise ConfigError("bad-value", f"scale = {scale!r} is not {allowed}", "scale", f"pass scale={allowed}")
-
-
-def expecting(
-    model: Autoencoder, scale: str, genes: list[str] | None, batch: object | None = None
-) -> Callable[[Batch], Tensor]:
-    """Return the function from a minibatch to expected expression, (b, n_genes); see :meth:`Autoencoder.denoise`."""
-    refuse_scale(model.config, scale)
-    network, columns = model._network(), columns_of(model.var_names_, genes)
-    code = None if batch is None else _code_of(model, batch)
-
-    def expected(cells: Batch) -> Tensor:
-        whole: Tensor = network.denoise(cells) if code is None else network.denoise_as(cells, code)
-        mean = whole[:, columns]
-        if scale != "counts":
-            return mean.log1p() if scale == "log1p" else mean
-        filled = cells.counts.row_sums() > 0  # a cell without counts has a library size of 0, but no such size factor
-        return mean * (cells.size_factor * filled).unsqueeze(1)
-
-    return expected
-
-
-def observed(model: Autoencoder, adata: anndata.AnnData) -> Array:
-    """Return the expected counts at the median library size, zero inflation included, (n_obs, n_vars) float32."""
-    network = model._network()
-    return model._apply(adata, getattr(network, "observed", network.denoise), "X", 0.0)
-
-
-def denoised(
-    model: Autoencoder, source: Source, compute: Callable[[Batch], Tensor], batch: object | None
-) -> Iterator[Array]:
-    """Yield expected expression, block by block; ``compute`` is of :func:`expecting`, for the same ``batch``."""
-    return blocks(model, source, compute, by_batch=None if batch is None else model.config.embeds_batches)
-
-
-def latents(model: Autoencoder, source: Source) -> Iterator[Array]:
-    """Yield the latent of cells, (b, k), as :func:`blocks`; batches are read only if the encoder reads them."""
-    return blocks(model, source, model._network().encode, by_batch=model.config.embeds_batches)
-
-
-def blocks(
-    model: Autoencoder, source: Source, compute: Callable[[Batch], Tensor], *, by_batch: bool | None = None
-) -> Iterator[Array]:
-    """Yield a function of minibatches, (b, ...), in the order of the cells; all at once where a reader has its own.
-
-    ``by_batch``: whether the experimental batch of each cell is read; None for the model's ``encodes_batches``.
-    """
-    by_batch = model.config.encodes_batches if by_batch is None else by_batch
-    factors = size_factors(source.sizes, model.library_size_ if model.reads_counts else 1.0)
-    key = model.training_.batch_key if by_batch else None
-    codes, _ = batches_in(source, key, model.batches_, others=model.config.other_batches)
-    loader = source.loader(PerCell(factors, codes), np.ones(source.n_obs, dtype=bool), batch_size=BLOCK)
-    found = infer(model._network(), loader, compute)
-    if source.in_order:
-        yield from (values for _, values in found)
-    else:
-        yield put_in_order(found, source.n_obs)
-
-
-def _code_of(model: Autoencoder, batch: object) -> int:
-    if not model.config.decodes_as or not model.batches_:
-        what = f"batch = {batch!r}, but this model (as it was fitted) does not decode by batch"
-        remedy = "leave batch out, or fit the model with batch_key"
-        raise ConfigError("batches-unused", what, "batch", remedy)
-    name = batch_name(batch)
-    if name == "mean" and name not in model.batches_ and model.config.other_batches:
-        return len(model.batches_)
-    if name not in model.batches_:
-        raise unknown_key(name, model.batches_, where="batch")
-    return model.batches_.index(name)
+def adapted_key(model: Autoencoder, given_key: Any) -> Any:
+    """Return the column, or columns, of the batches that a model is to be adapted to; a ConfigError if it cannot be."""
+    config, key = model.config, model.training_.batch_key
+    if not config.other_batches:
+        what = f"{type(model).__name__} cannot be adapted to new batches"
+        remedy = "use CountAutoencoder, DenoisingAutoencoder or UndercompleteAutoencoder, or fit it with these cells"
+        raise ConfigError("batches-unused", what, "adapt", remedy)
+    if key is None or not config.reads_counts:
+        lacks = "was fitted without batch_key" if key is None else "reads expression values, which have no factors"
+        remedy = "fit it to counts with batch_key, or embed these cells as they are"
+        raise ConfigError("batches-unused", f"the model {lacks}: there are no batches to add to", "adapt", remedy)
+    if given_key is not None and batch_columns(given_key) != batch_columns(key):
+        what = f"batch_key = {given_key!r}, but the model was fitted with {key!r}"
+        raise ConfigError("bad-value", what, "batch_key", f"give the column of the batches this name: {key!r}")
+    return key

@@ -92,7 +92,7 @@ class CountNetwork(nn.Module):
             self.decoder.n_out, n_vars, likelihood=config.likelihood, dispersion=config.dispersion, noise=noise
         )
         self.basis = LatentBasis(config.n_latent)
-        self.shifts = LatentShifts(shape.n_batches, config.n_latent)
+        self.shifts = LatentShifts(shape, config.n_latent)
         self.penalty = WeightPenalty(config.l1, config.l2, config.warmup_steps)
         self.links = self._links()
 
@@ -124,7 +124,7 @@ class CountNetwork(nn.Module):
         if self.config.natural_axes:
             metric = pulled_back(lambda z: self._decoded(z).log_mean, latent, self._information)
             self.basis.set_from(latent, metric)
-        self.shifts.set_from(self.basis(latent), batch.batch_code)
+        self.shifts.set_from(self.basis(latent), batch, self.inputs.batches.removed(batch))
 
     def forward(self, batch: Batch) -> Loss:
         """Return the negative log-likelihood, a mean over cells and genes, and the penalties."""

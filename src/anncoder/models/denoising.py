@@ -78,7 +78,7 @@ class DenoisingNetwork(nn.Module):
         self.decoder = ConditionedDecoder(config.decoder_layers, config.n_latent, shape.n_batches, noise)
         self.output = linear(self.decoder.n_out, n_vars, noise)
         self.basis = LatentBasis(config.n_latent)
-        self.shifts = LatentShifts(shape.n_batches, config.n_latent)
+        self.shifts = LatentShifts(shape, config.n_latent)
         self.penalty = WeightPenalty(config.l1, config.l2, config.warmup_steps)
 
     def start_from(self, summary: Summary, cells: Loader) -> None:
@@ -119,7 +119,7 @@ class DenoisingNetwork(nn.Module):
         if self.config.natural_axes:
             metric = pulled_back(self.decode, latent, unit_information(batch))
             self.basis.set_from(latent, metric)
-        self.shifts.set_from(self.basis(latent), batch.batch_code)
+        self.shifts.set_from(self.basis(latent), batch, self.inputs.batches.removed(batch))
 
     def decode(self, latent: Tensor, batch_code: Tensor | None = None) -> Tensor:
         """Return the reconstruction of the network input, (b, g); None for the average of the batches."""

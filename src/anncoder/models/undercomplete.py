@@ -91,7 +91,7 @@ class UndercompleteNetwork(nn.Module):
         self.standardize = Standardize(n_vars, scaled=config.standardize)
         self.encoder = Encoder(config.layers, n_vars, config.n_latent, noise)
         self.basis = LatentBasis(config.n_latent)
-        self.shifts = LatentShifts(shape.n_batches, config.n_latent)
+        self.shifts = LatentShifts(shape, config.n_latent)
         self.penalty = WeightPenalty(config.l1, config.l2, config.warmup_steps)
         if config.tied:
             self.tied = TiedDecoder(self.encoder, config.n_hidden)
@@ -128,7 +128,7 @@ class UndercompleteNetwork(nn.Module):
         latent = self.raw_latent(batch)
         if self.config.natural_axes:
             self.basis.set_from(latent, pulled_back(self.decode, latent, unit_information(batch)))
-        self.shifts.set_from(self.basis(latent), batch.batch_code)
+        self.shifts.set_from(self.basis(latent), batch, self.inputs.batches.removed(batch))
 
     def forward(self, batch: Batch) -> Loss:
         """Return the reconstruction error and the penalties."""

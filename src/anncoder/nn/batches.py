@@ -11,6 +11,8 @@ doi 10.1038/s41592-019-0619-0), here for counts and before the training.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +20,7 @@ from anncoder.config import Layers
 from anncoder.nn.inputs import LogNormalize, Standardize
 from anncoder.nn.layers import Decoder
 from anncoder.nn.sparse import sparse_matmul, transposed_matmul
-from anncoder.types import CSR, Batch, Noise
+from anncoder.types import CSR, Batch, Noise, Shape
 
 MOST_CELLS, OF_A_BATCH = 2048, 200  # from which the factors are found: the larger of it and so many a batch
 GROUPS, OF_A_GROUP = 20, 25  # groups, and cells of one in the mean, at least
@@ -26,6 +28,7 @@ ROUNDS, SHIFT_ROUNDS, SWEEPS, STEPS = 4, 15, 20, 10  # of both in turns, of the 
 COMPONENTS, PASSES = 20, 3  # principal components that groups are found in, and iterations for the first ones
 PRIOR = 5.0  # average cells that each batch has beside its own: of few molecules little can be told
 LARGEST = 3.0  # size of a log factor
+ADAPT_ROUNDS = 15  # of groups and factors, of new batches
 
 
 class ConditionedDecoder(Decoder):
@@ -76,8 +79,7 @@ class ConditionedDecoder(Decoder):
         """Take the shares of the batches, and start without an effect of theirs on this and the output layers."""
         shares = torch.bincount(batch_code, minlength=self.n_batches) / len(batch_code)
         self.coding[-1].copy_(shares)
-        first = [layer for layer in self if isinstance(layer, nn.Linear)][:1]
-        for layer in (*first, *outputs):
+        for layer in (*_first_linear(self), *outputs):
             layer.weight[:, -self.n_batches :] = 0
 
 
@@ -88,29 +90,141 @@ class LatentShifts(nn.Module):
     """
 
     shift: Tensor  # (n_batches + 1, k); the last row, of cells of no known batch, stays 0
+    centres: Tensor  # (GROUPS, k) means of the latent, without shifts, of groups of like cells
+    profiles: Tensor  # (GROUPS, g) their means of counts / size factor, as of an average batch
 
-    def __init__(self, n_batches: int, n_latent: int) -> None:
+    def __init__(self, shape: Shape, n_latent: int) -> None:
         super().__init__()
-        self.n_batches = n_batches
-        if n_batches:
-            self.register_buffer("shift", torch.zeros(n_batches + 1, n_latent))
+        self.n_batches = shape.n_batches
+        if shape.n_batches:
+            self.register_buffer("shift", torch.zeros(shape.n_batches + 1, n_latent))
+            self.register_buffer("centres", torch.zeros(GROUPS, n_latent))
+            self.register_buffer("profiles", torch.zeros(GROUPS, shape.n_vars))
 
     def forward(self, latent: Tensor, batch_code: Tensor | None) -> Tensor:
         """Return the latent, (b, k), without the shifts."""
         return latent if not self.n_batches or batch_code is None else latent - self.shift[batch_code]
 
     @torch.no_grad()
-    def set_from(self, latent: Tensor, batch_code: Tensor | None) -> None:
-        """Take the shifts from a sample of cells, (n, k): of batches in the mean over groups of like cells."""
-        if not self.n_batches or batch_code is None or not bool(torch.isfinite(latent).all()):
+    def set_from(self, latent: Tensor, cells: Batch, corrected: CSR) -> None:
+        """Take the shifts from a sample of cells, (n, k): of batches in the mean over groups of like cells.
+
+        ``corrected``, (n, g): their counts divided by the factors. Groups and their means are kept for batches to come.
+        """
+        if not self.n_batches or cells.batch_code is None or not bool(torch.isfinite(latent).all()):
             return
-        latent, member = latent.cpu(), torch.nn.functional.one_hot(batch_code.cpu(), self.n_batches).float()
+        latent, member = latent.cpu(), torch.nn.functional.one_hot(cells.batch_code.cpu(), self.n_batches).float()
         generator, shift = torch.Generator().manual_seed(0), torch.zeros(self.n_batches, latent.shape[1])
         n_groups = max(1, min(GROUPS, len(latent) // OF_A_GROUP))
         for _ in range(SHIFT_ROUNDS):
             groups = _grouped(latent - member @ shift, n_groups, generator)
             shift = _shifts(latent, member, torch.nn.functional.one_hot(groups, n_groups).float())
         self.shift[:-1].copy_(shift)
+        self._keep_groups(latent - member @ shift, cells, corrected, groups)
+
+    def _keep_groups(self, latent: Tensor, cells: Batch, corrected: CSR, groups: Tensor) -> None:
+        sizes = torch.bincount(groups, minlength=GROUPS).unsqueeze(1).float()
+        centres = torch.zeros(GROUPS, latent.shape[1]).index_add_(0, groups, latent) / sizes.clamp(min=1)
+        rows = corrected.rows().cpu()
+        values = corrected.values.cpu() / cells.size_factor.cpu()[rows]
+        place = groups[rows] * corrected.n_vars + corrected.indices.cpu()
+        sums = torch.bincount(place, weights=values.double(), minlength=GROUPS * corrected.n_vars)
+        profiles = sums.view(GROUPS, -1).float() / sizes.clamp(min=1)
+        first = int(sizes.argmax())  # stands for the groups that have no cell
+        self.centres.copy_(torch.where(sizes > 0, centres, centres[first]))
+        self.profiles.copy_(torch.where(sizes > 0, profiles, profiles[first]))
+
+
+@torch.no_grad()
+def extend(network: Any, wider: Any) -> None:
+    """Fill a network of more experimental batches from one of fewer; the new ones start as average batches.
+
+    The latent of cells of the old batches has the same bits. Behind the average of the batches stand the old ones
+    alone: what is decoded as of it stays.
+
+    Parameters
+    ----------
+    network
+        The fitted network, of n batches, with parts as :func:`start_from_batches` starts them.
+    wider
+        One built for more, whose first n are those.
+    """
+    weights, n, more = network.state_dict(), network.decoder.n_batches, wider.decoder.n_batches
+    shares = network.decoder.coding[-1]
+    names = {id(value): name for name, value in network.named_parameters()}
+    for name in ("inputs.batches.inverse", "shifts.shift"):
+        known, neutral = weights[name][:-1], weights[name][-1:]
+        weights[name] = torch.cat([known, neutral.expand(more - n + 1, -1)])
+    weights["decoder.coding"] = wider.decoder.coding.to(shares.device).clone()
+    weights["decoder.coding"][-1] = torch.cat([shares, shares.new_zeros(more - n)])
+    for layer in (*_first_linear(network.decoder), *output_layers(network)):
+        average = (layer.weight[:, -n:] @ shares).unsqueeze(1)
+        weights[names[id(layer.weight)]] = torch.cat([layer.weight, average.expand(-1, more - n)], dim=1)
+    wider.load_state_dict(weights)
+
+
+def output_layers(network: Any) -> list[nn.Linear]:
+    """Return the layers behind the decoder, which read the code of the batch."""
+    return list(network.heads.layers) if hasattr(network, "heads") else [network.output]
+
+
+def _first_linear(decoder: ConditionedDecoder) -> list[nn.Linear]:
+    return [layer for layer in decoder if isinstance(layer, nn.Linear)][:1]
+
+
+@torch.no_grad()
+def adapt(network: Any, cells: list[Batch], n_known: int) -> None:
+    """Find factors and latent shifts of the new batches of a network of :func:`extend`.
+
+    The model is that of :func:`log_factors`, with the groups of the fitted cells and their means given: each cell goes
+    to the group with the nearest centre, factors and shifts follow from the groups, and with them groups are found
+    anew.
+
+    Parameters
+    ----------
+    network
+        The network, in evaluation, on the device of the cells.
+    cells
+        Minibatches of cells of the new batches, their codes from ``n_known`` on.
+    n_known
+        Batches that keep what they have.
+    """
+    shifts, inverse, n_new = network.shifts, network.inputs.batches.inverse, network.decoder.n_batches - n_known
+    counts_of_cells = getattr(network.config, "likelihood", "gaussian") != "gaussian"
+    columns = network.heads.mean.weight[:, -n_new:] if counts_of_cells else None
+    start = None if columns is None else columns.clone()
+    codes = torch.cat([given_codes(batch) for batch in cells]) - n_known
+    member = torch.nn.functional.one_hot(codes, n_new).float()
+    size = member.sum(0).unsqueeze(1)
+    sums = torch.stack([_sums(cells, n_known + code) for code in range(n_new)])
+    counted = sums.sum(0) > 0  # nothing can be told of the other genes, which may be missing from the data
+    for _ in range(ADAPT_ROUNDS):
+        latent = torch.cat([network.encode(batch) for batch in cells])
+        groups = torch.cdist(latent, shifts.centres).argmin(dim=1)
+        expected = member.T @ shifts.profiles[groups]
+        prior = PRIOR * expected / size + 1e-9
+        found = ((sums + prior) / (expected + prior)).log().clamp(-LARGEST, LARGEST) * counted
+        inverse[n_known:-1] = (-found).exp()
+        residual = torch.cat([network.encode(batch) for batch in cells]) - shifts.centres[groups]
+        shifts.shift[n_known:-1] += member.T @ residual / (size + PRIOR)
+        if columns is not None:
+            columns.copy_(start + found.T)
+
+
+def given_codes(batch: Batch) -> Tensor:
+    """Return the codes of the batches of a minibatch that has some, (b,)."""
+    assert batch.batch_code is not None
+    return batch.batch_code
+
+
+def _sums(cells: list[Batch], code: int) -> Tensor:
+    # of the normalised counts of a batch, (g,)
+    found = torch.zeros(cells[0].counts.n_vars, device=cells[0].size_factor.device)
+    for batch in cells:
+        rows = batch.counts.rows()
+        weight = (given_codes(batch) == code)[rows] / batch.size_factor[rows]
+        found.index_add_(0, batch.counts.indices, batch.counts.values * weight)
+    return found
 
 
 def _shifts(latent: Tensor, member: Tensor, group: Tensor) -> Tensor:

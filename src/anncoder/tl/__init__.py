@@ -6,6 +6,7 @@ Nothing of the user's is touched: ``X``, ``raw``, layers and every slot that is 
 
 from anncoder.tl.autoencoders import autoencode, denoise, embed
 from anncoder.tl.dca_scanpy import dca
+from anncoder.tl.labels import transfer_labels
 from anncoder.tl.time_series.fate_drivers import drivers
 from anncoder.tl.time_series.held_out_times import interpolate, validate_transport
 from anncoder.tl.time_series.population_balance import balance
@@ -32,6 +33,7 @@ __all__ = [
     "growth",
     "interpolate",
     "root",
+    "transfer_labels",
     "transport",
     "trends",
     "validate_transport",

@@ -21,7 +21,7 @@ from anncoder.data.sources import DiskSource, open_source
 from anncoder.device import refuse_size, threads_set
 from anncoder.errors import ConfigError
 from anncoder.models import find
-from anncoder.models.base import Array, Autoencoder, Scale, refuse_no_model, refuse_scale
+from anncoder.models.base import Array, Autoencoder, refuse_no_model
 from anncoder.tl.files import (
     OutputSpec,
     column_of,
@@ -40,6 +40,7 @@ from anncoder.tl.files import (
 from anncoder.tl.latent_check import LatentCheck
 from anncoder.tl.slots import denoised_as, next_step, refuse_foreign, sign, target_of
 from anncoder.training.progress import announce
+from anncoder.training.results import Scale, refuse_scale
 
 
 @said_once()
@@ -104,7 +105,8 @@ def autoencode(
         the genes that ``mask_var`` leaves out.
     ``adata.uns[key_added]`` : dict
         ``params_json`` (every setting), ``history`` (data frame), ``valid_obs`` (names of held-out cells), ``schema``,
-        ``version``, and of a denoised layer ``denoised_scale`` (and ``denoised_batch``).
+        ``version``, ``latent_fingerprint`` (the same for a model and those adapted from it), and of a denoised layer
+        ``denoised_scale`` (and ``denoised_batch``).
 
     Results of another model under the same key are replaced, all of them.
 

@@ -32,10 +32,11 @@ from anncoder.io.h5ad_copy import copy_h5ad, rehearse, slices
 from anncoder.io.h5ad_write import refuse_difference
 from anncoder.io.hdf5 import DiskFullFile, new_h5
 from anncoder.io.output_paths import outputs_of
-from anncoder.models.base import Array, Autoencoder, Scale, denoised, expecting, latents, refuse_scale
+from anncoder.models.base import Array, Autoencoder
 from anncoder.tl.latent_check import LatentCheck
 from anncoder.tl.slots import denoised_as, found_denoised, of_another, record, refuse_foreign, slots_of
 from anncoder.training.progress import announce, logger
+from anncoder.training.results import Scale, denoised, expecting, latents, refuse_scale
 
 CHUNK = 2**20  # bytes of a dense array that are stored, and read, together
 

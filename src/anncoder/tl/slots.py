@@ -17,7 +17,8 @@ from anndata.io import read_elem
 from anncoder.data.adata import not_anndata
 from anncoder.errors import ConfigError
 from anncoder.io.model_folder import SCHEMA, versions
-from anncoder.models.base import Autoencoder, Scale
+from anncoder.models.base import Autoencoder
+from anncoder.training.results import Scale
 
 # of records that do not list them: all that the models of version 0.1.0 could write
 BEFORE_0_2 = (
@@ -26,6 +27,9 @@ BEFORE_0_2 = (
     *(f"obs/{{}}_{name}" for name in ("cluster", "elbo", "log_likelihood")),
     *(f"{where}/{{}}_{name}" for where in ("var", "varm") for name in ("batch_effects", "loadings", "theta")),
 )
+
+# weights that decode, or that batches have of their own: without them a model and those adapted from it are the same
+LATENT_ALONE = ("decoder.", "heads.", "output.", "inputs.batches.", "shifts.")
 
 
 def next_step(key: str, n_obs: int, n_latent: int) -> str:
@@ -91,15 +95,18 @@ def record(model: Autoencoder, key: str, denoised: Mapping[str, str]) -> dict[st
         "valid_obs": np.asarray(model.valid_obs_, dtype=str),
         "schema": SCHEMA,
         "version": versions()["anncoder"],
+        "latent_fingerprint": _fingerprint_of_model(model, LATENT_ALONE),
         "slots": np.array(["/".join(slot) for slot in slots_of(model, key)], dtype=str),
         **denoised,
     }
 
 
-def _fingerprint_of_model(model: Autoencoder) -> str:
+def _fingerprint_of_model(model: Autoencoder, left_out: tuple[str, ...] = ()) -> str:
     # of genes and weights: settings, and what is counted, may be the same for other data
     digest = hashlib.sha256("\n".join(map(str, model.var_names_)).encode())
     for name, value in model._network().state_dict().items():
+        if name.startswith(left_out):
+            continue
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().view(-1).numpy().tobytes())
     return digest.hexdigest()[:16]
