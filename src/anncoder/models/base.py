@@ -373,8 +373,9 @@ class Autoencoder:
         sample = [batch.to(device) for batch in islice(loader.epoch(0), SAMPLE // BLOCK)]
         names = [*self.batches_, *new]
         wider = self._build(Shape(len(self.var_names_), len(names), tuple(names)), Noise(seed)).to(device).eval()
-        extend(network, wider)
-        adapt(wider, sample, len(self.batches_))
+        with usual_torch():
+            extend(network, wider)
+            adapt(wider, sample, len(self.batches_))
         again = copy(self)
         again.network_, again.batches_ = wider, names
         return again

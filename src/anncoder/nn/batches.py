@@ -239,9 +239,9 @@ def adapt(network: Any, cells: list[Batch], n_known: int) -> None:
     counts_of_cells = getattr(network.config, "likelihood", "gaussian") != "gaussian"
     columns = network.heads.mean.weight[:, -n_new:] if counts_of_cells else None
     start = None if columns is None else columns.clone()
-    codes = torch.cat([given_codes(batch) for batch in cells]) - n_known
+    codes = torch.cat([_codes(batch) for batch in cells]) - n_known
     member = torch.nn.functional.one_hot(codes, n_new).float()
-    size = member.sum(0).unsqueeze(1)
+    size = member.sum(0).clamp(min=1).unsqueeze(1)  # of many batches a small one may not be in the sample
     sums = torch.stack([_sums(cells, n_known + code) for code in range(n_new)])
     counted = sums.sum(0) > 0  # nothing can be told of the other genes, which may be missing from the data
     for _ in range(ADAPT_ROUNDS):
@@ -257,8 +257,7 @@ def adapt(network: Any, cells: list[Batch], n_known: int) -> None:
             columns.copy_(start + found.T)
 
 
-def given_codes(batch: Batch) -> Tensor:
-    """Return the codes of the batches of a minibatch that has some, (b,)."""
+def _codes(batch: Batch) -> Tensor:
     assert batch.batch_code is not None
     return batch.batch_code
 
@@ -268,7 +267,7 @@ def _sums(cells: list[Batch], code: int) -> Tensor:
     found = torch.zeros(cells[0].counts.n_vars, device=cells[0].size_factor.device)
     for batch in cells:
         rows = batch.counts.rows()
-        weight = (given_codes(batch) == code)[rows] / batch.size_factor[rows]
+        weight = (_codes(batch) == code)[rows] / batch.size_factor[rows]
         found.index_add_(0, batch.counts.indices, batch.counts.values * weight)
     return found
 
