@@ -91,9 +91,9 @@ class LatentShifts(nn.Module):
     """The shift of the latent of each experimental batch among like cells, and in each group of these: zero until set.
 
     An effect of a batch can differ from one type of cell to the next. What is left of it in a group is shrunk towards
-    zero where the batch has few cells there, or fewer than of all cells: it then has the shift that it has in all
-    groups, and a type that it lacks is not merged with those beside it. The memberships of a cell follow from its
-    latent and its batch alone.
+    zero where the batch has few cells there, or fewer than of all cells, or is no farther than by chance: it then has
+    the shift that it has in all groups, and a type that it lacks is not merged with those beside it. The memberships
+    of a cell follow from its latent and its batch alone.
     """
 
     shift: Tensor  # (n_batches + 1, k), common to all groups; the last row, of cells of no known batch, stays 0
@@ -143,12 +143,13 @@ class LatentShifts(nn.Module):
         start = torch.nn.functional.one_hot(groups, GROUPS).float()
         size = start.sum(0).unsqueeze(1)
         centres = torch.where(size > 0, start.T @ latent / size.clamp(min=1), AWAY * latent.abs().max())
-        self.width.fill_(WIDTH * (latent - centres[groups]).square().sum(1).mean().clamp(min=1e-12))
+        spread = (latent - centres[groups]).square().sum(1).mean().clamp(min=1e-12)
+        self.width.fill_(WIDTH * spread)
         member = torch.nn.functional.one_hot(codes, self.n_batches).float()
         of_groups = torch.zeros(self.n_batches, *centres.shape)
         for _ in range(GROUP_ROUNDS):
             share = _memberships(latent, (centres + of_groups)[codes], self.width.cpu())
-            centres, of_groups = _ridge(latent, member, share, centres)
+            centres, of_groups = _shifts_within(latent, member, share, centres, spread)
         self.centres.copy_(centres)
         self.of_groups[:-1].copy_(of_groups)
         return _memberships(latent, (centres + of_groups)[codes], self.width.cpu()).argmax(dim=1)
@@ -167,10 +168,12 @@ def _memberships(latent: Tensor, centres: Tensor, width: Tensor) -> Tensor:
     return (-(latent.unsqueeze(1) - centres).square().sum(2) / width).softmax(dim=1)
 
 
-def _ridge(latent: Tensor, member: Tensor, share: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-    # least squares of latent = centre of the group + shift of the batch in it, in each group: (GROUPS, k) centres,
-    # those of before where no cell is, and (n_batches, GROUPS, k) shifts. The ridge, of RIDGE cells, is larger where a
-    # batch has fewer cells than its share of all: size / (size + ridge) is multiplied by what it has of those
+def _shifts_within(
+    latent: Tensor, member: Tensor, share: Tensor, before: Tensor, spread: Tensor
+) -> tuple[Tensor, Tensor]:
+    # centres of the groups, (GROUPS, k), those of before where no cell is, and the shifts of batches from them,
+    # (n_batches, GROUPS, k): least squares in each group with a ridge of RIDGE cells, a larger one where a batch has
+    # fewer cells than its share of all; less what cells of such a spread are apart by chance (James, Stein 1961)
     size = member.T @ share
     means = torch.stack([(of_batch.unsqueeze(1) * share).T @ latent for of_batch in member.T])
     means /= size.clamp(min=1e-6).unsqueeze(2)
@@ -178,7 +181,9 @@ def _ridge(latent: Tensor, member: Tensor, share: Tensor, before: Tensor) -> tup
     kept = (size / (size + RIDGE) * (size / expected.clamp(min=1e-6)).clamp(max=1)).unsqueeze(2)
     weight = kept.sum(0)
     centres = torch.where(weight > 1e-6, (kept * means).sum(0) / weight.clamp(min=1e-6), before)
-    return centres, kept * (means - centres)
+    apart = means - centres
+    by_chance = spread / (size.unsqueeze(2) * apart.square().sum(2, keepdim=True)).clamp(min=1e-12)
+    return centres, kept * (1 - by_chance).clamp(min=0) * apart
 
 
 @torch.no_grad()
