@@ -93,7 +93,7 @@ class LatentShifts(nn.Module):
     An effect of a batch can differ from one type of cell to the next. What is left of it in a group is shrunk towards
     zero where the batch has few cells there, or fewer than of all cells, or is no farther than by chance: it then has
     the shift that it has in all groups, and a type that it lacks is not merged with those beside it. The memberships
-    of a cell follow from its latent and its batch alone.
+    of a cell follow from its latent and its batch alone. Soft groups and a ridge in each are Harmony's idea.
     """
 
     shift: Tensor  # (n_batches + 1, k), common to all groups; the last row, of cells of no known batch, stays 0
@@ -160,7 +160,8 @@ class LatentShifts(nn.Module):
         values = corrected.values.cpu() / cells.size_factor.cpu()[rows]
         place = groups[rows] * corrected.n_vars + corrected.indices.cpu()
         sums = torch.bincount(place, weights=values.double(), minlength=GROUPS * corrected.n_vars)
-        self.profiles.copy_(sums.view(GROUPS, -1).float() / sizes.clamp(min=1))
+        sums = sums.view(GROUPS, -1).float()
+        self.profiles.copy_(torch.where(sizes > 0, sums / sizes.clamp(min=1), sums.sum(0) / len(groups)))
 
 
 def _memberships(latent: Tensor, centres: Tensor, width: Tensor) -> Tensor:
