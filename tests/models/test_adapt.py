@@ -76,8 +76,10 @@ def test_a_new_batch_is_brought_to_cells_like_its_own_and_all_else_stays(
         if now.shape == value.shape:
             assert now.equal(value), key
         else:  # what the known batches have is there
-            assert key.startswith(("decoder.", "heads.", "output.", "inputs.batches.", "shifts.shift")), key
-            if key in ("inputs.batches.inverse", "shifts.shift"):
+            assert key.startswith(
+                ("decoder.", "heads.", "output.", "inputs.batches.", "shifts.shift", "shifts.of_groups")
+            ), key
+            if key in ("inputs.batches.inverse", "shifts.shift", "shifts.of_groups"):
                 assert now[:3].equal(value[:3]), key
             elif key != "decoder.coding":
                 assert now[:, :-1].equal(value), key

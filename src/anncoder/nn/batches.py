@@ -28,6 +28,10 @@ ROUNDS, SHIFT_ROUNDS, SWEEPS, STEPS = 4, 15, 20, 10  # of both in turns, of the 
 COMPONENTS, PASSES = 20, 3  # principal components that groups are found in, and iterations for the first ones
 PRIOR = 5.0  # average cells that each batch has beside its own: of few molecules little can be told
 LARGEST = 3.0  # size of a log factor
+RIDGE = 20.0  # cells without a shift of their own, beside those of a batch in a group
+WIDTH = 0.35  # of the groups' edges: share of the mean squared distance from a cell to the centre of its group
+GROUP_ROUNDS = 10  # of memberships, and centres and shifts of groups
+AWAY = 1e3  # largest coordinates to the centre of a group that is not used
 ADAPT_ROUNDS = 15  # of groups and factors, of new batches
 
 
@@ -84,13 +88,18 @@ class ConditionedDecoder(Decoder):
 
 
 class LatentShifts(nn.Module):
-    """The shift of the latent of each experimental batch, (n_batches, k), among like cells: zero until it is set.
+    """The shift of the latent of each experimental batch among like cells, and in each group of these: zero until set.
 
-    The logarithm of a count divided by a factor has not quite the mean of others, of strong effects and few molecules.
+    An effect of a batch can differ from one type of cell to the next. What is left of it in a group is shrunk towards
+    zero where the batch has few cells there, or fewer than of all cells, or is no farther than by chance: it then has
+    the shift that it has in all groups, and a type that it lacks is not merged with those beside it. The memberships
+    of a cell follow from its latent and its batch alone. Soft groups and a ridge in each are Harmony's idea.
     """
 
-    shift: Tensor  # (n_batches + 1, k); the last row, of cells of no known batch, stays 0
+    shift: Tensor  # (n_batches + 1, k), common to all groups; the last row, of cells of no known batch, stays 0
+    of_groups: Tensor  # (n_batches + 1, GROUPS, k): what is shifted besides in each group; the last row stays 0
     centres: Tensor  # (GROUPS, k) means of the latent, without shifts, of groups of like cells
+    width: Tensor  # of the groups' edges, a squared distance
     profiles: Tensor  # (GROUPS, g) their means of counts / size factor, as of an average batch
 
     def __init__(self, shape: Shape, n_latent: int) -> None:
@@ -98,41 +107,84 @@ class LatentShifts(nn.Module):
         self.n_batches = shape.n_batches
         if shape.n_batches:
             self.register_buffer("shift", torch.zeros(shape.n_batches + 1, n_latent))
+            self.register_buffer("of_groups", torch.zeros(shape.n_batches + 1, GROUPS, n_latent))
             self.register_buffer("centres", torch.zeros(GROUPS, n_latent))
+            self.register_buffer("width", torch.ones(()))
             self.register_buffer("profiles", torch.zeros(GROUPS, shape.n_vars))
 
     def forward(self, latent: Tensor, batch_code: Tensor | None) -> Tensor:
         """Return the latent, (b, k), without the shifts."""
-        return latent if not self.n_batches or batch_code is None else latent - self.shift[batch_code]
+        if not self.n_batches or batch_code is None:
+            return latent
+        found, of_groups = latent - self.shift[batch_code], self.of_groups[batch_code]
+        share = _memberships(found, self.centres + of_groups, self.width)
+        return found - (share.unsqueeze(2) * of_groups).sum(1)
 
     @torch.no_grad()
     def set_from(self, latent: Tensor, cells: Batch, corrected: CSR) -> None:
-        """Take the shifts from a sample of cells, (n, k): of batches in the mean over groups of like cells.
+        """Take the shifts from a sample of cells, (n, k): of batches in the mean over groups of like ones, and in each.
 
         ``corrected``, (n, g): their counts divided by the factors. Groups and their means are kept for batches to come.
         """
         if not self.n_batches or cells.batch_code is None or not bool(torch.isfinite(latent).all()):
             return
-        latent, member = latent.cpu(), torch.nn.functional.one_hot(cells.batch_code.cpu(), self.n_batches).float()
+        latent, codes = latent.cpu(), cells.batch_code.cpu()
+        member = torch.nn.functional.one_hot(codes, self.n_batches).float()
         generator, shift = torch.Generator().manual_seed(0), torch.zeros(self.n_batches, latent.shape[1])
         n_groups = max(1, min(GROUPS, len(latent) // OF_A_GROUP))
         for _ in range(SHIFT_ROUNDS):
             groups = _grouped(latent - member @ shift, n_groups, generator)
             shift = _shifts(latent, member, torch.nn.functional.one_hot(groups, n_groups).float())
         self.shift[:-1].copy_(shift)
-        self._keep_groups(latent - member @ shift, cells, corrected, groups)
+        self._keep_groups(self._set_groups(latent - member @ shift, codes, groups), cells, corrected)
 
-    def _keep_groups(self, latent: Tensor, cells: Batch, corrected: CSR, groups: Tensor) -> None:
+    def _set_groups(self, latent: Tensor, codes: Tensor, groups: Tensor) -> Tensor:
+        # the groups, given those to start from; a mixture whose components are at other places in each batch
+        start = torch.nn.functional.one_hot(groups, GROUPS).float()
+        size = start.sum(0).unsqueeze(1)
+        centres = torch.where(size > 0, start.T @ latent / size.clamp(min=1), AWAY * latent.abs().max())
+        spread = (latent - centres[groups]).square().sum(1).mean().clamp(min=1e-12)
+        self.width.fill_(WIDTH * spread)
+        member = torch.nn.functional.one_hot(codes, self.n_batches).float()
+        of_groups = torch.zeros(self.n_batches, *centres.shape)
+        for _ in range(GROUP_ROUNDS):
+            share = _memberships(latent, (centres + of_groups)[codes], self.width.cpu())
+            centres, of_groups = _shifts_within(latent, member, share, centres, spread)
+        self.centres.copy_(centres)
+        self.of_groups[:-1].copy_(of_groups)
+        return _memberships(latent, (centres + of_groups)[codes], self.width.cpu()).argmax(dim=1)
+
+    def _keep_groups(self, groups: Tensor, cells: Batch, corrected: CSR) -> None:
         sizes = torch.bincount(groups, minlength=GROUPS).unsqueeze(1).float()
-        centres = torch.zeros(GROUPS, latent.shape[1]).index_add_(0, groups, latent) / sizes.clamp(min=1)
         rows = corrected.rows().cpu()
         values = corrected.values.cpu() / cells.size_factor.cpu()[rows]
         place = groups[rows] * corrected.n_vars + corrected.indices.cpu()
         sums = torch.bincount(place, weights=values.double(), minlength=GROUPS * corrected.n_vars)
-        profiles = sums.view(GROUPS, -1).float() / sizes.clamp(min=1)
-        first = int(sizes.argmax())  # stands for the groups that have no cell
-        self.centres.copy_(torch.where(sizes > 0, centres, centres[first]))
-        self.profiles.copy_(torch.where(sizes > 0, profiles, profiles[first]))
+        sums = sums.view(GROUPS, -1).float()
+        self.profiles.copy_(torch.where(sizes > 0, sums / sizes.clamp(min=1), sums.sum(0) / len(groups)))
+
+
+def _memberships(latent: Tensor, centres: Tensor, width: Tensor) -> Tensor:
+    # (n, GROUPS) of cells, (n, k), in groups with centres in the batch of each cell, (n, GROUPS, k)
+    return (-(latent.unsqueeze(1) - centres).square().sum(2) / width).softmax(dim=1)
+
+
+def _shifts_within(
+    latent: Tensor, member: Tensor, share: Tensor, before: Tensor, spread: Tensor
+) -> tuple[Tensor, Tensor]:
+    # centres of the groups, (GROUPS, k), those of before where no cell is, and the shifts of batches from them,
+    # (n_batches, GROUPS, k): least squares in each group with a ridge of RIDGE cells, a larger one where a batch has
+    # fewer cells than its share of all; less what cells of such a spread are apart by chance (James, Stein 1961)
+    size = member.T @ share
+    means = torch.stack([(of_batch.unsqueeze(1) * share).T @ latent for of_batch in member.T])
+    means /= size.clamp(min=1e-6).unsqueeze(2)
+    expected = member.mean(0).unsqueeze(1) * size.sum(0)
+    kept = (size / (size + RIDGE) * (size / expected.clamp(min=1e-6)).clamp(max=1)).unsqueeze(2)
+    weight = kept.sum(0)
+    centres = torch.where(weight > 1e-6, (kept * means).sum(0) / weight.clamp(min=1e-6), before)
+    apart = means - centres
+    by_chance = spread / (size.unsqueeze(2) * apart.square().sum(2, keepdim=True)).clamp(min=1e-12)
+    return centres, kept * (1 - by_chance).clamp(min=0) * apart
 
 
 @torch.no_grad()
@@ -152,9 +204,9 @@ def extend(network: Any, wider: Any) -> None:
     weights, n, more = network.state_dict(), network.decoder.n_batches, wider.decoder.n_batches
     shares = network.decoder.coding[-1]
     names = {id(value): name for name, value in network.named_parameters()}
-    for name in ("inputs.batches.inverse", "shifts.shift"):
+    for name in ("inputs.batches.inverse", "shifts.shift", "shifts.of_groups"):
         known, neutral = weights[name][:-1], weights[name][-1:]
-        weights[name] = torch.cat([known, neutral.expand(more - n + 1, -1)])
+        weights[name] = torch.cat([known, neutral.expand(more - n + 1, *neutral.shape[1:])])
     weights["decoder.coding"] = wider.decoder.coding.to(shares.device).clone()
     weights["decoder.coding"][-1] = torch.cat([shares, shares.new_zeros(more - n)])
     for layer in (*_first_linear(network.decoder), *output_layers(network)):
