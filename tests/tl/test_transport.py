@@ -348,6 +348,19 @@ def test_fates_agree_with_clones_of_real_cells(shared_data: Path) -> None:
     assert found.same_clone >= 3
 
 
+@pytest.mark.slow
+def test_fates_on_the_latent_agree_with_clones_of_real_cells(shared_data: Path) -> None:
+    from benchmarks.time_series import clones
+
+    adata = anndata.read_h5ad(shared_data / "larry_781.h5ad")
+    ac.tl.autoencode(adata, "denoising", n_latent=16, progress=False, seed=0)
+    found = clones(adata, "X_ae")
+    mean, nearest = (np.mean([*scores.values()]) for scores in (found.auc, found.nearest))
+    assert mean >= 0.80
+    assert mean > nearest
+    assert found.same_clone >= 3
+
+
 def test_held_out_day_of_reprogramming(shared_data: Path) -> None:
     from benchmarks.time_series import with_pca
 
