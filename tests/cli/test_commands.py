@@ -607,6 +607,12 @@ class TestOtherCommands:
         for more in ("--no-estimate", "--json"):
             assert "about" not in anncoder("check", counts_file, more).stdout
 
+    def test_check_of_cells_that_the_defaults_do_not_fit(self, anncoder: Run, counts_file: Path) -> None:
+        anndata.read_h5ad(counts_file)[:, :12].copy().write_h5ad(counts_file)
+        result = anncoder("check", counts_file)
+        assert result.exit_code == 0
+        assert "was not tried: n_latent = 16 is not below the number of genes, 12" in result.stdout
+
     @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
     def test_a_file_that_cannot_be_read(self, anncoder: Run, model_folder: Path, counts_file: Path) -> None:
         counts_file.chmod(0)

@@ -24,7 +24,7 @@ from anncoder.data.opening import open_stores, paths_of
 from anncoder.data.store import Store, stacked
 from anncoder.data.stores import Stores
 from anncoder.device import choose_device, threads_set
-from anncoder.errors import FileError, InputError, counted, listed
+from anncoder.errors import AnncoderError, FileError, InputError, counted, listed
 from anncoder.evaluation.comparison import Evaluation, evaluate
 from anncoder.io.model_folder import read_stored
 from anncoder.io.output_paths import refuse_output
@@ -53,7 +53,11 @@ def run_check(data: list[Path], *, layer: str | None, counts: bool, as_json: boo
         if errors:  # they were printed in full
             raise InputError(errors[0], f"{path} cannot be used as it is: {listed(errors)}, see above")
     if estimate and not as_json and sum(report.n_obs for report in reports) >= FEW_CELLS:
-        typer.echo(f"\n{estimated(paths, layer, counts=counts)}")
+        try:
+            line = estimated(paths, layer, counts=counts)
+        except AnncoderError as error:  # of the defaults: the cells passed the check
+            line = f"how long a fit will take was not tried: {error.what}"
+        typer.echo(f"\n{line}")
 
 
 TRIAL = 1920  # cells of a trial fit: thirty minibatches of 64
@@ -66,10 +70,7 @@ OF_PROCESS = 720 * 2**20  # bytes of Python, torch and anndata
 def estimated(paths: list[Path], layer: str | None, *, counts: bool) -> str:
     """Return how long the default fit of these cells will take here, by a trial of three epochs of some of them.
 
-    Raises
-    ------
-    AnncoderError
-        As :meth:`Autoencoder.fit`: of cells that pass the check, but not these settings.
+    An AnncoderError if the fit refuses them, as of fewer genes than latent units.
     """
     from anncoder.models.count import CountAutoencoder
 
