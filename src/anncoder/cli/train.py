@@ -193,8 +193,13 @@ def checked_input(request: TrainRequest, plan: TrainPlan) -> tuple[Files, DiskSo
         in_place=request.in_place,
         drop_empty=request.drop_empty_cells,
     )
-    kind: Any = {"counts": model.reads_counts, "integers": model.config.integers}
-    source = open_source(files.stores, request.layer, mask_var=plan.training.mask_var, **kind)
+    source = open_source(
+        files.stores,
+        request.layer,
+        counts=model.reads_counts,
+        integers=model.config.integers,
+        mask_var=plan.training.mask_var,
+    )
     assert isinstance(source, DiskSource)
     for problem in source.warnings:
         if problem.code != "empty-cells":  # which the fit says

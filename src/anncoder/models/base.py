@@ -264,8 +264,9 @@ class Autoencoder:
         settings = {k: v for k, v in locals().items() if k in TrainingConfig.model_fields}
         training = TrainingConfig(**settings).with_defaults_of(self.config)
         with fit_context(training) as process:
-            kind: Any = {"counts": self.reads_counts, "integers": self.config.integers}
-            source = open_source(data, layer, mask_var=training.mask_var, **kind)
+            source = open_source(
+                data, layer, counts=self.reads_counts, integers=self.config.integers, mask_var=training.mask_var
+            )
             training = training.model_copy(update={"mask_var": source.mask_var})
             split = split_cells(source, training)
             ready = prepare(source, split, self.config, training, process)

@@ -346,8 +346,13 @@ def _autoencode_files(
     files: Paths, model: Autoencoder, wanted: OutputSpec, output: Path, *, layer: str | None, **settings: Any
 ) -> Autoencoder:
     found = open_files_for(model, files, output, wanted, layer)
-    kind: Any = {"counts": model.reads_counts, "integers": model.config.integers}
-    source = open_source(found.stores, layer, mask_var=settings.get("mask_var", AUTO), **kind)
+    source = open_source(
+        found.stores,
+        layer,
+        counts=model.reads_counts,
+        integers=model.config.integers,
+        mask_var=settings.get("mask_var", AUTO),
+    )
     assert isinstance(source, DiskSource)
     with _threads_of(settings):
         fitted = model.fit(source, layer=layer, **settings)
