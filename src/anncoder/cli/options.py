@@ -16,7 +16,9 @@ LAST_SEED, MOST_THREADS = 2**32 - 1, 1024
 Inputs = Annotated[
     list[Path],
     typer.Argument(
-        help="An .h5ad file or .zarr folder of any size, several, or a quoted glob.", show_default=False, readable=False
+        help="An .h5ad file or .zarr folder of any size, 10x .h5, mtx folder or loom; several, or a quoted glob.",
+        show_default=False,
+        readable=False,
     ),
 ]
 ModelFolder = Annotated[

@@ -59,6 +59,9 @@ def open_data(data: anndata.AnnData | str | Path) -> anndata.AnnData:
 
 
 def _read(root: Any, path: Path) -> anndata.AnnData:
+    if isinstance(root, h5py.File) and root.driver == "core":  # read into memory from another format
+        adata: anndata.AnnData = read_elem(root["/"])
+        return adata
     if encoding_of(root) not in ("", "anndata"):  # other programs call it "AnnData"; anndata reads only its own word
         return anndata.AnnData(**{name: read_elem(root[name]) for name in root if not is_null(root[name])})
     return anndata.read_zarr(path) if path.is_dir() else anndata.read_h5ad(path)
