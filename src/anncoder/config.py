@@ -63,13 +63,11 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    @pydantic.model_validator(mode="wrap")
-    @classmethod
-    def _explain(cls, values: Any, build: pydantic.ModelWrapValidatorHandler[Self]) -> Self:
+    def __init__(self, **values: Any) -> None:
         try:
-            return build(values)
+            super().__init__(**values)
         except pydantic.ValidationError as error:
-            raise _config_error(error, cls.model_fields, cls.__name__) from None
+            raise _config_error(error, type(self).model_fields, type(self).__name__) from None
 
     @pydantic.field_validator("*", mode="before")
     @classmethod
@@ -456,6 +454,8 @@ def _config_error(
     error: pydantic.ValidationError, fields: Mapping[str, Any], where: str, within: tuple[str, ...] = ()
 ) -> ConfigError:
     first = error.errors(include_url=False)[0]
+    if isinstance(raised := first.get("ctx", {}).get("error"), ConfigError):  # of a model_post_init
+        return raised
     key = ".".join(str(part) for part in (*within, *first["loc"]))
     if first["type"] == "extra_forbidden":
         return unknown_key(key, sorted(fields), where=where)

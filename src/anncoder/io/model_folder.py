@@ -310,8 +310,9 @@ def _read(path: Path) -> bytes:
 
 
 def _json(path: Path) -> dict[str, Any]:
+    text = _read(path)
     try:
-        values = json.loads(_read(path))
+        values = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise broken(path.parent, f"{path.name} is not JSON: {error}") from None
     if not isinstance(values, dict):

@@ -36,7 +36,7 @@ from anncoder.data.split import Split, split_cells
 from anncoder.device import choose_device, products_in, refuse_size, threads_set, usual_torch
 from anncoder.errors import ConfigError, DivergenceError, counted
 from anncoder.io import model_folder
-from anncoder.models import find, names
+from anncoder.models import find, names, scikit_learn
 from anncoder.models.adapting import adapted, adapted_key
 from anncoder.models.card import card
 from anncoder.training.checkpoint import Checkpoint, FitCheckpointer, checkpointer_of, resume_note, run_of
@@ -120,6 +120,16 @@ class Autoencoder:
     valid_obs_: pd.Index
     valid_sizes_: np.ndarray[Any, Any]
 
+    # as scikit-learn calls them
+    fit_settings: ClassVar[dict[str, Any]] = {}  # of set_params, until a model has its own
+    container: ClassVar[str] = ""  # of set_output
+    get_params, set_params = scikit_learn.get_params, scikit_learn.set_params
+    fit_transform, transform, score = scikit_learn.fit_transform, scikit_learn.transform, scikit_learn.score
+    set_output, get_feature_names_out = scikit_learn.set_output, scikit_learn.get_feature_names_out
+    n_features_in_, feature_names_in_ = property(scikit_learn.n_features_in), property(scikit_learn.feature_names_in)
+    __sklearn_clone__, __sklearn_is_fitted__ = scikit_learn.clone_of, scikit_learn.is_fitted
+    __sklearn_tags__ = scikit_learn.tags_of
+
     def __init__(self, config: NetworkConfig) -> None:
         self.config = config
         self.network_: nn.Module | None = None
@@ -127,7 +137,9 @@ class Autoencoder:
     def __repr__(self) -> str:
         changed = {k: v for k, v in self.config if v != type(self.config).model_fields[k].default}
         state = "" if self.network_ is None else f"  # fitted: {counted(len(self.var_names_), 'gene')}"
-        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in changed.items())}){state}"
+        also = ", ".join(f"{k}={v!r}" for k, v in self.fit_settings.items())
+        also = f".set_params({also})" * bool(also)
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in changed.items())}){also}{state}"
 
     def _repr_html_(self) -> str:
         return card(self)
@@ -135,6 +147,7 @@ class Autoencoder:
     def fit(
         self,
         data: Data,
+        y: object = None,
         *,
         layer: str | None = None,
         batch_key: str | list[str] | tuple[str, ...] | None = None,
@@ -178,7 +191,9 @@ class Autoencoder:
         ----------
         data
             Raw counts, (n_obs, n_vars): AnnData, or, read from disk in blocks, the path of an ``.h5ad`` file or
-            ``.zarr`` folder, several in a list or glob, or a backed AnnData.
+            ``.zarr`` folder, several in a list or glob, or a backed AnnData; or, as everywhere, a matrix or data frame.
+        y
+            Ignored: scikit-learn passes labels.
         layer
             Where the counts are; None and ``"X"`` for ``X``, ``"raw.X"`` for those of ``raw`` (and of its genes).
         batch_key
@@ -236,7 +251,7 @@ class Autoencoder:
             unchanged, fitted or not.
         """
         settings = {k: v for k, v in locals().items() if k in TrainingConfig.model_fields}
-        training = TrainingConfig(**settings).with_defaults_of(self.config)
+        training = TrainingConfig(**scikit_learn.settings_of_fit(self, settings)).with_defaults_of(self.config)
         with fit_context(training) as process:
             source = open_source(
                 data, layer, counts=self.reads_counts, integers=self.config.integers, mask_var=training.mask_var
