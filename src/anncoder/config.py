@@ -161,6 +161,11 @@ class NetworkConfig(Settings):
         )
 
     @property
+    def labels(self) -> Literal["unused", "optional", "needed"]:
+        """Whether the model uses or needs ``label_key``."""
+        return "unused"
+
+    @property
     def embeds_batches(self) -> bool:
         """Whether the latent of a cell depends on its experimental batch."""
         return self.encodes_batches
@@ -337,6 +342,9 @@ class TrainingConfig(Settings):
         BatchKey | None,
         Field(description="obs column with the experimental batch; of several, combinations"),
     ] = None
+    label_key: Annotated[
+        str | None, Field(description="obs column with labels to learn, for models that do; missing: unknown")
+    ] = None
     mask_var: Annotated[
         str | None,
         Field(description="var column of the genes to fit on; auto: highly_variable, where there is one; null: all"),
@@ -369,6 +377,10 @@ class TrainingConfig(Settings):
             what = "the model needs the experimental batch of each cell"
             remedy = "batch_key='COLUMN' names the column of obs that has it (--set batch_key=COLUMN)"
             raise ConfigError("no-batch-key", what, "batch_key", remedy)
+        if self.label_key is None and model.labels == "needed":
+            what = "the model needs labels of some of the cells"
+            remedy = "label_key='COLUMN' names the column of obs that has them (--set label_key=COLUMN)"
+            raise ConfigError("no-label-key", what, "label_key", remedy)
         defaults = model.defaults if self.max_epochs is None else {**model.defaults, "max_steps": None}
         return self.model_copy(update={k: v for k, v in defaults.items() if getattr(self, k) is None})
 
@@ -404,6 +416,14 @@ def refuse_unused_batches(model: NetworkConfig, training: TrainingConfig) -> Non
     if training.batch_key is not None and model.batches == "unused":
         what = f"batch_key = {training.batch_key!r}, but this model (as it is set) makes no use of batches"
         raise ConfigError("batches-unused", what, "batch_key", model.instead_of_batches)
+
+
+def refuse_unused_labels(model: NetworkConfig, training: TrainingConfig) -> None:
+    """Raise a ConfigError for a ``label_key``, whose column exists, of a model that learns no labels."""
+    if training.label_key is not None and model.labels == "unused":
+        what = f"label_key = {training.label_key!r}, but this model learns no labels"
+        remedy = "leave label_key out: no model of this package learns labels; docs/own-model.md has one that does"
+        raise ConfigError("labels-unused", what, "label_key", remedy)
 
 
 # words of other packages for our settings

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import anndata
 import numpy as np
@@ -130,11 +130,17 @@ class AimedConfig(CountConfig):
     def fits_slot(self) -> str:
         return "X_known"
 
+    @property
+    def labels(self) -> Literal["optional"]:
+        return "optional"
+
 
 class AimedNetwork(CountNetwork):
     def start_from(self, summary: Summary, cells: Loader) -> None:
         assert summary.target is not None
         assert summary.target.shape == (summary.n_obs, 3)
+        assert summary.sample is not None
+        assert summary.sample.label is not None
         super().start_from(summary, cells)
 
 
@@ -146,13 +152,14 @@ class Aimed(ac.CountAutoencoder):
         Autoencoder.__init__(self, AimedConfig(n_latent=n_latent, n_hidden=n_hidden))
 
 
-def test_coordinates_that_a_model_is_fitted_to_go_along(grouped: anndata.AnnData, tmp_path: Path) -> None:
+def test_coordinates_and_labels_that_a_model_is_fitted_to_go_along(grouped: anndata.AnnData, tmp_path: Path) -> None:
     cells = grouped.copy()
     cells.obsm["X_known"] = np.arange(3.0 * cells.n_obs).reshape(-1, 3)
+    cells.obs["kind"] = np.where(np.arange(cells.n_obs) % 2, "odd", None)
     cells.write_h5ad(path := tmp_path / "cells.h5ad")
     model = Aimed()
     model.unfitted = lambda: Aimed()  # type: ignore[method-assign] # only some of the settings are its own
-    model.fit(cells, max_epochs=1, valid_fraction=0, threads=1, progress=False)
+    model.fit(cells, label_key="kind", max_epochs=1, valid_fraction=0, threads=1, progress=False)
     for data in (cells, path):
         assert evaluate(model, data, guard=True).table["invented_correlations"].notna().sum() == 2
     del cells.obsm["X_known"]

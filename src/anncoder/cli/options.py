@@ -63,7 +63,7 @@ Device = Annotated[str, typer.Option(help="cpu, gpu, cuda, cuda:1, mps, auto.")]
 Threads = Annotated[int | None, typer.Option(min=1, max=MOST_THREADS, help="CPU threads.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and errors.")]
-MODELS = f"One of {', '.join(names())}."
+MODELS = f"One of {', '.join(names())}, or a model of an installed package (docs/own-model.md)."
 Seed = Annotated[int, typer.Option(min=0, max=LAST_SEED, help="Start of every random stream.")]
 GivenSeed = Annotated[
     int | None, typer.Option(min=0, max=LAST_SEED, help="Start of every random stream; 0 if not given.")

@@ -198,6 +198,7 @@ def evaluate(
     max_cells = _enough(max_cells)
     # the guard fits again, which may need batches that embedding does not
     keys = batch_columns(model.training_.batch_key) if model.config.encodes_batches or guard else []
+    keys = [*keys, *batch_columns(model.training_.label_key if guard else None)]
     named = [*batch_columns(batch_key), *keys]
     columns = [*([] if labels is None else [labels]), *dict.fromkeys(key for key in named if key != labels)]
     slot = model.config.fits_slot if guard else None

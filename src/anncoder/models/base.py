@@ -27,6 +27,7 @@ from anncoder.config import (
     SplitName,
     TrainingConfig,
     refuse_unused_batches,
+    refuse_unused_labels,
 )
 from anncoder.data.adata import (
     open_data,
@@ -64,6 +65,7 @@ class Fitted(NamedTuple):
     stopped: str
     valid_obs: pd.Index
     valid_sizes: np.ndarray[Any, Any]
+    labels: list[str] = []  # noqa: RUF012 - of a NamedTuple
 
 
 class Start(NamedTuple):
@@ -97,6 +99,8 @@ class Autoencoder:
         Their total counts, by which they are told from other cells of the same name.
     batches_
         Names of the experimental batches of ``batch_key``, in the order of their codes; empty without one.
+    labels_
+        Names of the labels of ``label_key``, in the order of their codes; empty without one.
     best_epoch_
         The epoch (from 0) whose weights the model has.
     stopped_
@@ -119,6 +123,7 @@ class Autoencoder:
     stopped_: str
     valid_obs_: pd.Index
     valid_sizes_: np.ndarray[Any, Any]
+    labels_: list[str]
 
     # as scikit-learn calls them
     fit_settings: ClassVar[dict[str, Any]] = {}  # of set_params, until a model has its own
@@ -151,6 +156,7 @@ class Autoencoder:
         *,
         layer: str | None = None,
         batch_key: str | list[str] | tuple[str, ...] | None = None,
+        label_key: str | None = None,
         mask_var: str | None = "auto",
         empty_cells: EmptyCellsName = "leave-out",
         max_epochs: int | None = None,
@@ -199,6 +205,8 @@ class Autoencoder:
         batch_key
             obs column with the experimental batch, or several (their combinations), for the models that correct for it
             (:mod:`anncoder.nn.batches`). Leave it out where batches differ by the biology that you look for.
+        label_key
+            obs column with labels to learn, for models of your own that do (docs/own-model.md); missing: unknown.
         mask_var
             var column of the genes to fit on; ``"auto"``, the default, is ``"highly_variable"`` where there is one
             (scanpy's rule), None all genes. A denoised layer has NaN in the others.
@@ -430,6 +438,7 @@ class Autoencoder:
             history=self.history_.to_dict(orient="list"),
             valid_obs=list(self.valid_obs_),
             valid_sizes=self.valid_sizes_.tolist(),
+            labels=self.labels_,
         )
         model_folder.write_model(folder, record, list(self.var_names_), weights)
 
@@ -471,13 +480,15 @@ class Autoencoder:
         checkpoint: str | Path | Checkpoint | None,
         progress: bool | None,
     ) -> Start:
+        refuse_unused_labels(self.config, ready.training)
         refuse_unused_batches(self.config, ready.training)  # its column exists: that would have been said first
         noise = Noise(ready.training.seed)
         run = run_of(self.name, self.config, ready.training, source, split, ready)
         checkpointer = checkpointer_of(checkpoint, run, noise, process, ready.device, in_order=source.in_order)
         training = limited(ready.training, len(ready.train))
         step_fn = recorded_step_or_none(ready.train, self.config, training, process)
-        network = self._build(Shape(len(source.var_names), len(ready.batches), tuple(ready.batches)), noise)
+        n_labels, batches = len(ready.labels), tuple(ready.batches)
+        network = self._build(Shape(len(source.var_names), len(batches), batches, n_labels=n_labels), noise)
         n_threads = threads_for(network, training, ready.device)
         with threads_set(n_threads):
             network.to(ready.device).start_from(ready.summary, ready.unshuffled)
@@ -511,6 +522,7 @@ class Autoencoder:
                 stopped=history.stopped,
                 valid_obs=source.names(split.valid),
                 valid_sizes=np.asarray(source.sizes[split.valid]),
+                labels=ready.labels,
             )
         )
 
@@ -523,7 +535,8 @@ class Autoencoder:
             return self.network_class(self.config, shape, noise)
 
     def _shape(self) -> Shape:
-        return Shape(len(self.var_names_), len(self.batches_), tuple(self.batches_))
+        names, batches = self.var_names_, tuple(self.batches_)
+        return Shape(len(names), len(batches), batches, n_labels=len(self.labels_))
 
     def _network(self) -> Any:
         if self.network_ is None:
