@@ -1,0 +1,75 @@
+"""Types and defaults of parameters in the pages, from the signature: docstrings need not repeat them."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Any
+
+from pydantic import BaseModel
+from sphinx.application import Sphinx
+from sphinx.util.typing import stringify_annotation
+
+UNDERLINE = re.compile(r"^-{3,}\s*$")
+NAMES = re.compile(r"^\*{0,2}[A-Za-z_]\w*(, \*{0,2}[A-Za-z_]\w*)*$")
+LITERAL = re.compile(r"(?:~?typing\.)?Literal\[([^\]]*)\]")
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Read docstrings before numpydoc does."""
+    app.connect("autodoc-process-docstring", _add_types, priority=400)
+    return {"parallel_read_safe": True}
+
+
+def _add_types(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+    if inspect.isclass(thing) and issubclass(thing, BaseModel):
+        lines[:] = _with_fields(lines, thing)
+        return
+    parameters = _parameters(thing)
+    inside = False
+    for position, line in enumerate(lines):
+        following = lines[position + 1] if position + 1 < len(lines) else ""
+        if UNDERLINE.match(following):
+            inside = line.strip() == "Parameters"
+        elif inside and NAMES.match(line):
+            described = _of_all([parameters.get(part.lstrip("*")) for part in line.split(", ")])
+            lines[position] = f"{line} : {described}" if described else line
+
+
+def _with_fields(lines: list[str], settings: type[BaseModel]) -> list[str]:
+    """Return a docstring with the fields of a set of named values as its parameters."""
+    end = next((at - 1 for at, line in enumerate(lines) if UNDERLINE.match(line)), len(lines))
+    fields = ["Parameters", "----------"]
+    for name, field in settings.model_fields.items():
+        fields += [f"{name} : {_type(field.annotation)}, default: ``{field.default!r}``"]
+        fields += [f"    {field.description or ''}".rstrip()]
+    return [*lines[:end], *fields, "", *lines[end:]]
+
+
+def _parameters(thing: Any) -> dict[str, inspect.Parameter]:
+    try:
+        return dict(inspect.signature(thing, eval_str=True).parameters)
+    except (TypeError, ValueError, NameError):
+        return {}
+
+
+def _of_all(parameters: list[inspect.Parameter | None]) -> str:
+    """Return type and default of parameters that are described together; only the type where defaults differ."""
+    known = [parameter for parameter in parameters if parameter is not None]
+    types = list(dict.fromkeys(_type(parameter.annotation) for parameter in known))
+    defaults = list(dict.fromkeys(repr(parameter.default) for parameter in known))
+    given = len(defaults) == 1 and known[0].default is not inspect.Parameter.empty
+    default = [f"default: ``{defaults[0]}``"] if given else []
+    return ", ".join([*(types if len(types) == 1 else []), *default])
+
+
+def _type(annotation: Any) -> str:
+    if annotation is inspect.Parameter.empty:
+        return ""
+    text = LITERAL.sub(_choices, stringify_annotation(annotation, mode="smart"))
+    text = re.sub(r"~(?:\w+\.)+(?=\w)", "", text)  # the last part of a dotted name
+    return text.replace("NoneType", "None")
+
+
+def _choices(found: re.Match[str]) -> str:
+    return " | ".join(f"``{part.strip()}``" for part in found[1].split(","))
