@@ -7,10 +7,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import anncoder
-import anncoder.errors
 from notebook_pages import written
 from sphinx.application import Sphinx
+
+import anncoder
+import anncoder.errors
 
 REFERENCE = Path(__file__).resolve().parents[1] / "reference"
 ERRORS = [
@@ -59,8 +60,8 @@ PAGES = {
     "tl": Page(
         "anncoder.tl",
         "Tools: `ac.tl`",
-        "scanpy's manners: the AnnData comes first, results are written into it, and `X`, `raw` and your layers stay as "
-        "they are. Files take its place where it says so.",
+        "scanpy's manners: the AnnData comes first, results are written into it, and `X`, `raw` and your layers stay "
+        "as they are. Files can take its place where a page says so.",
         (
             Group("Time series and populations", ("anncoder.tl.time_series.",)),
             Group("Autoencoders", ("",)),

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from anncoder.cli.app import app as commands
 from notebook_pages import written
 from sphinx.application import Sphinx
+
+from anncoder.cli.app import app as commands
 
 PAGE = Path(__file__).resolve().parents[1] / "reference" / "cli.rst"
 
@@ -40,7 +41,9 @@ def _section(name: str, command: Any) -> list[str]:
     shown = [parameter for parameter in command.params if not getattr(parameter, "hidden", False)]
     arguments = [p for p in shown if p.param_type_name == "argument"]
     options = [p for p in shown if p.param_type_name == "option"]
-    usage = " ".join(["anncoder", name, *(_metavar(p) for p in arguments), *(_needed(p) for p in options if p.required)])
+    usage = " ".join(
+        ["anncoder", name, *(_metavar(p) for p in arguments), *(_needed(p) for p in options if p.required)]
+    )
     lines = [f".. _anncoder-{name}:", "", *_heading(f"anncoder {name}", "-"), _sentence(command.help), ""]
     lines += [".. code-block:: text", "", f"   {usage} [OPTIONS]", "", f".. program:: anncoder {name}", ""]
     for parameter in arguments:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from typing import Any
 
 from pydantic import BaseModel
@@ -32,7 +33,8 @@ def _add_types(app: Sphinx, what: str, name: str, thing: Any, options: Any, line
         if UNDERLINE.match(following):
             inside = line.strip() == "Parameters"
         elif inside and NAMES.match(line):
-            described = _of_all([parameters.get(part.lstrip("*")) for part in line.split(", ")])
+            names = vars(sys.modules[thing.__module__])
+            described = _of_all([parameters.get(part.lstrip("*")) for part in line.split(", ")], names)
             lines[position] = f"{line} : {described}" if described else line
 
 
@@ -48,28 +50,34 @@ def _with_fields(lines: list[str], settings: type[BaseModel]) -> list[str]:
 
 def _parameters(thing: Any) -> dict[str, inspect.Parameter]:
     try:
-        return dict(inspect.signature(thing, eval_str=True).parameters)
-    except (TypeError, ValueError, NameError):
+        return dict(inspect.signature(thing).parameters)
+    except (TypeError, ValueError):
         return {}
 
 
-def _of_all(parameters: list[inspect.Parameter | None]) -> str:
+def _of_all(parameters: list[inspect.Parameter | None], names: dict[str, Any]) -> str:
     """Return type and default of parameters that are described together; only the type where defaults differ."""
     known = [parameter for parameter in parameters if parameter is not None]
-    types = list(dict.fromkeys(_type(parameter.annotation) for parameter in known))
-    defaults = list(dict.fromkeys(repr(parameter.default) for parameter in known))
+    types = list(dict.fromkeys(_type(parameter.annotation, names) for parameter in known))
+    defaults = list(dict.fromkeys(repr(parameter.default).replace("'", '"') for parameter in known))
     given = len(defaults) == 1 and known[0].default is not inspect.Parameter.empty
     default = [f"default: ``{defaults[0]}``"] if given else []
     return ", ".join([*(types if len(types) == 1 else []), *default])
 
 
-def _type(annotation: Any) -> str:
+def _type(annotation: Any, names: dict[str, Any] | None = None) -> str:
     if annotation is inspect.Parameter.empty:
         return ""
+    if isinstance(annotation, str):
+        try:
+            annotation = eval(annotation, names)  # as typing.get_type_hints does, for one of them at a time
+        except (NameError, TypeError):
+            return annotation  # of a module that is imported for types alone
     text = LITERAL.sub(_choices, stringify_annotation(annotation, mode="smart"))
     text = re.sub(r"~(?:\w+\.)+(?=\w)", "", text)  # the last part of a dotted name
     return text.replace("NoneType", "None")
 
 
 def _choices(found: re.Match[str]) -> str:
-    return " | ".join(f"``{part.strip()}``" for part in found[1].split(","))
+    words = [part.strip().replace("'", '"') for part in found[1].split(",")]
+    return " | ".join(f"``{word}``" for word in words)
