@@ -5,14 +5,22 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+from functools import partial
 from typing import Any
 
 from pydantic import BaseModel
 from sphinx.application import Sphinx
 from sphinx.util.typing import stringify_annotation
 
+import anncoder
+from anncoder.models.base import Autoencoder
+
 UNDERLINE = re.compile(r"^-{3,}\s*$")
 NAMES = re.compile(r"^\*{0,2}[A-Za-z_]\w*(, \*{0,2}[A-Za-z_]\w*)*$")
+MODULES = (anncoder.tl, anncoder.pl, anncoder.datasets)
+METHOD = re.compile(r":meth:`(?:Autoencoder\.)?(\w+)`")
+BARE = re.compile(r":(func|class):`(\w+)`")
+PAGE = re.compile(r"\bdocs/([\w/-]+)\.md\b")  # as it is called in help()
 LITERAL = re.compile(r"(?:~?typing\.)?Literal\[([^\]]*)\]")
 
 
@@ -27,15 +35,32 @@ def _add_types(app: Sphinx, what: str, name: str, thing: Any, options: Any, line
         lines[:] = _with_fields(lines, thing)
         return
     parameters = _parameters(thing)
-    inside = False
+    section = ""
     for position, line in enumerate(lines):
+        line = BARE.sub(partial(_of_module, name), METHOD.sub(_of_every_model, line))
+        lines[position] = line = PAGE.sub(r":doc:`\1 </\1>`", line)
         following = lines[position + 1] if position + 1 < len(lines) else ""
         if UNDERLINE.match(following):
-            inside = line.strip() == "Parameters"
-        elif inside and NAMES.match(line):
+            section = line.strip()
+        elif section == "Returns" and line.startswith("``"):
+            lines[position] = line.replace("``", "")  # numpydoc makes these words bold
+        elif section == "Parameters" and NAMES.match(line):
             names = vars(sys.modules[thing.__module__])
             described = _of_all([parameters.get(part.lstrip("*")) for part in line.split(", ")], names)
             lines[position] = f"{line} : {described}" if described else line
+
+
+def _of_module(name: str, found: re.Match[str]) -> str:
+    """Give a public name its module: that of the page, if it has such a name, or the package."""
+    place = next((module for module in MODULES if name.startswith(f"{module.__name__}.")), anncoder)
+    home = next((module for module in (place, anncoder) if found[2] in module.__all__), None)
+    return f":{found[1]}:`~{home.__name__}.{found[2]}`" if home else found[0]
+
+
+def _of_every_model(found: re.Match[str]) -> str:
+    """Lead a method to the page of those that all models share, if it is one of them."""
+    shared = found[1] in vars(Autoencoder)
+    return f":meth:`~{Autoencoder.__module__}.Autoencoder.{found[1]}`" if shared else found[0]
 
 
 def _with_fields(lines: list[str], settings: type[BaseModel]) -> list[str]:

@@ -90,7 +90,8 @@ def _prepare(notebook: Any) -> None:
         if streams:
             text = "".join(output.text for output in streams)
             streams[0].text = "\n".join(line.rstrip("\r").rsplit("\r", 1)[-1] for line in text.split("\n"))
-            cell.outputs = [o for o in cell.outputs if o is streams[0] or o.output_type != "stream"]
+            kept = streams[:1] if streams[0].text.strip() else []
+            cell.outputs = [o for o in cell.outputs if o in kept or o.output_type != "stream"]
 
 
 def _first_picture(notebook: Any) -> bytes | None:
