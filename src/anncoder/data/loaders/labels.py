@@ -1,4 +1,4 @@
-"""Labels of cells (``label_key``): codes of an obs column, -1 for unknown, in the minibatches of any loader."""
+"""Labels of cells: codes of an obs column, -1 for unknown, in the minibatches of any loader."""
 
 from __future__ import annotations
 
