@@ -46,6 +46,11 @@ def set_params(self: Any, **params: Any) -> Any:
 
     Other hyper-parameters make a fitted model one that is not: its network has the old ones.
 
+    Parameters
+    ----------
+    **params
+        Arguments of the constructor, and settings of :meth:`fit`, by name.
+
     Raises
     ------
     ConfigError
@@ -82,12 +87,28 @@ def clone_of(self: Any) -> Any:
 
 
 def fit_transform(self: Any, data: Data, y: object = None, **settings: Any) -> Any:
-    """Return :meth:`transform` of the cells that the model is fitted to; ``settings`` are those of :meth:`fit`."""
+    """Fit the model, and return :meth:`transform` of the cells.
+
+    Parameters
+    ----------
+    data
+        Raw counts, (n_obs, n_vars): AnnData, matrix, data frame or paths.
+    y
+        Ignored: scikit-learn passes labels.
+    **settings
+        Those of :meth:`fit`.
+    """
     return transform(self.fit(data, y, **settings), data)
 
 
 def transform(self: Any, data: Data) -> Any:
-    """Return :meth:`embed` of cells, (n_obs, n_latent) float32, in the container of :meth:`set_output`."""
+    """Return :meth:`embed` of cells, (n_obs, n_latent) float32, in the container of :meth:`set_output`.
+
+    Parameters
+    ----------
+    data
+        Raw counts, (n_obs, n_vars): AnnData, matrix, data frame or paths.
+    """
     latent, container = self.embed(data), _container(self)
     if container == "default":
         return latent
@@ -101,7 +122,13 @@ def transform(self: Any, data: Data) -> Any:
 
 
 def set_output(self: Any, *, transform: str | None = None) -> Any:
-    """Choose what :meth:`transform` returns: ``"default"`` for arrays, ``"pandas"``, ``"polars"``; return the model."""
+    """Choose what :meth:`transform` returns, and return the model.
+
+    Parameters
+    ----------
+    transform
+        ``"default"`` for arrays, ``"pandas"`` or ``"polars"`` for data frames; None for what it was.
+    """
     if transform is not None and transform not in CONTAINERS:
         raise unknown_key(transform, CONTAINERS, where="set_output")
     if transform is not None:
@@ -176,10 +203,12 @@ def score(self: Any, data: Data, y: object = None, *, layer: str | None = None) 
 
     Parameters
     ----------
-    data, layer
-        As in :meth:`embed`.
+    data
+        Raw counts, (n_obs, n_vars): AnnData, matrix, data frame or path.
     y
-        Ignored.
+        Ignored: scikit-learn passes labels.
+    layer
+        Where the counts are; None for where they were in ``fit``, ``"X"`` for ``X``, ``"raw.X"`` for ``raw``.
 
     Raises
     ------
