@@ -6,7 +6,7 @@ AnnData comes in here and numpy arrays go out; between the two stand the network
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import copy
 from itertools import islice
 from os import PathLike
@@ -39,6 +39,7 @@ from anncoder.data.adata import (
     slot_label,
     warn_of_small_batches,
 )
+from anncoder.data.covariates import NONE, Covariates
 from anncoder.data.sources import Data, Genes, MemorySource, PerCell, Source, open_for_model, open_source
 from anncoder.data.split import Split, split_cells
 from anncoder.data.summary import size_factors
@@ -50,7 +51,15 @@ from anncoder.nn.batches import adapt, extend
 from anncoder.training.checkpoint import Checkpoint, FitCheckpointer, checkpointer_of, resume_note, run_of
 from anncoder.training.cuda_graph import recorded_step_or_none
 from anncoder.training.loop import History, StepFunction, train
-from anncoder.training.prepare import SAMPLE, TrainingData, fit_context, limited, prepare, threads_for
+from anncoder.training.prepare import (
+    SAMPLE,
+    TrainingData,
+    covariates_in,
+    fit_context,
+    limited,
+    prepare,
+    threads_for,
+)
 from anncoder.training.progress import TrainingReport, announce, warn_interrupted
 from anncoder.training.results import BLOCK, Scale, blocks, denoised, expecting, latents
 from anncoder.types import Batch, Noise, Rank, Shape
@@ -72,6 +81,7 @@ class Fitted(NamedTuple):
     stopped: str
     valid_obs: pd.Index
     valid_sizes: np.ndarray[Any, Any]
+    covariates: Covariates = NONE
 
 
 class Start(NamedTuple):
@@ -105,6 +115,8 @@ class Autoencoder:
         Their total counts, by which they are told from other cells of the same name.
     batches_
         Names of the experimental batches of ``batch_key``, in the order of their codes; empty without one.
+    covariates_
+        Categories and their shares, and mean and deviation of numbers, by the column of obs.
     best_epoch_
         The epoch (from 0) whose weights the model has.
     stopped_
@@ -127,6 +139,7 @@ class Autoencoder:
     stopped_: str
     valid_obs_: pd.Index
     valid_sizes_: np.ndarray[Any, Any]
+    covariates_: Covariates = NONE
 
     def __init__(self, config: NetworkConfig) -> None:
         self.config = config
@@ -164,6 +177,8 @@ class Autoencoder:
         *,
         layer: str | None = None,
         batch_key: str | list[str] | tuple[str, ...] | None = None,
+        categorical_keys: str | list[str] | tuple[str, ...] | None = None,
+        continuous_keys: str | list[str] | tuple[str, ...] | None = None,
         mask_var: str | None = "auto",
         empty_cells: EmptyCellsName = "leave-out",
         max_epochs: int | None = None,
@@ -210,6 +225,9 @@ class Autoencoder:
         batch_key
             obs column with the experimental batch, or several (their combinations), for the models that correct for it
             (:mod:`anncoder.nn.batches`). Leave it out where batches differ by the biology that you look for.
+        categorical_keys, continuous_keys
+            obs columns, one or several, whose effects are not to be in the latent: of categories, each column a factor
+            of its own (sex, chemistry), and of numbers (a score, a share), standardised by the fitted cells.
         mask_var
             var column of the genes to fit on; ``"auto"``, the default, is ``"highly_variable"`` where there is one
             (scanpy's rule), None all genes. A denoised layer has NaN in the others.
@@ -368,12 +386,14 @@ class Autoencoder:
         column = batch_column(key, lambda name: source.column(name, what="batch_key"))
         codes, new = new_batches_of(column, batch_label(key), self.batches_)
         warn_of_small_batches(codes - len(self.batches_), new, batch_label(key))
-        cells = PerCell(size_factors(source.sizes, self.library_size_), codes)
+        values = covariates_in(source, self.covariates_)
+        cells = PerCell(size_factors(source.sizes, self.library_size_), codes, values)
         loader = source.loader(cells, np.ones(source.n_obs, dtype=bool), batch_size=BLOCK, seed=seed)
         device = next(network.parameters()).device
         sample = [batch.to(device) for batch in islice(loader.epoch(0), SAMPLE // BLOCK)]
         names = [*self.batches_, *new]
-        wider = self._build(Shape(len(self.var_names_), len(names), tuple(names)), Noise(seed)).to(device).eval()
+        shape = self._shape()._replace(n_batches=len(names), batch_names=tuple(names))
+        wider = self._build(shape, Noise(seed)).to(device).eval()
         with usual_torch():
             extend(network, wider)
             adapt(wider, sample, len(self.batches_))
@@ -389,6 +409,7 @@ class Autoencoder:
         layer: str | None = None,
         genes: str | list[str] | None = None,
         batch: str | int | None = None,
+        covariates: Mapping[str, Any] | None = None,
         allow_missing: float = 0.0,
     ) -> Array:
         """Return the expected expression of each cell, (n_obs, n_vars) float32.
@@ -408,6 +429,9 @@ class Autoencoder:
             Decode every cell as if of this experimental batch; None for its own. For models that decode by batch only
             (count, denoising, undercomplete, variational with ``batch_key``); of the first three ``"mean"`` is the
             average of the batches, as which cells of unknown batches are decoded.
+        covariates
+            Decode every cell as if these covariates had these values, such as ``{"stress": 0.3, "sex": "mean"}``;
+            ``"mean"`` is the average of the fitted cells. The others, and the latent, are the cell's own.
 
         Raises
         ------
@@ -417,7 +441,7 @@ class Autoencoder:
             The result would not fit into memory.
         """
         genes = [genes] if isinstance(genes, str) else genes
-        expected = expecting(self, scale, genes, batch)
+        expected = expecting(self, scale, genes, batch, covariates)
         source = self._source(data, layer, allow_missing)
         refuse_size(source.n_obs * len(self.var_names_ if genes is None else genes) * 4)
         return np.concatenate(list(denoised(self, source, expected, batch)))
@@ -453,6 +477,8 @@ class Autoencoder:
             history=self.history_.to_dict(orient="list"),
             valid_obs=list(self.valid_obs_),
             valid_sizes=self.valid_sizes_.tolist(),
+            categorical=self.covariates_.categorical,
+            continuous=self.covariates_.continuous,
         )
         model_folder.write_model(folder, record, list(self.var_names_), weights)
 
@@ -500,7 +526,9 @@ class Autoencoder:
         checkpointer = checkpointer_of(checkpoint, run, noise, process, ready.device, in_order=source.in_order)
         training = limited(ready.training, len(ready.train))
         step_fn = recorded_step_or_none(ready.train, self.config, training, process)
-        network = self._build(Shape(len(source.var_names), len(ready.batches), tuple(ready.batches)), noise)
+        n_batches, n_covariates = len(ready.batches), ready.covariates.n_columns
+        shape = Shape(len(source.var_names), n_batches, tuple(ready.batches), n_covariates)
+        network = self._build(shape, noise)
         n_threads = threads_for(network, training, ready.device)
         with threads_set(n_threads):
             network.to(ready.device).start_from(ready.summary, ready.unshuffled)
@@ -534,6 +562,7 @@ class Autoencoder:
                 stopped=history.stopped,
                 valid_obs=source.names(split.valid),
                 valid_sizes=np.asarray(source.sizes[split.valid]),
+                covariates=ready.covariates,
             )
         )
 
@@ -546,7 +575,8 @@ class Autoencoder:
             return self.network_class(self.config, shape, noise)
 
     def _shape(self) -> Shape:
-        return Shape(len(self.var_names_), len(self.batches_), tuple(self.batches_))
+        n_batches, n_covariates = len(self.batches_), self.covariates_.n_columns
+        return Shape(len(self.var_names_), n_batches, tuple(self.batches_), n_covariates)
 
     def _network(self) -> Any:
         if self.network_ is None:
@@ -582,9 +612,9 @@ def adapted_key(model: Autoencoder, given_key: Any) -> Any:
         what = f"{type(model).__name__} cannot be adapted to new batches"
         remedy = "use CountAutoencoder, DenoisingAutoencoder or UndercompleteAutoencoder, or fit it with these cells"
         raise ConfigError("batches-unused", what, "adapt", remedy)
-    if key is None or not config.reads_counts:
-        lacks = "was fitted without batch_key" if key is None else "reads expression values, which have no factors"
-        remedy = "fit it to counts with batch_key, or embed these cells as they are"
+    if key is None or not config.reads_counts or not config.embeds_batches:
+        lacks = "was fitted without batch_key" if key is None else "does not take batches from counts"
+        remedy = "fit it to counts with batch_key (and batches_in_encoder), or embed these cells as they are"
         raise ConfigError("batches-unused", f"the model {lacks}: there are no batches to add to", "adapt", remedy)
     if given_key is not None and batch_columns(given_key) != batch_columns(key):
         what = f"batch_key = {given_key!r}, but the model was fitted with {key!r}"
