@@ -1,4 +1,4 @@
-"""Covariates of the cells: categories in one-hot code and standardised numbers, centred by the fitted cells.
+"""Covariates of the cells: categories in one-hot code, standardised numbers.
 
 Each category of a column has a column of its own, 1 or 0 less its share of the fitted cells, and a number has one, less
 their mean and over their standard deviation. So 0 everywhere is the average of the fitted cells, which cells stand for

@@ -335,8 +335,8 @@ class CountAutoencoder(Autoencoder):
         Returns
         -------
         Array
-            (n_vars,) for ``"gene"``, (n_vars, n_batches), in the order of ``batches_``, for ``"gene-batch"``, (n_obs, 1)
-            for ``"shared"``, (n_obs, n_vars) for ``"gene-cell"``.
+            (n_vars,) for ``"gene"``, (n_vars, n_batches), in the order of ``batches_``, for ``"gene-batch"``,
+            (n_obs, 1) for ``"shared"``, (n_obs, n_vars) for ``"gene-cell"``.
 
         Raises
         ------

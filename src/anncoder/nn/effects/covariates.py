@@ -16,7 +16,7 @@ from anncoder.nn.sparse import transposed_matmul
 from anncoder.types import CSR
 
 STEPS = 4  # of Fisher's scoring
-PRIOR = 5.0  # average cells without an effect, beside those of the data
+PRIOR = 5.0  # average cells without an effect beside those of the data: of few molecules little can be told
 LONGEST_STEP = 0.5
 SEVERAL = 24  # covariates: of more, each has a step of its own
 
