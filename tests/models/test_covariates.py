@@ -164,7 +164,7 @@ def test_a_dispersion_of_each_batch(likelihood: str) -> None:
     ac.tl.autoencode(cells, model, batch_key="batch", max_epochs=15, progress=False)
     found = cells.varm["ae_theta"]
     assert found.shape == (40, 2)
-    assert np.median(found[:, 0]) > 3 * np.median(found[:, 1])
+    assert (found[:, 0] > 1.5 * found[:, 1]).mean() > 0.9
     np.testing.assert_array_equal(model.dispersion(), found)
     # an unknown batch has the mean of the known ones
     query = cells[:3].copy()
