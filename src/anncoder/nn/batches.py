@@ -1,4 +1,4 @@
-"""Experimental batches and covariates: conditioned decoder, shifts of the latent, new batches.
+"""Experimental batches and covariates: conditioned decoder, shifts of the latent, adapting.
 
 What batches and covariates do to genes is found before the training, in :mod:`anncoder.nn.effects`; the decoder here
 reads them, and what is left of them in the latent is shifted away after it.
