@@ -13,7 +13,7 @@ import scipy.sparse as sp
 import torch
 
 import anncoder as ac
-from anncoder.data.covariates import Covariates, coded, fitted_covariates
+from anncoder.data.loaders.covariates import Covariates, coded, fitted_covariates
 from anncoder.datasets import simulate
 from anncoder.errors import AnncoderError, ConfigError
 from anncoder.evaluation.graph import nearest

@@ -51,6 +51,7 @@ class ModelRecord(Settings):
     valid_sizes: Annotated[list[float], Field(default_factory=list)]
     categorical: Annotated[dict[str, dict[str, float]], Field(default_factory=dict)]
     continuous: Annotated[dict[str, tuple[float, float]], Field(default_factory=dict)]
+    labels: Annotated[list[str], Field(default_factory=list)]
 
     def model_post_init(self, context: Any, /) -> None:
         """Refuse a history whose columns are not equally long, or do not reach the best epoch."""
@@ -312,8 +313,9 @@ def _read(path: Path) -> bytes:
 
 
 def _json(path: Path) -> dict[str, Any]:
+    text = _read(path)
     try:
-        values = json.loads(_read(path))
+        values = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise broken(path.parent, f"{path.name} is not JSON: {error}") from None
     if not isinstance(values, dict):

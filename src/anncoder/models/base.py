@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from copy import copy
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Self
 
 import anndata
 import numpy as np
@@ -27,56 +27,30 @@ from anncoder.config import (
     SplitName,
     TrainingConfig,
     refuse_unused_batches,
+    refuse_unused_labels,
 )
 from anncoder.data.adata import (
     open_data,
 )
-from anncoder.data.covariates import NONE, Covariates
+from anncoder.data.loaders.covariates import NONE, Covariates
 from anncoder.data.sources import Data, Genes, MemorySource, Source, open_for_model, open_source
 from anncoder.data.split import Split, split_cells
 from anncoder.device import choose_device, products_in, refuse_size, threads_set, usual_torch
 from anncoder.errors import ConfigError, DivergenceError, counted
 from anncoder.io import model_folder
-from anncoder.models import find, names
+from anncoder.models import find, names, scikit_learn
 from anncoder.models.adapting import adapted, adapted_key
 from anncoder.models.card import card
-from anncoder.training.checkpoint import Checkpoint, FitCheckpointer, checkpointer_of, resume_note, run_of
+from anncoder.models.fitted import Fitted, Start
+from anncoder.training.checkpoint import Checkpoint, checkpointer_of, resume_note, run_of
 from anncoder.training.cuda_graph import recorded_step_or_none
-from anncoder.training.loop import History, StepFunction, train
+from anncoder.training.loop import History, train
 from anncoder.training.prepare import TrainingData, fit_context, limited, prepare, threads_for
 from anncoder.training.progress import TrainingReport, announce, warn_interrupted
 from anncoder.training.results import Scale, blocks, denoised, expecting, latents
 from anncoder.types import Batch, Noise, Rank, Shape
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
-
-
-class Fitted(NamedTuple):
-    """Result of a fit: the attributes of :class:`Autoencoder`, each without its underscore."""
-
-    network: nn.Module | None  # None where the fit diverged before there were any good weights
-    training: TrainingConfig
-    layer: str | None
-    var_names: pd.Index
-    batches: list[str]
-    library_size: float
-    history: pd.DataFrame
-    best_epoch: int
-    stopped: str
-    valid_obs: pd.Index
-    valid_sizes: np.ndarray[Any, Any]
-    covariates: Covariates = NONE
-
-
-class Start(NamedTuple):
-    """A network that is ready to be trained, and its checkpoint, step function and progress report."""
-
-    network: Any
-    training: TrainingConfig  # with the epochs that ``max_steps`` leaves
-    checkpointer: FitCheckpointer | None
-    step_fn: StepFunction | None
-    report: TrainingReport
-    threads: int
 
 
 class Autoencoder:
@@ -101,6 +75,8 @@ class Autoencoder:
         Names of the experimental batches of ``batch_key``, in the order of their codes; empty without one.
     covariates_
         Categories and their shares, and mean and deviation of numbers, by the column of obs.
+    labels_
+        Names of the labels of ``label_key``, in the order of their codes; empty without one.
     best_epoch_
         The epoch (from 0) whose weights the model has.
     stopped_
@@ -124,6 +100,17 @@ class Autoencoder:
     valid_obs_: pd.Index
     valid_sizes_: np.ndarray[Any, Any]
     covariates_: Covariates = NONE
+    labels_: list[str]
+
+    # as scikit-learn calls them
+    fit_settings: ClassVar[dict[str, Any]] = {}  # of set_params, until a model has its own
+    container: ClassVar[str] = ""  # of set_output
+    get_params, set_params = scikit_learn.get_params, scikit_learn.set_params
+    fit_transform, transform, score = scikit_learn.fit_transform, scikit_learn.transform, scikit_learn.score
+    set_output, get_feature_names_out = scikit_learn.set_output, scikit_learn.get_feature_names_out
+    n_features_in_, feature_names_in_ = property(scikit_learn.n_features_in), property(scikit_learn.feature_names_in)
+    __sklearn_clone__, __sklearn_is_fitted__ = scikit_learn.clone_of, scikit_learn.is_fitted
+    __sklearn_tags__ = scikit_learn.tags_of
 
     def __init__(self, config: NetworkConfig) -> None:
         self.config = config
@@ -132,7 +119,9 @@ class Autoencoder:
     def __repr__(self) -> str:
         changed = {k: v for k, v in self.config if v != type(self.config).model_fields[k].default}
         state = "" if self.network_ is None else f"  # fitted: {counted(len(self.var_names_), 'gene')}"
-        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in changed.items())}){state}"
+        also = ", ".join(f"{k}={v!r}" for k, v in self.fit_settings.items())
+        also = f".set_params({also})" * bool(also)
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in changed.items())}){also}{state}"
 
     def _repr_html_(self) -> str:
         return card(self)
@@ -140,11 +129,13 @@ class Autoencoder:
     def fit(
         self,
         data: Data,
+        y: object = None,
         *,
         layer: str | None = None,
         batch_key: str | list[str] | tuple[str, ...] | None = None,
         categorical_keys: str | list[str] | tuple[str, ...] | None = None,
         continuous_keys: str | list[str] | tuple[str, ...] | None = None,
+        label_key: str | None = None,
         mask_var: str | None = "auto",
         empty_cells: EmptyCellsName = "leave-out",
         max_epochs: int | None = None,
@@ -185,7 +176,9 @@ class Autoencoder:
         ----------
         data
             Raw counts, (n_obs, n_vars): AnnData, or, read from disk in blocks, the path of an ``.h5ad`` file or
-            ``.zarr`` folder, several in a list or glob, or a backed AnnData.
+            ``.zarr`` folder, several in a list or glob, or a backed AnnData; or, as everywhere, a matrix or data frame.
+        y
+            Ignored: scikit-learn passes labels.
         layer
             Where the counts are; None and ``"X"`` for ``X``, ``"raw.X"`` for those of ``raw`` (and of its genes).
         batch_key
@@ -194,6 +187,8 @@ class Autoencoder:
         categorical_keys, continuous_keys
             obs columns, one or several, whose effects are not to be in the latent: of categories, each column a factor
             of its own (sex, chemistry), and of numbers (a score, a share), standardised by the fitted cells.
+        label_key
+            obs column with labels to learn, for models of your own that do (docs/own-model.md); missing: unknown.
         mask_var
             var column of the genes to fit on; ``"auto"``, the default, is ``"highly_variable"`` where there is one
             (scanpy's rule), None all genes. A denoised layer has NaN in the others.
@@ -246,7 +241,7 @@ class Autoencoder:
             unchanged, fitted or not.
         """
         settings = {k: v for k, v in locals().items() if k in TrainingConfig.model_fields}
-        training = TrainingConfig(**settings).with_defaults_of(self.config)
+        training = TrainingConfig(**scikit_learn.settings_of_fit(self, settings)).with_defaults_of(self.config)
         with fit_context(training) as process:
             source = open_source(
                 data, layer, counts=self.reads_counts, integers=self.config.integers, mask_var=training.mask_var
@@ -283,7 +278,7 @@ class Autoencoder:
         Parameters
         ----------
         device
-            As of :meth:`fit`.
+            ``"auto"``, ``"cpu"``, ``"gpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
 
         Raises
         ------
@@ -331,11 +326,14 @@ class Autoencoder:
         Parameters
         ----------
         query
-            Raw counts of cells of new batches only, (n_obs, n_vars); AnnData or path, genes as in :meth:`embed`.
+            Raw counts of cells of new batches only, (n_obs, n_vars); AnnData or path; genes are
+            matched by name.
         batch_key
             obs column with the batch: that of the fit, which None stands for.
-        layer, allow_missing
-            As in :meth:`embed`.
+        layer
+            Where the counts are; None for where they were in ``fit``, ``"X"`` for ``X``, ``"raw.X"`` for ``raw``.
+        allow_missing
+            Share of the model's genes that may be missing from the data; their counts are then zero.
         seed
             Start of the random stream that chooses the cells.
 
@@ -368,13 +366,15 @@ class Autoencoder:
 
         Parameters
         ----------
-        data, layer, allow_missing
-            As in :meth:`embed`.
+        data
+            AnnData or path. Genes are matched by name, in any order; genes the model does not know are left out.
         scale
             ``"counts"``: at this cell's own library size. ``"normalized"``: at the median library size of the fitted
             cells. ``"log1p"``: log(1 + that), as scanpy plots. Data of ``transform="none"`` have their own scale,
             ``"normalized"``. Only count likelihoods give expected counts; models of logarithms are below them, those
             that fill in zeros above: see "What `denoise` means" in docs/models.md.
+        layer
+            Where the counts are; None for where they were in ``fit``, ``"X"`` for ``X``, ``"raw.X"`` for ``raw``.
         genes
             Only these columns, in this order, or one gene; None for all genes of the model.
         batch
@@ -384,6 +384,8 @@ class Autoencoder:
         covariates
             Decode every cell as if these covariates had these values, such as ``{"stress": 0.3, "sex": "mean"}``;
             ``"mean"`` is the average of the fitted cells. The others, and the latent, are the cell's own.
+        allow_missing
+            Share of the model's genes that may be missing from the data; their counts are then zero.
 
         Raises
         ------
@@ -400,6 +402,11 @@ class Autoencoder:
 
     def save(self, folder: str | Path) -> None:
         """Write the fitted model to a folder; :func:`anncoder.load` reads it back to the same bits.
+
+        Parameters
+        ----------
+        folder
+            Where to write: a new folder, or one with a model that is to be replaced.
 
         Raises
         ------
@@ -431,6 +438,7 @@ class Autoencoder:
             valid_sizes=self.valid_sizes_.tolist(),
             categorical=self.covariates_.categorical,
             continuous=self.covariates_.continuous,
+            labels=self.labels_,
         )
         model_folder.write_model(folder, record, list(self.var_names_), weights)
 
@@ -443,7 +451,17 @@ class Autoencoder:
     def aligned_matrix(
         self, adata: anndata.AnnData, layer: str | None = None, allow_missing: float = 0.0
     ) -> csr_matrix:
-        """Return a copy of the matrix that :meth:`embed` reads, (n_obs, n_vars): checked, in the model's gene order."""
+        """Return a copy of the matrix that :meth:`embed` reads, (n_obs, n_vars): checked, in the model's gene order.
+
+        Parameters
+        ----------
+        adata
+            Cells; genes are matched by name.
+        layer
+            Where the counts are; None for where they were in ``fit``, ``"X"`` for ``X``, ``"raw.X"`` for ``raw``.
+        allow_missing
+            Share of the model's genes that may be missing from the data; their counts are then zero.
+        """
         source = self._source(open_data(adata), layer, allow_missing)
         assert isinstance(source, MemorySource)
         return source.matrix.copy()
@@ -451,7 +469,17 @@ class Autoencoder:
     def of_cells(
         self, data: Data, *, layer: str | None = None, allow_missing: float = 0.0
     ) -> dict[str, np.ndarray[Any, Any]]:
-        """Return further results for each cell, (n_obs,), by the names of ``cell_results``."""
+        """Return further results for each cell, (n_obs,), by the names of ``cell_results``.
+
+        Parameters
+        ----------
+        data
+            AnnData or path; genes are matched by name.
+        layer
+            Where the counts are; None for where they were in ``fit``, ``"X"`` for ``X``, ``"raw.X"`` for ``raw``.
+        allow_missing
+            Share of the model's genes that may be missing from the data; their counts are then zero.
+        """
         return {}
 
     def of_genes(self) -> dict[str, Array]:
@@ -472,15 +500,16 @@ class Autoencoder:
         checkpoint: str | Path | Checkpoint | None,
         progress: bool | None,
     ) -> Start:
+        refuse_unused_labels(self.config, ready.training)
         refuse_unused_batches(self.config, ready.training)  # its column exists: that would have been said first
         noise = Noise(ready.training.seed)
         run = run_of(self.name, self.config, ready.training, source, split, ready)
         checkpointer = checkpointer_of(checkpoint, run, noise, process, ready.device, in_order=source.in_order)
         training = limited(ready.training, len(ready.train))
         step_fn = recorded_step_or_none(ready.train, self.config, training, process)
-        n_batches, n_covariates = len(ready.batches), ready.covariates.n_columns
-        shape = Shape(len(source.var_names), n_batches, tuple(ready.batches), n_covariates)
-        network = self._build(shape, noise)
+        sizes = (ready.covariates.n_columns, len(ready.labels))
+        batches = tuple(ready.batches)
+        network = self._build(Shape(len(source.var_names), len(batches), batches, *sizes), noise)
         n_threads = threads_for(network, training, ready.device)
         with threads_set(n_threads):
             network.to(ready.device).start_from(ready.summary, ready.unshuffled)
@@ -515,6 +544,7 @@ class Autoencoder:
                 valid_obs=source.names(split.valid),
                 valid_sizes=np.asarray(source.sizes[split.valid]),
                 covariates=ready.covariates,
+                labels=ready.labels,
             )
         )
 
@@ -527,8 +557,8 @@ class Autoencoder:
             return self.network_class(self.config, shape, noise)
 
     def _shape(self) -> Shape:
-        n_batches, n_covariates = len(self.batches_), self.covariates_.n_columns
-        return Shape(len(self.var_names_), n_batches, tuple(self.batches_), n_covariates)
+        batches, sizes = tuple(self.batches_), (self.covariates_.n_columns, len(self.labels_))
+        return Shape(len(self.var_names_), len(batches), batches, *sizes)
 
     def _network(self) -> Any:
         if self.network_ is None:

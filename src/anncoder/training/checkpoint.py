@@ -44,6 +44,7 @@ HASHED = (
     "gene means",
     "batch codes",
     "covariates",
+    "labels",
     "coordinates to fit to",
     "cells held out",
 )
@@ -368,6 +369,7 @@ def run_of(
         "gene means": _hashed(_gene_means(source, data)),
         "batch codes": _hashed(_bytes(data.batches), np.asarray([] if data.codes is None else data.codes, dtype="<i8")),
         "covariates": _hashed(b"" if data.values is None else data.values),
+        "labels": _hashed(_bytes(data.labels), np.asarray(() if data.label_codes is None else data.label_codes, "<i8")),
         "coordinates to fit to": _hashed(b"" if data.summary.target is None else data.summary.target.numpy()),
         "cells held out": _hashed(np.asarray(split.valid, dtype="<i8")),
     }

@@ -18,9 +18,10 @@ from anncoder.data.adata import (
     warn_of_small_batches,
     warn_unknown_batches,
 )
-from anncoder.data.covariates import Covariates, coded, fitted_covariates
+from anncoder.data.loaders.covariates import Covariates, coded, fitted_covariates
 from anncoder.data.loaders.disk import cached_loader
 from anncoder.data.loaders.gpu import Resident, ResidentLoader
+from anncoder.data.loaders.labels import LabelledLoader, labels_of
 from anncoder.data.loaders.memory import MemoryLoader
 from anncoder.data.sources import PerCell, Source
 from anncoder.data.split import Split
@@ -52,6 +53,8 @@ class TrainingData(NamedTuple):
     device: torch.device
     covariates: Covariates
     values: np.ndarray[Any, Any] | None  # (n_obs, c) float32, the covariates of each cell
+    labels: list[str] = []  # noqa: RUF012 - of a NamedTuple: names of the labels, in the order of their codes
+    label_codes: np.ndarray[Any, Any] | None = None  # (n_obs,) int64, the label of each cell, -1 for unknown
 
     @property
     def size(self) -> str:
@@ -116,7 +119,35 @@ def prepare(
     sample = next(iter(some.epoch(0)))
     summary = summary._replace(n_steps=len(train), sample=sample)
     train, valid = on_device([train, valid], device)
-    return TrainingData(train, valid, summary, sample, unshuffled, batches, codes, training, device, covariates, values)
+    loaders = train, valid, summary, sample, unshuffled
+    ready = TrainingData(*loaders, batches, codes, training, device, covariates, values)
+    return with_labels(ready, source)
+
+
+def with_labels(ready: TrainingData, source: Source) -> TrainingData:
+    """Return what training needs of the data with the labels of ``label_key``, if there is one, in all minibatches.
+
+    Raises
+    ------
+    ConfigError
+        There is no such column.
+    InputError
+        No cell has a label.
+    """
+    key = ready.training.label_key
+    if key is None:
+        return ready
+    codes, names = labels_of(source.column(key, what="label_key"), key)
+    sample = ready.sample._replace(label=torch.from_numpy(codes[ready.sample.rows.numpy()]))
+    return ready._replace(
+        train=LabelledLoader(ready.train, codes),
+        valid=None if ready.valid is None else LabelledLoader(ready.valid, codes),
+        unshuffled=LabelledLoader(ready.unshuffled, codes),
+        summary=ready.summary._replace(sample=sample),
+        sample=sample,
+        labels=names,
+        label_codes=codes,
+    )
 
 
 def refuse_width(config: NetworkConfig, n_vars: int) -> None:
@@ -196,14 +227,14 @@ def covariates_to_fit(
     Raises
     ------
     ConfigError, InputError
-        As :func:`anncoder.data.covariates.fitted_covariates`.
+        As :func:`anncoder.data.loaders.covariates.fitted_covariates`.
     """
     keys = batch_columns(training.categorical_keys), batch_columns(training.continuous_keys)
     return fitted_covariates(lambda key, what: source.column(key, what=what), *keys, fitted)
 
 
 def covariates_in(source: Source, known: Covariates) -> np.ndarray[Any, Any] | None:
-    """Return the covariates of cells as of a fitted model, (n_obs, c): see :func:`anncoder.data.covariates.coded`."""
+    """Return covariates of cells for a fitted model, (n_obs, c): :func:`anncoder.data.loaders.covariates.coded`."""
     return coded(lambda key, what: source.column(key, what=what), known, source.n_obs)
 
 
