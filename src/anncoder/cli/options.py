@@ -45,6 +45,23 @@ BatchKeys = Annotated[
     list[str] | None,
     typer.Option("--batch-key", help="obs column with the experimental batch; given again, their combinations count."),
 ]
+CategoricalKeys = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--categorical-key",
+        help="obs column of categories whose effect is to go, beside the batch; any number of times.",
+    ),
+]
+ContinuousKeys = Annotated[
+    list[str] | None,
+    typer.Option("--continuous-key", help="obs column of numbers whose effect is to go; any number of times."),
+]
+CovariateValues = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--covariate", help="Decode every cell as with this value: stress=0.3, or stress=mean; any number of times."
+    ),
+]
 Layer = Annotated[str | None, typer.Option(help="Layer that holds the counts, or raw.X; X if not given.")]
 Key = Annotated[str, typer.Option(help="Name of the results: obsm['X_KEY'], uns['KEY'], layers['KEY_denoised'].")]
 InPlace = Annotated[bool, typer.Option("--in-place", help="Let the output replace the input.")]

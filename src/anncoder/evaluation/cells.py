@@ -77,8 +77,8 @@ def some_cells(
         return _sample_of(model, DiskSource(Stores(shards), counts=False), columns, max_cells, seed, slot)
     assert isinstance(data, anndata.AnnData)
     for key in columns:
-        of_fit = key in batch_columns(model.training_.batch_key)
-        obs_column(data, key, what="batch_key" if of_fit else "labels or batch_key")
+        of_fit = "batch_key" if key in batch_columns(model.training_.batch_key) else "covariates"
+        obs_column(data, key, what=of_fit if key in model.training_.obs_columns else "labels or batch_key")
     chosen = np.ones(data.n_obs, dtype=bool)
     held_out, new = match_held_out(model, data.n_obs, chosen, *_accessors(data))
     if data.n_obs <= max_cells:

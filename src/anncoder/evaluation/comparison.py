@@ -197,9 +197,13 @@ def evaluate(
     TrainingConfig.refuse_value("seed", seed)
     max_cells = _enough(max_cells)
     # the guard fits again, which may need batches that embedding does not
-    keys = batch_columns(model.training_.batch_key) if model.config.encodes_batches or guard else []
-    keys = [*keys, *batch_columns(model.training_.label_key if guard else None)]
-    named = [*batch_columns(batch_key), *keys]
+    reads = model.config.encodes_batches or guard
+    keys = batch_columns(model.training_.batch_key) if reads else []
+    read = [
+        *(model.training_.obs_columns if reads else []),
+        *batch_columns(model.training_.label_key if guard else None),
+    ]
+    named = [*batch_columns(batch_key), *read]
     columns = [*([] if labels is None else [labels]), *dict.fromkeys(key for key in named if key != labels)]
     slot = model.config.fits_slot if guard else None
     limits: dict[str, Any] = {"max_cells": max_cells, "seed": seed, "allow_missing": allow_missing}
@@ -213,7 +217,7 @@ def evaluate(
         remedy = "compare a model with a narrower latent" if of_genes else "evaluate more cells"
         raise InputError("too-few-cells", what, "evaluate", remedy)
     target = None if slot is None else coordinates_of(adata.obsm, slot)
-    cells = Cells(matrix, adata.obs[keys] if keys else None, target)
+    cells = Cells(matrix, adata.obs[read] if read else None, target)
     mixed = batches_to_mix(adata, batch_key, keys)
     truth = None if labels is None else adata.obs[labels].to_numpy(dtype=object, na_value=np.nan)
     if truth is not None and not comparable(truth):
@@ -331,9 +335,9 @@ def reconstruction_mse(method: Method, cells: Cells, model: Autoencoder) -> floa
 
 
 def _batches_of(model: Autoencoder, adata: anndata.AnnData) -> Any:
-    keys = batch_columns(model.training_.batch_key) if model.config.encodes_batches else []
+    keys = model.training_.obs_columns if model.config.encodes_batches else []
     for key in keys:
-        obs_column(adata, key, what="batch_key")
+        obs_column(adata, key, what="batch_key, categorical_keys or continuous_keys")
     return adata.obs[keys] if keys else None
 
 

@@ -184,8 +184,7 @@ def refuse_report(output: Path, data: Any) -> None:
 
 def _batch_columns(model: Autoencoder, *, guard: bool) -> list[str]:
     # of the guard, too, which fits again
-    key: Any = model.training_.batch_key if model.config.encodes_batches or guard else None
-    return [key] if isinstance(key, str) else list(key or ())
+    return model.training_.obs_columns if model.config.encodes_batches or guard else []
 
 
 def _evaluated(model: Autoencoder, data: Data, **options: Any) -> Evaluation | None:
@@ -310,6 +309,8 @@ def _data_rows(
         rows.append(("labels", asked.labels))
     if model.batches_:
         rows.append(("experimental batches", f"{len(model.batches_)}, of {model.training_.batch_key}"))
+    if model.covariates_.keys:
+        rows.append(("covariates", ", ".join(model.covariates_.keys)))
     return rows
 
 
