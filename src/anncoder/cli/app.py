@@ -32,7 +32,9 @@ from anncoder.cli.options import (
     Outputs,
     Quiet,
     Resume,
+    Root,
     Seed,
+    Seeds,
     Settings,
     Threads,
 )
@@ -276,6 +278,8 @@ def evaluate(
     guard: Annotated[
         bool, typer.Option("--guard", help="Fit again to permuted genes, and count the correlations invented.")
     ] = False,
+    seeds: Seeds = 0,
+    root: Root = None,
     seed: Seed = 0,
     device: Device = "auto",
     threads: Threads = None,
@@ -303,6 +307,8 @@ def report(
     guard: Annotated[
         bool, typer.Option("--guard", help="Fit again to permuted genes, and count the correlations invented.")
     ] = False,
+    seeds: Seeds = 0,
+    root: Root = None,
     seed: Seed = 0,
     device: Device = "auto",
     threads: Threads = None,

@@ -7,6 +7,7 @@ from typing import Any
 import anndata
 import numpy as np
 import pandas as pd
+from scipy.sparse import csr_matrix
 from threadpoolctl import threadpool_limits
 
 from anncoder.evaluation.graph import neighbor_graph
@@ -61,10 +62,14 @@ def kmeans(latent: Array, n_clusters: int, seed: int) -> Any:
 
 def leiden(latent: Array, resolutions: tuple[float, ...], seed: int) -> list[Any]:
     """Return scanpy's Leiden clusters of a latent, one array of labels a resolution."""
+    return leiden_of(neighbor_graph(latent, min(N_NEIGHBORS, len(latent))), resolutions, seed)
+
+
+def leiden_of(graph: csr_matrix, resolutions: tuple[float, ...], seed: int) -> list[Any]:
+    """Return scanpy's Leiden clusters of a graph, (n, n), one array of labels a resolution."""
     import scanpy as sc
 
-    cells = anndata.AnnData(obs=pd.DataFrame(index=[str(i) for i in range(len(latent))]))
-    graph = neighbor_graph(latent, min(N_NEIGHBORS, len(latent)))
+    cells = anndata.AnnData(obs=pd.DataFrame(index=[str(i) for i in range(graph.shape[0])]))
     found = []
     for resolution in resolutions:
         options: dict[str, Any] = {"flavor": "igraph", "n_iterations": 2, "directed": False, "random_state": seed}
