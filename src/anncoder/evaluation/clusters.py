@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import anndata
@@ -55,8 +56,13 @@ def cluster_scores(latent: Array | None, truth: Any, seed: int) -> dict[str, flo
 def kmeans(latent: Array, n_clusters: int, seed: int) -> Any:
     """Return k-means clusters of a latent, the best of ten starts, (n,)."""
     from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
 
-    with threadpool_limits(1, "openmp"):  # of scikit-learn's own OpenMP, which spins where other programs run
+    # limits scikit-learn's own OpenMP, which spins where other programs run
+    with threadpool_limits(1, "openmp"), warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", ConvergenceWarning
+        )  # where points are the same
         return KMeans(n_clusters, n_init=10, random_state=seed).fit_predict(latent)
 
 
