@@ -60,9 +60,7 @@ def kmeans(latent: Array, n_clusters: int, seed: int) -> Any:
 
     # limits scikit-learn's own OpenMP, which spins where other programs run
     with threadpool_limits(1, "openmp"), warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", ConvergenceWarning
-        )  # where points are the same
+        warnings.simplefilter("ignore", ConvergenceWarning)  # where points are the same
         return KMeans(n_clusters, n_init=10, random_state=seed).fit_predict(latent)
 
 

@@ -271,7 +271,7 @@ class CountAutoencoder(Autoencoder):
 
     name = "count"
     config_class, network_class = CountConfig, CountNetwork
-    gene_results = ("theta",)
+    gene_results = ("loadings", "theta")
     config: CountConfig
 
     def __init__(
@@ -299,9 +299,17 @@ class CountAutoencoder(Autoencoder):
         super().__init__(CountConfig(**arguments(locals())))
 
     def of_genes(self) -> dict[str, Array]:
-        """Return ``theta``, (n_vars,), where the dispersion is one a gene."""
-        has_theta = self.config.dispersion == "gene" and self.config.likelihood in ("nb", "zinb")
-        return {"theta": self.dispersion()} if has_theta else {}
+        """Return ``theta``, (n_vars,), where the dispersion is one a gene, and ``loadings`` of a linear decoder.
+
+        Loadings, (n_vars, n_latent), are the change of the log expression of each gene by a unit of each latent.
+        """
+        found: dict[str, Array] = {}
+        if self.config.dispersion == "gene" and self.config.likelihood in ("nb", "zinb"):
+            found["theta"] = self.dispersion()
+        if not self.config.decoder_layers.widths:
+            network = self._network()
+            found["loadings"] = network.basis.loadings(network.heads.mean.weight).cpu().numpy()
+        return found
 
     def dispersion(self, data: Data | None = None, *, layer: str | None = None, allow_missing: float = 0.0) -> Array:
         """Return theta, the inverse dispersion: Var = mu + mu^2 / theta.
