@@ -221,7 +221,8 @@ def to_library_size(adata: anndata.AnnData, counts: Any, layer: str | None, know
         size = known["library_size"]
     else:
         size = np.median(sizes[there]) if there.any() else 1.0
-    return np.divide(size, sizes, out=np.ones_like(sizes), where=there)
+    factors: Array = np.divide(size, sizes, out=np.ones_like(sizes), where=there)
+    return factors
 
 
 def _genes_of_fit(adata: anndata.AnnData, layer: str | None, known: Mapping[str, Any]) -> Any:
