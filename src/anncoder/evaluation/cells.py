@@ -42,6 +42,7 @@ def some_cells(
     seed: int,
     allow_missing: float = 0.0,
     root: str | None = None,
+    slot: str | None = None,
 ) -> Sample:
     """Return a random sample of cells in their order; all cells if there are no more than ``max_cells``.
 
@@ -61,6 +62,8 @@ def some_cells(
         Share of the model's genes that a reader may lack; their counts are then zero.
     root
         Name of a cell that is in every sample; None for none.
+    slot
+        Slot of obsm to read from files, too.
 
     Raises
     ------
@@ -71,13 +74,13 @@ def some_cells(
     if isinstance(data, Reader):
         genes, integers = Genes(model.var_names_, allow_missing), model.config.integers
         source = data.opened(genes, counts=model.reads_counts, to_fit=False, integers=integers)
-        return _sample_of(model, source, columns, max_cells, seed, root)
+        return _sample_of(model, source, columns, max_cells, seed, slot, root)
     shards = open_files(data, model.layer_ if layer is None else layer, layer_is_of_fit=layer is None)
     if shards is not None:
         if not any(shard.n_obs for shard in shards):
             where = ", ".join(shard.path.name for shard in shards[:3])
             raise InputError("too-few-cells", "there are no cells", where, "check the filters that ran before")
-        return _sample_of(model, DiskSource(Stores(shards), counts=False), columns, max_cells, seed, root)
+        return _sample_of(model, DiskSource(Stores(shards), counts=False), columns, max_cells, seed, slot, root)
     assert isinstance(data, anndata.AnnData)
     for key in columns:
         of_fit = key in batch_columns(model.training_.batch_key)
@@ -130,7 +133,13 @@ def _accessors(data: anndata.AnnData) -> tuple[Callable[[Any], pd.Index], Callab
 
 
 def _sample_of(
-    model: Autoencoder, source: Source, columns: list[str], max_cells: int, seed: int, root: str | None
+    model: Autoencoder,
+    source: Source,
+    columns: list[str],
+    max_cells: int,
+    seed: int,
+    slot: str | None,
+    root: str | None,
 ) -> Sample:
     values: dict[str, Any] = {key: source.column(key, what="labels") for key in columns}
     chosen = np.ones(source.n_obs, dtype=bool)
@@ -145,6 +154,8 @@ def _sample_of(
     rows = rows[order]
     obs = pd.DataFrame({key: column[rows] for key, column in values.items()}, index=source.names(rows))
     adata = anndata.AnnData(matrix, obs=obs, var=pd.DataFrame(index=pd.Index(source.var_names, dtype=object)))
+    if slot is not None:
+        adata.obsm[slot] = source.coordinates(slot)[rows]
     held_out, new = match_held_out(model, source.n_obs, rows, source.names, source.column)
     return Sample(adata, held_out, "X", new, source.n_obs)
 

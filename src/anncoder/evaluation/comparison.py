@@ -41,7 +41,15 @@ import pandas as pd
 from scipy.sparse import csr_matrix
 
 from anncoder.config import TrainingConfig, given
-from anncoder.data.adata import batch_column, batch_columns, batch_label, batches_of, genes_of, obs_column
+from anncoder.data.adata import (
+    batch_column,
+    batch_columns,
+    batch_label,
+    batches_of,
+    coordinates_of,
+    genes_of,
+    obs_column,
+)
 from anncoder.data.matrix.notes import silent, with_counts
 from anncoder.data.sources import Data
 from anncoder.data.summary import library_sizes
@@ -207,12 +215,15 @@ def evaluate(
     root = root_of(data, root) if n_fits else None
     TrainingConfig.refuse_value("seed", seed)
     max_cells = _enough(max_cells)
-    # other fits may need batches that embedding does not
-    keys = batch_columns(model.training_.batch_key) if model.config.encodes_batches or guard or n_fits else []
+    # other fits may need batches, labels and coordinates that embedding does not
+    again = guard or n_fits > 0
+    batches = batch_columns(model.training_.batch_key) if model.config.encodes_batches or again else []
+    keys = [*batches, *batch_columns(model.training_.label_key if again else None)]
     named = [*batch_columns(batch_key), *keys]
     columns = [*([] if labels is None else [labels]), *dict.fromkeys(key for key in named if key != labels)]
-    reading: dict[str, Any] = {"max_cells": max_cells, "seed": seed, "allow_missing": allow_missing, "root": root}
-    sample = some_cells(model, data, layer, columns, **reading)
+    slot = model.config.fits_slot if again else None
+    limits: dict[str, Any] = {"max_cells": max_cells, "seed": seed, "allow_missing": allow_missing, "root": root}
+    sample = some_cells(model, data, layer, columns, slot=slot, **limits)
     width = model.config.width
     matrix, sample = _with_counts(model, sample, allow_missing)
     adata = sample.adata
@@ -221,8 +232,9 @@ def evaluate(
         what = f"{matrix.shape[0]} cells x {matrix.shape[1]} genes are too few for {width} components"
         remedy = "compare a model with a narrower latent" if of_genes else "evaluate more cells"
         raise InputError("too-few-cells", what, "evaluate", remedy)
-    cells = Cells(matrix, adata.obs[keys] if keys else None)
-    mixed = batches_to_mix(adata, batch_key, keys)
+    target = None if slot is None else coordinates_of(adata.obsm, slot)
+    cells = Cells(matrix, adata.obs[keys] if keys else None, target)
+    mixed = batches_to_mix(adata, batch_key, batches)
     truth = None if labels is None else adata.obs[labels].to_numpy(dtype=object, na_value=np.nan)
     if truth is not None and not comparable(truth):
         logger.warning(
