@@ -27,6 +27,7 @@ from anncoder.config import (
     SplitName,
     TrainingConfig,
     refuse_unused_batches,
+    refuse_unused_labels,
 )
 from anncoder.data.adata import (
     open_data,
@@ -36,7 +37,7 @@ from anncoder.data.split import Split, split_cells
 from anncoder.device import choose_device, products_in, refuse_size, threads_set, usual_torch
 from anncoder.errors import ConfigError, DivergenceError, counted
 from anncoder.io import model_folder
-from anncoder.models import find, names
+from anncoder.models import find, names, scikit_learn
 from anncoder.models.adapting import adapted, adapted_key
 from anncoder.models.card import card
 from anncoder.training.checkpoint import Checkpoint, FitCheckpointer, checkpointer_of, resume_note, run_of
@@ -64,6 +65,7 @@ class Fitted(NamedTuple):
     stopped: str
     valid_obs: pd.Index
     valid_sizes: np.ndarray[Any, Any]
+    labels: list[str] = []  # noqa: RUF012 - of a NamedTuple
 
 
 class Start(NamedTuple):
@@ -97,6 +99,8 @@ class Autoencoder:
         Their total counts, by which they are told from other cells of the same name.
     batches_
         Names of the experimental batches of ``batch_key``, in the order of their codes; empty without one.
+    labels_
+        Names of the labels of ``label_key``, in the order of their codes; empty without one.
     best_epoch_
         The epoch (from 0) whose weights the model has.
     stopped_
@@ -119,6 +123,17 @@ class Autoencoder:
     stopped_: str
     valid_obs_: pd.Index
     valid_sizes_: np.ndarray[Any, Any]
+    labels_: list[str]
+
+    # as scikit-learn calls them
+    fit_settings: ClassVar[dict[str, Any]] = {}  # of set_params, until a model has its own
+    container: ClassVar[str] = ""  # of set_output
+    get_params, set_params = scikit_learn.get_params, scikit_learn.set_params
+    fit_transform, transform, score = scikit_learn.fit_transform, scikit_learn.transform, scikit_learn.score
+    set_output, get_feature_names_out = scikit_learn.set_output, scikit_learn.get_feature_names_out
+    n_features_in_, feature_names_in_ = property(scikit_learn.n_features_in), property(scikit_learn.feature_names_in)
+    __sklearn_clone__, __sklearn_is_fitted__ = scikit_learn.clone_of, scikit_learn.is_fitted
+    __sklearn_tags__ = scikit_learn.tags_of
 
     def __init__(self, config: NetworkConfig) -> None:
         self.config = config
@@ -127,7 +142,9 @@ class Autoencoder:
     def __repr__(self) -> str:
         changed = {k: v for k, v in self.config if v != type(self.config).model_fields[k].default}
         state = "" if self.network_ is None else f"  # fitted: {counted(len(self.var_names_), 'gene')}"
-        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in changed.items())}){state}"
+        also = ", ".join(f"{k}={v!r}" for k, v in self.fit_settings.items())
+        also = f".set_params({also})" * bool(also)
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in changed.items())}){also}{state}"
 
     def _repr_html_(self) -> str:
         return card(self)
@@ -135,9 +152,11 @@ class Autoencoder:
     def fit(
         self,
         data: Data,
+        y: object = None,
         *,
         layer: str | None = None,
         batch_key: str | list[str] | tuple[str, ...] | None = None,
+        label_key: str | None = None,
         mask_var: str | None = "auto",
         empty_cells: EmptyCellsName = "leave-out",
         max_epochs: int | None = None,
@@ -178,12 +197,16 @@ class Autoencoder:
         ----------
         data
             Raw counts, (n_obs, n_vars): AnnData, or, read from disk in blocks, the path of an ``.h5ad`` file or
-            ``.zarr`` folder, several in a list or glob, or a backed AnnData.
+            ``.zarr`` folder, several in a list or glob, or a backed AnnData; or, as everywhere, a matrix or data frame.
+        y
+            Ignored: scikit-learn passes labels.
         layer
             Where the counts are; None and ``"X"`` for ``X``, ``"raw.X"`` for those of ``raw`` (and of its genes).
         batch_key
             obs column with the experimental batch, or several (their combinations), for the models that correct for it
             (:mod:`anncoder.nn.batches`). Leave it out where batches differ by the biology that you look for.
+        label_key
+            obs column with labels to learn, for models of your own that do (docs/own-model.md); missing: unknown.
         mask_var
             var column of the genes to fit on; ``"auto"``, the default, is ``"highly_variable"`` where there is one
             (scanpy's rule), None all genes. A denoised layer has NaN in the others.
@@ -236,7 +259,7 @@ class Autoencoder:
             unchanged, fitted or not.
         """
         settings = {k: v for k, v in locals().items() if k in TrainingConfig.model_fields}
-        training = TrainingConfig(**settings).with_defaults_of(self.config)
+        training = TrainingConfig(**scikit_learn.settings_of_fit(self, settings)).with_defaults_of(self.config)
         with fit_context(training) as process:
             source = open_source(
                 data, layer, counts=self.reads_counts, integers=self.config.integers, mask_var=training.mask_var
@@ -427,6 +450,7 @@ class Autoencoder:
             history=self.history_.to_dict(orient="list"),
             valid_obs=list(self.valid_obs_),
             valid_sizes=self.valid_sizes_.tolist(),
+            labels=self.labels_,
         )
         model_folder.write_model(folder, record, list(self.var_names_), weights)
 
@@ -488,13 +512,15 @@ class Autoencoder:
         checkpoint: str | Path | Checkpoint | None,
         progress: bool | None,
     ) -> Start:
+        refuse_unused_labels(self.config, ready.training)
         refuse_unused_batches(self.config, ready.training)  # its column exists: that would have been said first
         noise = Noise(ready.training.seed)
         run = run_of(self.name, self.config, ready.training, source, split, ready)
         checkpointer = checkpointer_of(checkpoint, run, noise, process, ready.device, in_order=source.in_order)
         training = limited(ready.training, len(ready.train))
         step_fn = recorded_step_or_none(ready.train, self.config, training, process)
-        network = self._build(Shape(len(source.var_names), len(ready.batches), tuple(ready.batches)), noise)
+        n_labels, batches = len(ready.labels), tuple(ready.batches)
+        network = self._build(Shape(len(source.var_names), len(batches), batches, n_labels=n_labels), noise)
         n_threads = threads_for(network, training, ready.device)
         with threads_set(n_threads):
             network.to(ready.device).start_from(ready.summary, ready.unshuffled)
@@ -528,6 +554,7 @@ class Autoencoder:
                 stopped=history.stopped,
                 valid_obs=source.names(split.valid),
                 valid_sizes=np.asarray(source.sizes[split.valid]),
+                labels=ready.labels,
             )
         )
 
@@ -540,7 +567,8 @@ class Autoencoder:
             return self.network_class(self.config, shape, noise)
 
     def _shape(self) -> Shape:
-        return Shape(len(self.var_names_), len(self.batches_), tuple(self.batches_))
+        names, batches = self.var_names_, tuple(self.batches_)
+        return Shape(len(names), len(batches), batches, n_labels=len(self.labels_))
 
     def _network(self) -> Any:
         if self.network_ is None:
