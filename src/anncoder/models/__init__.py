@@ -32,7 +32,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
-SHARED = ("adapting", "base", "card", "installed", "loading", "scikit_learn")  # files of all models
+SHARED = ("adapting", "base", "card", "fitted", "installed", "loading", "scikit_learn")  # files of all models
 
 
 def homes() -> dict[str, str]:

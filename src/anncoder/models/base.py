@@ -10,7 +10,7 @@ from collections.abc import Callable
 from copy import copy
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Self
 
 import anndata
 import numpy as np
@@ -40,43 +40,16 @@ from anncoder.io import model_folder
 from anncoder.models import find, names, scikit_learn
 from anncoder.models.adapting import adapted, adapted_key
 from anncoder.models.card import card
-from anncoder.training.checkpoint import Checkpoint, FitCheckpointer, checkpointer_of, resume_note, run_of
+from anncoder.models.fitted import Fitted, Start, record_of
+from anncoder.training.checkpoint import Checkpoint, checkpointer_of, resume_note, run_of
 from anncoder.training.cuda_graph import recorded_step_or_none
-from anncoder.training.loop import History, StepFunction, train
+from anncoder.training.loop import History, train
 from anncoder.training.prepare import TrainingData, fit_context, limited, prepare, threads_for
 from anncoder.training.progress import TrainingReport, announce, warn_interrupted
 from anncoder.training.results import Scale, blocks, denoised, expecting, latents
 from anncoder.types import Batch, Noise, Rank, Shape
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
-
-
-class Fitted(NamedTuple):
-    """Result of a fit: the attributes of :class:`Autoencoder`, each without its underscore."""
-
-    network: nn.Module | None  # None where the fit diverged before there were any good weights
-    training: TrainingConfig
-    layer: str | None
-    var_names: pd.Index
-    batches: list[str]
-    library_size: float
-    history: pd.DataFrame
-    best_epoch: int
-    stopped: str
-    valid_obs: pd.Index
-    valid_sizes: np.ndarray[Any, Any]
-    labels: list[str] = []  # noqa: RUF012 - of a NamedTuple
-
-
-class Start(NamedTuple):
-    """A network that is ready to be trained, and its checkpoint, step function and progress report."""
-
-    network: Any
-    training: TrainingConfig  # with the epochs that ``max_steps`` leaves
-    checkpointer: FitCheckpointer | None
-    step_fn: StepFunction | None
-    report: TrainingReport
-    threads: int
 
 
 class Autoencoder:
@@ -438,21 +411,7 @@ class Autoencoder:
                 what, "take every field of the configuration in __init__, by its name"
             ) from error
         model_folder.refuse_unsavable(weights, model_folder.shapes_only(lambda noise: again._build(shape, noise)))
-        record = model_folder.ModelRecord(
-            model=self.name,
-            hyperparameters=self.config.model_dump(mode="json"),
-            training=self.training_.model_dump(mode="json"),
-            layer=self.layer_,
-            batches=self.batches_,
-            library_size=self.library_size_,
-            best_epoch=self.best_epoch_,
-            stopped=self.stopped_,
-            history=self.history_.to_dict(orient="list"),
-            valid_obs=list(self.valid_obs_),
-            valid_sizes=self.valid_sizes_.tolist(),
-            labels=self.labels_,
-        )
-        model_folder.write_model(folder, record, list(self.var_names_), weights)
+        model_folder.write_model(folder, record_of(self), list(self.var_names_), weights)
 
     def unfitted(self) -> Autoencoder:
         """Return an unfitted model with the same settings; of a name of this package, by the class of this package."""

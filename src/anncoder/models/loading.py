@@ -14,7 +14,8 @@ from anncoder.errors import ConfigError, FileError
 from anncoder.io import model_folder
 from anncoder.io.atomic import path_given
 from anncoder.models import find, known
-from anncoder.models.base import Autoencoder, Fitted
+from anncoder.models.base import Autoencoder
+from anncoder.models.fitted import Fitted
 from anncoder.types import Shape
 
 
