@@ -12,7 +12,7 @@ on the 2,000 most variable genes (``demo``: the 700 blood cells that scanpy carr
 ``heldout_nll`` of ``ac.evaluate``. ``leiden``: best ARI over resolutions 0.1, 0.2 ... 2.0. ``leiden at k``: at a
 resolution that gives as many clusters as there are labels. ``kmeans``: with that number. ``pseudotime``: rank
 correlation of diffusion pseudotime with the column ``--order``. ``seconds``: processor time of the fit.
-SCVI (``scvi-tools``, where it is installed) has its defaults, NB, and stops early, which costs it no quality; its
+SCVI (``scvi-tools``, where it is installed) has its defaults, NB, and stops early, by the cells held out; its
 expectation is that of the posterior mean.
 """
 
