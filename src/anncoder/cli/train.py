@@ -46,6 +46,7 @@ from anncoder.models.base import Autoencoder
 from anncoder.tl.files import Files, OutputSpec, leave_out_empty, natural_scale, open_files_for, write_results
 from anncoder.tl.slots import next_step
 from anncoder.training.checkpoint import Checkpoint, forget, kept_until
+from anncoder.training.compiling import compile_ahead
 from anncoder.training.distributed import processes
 from anncoder.training.prepare import batches_in, refuse_few_cells, refuse_width
 from anncoder.training.progress import announce
@@ -121,6 +122,7 @@ def run_train(request: TrainRequest) -> None:
 
 @said_once()
 def _train_and_write(request: TrainRequest, plan: TrainPlan) -> None:
+    compile_ahead(plan.model.config, plan.training, shown=not request.quiet)
     files, source = checked_input(request, plan)
     folder, began = run_folder(request.output), time.perf_counter()
     with locked(folder), threads_set(plan.training.threads):
