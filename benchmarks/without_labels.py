@@ -25,7 +25,7 @@ from scipy.stats import spearmanr
 
 from anncoder.config import TrainingConfig
 from anncoder.evaluation.baselines import Cells
-from anncoder.evaluation.recommend import N_GENES, candidates, method_of, recommend, scene_of
+from anncoder.evaluation.selection.recommend import N_GENES, candidates, method_of, recommend, scene_of
 
 SCORES = {"heldout_nll": -1, "neighbor_consistency": 1}  # and whether more is better
 

@@ -17,7 +17,7 @@ from benchmarks.published import Claim, Row
 from scipy.sparse import csr_matrix
 
 from anncoder import AutoImpute
-from anncoder.models.autoimpute import hidden_values
+from anncoder.models.published.autoimpute import hidden_values
 
 PENALTIES = (80.0, 56.0, 40.0, 28.0, 20.0, 14.0, 10.0)
 MASKED = 0.1

@@ -22,17 +22,17 @@ if TYPE_CHECKING:
     from anncoder.data.iterable import IterableSource as IterableSource
     from anncoder.errors import AnncoderError as AnncoderError
     from anncoder.evaluation.comparison import evaluate as evaluate
-    from anncoder.evaluation.recommend import recommend as recommend
-    from anncoder.evaluation.search import search as search
-    from anncoder.models.autoimpute import AutoImpute as AutoImpute
+    from anncoder.evaluation.selection.recommend import recommend as recommend
+    from anncoder.evaluation.selection.search import search as search
     from anncoder.models.count import CountAutoencoder as CountAutoencoder
-    from anncoder.models.dca import DCA as DCA
     from anncoder.models.denoising import DenoisingAutoencoder as DenoisingAutoencoder
     from anncoder.models.loading import load as load
-    from anncoder.models.netsne import NetSNE as NetSNE
-    from anncoder.models.saucie import SAUCIE as SAUCIE
-    from anncoder.models.scscope import ScScope as ScScope
-    from anncoder.models.scvis import SCVIS as SCVIS
+    from anncoder.models.published.autoimpute import AutoImpute as AutoImpute
+    from anncoder.models.published.dca import DCA as DCA
+    from anncoder.models.published.netsne import NetSNE as NetSNE
+    from anncoder.models.published.saucie import SAUCIE as SAUCIE
+    from anncoder.models.published.scscope import ScScope as ScScope
+    from anncoder.models.published.scvis import SCVIS as SCVIS
     from anncoder.models.undercomplete import UndercompleteAutoencoder as UndercompleteAutoencoder
     from anncoder.models.variational import VariationalAutoencoder as VariationalAutoencoder
     from anncoder.reporting.page import report as report
@@ -41,24 +41,24 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AnncoderError": "errors",
-    "AutoImpute": "models.autoimpute",
+    "AutoImpute": "models.published.autoimpute",
     "CountAutoencoder": "models.count",
-    "DCA": "models.dca",
+    "DCA": "models.published.dca",
     "DenoisingAutoencoder": "models.denoising",
     "IterableSource": "data.iterable",
-    "NetSNE": "models.netsne",
+    "NetSNE": "models.published.netsne",
     "Report": "data.check",
-    "SAUCIE": "models.saucie",
-    "SCVIS": "models.scvis",
-    "ScScope": "models.scscope",
+    "SAUCIE": "models.published.saucie",
+    "SCVIS": "models.published.scvis",
+    "ScScope": "models.published.scscope",
     "UndercompleteAutoencoder": "models.undercomplete",
     "VariationalAutoencoder": "models.variational",
     "check": "data.check",
     "evaluate": "evaluation.comparison",
     "load": "models.loading",
-    "recommend": "evaluation.recommend",
+    "recommend": "evaluation.selection.recommend",
     "report": "reporting.page",
-    "search": "evaluation.search",
+    "search": "evaluation.selection.search",
 }
 _MODULES = ("datasets", "pl", "tl")
 

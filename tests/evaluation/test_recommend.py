@@ -18,10 +18,10 @@ from sklearn.preprocessing import StandardScaler
 
 import anncoder as ac
 from anncoder.errors import ConfigError, FileError, InputError
-from anncoder.evaluation import recommend as module
 from anncoder.evaluation.baselines import Cells, GeneMean, Normalized, Principal
 from anncoder.evaluation.comparison import heldout_score
-from anncoder.evaluation.recommend import Recommendation, candidates, recommend
+from anncoder.evaluation.selection import recommend as module
+from anncoder.evaluation.selection.recommend import Recommendation, candidates, recommend
 
 Run = Callable[..., Any]
 QUICK: dict[str, Any] = {"max_epochs": 8, "threads": 1, "progress": False}

@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 import anncoder as ac
 from anncoder.cli.app import app
 from anncoder.errors import ConfigError, FileError, ResourceError
-from anncoder.evaluation import search as trials
 from anncoder.evaluation.comparison import evaluate, heldout_score
-from anncoder.evaluation.search import SPACE, Trial, draw, search
+from anncoder.evaluation.selection import search as trials
+from anncoder.evaluation.selection.search import SPACE, Trial, draw, search
 from anncoder.io.atomic import locked
 from anncoder.training.progress import TrainingReport
 

@@ -16,7 +16,7 @@ from typer.testing import Result
 import anncoder as ac
 from anncoder import AutoImpute
 from anncoder.errors import ConfigError, InputError
-from anncoder.models.autoimpute import AutoImputeConfig, AutoImputeNetwork, nonzero_error
+from anncoder.models.published.autoimpute import AutoImputeConfig, AutoImputeNetwork, nonzero_error
 from anncoder.types import CSR, Batch, Noise, Shape, Summary
 
 QUICK: dict[str, Any] = {"threads": 1, "progress": False}
@@ -65,7 +65,7 @@ def test_it_imputes_better_than_the_gene_means(low_rank: anndata.AnnData) -> Non
 
 
 def test_the_masked_test_scores_the_gene_mean_of_what_is_left(low_rank: anndata.AnnData) -> None:
-    from anncoder.models.autoimpute import hidden_values
+    from anncoder.models.published.autoimpute import hidden_values
 
     before = low_rank.X.copy()
     found = AutoImpute(n_latent=5, transform="none").masked_test(low_rank, mask_frac=0.2, seed=3, max_epochs=1)

@@ -25,7 +25,7 @@ from anncoder.data.loaders.memory import MemoryLoader, Stored
 from anncoder.data.summary import library_sizes, summarize
 from anncoder.errors import AnncoderError, ConfigError, InputError
 from anncoder.io.atomic import locked
-from anncoder.models.dca import TYPES, DCAConfig, DCANetwork
+from anncoder.models.published.dca import TYPES, DCAConfig, DCANetwork
 from anncoder.types import Batch, Noise, Shape
 
 Run = Callable[..., Any]

@@ -18,7 +18,7 @@ from anncoder.data.summary import library_sizes, summarize
 from anncoder.errors import ConfigError, InputError, ResourceError
 from anncoder.models import find, names
 from anncoder.models.count import moment_log_theta
-from anncoder.models.dca import TYPES
+from anncoder.models.published.dca import TYPES
 from anncoder.training.results import blocks
 from anncoder.types import Batch, Noise, Shape
 

@@ -20,7 +20,7 @@ from typer.testing import Result
 import anncoder as ac
 from anncoder import NetSNE
 from anncoder.errors import ConfigError, InputError
-from anncoder.models.netsne import NetsneConfig, NetsneNetwork, log_similarities
+from anncoder.models.published.netsne import NetsneConfig, NetsneNetwork, log_similarities
 from anncoder.nn.tsne import joint_affinities
 from anncoder.types import CSR, Batch, Noise, Shape, Summary
 

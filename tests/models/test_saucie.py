@@ -20,7 +20,7 @@ from typer.testing import Result
 import anncoder as ac
 from anncoder import SAUCIE
 from anncoder.errors import AnncoderError, ConfigError, InputError
-from anncoder.models.saucie import SAUCIEConfig, SAUCIENetwork, reference_error
+from anncoder.models.published.saucie import SAUCIEConfig, SAUCIENetwork, reference_error
 from anncoder.nn.discrepancy import batch_discrepancy, multiscale_kernel, usage_entropy, within_clusters
 from anncoder.types import CSR, Batch, Noise, Shape, Summary
 

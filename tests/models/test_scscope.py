@@ -20,7 +20,7 @@ from anncoder import ScScope, tl
 from anncoder.data.loaders.memory import MemoryLoader, Stored
 from anncoder.data.summary import library_sizes, summarize
 from anncoder.errors import ConfigError, InputError
-from anncoder.models.scscope import ScScopeConfig, ScScopeNetwork, observed_error
+from anncoder.models.published.scscope import ScScopeConfig, ScScopeNetwork, observed_error
 from anncoder.types import Batch, Noise, Shape
 
 SMALL: dict[str, Any] = {"n_latent": 4, "n_imputer": 8}

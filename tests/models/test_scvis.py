@@ -20,7 +20,7 @@ from typer.testing import Result
 import anncoder as ac
 from anncoder import SCVIS
 from anncoder.errors import ConfigError
-from anncoder.models.scvis import (
+from anncoder.models.published.scvis import (
     Posterior,
     ScvisConfig,
     ScvisNetwork,

@@ -29,7 +29,7 @@ from anncoder.io.h5ad_write import read_input, refuse_unwritable, write_output
 from anncoder.io.model_folder import refuse_target
 from anncoder.io.output_paths import refuse_output
 from anncoder.models.base import Array
-from anncoder.models.dca import DCA
+from anncoder.models.published.dca import DCA
 from anncoder.tl.dca_scanpy import OURS, WORDS, Results, in_our_words, refuse_data, results, write_info, write_obs
 from anncoder.training.progress import announce
 

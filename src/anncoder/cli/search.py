@@ -17,9 +17,9 @@ from anncoder.cli.train import TrainRequest, checked_input, make_plan, run_train
 from anncoder.config import TrainingConfig, split_settings
 from anncoder.data.matrix.notes import said_once
 from anncoder.errors import ConfigError
-from anncoder.evaluation.recommend import Recommendation, recommend
-from anncoder.evaluation.search import Space, checked_space, draw, search
-from anncoder.evaluation.trials import Trial
+from anncoder.evaluation.selection.recommend import Recommendation, recommend
+from anncoder.evaluation.selection.search import Space, checked_space, draw, search
+from anncoder.evaluation.selection.trials import Trial
 from anncoder.io.atomic import atomic_path, locked, others_in, refuse_occupied, same_file
 from anncoder.io.h5ad_write import read_input
 from anncoder.io.output_paths import refuse_output

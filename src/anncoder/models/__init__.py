@@ -1,6 +1,7 @@
 """Autoencoders, one file each: configuration, network and estimator, ending with ``MODEL = ...``.
 
-The name of a model is that of its file; :func:`find` imports that one file. docs/own-model.md builds one step by step.
+The name of a model is that of its file, here (ours) or in ``published/`` (the published systems); :func:`find` imports
+that one file. docs/own-model.md builds one step by step.
 
 A network is built from ``(config, shape, noise)`` and offers
 
@@ -31,12 +32,24 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
-SHARED = ("base", "loading")  # files of all models
+SHARED = ("adapting", "base", "card", "loading")  # files of all models
+
+
+def homes() -> dict[str, str]:
+    """Return the module of each model by the model's name: the files of this folder and of ``published/``."""
+    folders = {f"{__name__}.": __path__, f"{__name__}.published.": [f"{path}/published" for path in __path__]}
+    found = {
+        module.name: prefix + module.name
+        for prefix, paths in folders.items()
+        for module in iter_modules(paths)
+        if not module.ispkg and module.name not in SHARED
+    }
+    return dict(sorted(found.items()))
 
 
 def names() -> list[str]:
-    """Return the names of all models: the files of this folder."""
-    return sorted(module.name for module in iter_modules(__path__) if module.name not in SHARED)
+    """Return the names of all models."""
+    return list(homes())
 
 
 # what others call our models, and the setting that makes it so
@@ -60,9 +73,9 @@ OTHER_NAMES: dict[str, tuple[str, str]] = {
 
 def find(name: str, where: str = "model") -> type[Any]:
     """Return the class of a model by its name; a ConfigError at ``where`` names the one that is meant."""
-    if name not in names():
+    if name not in homes():
         raise _unknown(name, where)
-    found: type[Any] = import_module(f"anncoder.models.{name}").MODEL
+    found: type[Any] = import_module(homes()[name]).MODEL
     return found
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import copy
-from itertools import islice
 from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
@@ -27,32 +26,25 @@ from anncoder.config import (
     PrecisionName,
     SplitName,
     TrainingConfig,
-    given,
     refuse_unused_batches,
 )
 from anncoder.data.adata import (
-    batch_column,
-    batch_columns,
-    batch_label,
-    new_batches_of,
     open_data,
-    slot_label,
-    warn_of_small_batches,
 )
-from anncoder.data.sources import Data, Genes, MemorySource, PerCell, Source, open_for_model, open_source
+from anncoder.data.sources import Data, Genes, MemorySource, Source, open_for_model, open_source
 from anncoder.data.split import Split, split_cells
-from anncoder.data.summary import size_factors
 from anncoder.device import choose_device, products_in, refuse_size, threads_set, usual_torch
 from anncoder.errors import ConfigError, DivergenceError, counted
 from anncoder.io import model_folder
 from anncoder.models import find, names
-from anncoder.nn.batches import adapt, extend
+from anncoder.models.adapting import adapted, adapted_key
+from anncoder.models.card import card
 from anncoder.training.checkpoint import Checkpoint, FitCheckpointer, checkpointer_of, resume_note, run_of
 from anncoder.training.cuda_graph import recorded_step_or_none
 from anncoder.training.loop import History, StepFunction, train
-from anncoder.training.prepare import SAMPLE, TrainingData, fit_context, limited, prepare, threads_for
+from anncoder.training.prepare import TrainingData, fit_context, limited, prepare, threads_for
 from anncoder.training.progress import TrainingReport, announce, warn_interrupted
-from anncoder.training.results import BLOCK, Scale, blocks, denoised, expecting, latents
+from anncoder.training.results import Scale, blocks, denoised, expecting, latents
 from anncoder.types import Batch, Noise, Rank, Shape
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
@@ -138,25 +130,7 @@ class Autoencoder:
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in changed.items())}){state}"
 
     def _repr_html_(self) -> str:
-        # a card, for notebooks
-        rows: dict[str, Any] = {"model": repr(self).partition("  #")[0]}
-        if self.network_ is None:
-            rows |= {"fitted": "no", "next": "model.fit(adata)"}
-        else:
-            record = self.history_.iloc[self.best_epoch_]
-            watched = "valid_loss" if "valid_loss" in record else "train_loss"
-            best = f"{watched} {record[watched]:.5g} ({self.config.loss_unit or 'no unit'})"
-            rows |= {
-                "genes": f"{len(self.var_names_):,}, from {slot_label(self.layer_)}",
-                "training": f"{counted(len(self.history_), 'epoch')}, {self.history_['seconds'].sum():.1f} s, "
-                f"{counted(given(self.training_.threads), 'thread')}; ended: "
-                f"{'no longer improving' if self.stopped_ == 'early' else self.stopped_}",
-                "best": f"epoch {self.best_epoch_ + 1}: {best}",
-                "held out": counted(len(self.valid_obs_), "cell"),
-                "next": "model.embed(adata); ac.evaluate(model, adata); ac.pl.history(model)",
-            }
-        with pd.option_context("display.max_colwidth", None):
-            return str(pd.Series(rows).to_frame().to_html(header=False))
+        return card(self)
 
     def fit(
         self,
@@ -362,23 +336,11 @@ class Autoencoder:
         InputError
             A batch is known already, or as :meth:`embed`.
         """
-        network = self._network()
+        self._network()
         key = adapted_key(self, batch_key)
-        source = self._source(query, layer, allow_missing)
-        column = batch_column(key, lambda name: source.column(name, what="batch_key"))
-        codes, new = new_batches_of(column, batch_label(key), self.batches_)
-        warn_of_small_batches(codes - len(self.batches_), new, batch_label(key))
-        cells = PerCell(size_factors(source.sizes, self.library_size_), codes)
-        loader = source.loader(cells, np.ones(source.n_obs, dtype=bool), batch_size=BLOCK, seed=seed)
-        device = next(network.parameters()).device
-        sample = [batch.to(device) for batch in islice(loader.epoch(0), SAMPLE // BLOCK)]
-        names = [*self.batches_, *new]
-        wider = self._build(Shape(len(self.var_names_), len(names), tuple(names)), Noise(seed)).to(device).eval()
-        with usual_torch():
-            extend(network, wider)
-            adapt(wider, sample, len(self.batches_))
+        network, batches = adapted(self, self._source(query, layer, allow_missing), key, seed)
         again = copy(self)
-        again.network_, again.batches_ = wider, names
+        again.network_, again.batches_ = network, batches
         return again
 
     def denoise(
@@ -573,20 +535,3 @@ def refuse_no_model(model: Any) -> None:
         remedy = f"ac.load({str(model)!r}) reads a saved one" if path else "fit(adata), or anncoder.load(folder)"
         raise ConfigError("no-model", f"expected a fitted model, got {found}", "model", remedy)
     model._network()
-
-
-def adapted_key(model: Autoencoder, given_key: Any) -> Any:
-    """Return the column, or columns, of the batches that a model is to be adapted to; a ConfigError if it cannot be."""
-    config, key = model.config, model.training_.batch_key
-    if not config.other_batches:
-        what = f"{type(model).__name__} cannot be adapted to new batches"
-        remedy = "use CountAutoencoder, DenoisingAutoencoder or UndercompleteAutoencoder, or fit it with these cells"
-        raise ConfigError("batches-unused", what, "adapt", remedy)
-    if key is None or not config.reads_counts:
-        lacks = "was fitted without batch_key" if key is None else "reads expression values, which have no factors"
-        remedy = "fit it to counts with batch_key, or embed these cells as they are"
-        raise ConfigError("batches-unused", f"the model {lacks}: there are no batches to add to", "adapt", remedy)
-    if given_key is not None and batch_columns(given_key) != batch_columns(key):
-        what = f"batch_key = {given_key!r}, but the model was fitted with {key!r}"
-        raise ConfigError("bad-value", what, "batch_key", f"give the column of the batches this name: {key!r}")
-    return key

@@ -17,7 +17,7 @@ from anncoder.config import unknown_key
 from anncoder.data.adata import RAW, genes_of, has_layer, matrix_of, resolve_layer, slot_label
 from anncoder.errors import ConfigError, InputError
 from anncoder.evaluation.comparison import LESS_IS_BETTER, Evaluation
-from anncoder.evaluation.recommend import Recommendation
+from anncoder.evaluation.selection.recommend import Recommendation
 from anncoder.models import find, names
 from anncoder.models.base import Autoencoder, refuse_no_model
 from anncoder.pl.groups import PALETTE, groups_of

@@ -24,7 +24,7 @@ from anncoder.data.summary import library_sizes
 from anncoder.device import refuse_size
 from anncoder.errors import ConfigError, InputError
 from anncoder.models.base import Array
-from anncoder.models.dca import DCA, DCAConfig
+from anncoder.models.published.dca import DCA, DCAConfig
 from anncoder.tl.slots import target_of
 
 # by our name of a setting, the words for it: of the function, and of the command where it is another

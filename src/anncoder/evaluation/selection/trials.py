@@ -2,7 +2,8 @@
 
 Validation losses are not comparable between likelihoods, held-out molecules are (Batson, Royer, Webber 2019, doi
 10.1101/786269): every trial is fitted with the same cells held out, reads nine tenths of their molecules, and is scored
-on the rest. :mod:`~anncoder.evaluation.search` draws the settings, :mod:`~anncoder.evaluation.recommend` has a list.
+on the rest. :mod:`~anncoder.evaluation.selection.search` draws the settings,
+:mod:`~anncoder.evaluation.selection.recommend` has a list.
 """
 
 from __future__ import annotations

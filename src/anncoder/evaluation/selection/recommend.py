@@ -31,7 +31,15 @@ from anncoder.evaluation.cells import READ
 from anncoder.evaluation.comparison import FEWEST, refuse_none_held_out, refuse_not_whole
 from anncoder.evaluation.heldout import nll_of_cells, thin
 from anncoder.evaluation.neighbors import Views, neighbor_scores, views
-from anncoder.evaluation.trials import Settings, Trial, attempt, digest_of, rank, refuse_interrupted, run_trials
+from anncoder.evaluation.selection.trials import (
+    Settings,
+    Trial,
+    attempt,
+    digest_of,
+    rank,
+    refuse_interrupted,
+    run_trials,
+)
 from anncoder.models import find
 from anncoder.models.base import Autoencoder
 from anncoder.training.progress import bar

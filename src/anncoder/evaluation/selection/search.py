@@ -1,7 +1,7 @@
 """Hyper-parameter search: random trials scored on held-out molecules.
 
-How a trial is scored: :mod:`anncoder.evaluation.trials`. Where few settings matter, random search is as good as a grid
-of many times its size (Bergstra, Bengio 2012, JMLR 13:281).
+How a trial is scored: :mod:`anncoder.evaluation.selection.trials`. Where few settings matter, random search is as good
+as a grid of many times its size (Bergstra, Bengio 2012, JMLR 13:281).
 """
 
 from __future__ import annotations
@@ -19,7 +19,15 @@ from anncoder.data.check import check
 from anncoder.data.matrix.notes import said_once
 from anncoder.errors import ConfigError
 from anncoder.evaluation.comparison import heldout_score, refuse_none_held_out
-from anncoder.evaluation.trials import Settings, Trial, attempt, digest_of, rank, refuse_interrupted, run_trials
+from anncoder.evaluation.selection.trials import (
+    Settings,
+    Trial,
+    attempt,
+    digest_of,
+    rank,
+    refuse_interrupted,
+    run_trials,
+)
 from anncoder.models import find
 from anncoder.models.base import Autoencoder
 

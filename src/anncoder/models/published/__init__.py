@@ -1,0 +1,1 @@
+"""Published single-cell systems: DCA, SAUCIE, scvis, net-SNE, scScope, AutoImpute."""
