@@ -16,7 +16,9 @@ def compile_ahead(config: NetworkConfig, training: TrainingConfig, *, shown: boo
     """Begin to compile what the training of a model needs, in a thread that nobody waits for before it is needed.
 
     Nothing happens where it is compiled already, or not used: on a GPU, or with kernels switched off. Kernels that a
-    model needs besides are compiled when they are called.
+    model needs besides are compiled when they are called. A thread, not a process: numba's compiler is mostly Python,
+    which shares the interpreter with what runs beside it, but reading, checking and the start from components leave it
+    free for most of their time, and another process would take memory and seconds to import the same packages.
 
     Parameters
     ----------
