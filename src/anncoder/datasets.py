@@ -330,12 +330,13 @@ def simulate_to_file(
     progress
         Called with the number of cells of each block when it is written, such as a tqdm bar's ``update``.
     **parameters
-        As in :func:`simulate`; the same parameters give the same counts.
+        Of :class:`anncoder.datasets.SplatParameters`: ``n_obs``, ``n_vars``, ``n_groups``...; the same give the same
+        counts as in :func:`simulate`.
 
     Raises
     ------
     ConfigError
-        As :func:`simulate`.
+        Unknown parameter, or a value out of range.
     ResourceError
         The folder does not exist or cannot be written, or the disk is full.
     """

@@ -86,7 +86,19 @@ class IterableSource:
             raise InputError("shape-mismatch", what, "obs", "give a row for each cell, in the order of the row numbers")
 
     def opened(self, genes: Genes | None, *, counts: bool, to_fit: bool, integers: bool = True) -> Source:
-        """Return the cells, checked in one pass, in the order of some genes or, for None, in their own."""
+        """Return the cells, checked in one pass; what ``fit`` and ``embed`` call.
+
+        Parameters
+        ----------
+        genes
+            Genes in whose order the cells are to be, and the share of them that may be missing; None for their own.
+        counts
+            Whether the values must be raw counts.
+        to_fit
+            Whether a model is to be fitted to them, which takes two cells at least.
+        integers
+            Whether counts must be whole numbers.
+        """
         names, allow_missing = genes or Genes(self.var_names)
         alignment = align(list(names), list(self.var_names), allow_missing=allow_missing)
         return BlockSource(self, alignment, names, counts=counts, to_fit=to_fit, integers=integers)

@@ -273,7 +273,7 @@ class Autoencoder:
         Parameters
         ----------
         device
-            As of :meth:`fit`.
+            ``"auto"``, ``"cpu"``, ``"gpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
 
         Raises
         ------
@@ -321,11 +321,14 @@ class Autoencoder:
         Parameters
         ----------
         query
-            Raw counts of cells of new batches only, (n_obs, n_vars); AnnData or path, genes as in :meth:`embed`.
+            Raw counts of cells of new batches only, (n_obs, n_vars); AnnData or path; genes are
+            matched by name.
         batch_key
             obs column with the batch: that of the fit, which None stands for.
-        layer, allow_missing
-            As in :meth:`embed`.
+        layer
+            Where the counts are; None for where they were in ``fit``, ``"X"`` for ``X``, ``"raw.X"`` for ``raw``.
+        allow_missing
+            Share of the model's genes that may be missing from the data; their counts are then zero.
         seed
             Start of the random stream that chooses the cells.
 
@@ -357,19 +360,23 @@ class Autoencoder:
 
         Parameters
         ----------
-        data, layer, allow_missing
-            As in :meth:`embed`.
+        data
+            AnnData or path. Genes are matched by name, in any order; genes the model does not know are left out.
         scale
             ``"counts"``: at this cell's own library size. ``"normalized"``: at the median library size of the fitted
             cells. ``"log1p"``: log(1 + that), as scanpy plots. Data of ``transform="none"`` have their own scale,
             ``"normalized"``. Only count likelihoods give expected counts; models of logarithms are below them, those
             that fill in zeros above: see "What `denoise` means" in docs/models.md.
+        layer
+            Where the counts are; None for where they were in ``fit``, ``"X"`` for ``X``, ``"raw.X"`` for ``raw``.
         genes
             Only these columns, in this order, or one gene; None for all genes of the model.
         batch
             Decode every cell as if of this experimental batch; None for its own. For models that decode by batch only
             (count, denoising, undercomplete, variational with ``batch_key``); of the first three ``"mean"`` is the
             average of the batches, as which cells of unknown batches are decoded.
+        allow_missing
+            Share of the model's genes that may be missing from the data; their counts are then zero.
 
         Raises
         ------
@@ -386,6 +393,11 @@ class Autoencoder:
 
     def save(self, folder: str | Path) -> None:
         """Write the fitted model to a folder; :func:`anncoder.load` reads it back to the same bits.
+
+        Parameters
+        ----------
+        folder
+            Where to write: a new folder, or one with a model that is to be replaced.
 
         Raises
         ------
@@ -427,7 +439,17 @@ class Autoencoder:
     def aligned_matrix(
         self, adata: anndata.AnnData, layer: str | None = None, allow_missing: float = 0.0
     ) -> csr_matrix:
-        """Return a copy of the matrix that :meth:`embed` reads, (n_obs, n_vars): checked, in the model's gene order."""
+        """Return a copy of the matrix that :meth:`embed` reads, (n_obs, n_vars): checked, in the model's gene order.
+
+        Parameters
+        ----------
+        adata
+            Cells; genes are matched by name.
+        layer
+            Where the counts are; None for where they were in ``fit``, ``"X"`` for ``X``, ``"raw.X"`` for ``raw``.
+        allow_missing
+            Share of the model's genes that may be missing from the data; their counts are then zero.
+        """
         source = self._source(open_data(adata), layer, allow_missing)
         assert isinstance(source, MemorySource)
         return source.matrix.copy()
@@ -435,7 +457,17 @@ class Autoencoder:
     def of_cells(
         self, data: Data, *, layer: str | None = None, allow_missing: float = 0.0
     ) -> dict[str, np.ndarray[Any, Any]]:
-        """Return further results for each cell, (n_obs,), by the names of ``cell_results``."""
+        """Return further results for each cell, (n_obs,), by the names of ``cell_results``.
+
+        Parameters
+        ----------
+        data
+            AnnData or path; genes are matched by name.
+        layer
+            Where the counts are; None for where they were in ``fit``, ``"X"`` for ``X``, ``"raw.X"`` for ``raw``.
+        allow_missing
+            Share of the model's genes that may be missing from the data; their counts are then zero.
+        """
         return {}
 
     def of_genes(self) -> dict[str, Array]:

@@ -255,6 +255,18 @@ class CountAutoencoder(Autoencoder):
 
     Parameters
     ----------
+    n_latent
+        Number of latent units, below the number of genes.
+    n_hidden
+        Widths of the encoder's hidden layers; the decoder mirrors them; ``()`` for none.
+    activation
+        Activation of the hidden layers; the latent and the output are linear.
+    norm
+        ``"batch"``, ``"batch-shift"`` (without a scale), ``"layer"`` or ``"none"``: normalisation of the hidden layers.
+    linear_decoder
+        Decode without hidden layers.
+    dropout_rate
+        Share of hidden units dropped in training.
     likelihood
         ``"nb"`` (molecule counts), ``"zinb"`` (more zeros than that), ``"poisson"`` (no extra variance), or
         ``"gaussian"`` (log-normalised expression).
@@ -263,10 +275,27 @@ class CountAutoencoder(Autoencoder):
         ``"shared"`` one a cell. For ``"gaussian"`` it is the standard deviation.
     ridge_pi
         Penalty on the squared dropout probability of ``"zinb"``.
-    n_latent, n_hidden, activation, norm, linear_decoder, dropout_rate
-        As in :class:`UndercompleteAutoencoder`.
-    transform, standardize, start, corruption, strength, natural_axes, l1, l2, warmup_steps
-        As in :class:`UndercompleteAutoencoder`.
+    transform
+        ``"log1p"``: the data are raw counts and are log-normalised here; ``"normalize"``: the same without the
+        logarithm. ``"none"``: they are expression values.
+    standardize
+        z-score the genes of the network input.
+    start
+        Initial weights of the encoder: ``"components"`` of PCA, or ``"random"``.
+    corruption
+        What is done to the input in training, which keeps the network from copying the noise of the data:
+        ``"swap"`` (another cell's value of the same gene), ``"mask"`` (zero), ``"dropout"`` (zero, the rest scaled up),
+        ``"gaussian"`` (added noise), ``"thinning"`` (molecules removed at random), ``"none"``. None for thinning, and
+        for nothing where the data are expression values.
+    strength
+        Probability of such a change, or the standard deviation of the gaussian.
+    natural_axes
+        After training, turn and scale the latent so that its distances are those of the output distribution and its
+        axes are principal, largest first.
+    l1, l2
+        Penalties on the absolute and on the squared weights.
+    warmup_steps
+        Training steps over which the penalties rise to full strength.
     """
 
     name = "count"
@@ -308,8 +337,12 @@ class CountAutoencoder(Autoencoder):
 
         Parameters
         ----------
-        data, layer, allow_missing
-            As in :meth:`embed`; the data are needed unless ``dispersion="gene"``.
+        data
+            AnnData or path, whose genes are matched by name; not needed with ``dispersion="gene"``.
+        layer
+            Where the counts are; None for where they were in ``fit``, ``"X"`` for ``X``, ``"raw.X"`` for ``raw``.
+        allow_missing
+            Share of the model's genes that may be missing from the data; their counts are then zero.
 
         Returns
         -------
@@ -334,6 +367,15 @@ class CountAutoencoder(Autoencoder):
 
     def dropout_probability(self, data: Data, *, layer: str | None = None, allow_missing: float = 0.0) -> Array:
         """Return the probability that an entry is zero for technical reasons, (n_obs, n_vars); ``"zinb"`` only.
+
+        Parameters
+        ----------
+        data
+            AnnData or path; genes are matched by name.
+        layer
+            Where the counts are; None for where they were in ``fit``, ``"X"`` for ``X``, ``"raw.X"`` for ``raw``.
+        allow_missing
+            Share of the model's genes that may be missing from the data; their counts are then zero.
 
         Raises
         ------

@@ -165,6 +165,18 @@ class DenoisingAutoencoder(Autoencoder):
 
     Parameters
     ----------
+    n_latent
+        Number of latent units, below the number of genes.
+    n_hidden
+        Widths of the encoder's hidden layers; the decoder mirrors them; ``()`` for none.
+    activation
+        Activation of the hidden layers; the latent and the output are linear.
+    norm
+        ``"batch"``, ``"batch-shift"`` (without a scale), ``"layer"`` or ``"none"``: normalisation of the hidden layers.
+    linear_decoder
+        Decode without hidden layers.
+    dropout_rate
+        Share of hidden units dropped in training.
     corruption
         ``"swap"`` (another cell's value of the same gene), ``"mask"`` (zero), ``"dropout"`` (zero, the rest scaled up),
         ``"gaussian"`` (added noise), ``"thinning"`` (molecules removed at random), ``"none"``. Only in training.
@@ -177,10 +189,20 @@ class DenoisingAutoencoder(Autoencoder):
         too; that is a linear function of the latent, which a linear decoder can express by itself.)
     mask_loss_weight
         Weight of that prediction's cross-entropy; the reconstruction has 1 minus it.
-    n_latent, n_hidden, activation, norm, linear_decoder, dropout_rate
-        As in :class:`UndercompleteAutoencoder`.
-    transform, standardize, start, natural_axes, l1, l2, warmup_steps
-        As in :class:`UndercompleteAutoencoder`.
+    transform
+        ``"log1p"``: the data are raw counts and are log-normalised here; ``"normalize"``: the same without the
+        logarithm. ``"none"``: they are expression values.
+    standardize
+        z-score the genes of the network input.
+    start
+        Initial weights of the encoder: ``"components"`` of PCA, or ``"random"``.
+    natural_axes
+        After training, turn and scale the latent so that its distances are those of the output distribution and its
+        axes are principal, largest first.
+    l1, l2
+        Penalties on the absolute and on the squared weights.
+    warmup_steps
+        Training steps over which the penalties rise to full strength.
     """
 
     name = "denoising"

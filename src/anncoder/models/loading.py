@@ -30,7 +30,8 @@ def load(folder: str | Path, model: type[Autoencoder] | None = None, *, device: 
     model
         The class of a model of your own, from outside of this package; None for one of ours, found by its name.
     device
-        Where it is to embed and denoise, as of :meth:`Autoencoder.fit`; :meth:`Autoencoder.to` moves it later.
+        Where it is to embed and denoise: ``"auto"``, ``"cpu"``, ``"gpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``;
+        :meth:`Autoencoder.to` moves it later.
 
     Raises
     ------

@@ -217,20 +217,25 @@ class UndercompleteAutoencoder(Autoencoder):
     tied
         Use the encoder's weights, transposed, in the decoder (with ``norm="none"``).
     transform
-        ``"log1p"``: the data are raw counts and are log-normalised here. ``"none"``: they are expression values.
+        ``"log1p"``: the data are raw counts and are log-normalised here; ``"normalize"``: the same without the
+        logarithm. ``"none"``: they are expression values.
     standardize
         z-score the genes of the network input.
     start
         Initial weights of the encoder: ``"components"`` of PCA, or ``"random"``.
-    corruption, strength
-        What is done to the input in training, and how strongly, as of :class:`DenoisingAutoencoder`: it keeps a network
-        from copying the noise of the data. None for thinning of counts, and for nothing where the data are expression
-        values or the network is linear (whose optimum then is PCA); ``"none"`` for nothing.
+    corruption
+        What is done to the input in training, which keeps a network from copying the noise of the data:
+        ``"swap"`` (another cell's value of the same gene), ``"mask"`` (zero), ``"dropout"`` (zero, the rest scaled up),
+        ``"gaussian"`` (added noise), ``"thinning"`` (molecules removed at random), ``"none"``. None for thinning of
+        counts, and for nothing where the data are expression values or the network is linear (whose optimum then is
+        PCA).
+    strength
+        Probability of such a change, or the standard deviation of the gaussian.
     natural_axes
         After training, turn and scale the latent so that its distances are those of the output distribution and its
-        axes are principal, largest first (:mod:`anncoder.nn.basis`); of a linear model at its optimum, PCA's.
+        axes are principal, largest first; of a linear model at its optimum, PCA's.
     l1, l2
-        Penalties on the weights.
+        Penalties on the absolute and on the squared weights.
     warmup_steps
         Training steps over which the penalties rise to full strength.
     """

@@ -283,6 +283,16 @@ class VariationalAutoencoder(Autoencoder):
 
     Parameters
     ----------
+    n_latent
+        Number of latent units, below the number of genes.
+    transform
+        ``"log1p"``: the network reads log-normalised counts; ``"normalize"``: without the logarithm.
+    n_hidden
+        Widths of the encoder's hidden layers; the decoder mirrors them; ``()`` for none.
+    activation
+        Activation of the hidden layers; the latent and the output are linear.
+    norm
+        ``"batch"``, ``"batch-shift"`` (without a scale), ``"layer"`` or ``"none"``: normalisation of the hidden layers.
     likelihood
         ``"zinb"``, ``"nb"`` (enough for molecule counts, and twice as fast) or ``"poisson"``.
     dispersion
@@ -301,8 +311,6 @@ class VariationalAutoencoder(Autoencoder):
     faithful
         Start at random dispersions and without the gene means, and train without early stopping to the last weights,
         as published.
-    n_latent, n_hidden, activation, norm, transform
-        As in :class:`UndercompleteAutoencoder`; ``transform="normalize"`` leaves the logarithm out.
     """
 
     name = "variational"
@@ -333,7 +341,17 @@ class VariationalAutoencoder(Autoencoder):
     def of_cells(
         self, data: Data, *, layer: str | None = None, allow_missing: float = 0.0
     ) -> dict[str, np.ndarray[Any, Any]]:
-        """Return ``elbo``, (n_obs,): see :meth:`elbo`."""
+        """Return ``elbo``, (n_obs,): see :meth:`elbo`.
+
+        Parameters
+        ----------
+        data
+            AnnData or path; genes are matched by name.
+        layer
+            Where the counts are; None for where they were in ``fit``, ``"X"`` for ``X``, ``"raw.X"`` for ``raw``.
+        allow_missing
+            Share of the model's genes that may be missing from the data; their counts are then zero.
+        """
         return {"elbo": self.elbo(data, layer=layer, allow_missing=allow_missing)}
 
     def of_genes(self) -> dict[str, Array]:
@@ -351,16 +369,35 @@ class VariationalAutoencoder(Autoencoder):
 
         Parameters
         ----------
-        data, layer, allow_missing
-            As in :meth:`embed`.
+        data
+            Raw counts, AnnData or path; genes are matched by name.
         n_samples
             Samples of the latent to average over; the same draws serve all cells.
+        layer
+            Where the counts are; None for where they were in ``fit``, ``"X"`` for ``X``, ``"raw.X"`` for ``raw``.
+        allow_missing
+            Share of the model's genes that may be missing from the data; their counts are then zero.
         """
         network = self._network()
         return self._apply(data, lambda batch: network.elbo(batch, n_samples), layer, allow_missing)
 
     def dropout_probability(self, data: Data, *, layer: str | None = None, allow_missing: float = 0.0) -> Array:
-        """As :meth:`CountAutoencoder.dropout_probability`."""
+        """Return the probability that an entry is zero for technical reasons, (n_obs, n_vars); ``"zinb"`` only.
+
+        Parameters
+        ----------
+        data
+            Raw counts, AnnData or path; genes are matched by name.
+        layer
+            Where the counts are; None for where they were in ``fit``, ``"X"`` for ``X``, ``"raw.X"`` for ``raw``.
+        allow_missing
+            Share of the model's genes that may be missing from the data; their counts are then zero.
+
+        Raises
+        ------
+        ConfigError
+            The likelihood has no zero inflation.
+        """
         network = self._network()
         refuse_no_dropout(self.config.likelihood)
         return self._apply(data, lambda batch: network.parameters_of(batch).pi_logits.sigmoid(), layer, allow_missing)

@@ -71,10 +71,10 @@ def autoencode(
     key_added
         Name under which results are written.
     denoise
-        Write the expected counts too, a dense (n_obs, n_vars) layer; or their scale, as of :func:`denoise`:
-        ``"log1p"`` is what scanpy plots.
+        Write the expected counts too, a dense (n_obs, n_vars) layer; or their scale: ``"counts"``, ``"normalized"``
+        (at the median library size) or ``"log1p"``, which is what scanpy plots.
     copy
-        Leave ``adata`` alone and return a copy with the results; of an AnnData, not of files.
+        Leave ``adata`` alone and return a copy with the results; for an AnnData, not for files.
     output
         Where to write, if ``adata`` is the path of an ``.h5ad`` file or ``.zarr`` folder, or a list or glob of paths:
         an ``.h5ad`` file, or a folder, in which each keeps its name. The inputs are read and copied a
@@ -173,8 +173,13 @@ def embed(
         Where the counts are; None for where they were in ``fit``, ``"X"`` for ``X``, ``"raw.X"`` for ``raw``.
     allow_missing
         Share of the model's genes that may be missing; they are taken as zero.
-    key_added, copy, output
-        As in :func:`autoencode`.
+    key_added
+        Name under which results are written.
+    copy
+        Leave ``adata`` alone and return a copy with the results; for an AnnData, not for files.
+    output
+        Where to write, if ``adata`` is the path of an ``.h5ad`` file or ``.zarr`` folder, or a list or glob of paths:
+        an ``.h5ad`` file, or a folder, in which each keeps its name.
 
     Returns
     -------
@@ -238,8 +243,13 @@ def denoise(
         As which experimental batch every cell is decoded; None for its own. See :meth:`Autoencoder.denoise`.
     layer
         Where the counts are; None for where they were in ``fit``, ``"X"`` for ``X``, ``"raw.X"`` for ``raw``.
-    key_added, copy, output
-        As in :func:`autoencode`.
+    key_added
+        Name under which results are written.
+    copy
+        Leave ``adata`` alone and return a copy with the results; for an AnnData, not for files.
+    output
+        Where to write, if ``adata`` is the path of an ``.h5ad`` file or ``.zarr`` folder, or a list or glob of paths:
+        an ``.h5ad`` file, or a folder, in which each keeps its name.
     allow_missing
         Share of the model's genes that may be missing; they are taken as zero, and the layer does not have them.
 

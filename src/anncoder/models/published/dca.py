@@ -403,9 +403,27 @@ class DCA(Autoencoder):
         return {"theta": self.dispersion()} if self.config.parts.dispersion == "gene" else {}
 
     def dispersion(self, data: Data | None = None, *, layer: str | None = None, allow_missing: float = 0.0) -> Array:
-        """As :meth:`CountAutoencoder.dispersion`.
+        """Return theta, the inverse dispersion: Var = mu + mu^2 / theta.
 
-        (n_vars,) for ``"nb"`` and ``"zinb"``, (n_obs, 1) for the ``"-shared"`` types, (n_obs, n_vars) for the others.
+        Parameters
+        ----------
+        data
+            AnnData or path, whose genes are matched by name; not needed for ``"nb"`` and ``"zinb"``.
+        layer
+            Where the counts are; None for where they were in ``fit``, ``"X"`` for ``X``, ``"raw.X"`` for ``raw``.
+        allow_missing
+            Share of the model's genes that may be missing from the data; their counts are then zero.
+
+        Returns
+        -------
+        Array
+            (n_vars,) for ``"nb"`` and ``"zinb"``, (n_obs, 1) for the ``"-shared"`` types, (n_obs, n_vars) for the
+            others.
+
+        Raises
+        ------
+        ConfigError
+            The type has no dispersion, or the data are missing.
         """
         network = self._network()
         if self.config.parts.dispersion is None:
@@ -421,7 +439,21 @@ class DCA(Autoencoder):
     def dropout_probability(self, data: Data, *, layer: str | None = None, allow_missing: float = 0.0) -> Array:
         """Return the probability that an entry is zero for technical reasons, (n_obs, n_vars); ``"zinb"`` types only.
 
-        (n_obs, 1) for ``"zinb-shared"``. Parameters as of :meth:`embed`; a ConfigError for other likelihoods.
+        (n_obs, 1) for ``"zinb-shared"``.
+
+        Parameters
+        ----------
+        data
+            AnnData or path; genes are matched by name.
+        layer
+            Where the counts are; None for where they were in ``fit``, ``"X"`` for ``X``, ``"raw.X"`` for ``raw``.
+        allow_missing
+            Share of the model's genes that may be missing from the data; their counts are then zero.
+
+        Raises
+        ------
+        ConfigError
+            The likelihood has no zero inflation.
         """
         network = self._network()
         if self.config.parts.likelihood != "zinb":

@@ -298,7 +298,8 @@ class NetSNE(Autoencoder):
     l2
         Penalty on the squared weights.
     transform
-        As in :class:`UndercompleteAutoencoder`; ``"none"`` for data such as PCA scores.
+        ``"log1p"``: the data are raw counts and are log-normalised here; ``"normalize"``: the same without the
+        logarithm. ``"none"``: they are read as they are, such as PCA scores.
     """
 
     name = "netsne"

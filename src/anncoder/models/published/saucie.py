@@ -342,8 +342,12 @@ class SAUCIE(Autoencoder):
 
         Parameters
         ----------
-        data, layer, allow_missing
-            As in :meth:`embed`.
+        data
+            AnnData or path; genes are matched by name.
+        layer
+            Where the counts are; None for where they were in ``fit``, ``"X"`` for ``X``, ``"raw.X"`` for ``raw``.
+        allow_missing
+            Share of the model's genes that may be missing from the data; their counts are then zero.
 
         Raises
         ------
@@ -367,7 +371,17 @@ class SAUCIE(Autoencoder):
     def of_cells(
         self, data: Data, *, layer: str | None = None, allow_missing: float = 0.0
     ) -> dict[str, np.ndarray[Any, Any]]:
-        """Return ``cluster``, (n_obs,) text with "-1" for none, if the model makes clusters."""
+        """Return ``cluster``, (n_obs,) text with "-1" for none, if the model makes clusters.
+
+        Parameters
+        ----------
+        data
+            AnnData or path; genes are matched by name.
+        layer
+            Where the counts are; None for where they were in ``fit``, ``"X"`` for ``X``, ``"raw.X"`` for ``raw``.
+        allow_missing
+            Share of the model's genes that may be missing from the data; their counts are then zero.
+        """
         if not self.config.lambda_c:
             return {}
         labels = self.clusters(data, layer=layer, allow_missing=allow_missing).labels

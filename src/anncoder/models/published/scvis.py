@@ -323,7 +323,8 @@ class SCVIS(Autoencoder):
     l2
         Penalty on the squared weights, times a half.
     transform
-        As in :class:`UndercompleteAutoencoder`; ``"none"`` for data such as PCA scores.
+        ``"log1p"``: the data are raw counts and are log-normalised here; ``"normalize"``: the same without the
+        logarithm. ``"none"``: they are read as they are, such as PCA scores.
     faithful
         With the quirks of the published implementation: a perplexity p acts as p^1.44, dropped weights in the
         likelihood too, no cells held out, the last weights.
@@ -350,7 +351,17 @@ class SCVIS(Autoencoder):
         super().__init__(ScvisConfig(**arguments(locals())))
 
     def of_cells(self, data: Data, *, layer: str | None = None, allow_missing: float = 0.0) -> dict[str, Array]:
-        """Return ``log_likelihood``, (n_obs,)."""
+        """Return ``log_likelihood``, (n_obs,): see :meth:`log_likelihood`.
+
+        Parameters
+        ----------
+        data
+            AnnData or path; genes are matched by name.
+        layer
+            Where the counts are; None for where they were in ``fit``, ``"X"`` for ``X``, ``"raw.X"`` for ``raw``.
+        allow_missing
+            Share of the model's genes that may be missing from the data; their counts are then zero.
+        """
         return {"log_likelihood": self.log_likelihood(data, layer=layer, allow_missing=allow_missing)}
 
     def log_likelihood(self, data: Data, *, layer: str | None = None, allow_missing: float = 0.0) -> Array:
@@ -358,7 +369,21 @@ class SCVIS(Autoencoder):
 
         Low for cells unlike the fitted ones. It is the density of the network input (such as scores over their largest
         absolute value), summed over its components: comparable within one model. A cell's value does not depend on the
-        other cells. Parameters and errors as of :meth:`embed`.
+        other cells.
+
+        Parameters
+        ----------
+        data
+            AnnData or path; genes are matched by name.
+        layer
+            Where the counts are; None for where they were in ``fit``, ``"X"`` for ``X``, ``"raw.X"`` for ``raw``.
+        allow_missing
+            Share of the model's genes that may be missing from the data; their counts are then zero.
+
+        Raises
+        ------
+        InputError
+            Too many genes are missing, or the values are of another kind than those of the fit.
         """
         return self._apply(data, self._network().log_likelihood, layer, allow_missing)
 

@@ -64,7 +64,8 @@ def growth(
     genes
         ``"human"`` or ``"mouse"`` for our lists, or a mapping with lists ``"proliferation"`` and ``"apoptosis"``.
     layer
-        Expression for the scores, as in :func:`autoencode`. Whole numbers are taken as counts: log(1 + 10,000 x share).
+        Expression for the scores; None and ``"X"`` for ``X``, ``"raw.X"`` for ``raw``. Whole numbers are taken as
+        counts: log(1 + 10,000 x share).
     time_unit_hours
         Hours in a unit of the time column: 24 for days, 1 for hours.
     rate

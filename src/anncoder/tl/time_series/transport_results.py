@@ -152,10 +152,18 @@ def descendants(
 
     Parameters
     ----------
-    adata, cells_or_label, at, labels, transport
-        As in :func:`ancestors`.
+    adata
+        Cells with a transport, see :func:`transport`.
+    cells_or_label
+        Names of cells, a mask of all cells, or a label of the column ``labels``.
+    at
+        The time of the chosen cells; others are left out.
     to
         The later time; None for all times to which pairs lead from ``at``.
+    labels
+        Column of obs of the label; None for the one that :func:`fates` was asked about.
+    transport
+        Name of the transport.
 
     Returns
     -------
