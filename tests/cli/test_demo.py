@@ -42,8 +42,9 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
 
 
 def test_it_is_soon_over(ran: Ran) -> None:
-    # of the CPU, half of them numba's compiler. `.ci/run` tells the time on an idle machine; here others may compute
-    assert ran.seconds < 150
+    # of the CPU, a third of them numba's compiler where the cache is new. `.ci/run` tells the time on an idle machine;
+    # here others may compute
+    assert ran.seconds < 100
 
 
 def test_the_file_has_our_slots_and_scanpys(ran: Ran) -> None:
