@@ -54,7 +54,7 @@ from anncoder.training.progress import announce
 logger = logging.getLogger("anncoder")
 
 SCHEMA = 1
-LONG = 20_000  # cells from which on copying and writing takes seconds
+LONG = 20_000  # cells from which on reading and writing takes seconds
 EVALUATED = 5000  # cells at most: enough for the comparison with PCA, and over in seconds
 
 
@@ -195,6 +195,9 @@ def checked_input(request: TrainRequest, plan: TrainPlan) -> tuple[Files, DiskSo
         in_place=request.in_place,
         drop_empty=request.drop_empty_cells,
     )
+    n_cells = sum(store.n_obs for store in files.stores)
+    if n_cells > LONG and not request.quiet:
+        announce(f"reading and checking {n_cells:,} cells")
     source = open_source(
         files.stores,
         request.layer,
