@@ -112,7 +112,10 @@ class MuData:
     ],
 )
 def test_other_objects_than_an_anndata_are_told_the_way(data: Any, remedy: str) -> None:
-    for call in (ac.check, ac.CountAutoencoder().fit, lambda found: ac.tl.autoencode(found, "count")):
+    calls = [ac.check, ac.CountAutoencoder().fit, lambda found: ac.tl.autoencode(found, "count")]
+    for call in (
+        calls[::2] if isinstance(data, np.ndarray) else calls
+    ):  # a fit takes arrays, and has nothing to write to
         error = said(call, data)
         assert error.code == "not-anndata"
         assert remedy in error.remedy

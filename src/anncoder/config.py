@@ -63,13 +63,11 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    @pydantic.model_validator(mode="wrap")
-    @classmethod
-    def _explain(cls, values: Any, build: pydantic.ModelWrapValidatorHandler[Self]) -> Self:
+    def __init__(self, **values: Any) -> None:
         try:
-            return build(values)
+            super().__init__(**values)
         except pydantic.ValidationError as error:
-            raise _config_error(error, cls.model_fields, cls.__name__) from None
+            raise _config_error(error, type(self).model_fields, type(self).__name__) from None
 
     @pydantic.field_validator("*", mode="before")
     @classmethod
@@ -161,6 +159,11 @@ class NetworkConfig(Settings):
             "leave batch_key out, or use a model that corrects for them: count, denoising, undercomplete, variational, "
             "scscope, saucie with lambda_b"
         )
+
+    @property
+    def labels(self) -> Literal["unused", "optional", "needed"]:
+        """Whether the model uses or needs ``label_key``."""
+        return "unused"
 
     @property
     def embeds_batches(self) -> bool:
@@ -339,6 +342,9 @@ class TrainingConfig(Settings):
         BatchKey | None,
         Field(description="obs column with the experimental batch; of several, combinations"),
     ] = None
+    label_key: Annotated[
+        str | None, Field(description="obs column with labels to learn, for models that do; missing: unknown")
+    ] = None
     mask_var: Annotated[
         str | None,
         Field(description="var column of the genes to fit on; auto: highly_variable, where there is one; null: all"),
@@ -371,6 +377,10 @@ class TrainingConfig(Settings):
             what = "the model needs the experimental batch of each cell"
             remedy = "batch_key='COLUMN' names the column of obs that has it (--set batch_key=COLUMN)"
             raise ConfigError("no-batch-key", what, "batch_key", remedy)
+        if self.label_key is None and model.labels == "needed":
+            what = "the model needs labels of some of the cells"
+            remedy = "label_key='COLUMN' names the column of obs that has them (--set label_key=COLUMN)"
+            raise ConfigError("no-label-key", what, "label_key", remedy)
         defaults = model.defaults if self.max_epochs is None else {**model.defaults, "max_steps": None}
         return self.model_copy(update={k: v for k, v in defaults.items() if getattr(self, k) is None})
 
@@ -406,6 +416,14 @@ def refuse_unused_batches(model: NetworkConfig, training: TrainingConfig) -> Non
     if training.batch_key is not None and model.batches == "unused":
         what = f"batch_key = {training.batch_key!r}, but this model (as it is set) makes no use of batches"
         raise ConfigError("batches-unused", what, "batch_key", model.instead_of_batches)
+
+
+def refuse_unused_labels(model: NetworkConfig, training: TrainingConfig) -> None:
+    """Raise a ConfigError for a ``label_key``, whose column exists, of a model that learns no labels."""
+    if training.label_key is not None and model.labels == "unused":
+        what = f"label_key = {training.label_key!r}, but this model learns no labels"
+        remedy = "leave label_key out: no model of this package learns labels; docs/own-model.md has one that does"
+        raise ConfigError("labels-unused", what, "label_key", remedy)
 
 
 # words of other packages for our settings
@@ -456,6 +474,8 @@ def _config_error(
     error: pydantic.ValidationError, fields: Mapping[str, Any], where: str, within: tuple[str, ...] = ()
 ) -> ConfigError:
     first = error.errors(include_url=False)[0]
+    if isinstance(raised := first.get("ctx", {}).get("error"), ConfigError):  # of a model_post_init
+        return raised
     key = ".".join(str(part) for part in (*within, *first["loc"]))
     if first["type"] == "extra_forbidden":
         return unknown_key(key, sorted(fields), where=where)

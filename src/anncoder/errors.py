@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 
-class AnncoderError(Exception):
+class AnncoderError(ValueError):
     """A mistake or a limit that the user can do something about.
+
+    A ValueError, for scikit-learn, and others that call estimators, expect one for data and settings that do not fit.
 
     Parameters
     ----------

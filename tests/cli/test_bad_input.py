@@ -382,7 +382,7 @@ class TestOutputs:
             file.move("layers/counts", "layers/of/us")
         out = tmp_path / "out.h5ad"
         for name, said in {
-            "raw.h5": ("is a file of 10x Genomics", "scanpy.read_10x_h5("),
+            "raw.h5": ("as AnnData: a file of 10x Genomics", "download it again"),
             "page.h5ad": ("is a web page", "download it again"),
             "page.csv": ("is a web page", "download it again"),
             "table.txt.h5ad": ("is a table of text", "pandas.read_csv("),

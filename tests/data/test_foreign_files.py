@@ -1,4 +1,4 @@
-"""Files of other programs: recognised by every command alike, and converted by the line that the remedy prints."""
+"""Files of other programs: recognised by every command alike, read or converted by the line of the remedy."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import anndata
 import h5py
@@ -20,6 +21,7 @@ import zarr
 from anndata.io import write_elem
 from scipy import sparse
 from scipy.io import mmwrite
+from typer.testing import Result
 
 from anncoder import CountAutoencoder, check
 from anncoder.data.adata import open_data
@@ -56,10 +58,13 @@ def cell_ranger_3(path: Path) -> None:
         of_10x(file.create_group("matrix"), features=True)
 
 
-def cell_ranger_2(path: Path) -> None:
-    with h5py.File(path, "w") as file:
-        of_10x(file.create_group("GRCh38"), features=False)
-        of_10x(file.create_group("mm10"), features=False)
+def cell_ranger_2(*genomes: str) -> Callable[[Path], None]:
+    def make(path: Path) -> None:
+        with h5py.File(path, "w") as file:
+            for genome in genomes:
+                of_10x(file.create_group(genome), features=False)
+
+    return make
 
 
 def loom(path: Path) -> None:
@@ -173,16 +178,12 @@ def content(data: bytes) -> Callable[[Path], None]:
 
 SYMBOLS = [f"ENSG{j}\t{name}\tGene Expression" for j, name in enumerate(GENES)]
 CONVERTED = {
-    "cell_ranger_3.h5": (cell_ranger_3, "of 10x Genomics"),
-    "cell_ranger_2.h5": (cell_ranger_2, "before version 3.*GRCh38, mm10"),
-    "counts.loom": (loom, "a loom file"),
+    "cell_ranger_2.h5": (cell_ranger_2("GRCh38", "mm10"), "before version 3.*GRCh38, mm10"),
     "counts.h5mu": (mudata, "a MuData, which holds several AnnData: adt, rna"),
     "counts.zarr.zip": (zipped, "a zarr folder that is zipped"),
     "zipped.h5ad": (zipped, "a zarr folder that is zipped"),
     "old.zarr": (before_07, "before version 0.7"),
     "old.h5ad": (before_07_in_hdf5, "before version 0.7"),
-    "cell_ranger_3_mtx": (mtx({"barcodes.tsv.gz": CELLS, "features.tsv.gz": SYMBOLS, "matrix.mtx.gz": []}), "mtx"),
-    "cell_ranger_2_mtx": (mtx({"barcodes.tsv": CELLS, "genes.tsv": SYMBOLS, "matrix.mtx": []}), "mtx"),
     "of_two_samples": (
         mtx(
             {
@@ -277,3 +278,71 @@ def test_what_is_no_data_is_called_by_its_name(name: str, tmp_path: Path) -> Non
     assert error.code == "other-format"
     assert pd.Series([error.what]).str.contains(what).all(), error.what
     assert pd.Series([error.remedy]).str.contains(remedy).all(), error.remedy
+
+
+FILES_3 = {"barcodes.tsv.gz": CELLS, "features.tsv.gz": SYMBOLS, "matrix.mtx.gz": []}
+FILES_2 = {"barcodes.tsv": CELLS, "genes.tsv": SYMBOLS, "matrix.mtx": []}
+READ = {
+    "cell_ranger_3.h5": cell_ranger_3,
+    "cell_ranger_2.h5": cell_ranger_2("GRCh38"),
+    "cell_ranger_3_mtx": mtx(FILES_3),
+    "cell_ranger_2_mtx": mtx(FILES_2),
+    "of_one_sample": mtx({f"GSM1_{name}": lines for name, lines in FILES_3.items()}),
+    "counts.loom": loom,
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_files_of_10x_and_loom_are_read_as_any_other(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, anncoder: Callable[..., Result]
+) -> None:
+    if name.endswith(".loom"):
+        pytest.importorskip("loompy")
+    READ[name](path := tmp_path / name)
+    found = open_data(path)
+    np.testing.assert_array_equal(found.to_df().to_numpy(), COUNTS)
+    assert (list(found.obs_names), list(found.var_names)) == (CELLS, GENES)
+    assert check(path).ok
+    assert f"{name} is a" in caplog.text
+    assert "read into memory, 12 cells x 5 genes" in caplog.text
+    settings: dict[str, Any] = {"max_epochs": 2, "progress": False}
+    model = CountAutoencoder(n_latent=2, n_hidden=(4,)).fit(path, **settings)
+    same = CountAutoencoder(n_latent=2, n_hidden=(4,)).fit(adata(), **settings)
+    np.testing.assert_array_equal(model.embed(path), same.embed(adata()))
+    model.save(tmp_path / "model")
+    anncoder("embed", tmp_path / "model", path, "-o", tmp_path / "out.h5ad")
+    written = anndata.read_h5ad(tmp_path / "out.h5ad")
+    np.testing.assert_array_equal(written.X.toarray(), COUNTS)
+    np.testing.assert_array_equal(written.obsm["X_ae"], same.embed(adata()))
+
+
+def test_repeated_symbols_of_10x_are_made_unique_and_antibodies_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = [line.replace("gene1", "gene0") for line in SYMBOLS[:4]] + ["CD3\tCD3\tAntibody Capture"]
+    mtx({**FILES_3, "features.tsv.gz": lines})(path := tmp_path / "folder")
+    found = open_data(path)
+    assert list(found.var_names) == ["gene0", "gene0-1", "gene2", "gene3"]
+    np.testing.assert_array_equal(found.to_df().to_numpy(), COUNTS[:, :4])
+    assert "made unique: 1 repeated gene name (gene0)" in caplog.text
+
+
+def test_a_file_of_10x_that_was_cut_is_damaged(tmp_path: Path) -> None:
+    cell_ranger_3(path := tmp_path / "cut.h5")
+    with h5py.File(path, "r+") as file:
+        del file["matrix/features"]
+    assert refused(path).code == "unreadable"
+    mtx({**FILES_3, "barcodes.tsv.gz": CELLS[:5]})(folder := tmp_path / "cut")
+    assert refused(folder).code == "unreadable"
+
+
+def test_a_loom_file_without_loompy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loom(path := tmp_path / "cells.loom")
+    monkeypatch.setattr("anncoder.data.formats.converted.find_spec", lambda _: None)
+    error = refused(path)
+    assert (error.code, error.remedy) == ("missing-reader", "pip install loompy")
+
+
+def test_the_matrix_of_a_folder_is_read_by_its_folder(tmp_path: Path) -> None:
+    mtx(FILES_3)(path := tmp_path / "folder")
+    assert refused(path / "matrix.mtx.gz").remedy == f"give the folder: {str(path)!r}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import anndata
 import numpy as np
@@ -17,6 +18,9 @@ from anncoder.evaluation import correlations
 from anncoder.evaluation.baselines import Cells, Trained
 from anncoder.evaluation.comparison import evaluate
 from anncoder.evaluation.correlations import LEVEL, NEIGHBOURS, correlated, invented, permuted
+from anncoder.models.base import Autoencoder
+from anncoder.models.count import CountConfig, CountNetwork
+from anncoder.types import Loader, Summary
 
 
 @pytest.fixture(scope="module")
@@ -119,3 +123,45 @@ def test_the_guard_fits_with_the_batches_that_embedding_does_not_need() -> None:
     model = ac.SAUCIE(lambda_b=0.1).fit(cells, batch_key="batch", max_epochs=2, progress=False)
     table = ac.evaluate(model, cells, guard=True).table
     assert table.loc["model", "invented_correlations"] >= 0
+
+
+class AimedConfig(CountConfig):
+    @property
+    def fits_slot(self) -> str:
+        return "X_known"
+
+    @property
+    def labels(self) -> Literal["optional"]:
+        return "optional"
+
+
+class AimedNetwork(CountNetwork):
+    def start_from(self, summary: Summary, cells: Loader) -> None:
+        assert summary.target is not None
+        assert summary.target.shape == (summary.n_obs, 3)
+        assert summary.sample is not None
+        assert summary.sample.label is not None
+        super().start_from(summary, cells)
+
+
+class Aimed(ac.CountAutoencoder):
+    name = "aimed"
+    config_class, network_class = AimedConfig, AimedNetwork
+
+    def __init__(self, *, n_latent: int = 2, n_hidden: tuple[int, ...] = (8,)) -> None:
+        Autoencoder.__init__(self, AimedConfig(n_latent=n_latent, n_hidden=n_hidden))
+
+
+def test_coordinates_and_labels_that_a_model_is_fitted_to_go_along(grouped: anndata.AnnData, tmp_path: Path) -> None:
+    cells = grouped.copy()
+    cells.obsm["X_known"] = np.arange(3.0 * cells.n_obs).reshape(-1, 3)
+    cells.obs["kind"] = np.where(np.arange(cells.n_obs) % 2, "odd", None)
+    cells.write_h5ad(path := tmp_path / "cells.h5ad")
+    model = Aimed()
+    model.unfitted = lambda: Aimed()  # type: ignore[method-assign] # only some of the settings are its own
+    model.fit(cells, label_key="kind", max_epochs=1, valid_fraction=0, threads=1, progress=False)
+    for data in (cells, path):
+        assert evaluate(model, data, guard=True).table["invented_correlations"].notna().sum() == 2
+    del cells.obsm["X_known"]
+    with pytest.raises(ConfigError, match="X_known"):
+        evaluate(model, cells, guard=True)

@@ -23,7 +23,7 @@ from anncoder.data.matrix.notes import said_once
 from anncoder.data.matrix.scan import scan, structure, unreadable
 from anncoder.data.summary import library_sizes
 from anncoder.device import refuse_size
-from anncoder.errors import ConfigError, FileError, InputError, counted, listed
+from anncoder.errors import AnncoderError, ConfigError, FileError, InputError, counted, listed
 from anncoder.io.atomic import atomic_path, locked, same_file, writable_folder
 from anncoder.io.h5ad_write import read_input, refuse_unwritable, write_output
 from anncoder.io.model_folder import refuse_target
@@ -263,6 +263,8 @@ def read_table(path: Path, separator: str, *, by_cell: bool) -> anndata.AnnData:
         columns, frame = _table(path, separator)
     except FileNotFoundError:
         raise FileError("no-file", f"no such file: {str(path)!r}", str(path), "check it") from None
+    except AnncoderError:
+        raise
     except (OSError, ValueError) as error:
         what = f"cannot read {str(path)!r} as a table: {str(error).splitlines()[0]}"
         raise FileError("unreadable", what, str(path), f"give a table with {LAYOUT}") from error

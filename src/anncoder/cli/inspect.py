@@ -235,6 +235,7 @@ def run_info(model: Path, *, as_json: bool) -> None:
         "training": stored.config.training,
         "layer": fitted.layer_,
         "batches": fitted.batches_,
+        "labels": fitted.labels_,
         "library_size": fitted.library_size_,
         "epochs": len(fitted.history_),
         "best_epoch": fitted.best_epoch_ + 1,

@@ -16,7 +16,9 @@ LAST_SEED, MOST_THREADS = 2**32 - 1, 1024
 Inputs = Annotated[
     list[Path],
     typer.Argument(
-        help="An .h5ad file or .zarr folder of any size, several, or a quoted glob.", show_default=False, readable=False
+        help="An .h5ad file or .zarr folder of any size, 10x .h5, mtx folder or loom; several, or a quoted glob.",
+        show_default=False,
+        readable=False,
     ),
 ]
 ModelFolder = Annotated[
@@ -61,7 +63,7 @@ Device = Annotated[str, typer.Option(help="cpu, gpu, cuda, cuda:1, mps, auto.")]
 Threads = Annotated[int | None, typer.Option(min=1, max=MOST_THREADS, help="CPU threads.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and errors.")]
-MODELS = f"One of {', '.join(names())}."
+MODELS = f"One of {', '.join(names())}, or a model of an installed package (docs/own-model.md)."
 Seed = Annotated[int, typer.Option(min=0, max=LAST_SEED, help="Start of every random stream.")]
 GivenSeed = Annotated[
     int | None, typer.Option(min=0, max=LAST_SEED, help="Start of every random stream; 0 if not given.")

@@ -31,7 +31,8 @@ from anncoder.cli.run_folder import (
     write_text,
 )
 from anncoder.cli.settings import one_or_several, parse_assignments, read_yaml, set_in
-from anncoder.config import TrainingConfig, given, refuse_unused_batches, split_settings
+from anncoder.config import TrainingConfig, given, refuse_unused_batches, refuse_unused_labels, split_settings
+from anncoder.data.loaders.labels import labels_of
 from anncoder.data.matrix.notes import said_once, silent
 from anncoder.data.opening import open_stores
 from anncoder.data.sources import DiskSource, open_source
@@ -219,6 +220,9 @@ def checked_input(request: TrainRequest, plan: TrainPlan) -> tuple[Files, DiskSo
     if plan.training.batch_key is not None:
         batches_in(source, plan.training.batch_key)
         refuse_unused_batches(model.config, plan.training)
+    if plan.training.label_key is not None:
+        labels_of(source.column(plan.training.label_key, what="label_key"), plan.training.label_key)
+        refuse_unused_labels(model.config, plan.training)
     if model.config.fits_slot is not None:
         source.coordinates(model.config.fits_slot)
     return files, source

@@ -59,6 +59,9 @@ def open_data(data: anndata.AnnData | str | Path) -> anndata.AnnData:
 
 
 def _read(root: Any, path: Path) -> anndata.AnnData:
+    if isinstance(root, h5py.File) and root.driver == "core":  # read into memory from another format
+        adata: anndata.AnnData = read_elem(root["/"])
+        return adata
     if encoding_of(root) not in ("", "anndata"):  # other programs call it "AnnData"; anndata reads only its own word
         return anndata.AnnData(**{name: read_elem(root[name]) for name in root if not is_null(root[name])})
     return anndata.read_zarr(path) if path.is_dir() else anndata.read_h5ad(path)
@@ -71,17 +74,42 @@ def _gap_in_x(root: Any, path: Path) -> str:
 
 def not_anndata(data: Any) -> InputError:
     """Return the error for something else than an AnnData or a path, with the way to one."""
-    modalities = getattr(data, "mod", None)  # MuData: a dictionary of AnnData
-    if isinstance(modalities, Mapping) and modalities:
-        names = [str(name) for name in modalities]
+    if names := list(map(str, _modalities(data))):
         first = "rna" if "rna" in names else names[0]
-        remedy = f"give one of its modalities ({listed(names)}): mdata[{first!r}]"
+        remedy = f"give one of its modalities ({listed(names)}): mdata[{first!r}]; to tl.autoencode: mod={first!r}"
     elif issparse(data) or hasattr(data, "__array__"):
         remedy = "wrap the matrix, cells x genes: anndata.AnnData(matrix)"
     else:
         remedy = "give an AnnData, or the path of an .h5ad file or .zarr folder"
     what = f"expected an AnnData or a path, got {type(data).__module__.partition('.')[0]}.{type(data).__qualname__}"
     return InputError("not-anndata", what.replace("builtins.", ""), "data", remedy)
+
+
+def modality_of(data: Any, mod: str) -> anndata.AnnData:
+    """Return a modality of a MuData, which is known by what it has: mudata need not be installed.
+
+    Raises
+    ------
+    ConfigError
+        It has none of this name.
+    InputError
+        This is no MuData.
+    """
+    modalities = _modalities(data)
+    if not modalities:
+        raise not_anndata(data)
+    if mod not in modalities:
+        raise unknown_key(mod, list(map(str, modalities)), where="mod (a modality of the MuData)")
+    found = modalities[mod]
+    if not isinstance(found, anndata.AnnData):  # a MuData within
+        raise not_anndata(found)
+    return found
+
+
+def _modalities(data: Any) -> Mapping[str, Any]:
+    # a dictionary of AnnData; data frames have a method of the name
+    modalities = getattr(data, "mod", None)
+    return modalities if isinstance(modalities, Mapping) else {}
 
 
 def checked_path(data: Any) -> Path:

@@ -48,11 +48,12 @@ from anncoder.data.opening import not_as_in_fit, open_files, open_stores, refuse
 from anncoder.data.store import READ, Store, n_repeated, stacked
 from anncoder.data.stores import Stores
 from anncoder.data.summary import library_sizes
+from anncoder.data.tables import Table, adata_of_table, is_table
 from anncoder.device import memory_errors
 from anncoder.errors import InputError, listed
 from anncoder.types import SINGLE, Loader, Rank
 
-Data: TypeAlias = "anndata.AnnData | str | Path | list[str | Path] | list[Store] | Reader"
+Data: TypeAlias = "anndata.AnnData | Table | str | Path | list[str | Path] | list[Store] | Reader"
 Array = np.ndarray[Any, Any]
 FEW = 16  # where fewer than one in so many is wanted, cells are read one by one
 CHANCE = 0.01  # share of a file's cells that may have name and total of others by chance, where names are numbers
@@ -374,6 +375,8 @@ def _opened(
         if not isinstance(data, DiskSource):
             refuse_no_var(mask_var)
         return data.opened(None, counts=counts, to_fit=to_fit, integers=integers)
+    if is_table(data):
+        data = adata_of_table(data)
     stores = open_stores(data, layer)
     if stores is None:
         assert isinstance(data, anndata.AnnData)
@@ -443,6 +446,8 @@ def open_for_model(
         Too many genes are missing, no cell has a count in any of them, or the matrix is not what the model needs.
     """
     source: Source
+    if is_table(data):  # which have no layers
+        data, layer = adata_of_table(data, genes.names), None if layer_is_of_fit else layer
     stores = None if isinstance(data, Reader) else open_files(data, layer, layer_is_of_fit=layer_is_of_fit)
     if isinstance(data, Reader):
         source = data.opened(genes, counts=counts, to_fit=False, integers=integers)

@@ -28,7 +28,7 @@ from anncoder.data.matrix.kind import Traits
 from anncoder.data.matrix.problems import quoted, use
 from anncoder.data.matrix.scan import structure
 from anncoder.data.matrix.zeros import holders
-from anncoder.errors import FileError, InputError
+from anncoder.errors import AnncoderError, FileError, InputError
 
 Array = np.ndarray[Any, Any]
 NAMES = 65_536  # read at once
@@ -196,6 +196,8 @@ class Store:
         """Name the file when reading it fails."""
         try:
             yield
+        except AnncoderError:
+            raise
         except (OSError, KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
             self.refuse_change()
             self._refuse_missing_filters()
@@ -223,8 +225,12 @@ class Store:
 
     def _refuse_missing_filters(self) -> None:
         # of a backed AnnData, which we did not open
-        with contextlib.suppress(OSError, KeyError, ValueError, RuntimeError):
+        try:
             refuse_missing_filters(self.root["/"], self.path)
+        except AnncoderError:
+            raise
+        except (OSError, KeyError, ValueError, RuntimeError):
+            return
 
     def _element(self) -> Any:
         where = _raw_parts(self.root)[0] if self.layer == RAW else _place(self.layer)

@@ -25,10 +25,12 @@ class Cells(NamedTuple):
 
     matrix: csr_matrix  # (n, g)
     batches: pd.DataFrame | None = None  # their columns of experimental batches, for models that read them
+    target: Array | None = None  # (n, d) coordinates, for models that fit their latent to some
 
     def take(self, rows: Any) -> Cells:
         """Return some of the cells: a slice, a mask or positions."""
-        return Cells(self.matrix[rows], None if self.batches is None else self.batches.iloc[rows])
+        batches = None if self.batches is None else self.batches.iloc[rows]
+        return Cells(self.matrix[rows], batches, None if self.target is None else self.target[rows])
 
 
 class Scaled(Protocol):
@@ -175,10 +177,11 @@ class GeneMean:
 
 
 def as_adata(model: Autoencoder, cells: Cells) -> anndata.AnnData:
-    """Return cells as AnnData for a model, with its gene names and the batches that it reads."""
+    """Return cells as AnnData for a model, with its gene names, and the batches and coordinates that it reads."""
     names = pd.Index(np.arange(cells.matrix.shape[0]).astype(str))
     obs = pd.DataFrame(index=names) if cells.batches is None else cells.batches.set_axis(names)
-    return anndata.AnnData(cells.matrix, obs=obs, var=pd.DataFrame(index=model.var_names_))
+    obsm = None if cells.target is None else {model.config.fits_slot: cells.target}
+    return anndata.AnnData(cells.matrix, obs=obs, var=pd.DataFrame(index=model.var_names_), obsm=obsm)
 
 
 def blocks(n: int) -> Iterator[slice]:

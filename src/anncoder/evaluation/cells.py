@@ -39,6 +39,7 @@ def some_cells(
     max_cells: int,
     seed: int,
     allow_missing: float = 0.0,
+    slot: str | None = None,
 ) -> Sample:
     """Return a random sample of cells in their order; all cells if there are no more than ``max_cells``.
 
@@ -56,6 +57,8 @@ def some_cells(
         Size of the sample, and start of the random stream.
     allow_missing
         Share of the model's genes that a reader may lack; their counts are then zero.
+    slot
+        Slot of obsm to read from files, too.
 
     Raises
     ------
@@ -65,13 +68,13 @@ def some_cells(
     if isinstance(data, Reader):
         genes, integers = Genes(model.var_names_, allow_missing), model.config.integers
         source = data.opened(genes, counts=model.reads_counts, to_fit=False, integers=integers)
-        return _sample_of(model, source, columns, max_cells, seed)
+        return _sample_of(model, source, columns, max_cells, seed, slot)
     shards = open_files(data, model.layer_ if layer is None else layer, layer_is_of_fit=layer is None)
     if shards is not None:
         if not any(shard.n_obs for shard in shards):
             where = ", ".join(shard.path.name for shard in shards[:3])
             raise InputError("too-few-cells", "there are no cells", where, "check the filters that ran before")
-        return _sample_of(model, DiskSource(Stores(shards), counts=False), columns, max_cells, seed)
+        return _sample_of(model, DiskSource(Stores(shards), counts=False), columns, max_cells, seed, slot)
     assert isinstance(data, anndata.AnnData)
     for key in columns:
         of_fit = key in batch_columns(model.training_.batch_key)
@@ -122,7 +125,9 @@ def _accessors(data: anndata.AnnData) -> tuple[Callable[[Any], pd.Index], Callab
     return lambda rows: pd.Index(data.obs_names[rows].astype(str), dtype=object), column
 
 
-def _sample_of(model: Autoencoder, source: Source, columns: list[str], max_cells: int, seed: int) -> Sample:
+def _sample_of(
+    model: Autoencoder, source: Source, columns: list[str], max_cells: int, seed: int, slot: str | None
+) -> Sample:
     values: dict[str, Any] = {key: source.column(key, what="labels") for key in columns}
     chosen = np.ones(source.n_obs, dtype=bool)
     if source.n_obs > max_cells:
@@ -135,6 +140,8 @@ def _sample_of(model: Autoencoder, source: Source, columns: list[str], max_cells
     rows = rows[order]
     obs = pd.DataFrame({key: column[rows] for key, column in values.items()}, index=source.names(rows))
     adata = anndata.AnnData(matrix, obs=obs, var=pd.DataFrame(index=pd.Index(source.var_names, dtype=object)))
+    if slot is not None:
+        adata.obsm[slot] = source.coordinates(slot)[rows]
     held_out, new = match_held_out(model, source.n_obs, rows, source.names, source.column)
     return Sample(adata, held_out, "X", new)
 

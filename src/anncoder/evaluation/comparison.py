@@ -41,7 +41,15 @@ import pandas as pd
 from scipy.sparse import csr_matrix
 
 from anncoder.config import TrainingConfig, given
-from anncoder.data.adata import batch_column, batch_columns, batch_label, batches_of, genes_of, obs_column
+from anncoder.data.adata import (
+    batch_column,
+    batch_columns,
+    batch_label,
+    batches_of,
+    coordinates_of,
+    genes_of,
+    obs_column,
+)
 from anncoder.data.matrix.notes import silent, with_counts
 from anncoder.data.sources import Data
 from anncoder.data.summary import library_sizes
@@ -190,9 +198,12 @@ def evaluate(
     max_cells = _enough(max_cells)
     # the guard fits again, which may need batches that embedding does not
     keys = batch_columns(model.training_.batch_key) if model.config.encodes_batches or guard else []
+    keys = [*keys, *batch_columns(model.training_.label_key if guard else None)]
     named = [*batch_columns(batch_key), *keys]
     columns = [*([] if labels is None else [labels]), *dict.fromkeys(key for key in named if key != labels)]
-    sample = some_cells(model, data, layer, columns, max_cells=max_cells, seed=seed, allow_missing=allow_missing)
+    slot = model.config.fits_slot if guard else None
+    limits: dict[str, Any] = {"max_cells": max_cells, "seed": seed, "allow_missing": allow_missing}
+    sample = some_cells(model, data, layer, columns, slot=slot, **limits)
     width = model.config.width
     matrix, sample = _with_counts(model, sample, allow_missing)
     adata = sample.adata
@@ -201,7 +212,8 @@ def evaluate(
         what = f"{matrix.shape[0]} cells x {matrix.shape[1]} genes are too few for {width} components"
         remedy = "compare a model with a narrower latent" if of_genes else "evaluate more cells"
         raise InputError("too-few-cells", what, "evaluate", remedy)
-    cells = Cells(matrix, adata.obs[keys] if keys else None)
+    target = None if slot is None else coordinates_of(adata.obsm, slot)
+    cells = Cells(matrix, adata.obs[keys] if keys else None, target)
     mixed = batches_to_mix(adata, batch_key, keys)
     truth = None if labels is None else adata.obs[labels].to_numpy(dtype=object, na_value=np.nan)
     if truth is not None and not comparable(truth):

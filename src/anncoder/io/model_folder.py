@@ -49,6 +49,7 @@ class ModelRecord(Settings):
     history: dict[str, list[int | Annotated[float, Field(allow_inf_nan=True)]]]
     valid_obs: list[str]
     valid_sizes: Annotated[list[float], Field(default_factory=list)]
+    labels: Annotated[list[str], Field(default_factory=list)]
 
     def model_post_init(self, context: Any, /) -> None:
         """Refuse a history whose columns are not equally long, or do not reach the best epoch."""
@@ -310,8 +311,9 @@ def _read(path: Path) -> bytes:
 
 
 def _json(path: Path) -> dict[str, Any]:
+    text = _read(path)
     try:
-        values = json.loads(_read(path))
+        values = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise broken(path.parent, f"{path.name} is not JSON: {error}") from None
     if not isinstance(values, dict):

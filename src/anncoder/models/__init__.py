@@ -32,7 +32,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
-SHARED = ("adapting", "base", "card", "loading")  # files of all models
+SHARED = ("adapting", "base", "card", "fitted", "installed", "loading", "scikit_learn")  # files of all models
 
 
 def homes() -> dict[str, str]:
@@ -48,8 +48,15 @@ def homes() -> dict[str, str]:
 
 
 def names() -> list[str]:
-    """Return the names of all models."""
+    """Return the names of all models of this package."""
     return list(homes())
+
+
+def known() -> list[str]:
+    """Return the names of all models of this package, and of those of installed ones (:mod:`.installed`)."""
+    from anncoder.models.installed import installed
+
+    return [*names(), *(name for name in installed() if name not in names())]
 
 
 # what others call our models, and the setting that makes it so
@@ -72,11 +79,19 @@ OTHER_NAMES: dict[str, tuple[str, str]] = {
 
 
 def find(name: str, where: str = "model") -> type[Any]:
-    """Return the class of a model by its name; a ConfigError at ``where`` names the one that is meant."""
-    if name not in homes():
+    """Return the class of a model by its name; a ConfigError at ``where`` names the one that is meant.
+
+    A model of this package goes before one of the same name of an installed package.
+    """
+    if name in homes():
+        found: type[Any] = import_module(homes()[name]).MODEL
+        return found
+    from anncoder.models.installed import installed_model
+
+    other = installed_model(name, where)
+    if other is None:
         raise _unknown(name, where)
-    found: type[Any] = import_module(homes()[name]).MODEL
-    return found
+    return other
 
 
 def _unknown(name: object, where: str) -> Exception:
@@ -85,7 +100,7 @@ def _unknown(name: object, where: str) -> Exception:
     plain = str(name).lower()
     as_class = plain.removesuffix("autoencoder")
     meant, setting = OTHER_NAMES.get(plain, (as_class if as_class in names() else "", ""))
-    error = unknown_key(name, names(), where=where)
+    error = unknown_key(name, known(), where=where)
     if meant:
         option = setting.replace("()", "[]").replace("'", "").replace("True", "true")
         also = f" with {setting} (--set {option})" if setting else ""

@@ -45,7 +45,8 @@ def adapted(model: Any, source: Source, key: Any, seed: int) -> tuple[Any, list[
     device = next(model.network_.parameters()).device
     sample = [batch.to(device) for batch in islice(loader.epoch(0), SAMPLE // BLOCK)]
     names = [*model.batches_, *new]
-    wider = model._build(Shape(len(model.var_names_), len(names), tuple(names)), Noise(seed)).to(device).eval()
+    shape = Shape(len(model.var_names_), len(names), tuple(names), n_labels=len(model.labels_))
+    wider = model._build(shape, Noise(seed)).to(device).eval()
     with usual_torch():
         extend(model.network_, wider)
         adapt(wider, sample, len(model.batches_))

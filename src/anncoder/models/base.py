@@ -10,7 +10,7 @@ from collections.abc import Callable
 from copy import copy
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Self
 
 import anndata
 import numpy as np
@@ -27,6 +27,7 @@ from anncoder.config import (
     SplitName,
     TrainingConfig,
     refuse_unused_batches,
+    refuse_unused_labels,
 )
 from anncoder.data.adata import (
     open_data,
@@ -36,45 +37,19 @@ from anncoder.data.split import Split, split_cells
 from anncoder.device import choose_device, products_in, refuse_size, threads_set, usual_torch
 from anncoder.errors import ConfigError, DivergenceError, counted
 from anncoder.io import model_folder
-from anncoder.models import find, names
+from anncoder.models import find, names, scikit_learn
 from anncoder.models.adapting import adapted, adapted_key
 from anncoder.models.card import card
-from anncoder.training.checkpoint import Checkpoint, FitCheckpointer, checkpointer_of, resume_note, run_of
+from anncoder.models.fitted import Fitted, Start, record_of
+from anncoder.training.checkpoint import Checkpoint, checkpointer_of, resume_note, run_of
 from anncoder.training.cuda_graph import recorded_step_or_none
-from anncoder.training.loop import History, StepFunction, train
+from anncoder.training.loop import History, train
 from anncoder.training.prepare import TrainingData, fit_context, limited, prepare, threads_for
 from anncoder.training.progress import TrainingReport, announce, warn_interrupted
 from anncoder.training.results import Scale, blocks, denoised, expecting, latents
 from anncoder.types import Batch, Noise, Rank, Shape
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
-
-
-class Fitted(NamedTuple):
-    """Result of a fit: the attributes of :class:`Autoencoder`, each without its underscore."""
-
-    network: nn.Module | None  # None where the fit diverged before there were any good weights
-    training: TrainingConfig
-    layer: str | None
-    var_names: pd.Index
-    batches: list[str]
-    library_size: float
-    history: pd.DataFrame
-    best_epoch: int
-    stopped: str
-    valid_obs: pd.Index
-    valid_sizes: np.ndarray[Any, Any]
-
-
-class Start(NamedTuple):
-    """A network that is ready to be trained, and its checkpoint, step function and progress report."""
-
-    network: Any
-    training: TrainingConfig  # with the epochs that ``max_steps`` leaves
-    checkpointer: FitCheckpointer | None
-    step_fn: StepFunction | None
-    report: TrainingReport
-    threads: int
 
 
 class Autoencoder:
@@ -97,6 +72,8 @@ class Autoencoder:
         Their total counts, by which they are told from other cells of the same name.
     batches_
         Names of the experimental batches of ``batch_key``, in the order of their codes; empty without one.
+    labels_
+        Names of the labels of ``label_key``, in the order of their codes; empty without one.
     best_epoch_
         The epoch (from 0) whose weights the model has.
     stopped_
@@ -119,6 +96,17 @@ class Autoencoder:
     stopped_: str
     valid_obs_: pd.Index
     valid_sizes_: np.ndarray[Any, Any]
+    labels_: list[str]
+
+    # as scikit-learn calls them
+    fit_settings: ClassVar[dict[str, Any]] = {}  # of set_params, until a model has its own
+    container: ClassVar[str] = ""  # of set_output
+    get_params, set_params = scikit_learn.get_params, scikit_learn.set_params
+    fit_transform, transform, score = scikit_learn.fit_transform, scikit_learn.transform, scikit_learn.score
+    set_output, get_feature_names_out = scikit_learn.set_output, scikit_learn.get_feature_names_out
+    n_features_in_, feature_names_in_ = property(scikit_learn.n_features_in), property(scikit_learn.feature_names_in)
+    __sklearn_clone__, __sklearn_is_fitted__ = scikit_learn.clone_of, scikit_learn.is_fitted
+    __sklearn_tags__ = scikit_learn.tags_of
 
     def __init__(self, config: NetworkConfig) -> None:
         self.config = config
@@ -127,7 +115,9 @@ class Autoencoder:
     def __repr__(self) -> str:
         changed = {k: v for k, v in self.config if v != type(self.config).model_fields[k].default}
         state = "" if self.network_ is None else f"  # fitted: {counted(len(self.var_names_), 'gene')}"
-        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in changed.items())}){state}"
+        also = ", ".join(f"{k}={v!r}" for k, v in self.fit_settings.items())
+        also = f".set_params({also})" * bool(also)
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in changed.items())}){also}{state}"
 
     def _repr_html_(self) -> str:
         return card(self)
@@ -135,9 +125,11 @@ class Autoencoder:
     def fit(
         self,
         data: Data,
+        y: object = None,
         *,
         layer: str | None = None,
         batch_key: str | list[str] | tuple[str, ...] | None = None,
+        label_key: str | None = None,
         mask_var: str | None = "auto",
         empty_cells: EmptyCellsName = "leave-out",
         max_epochs: int | None = None,
@@ -178,12 +170,16 @@ class Autoencoder:
         ----------
         data
             Raw counts, (n_obs, n_vars): AnnData, or, read from disk in blocks, the path of an ``.h5ad`` file or
-            ``.zarr`` folder, several in a list or glob, or a backed AnnData.
+            ``.zarr`` folder, several in a list or glob, or a backed AnnData; or, as everywhere, a matrix or data frame.
+        y
+            Ignored: scikit-learn passes labels.
         layer
             Where the counts are; None and ``"X"`` for ``X``, ``"raw.X"`` for those of ``raw`` (and of its genes).
         batch_key
             obs column with the experimental batch, or several (their combinations), for the models that correct for it
             (:mod:`anncoder.nn.batches`). Leave it out where batches differ by the biology that you look for.
+        label_key
+            obs column with labels to learn, for models of your own that do (docs/own-model.md); missing: unknown.
         mask_var
             var column of the genes to fit on; ``"auto"``, the default, is ``"highly_variable"`` where there is one
             (scanpy's rule), None all genes. A denoised layer has NaN in the others.
@@ -236,7 +232,7 @@ class Autoencoder:
             unchanged, fitted or not.
         """
         settings = {k: v for k, v in locals().items() if k in TrainingConfig.model_fields}
-        training = TrainingConfig(**settings).with_defaults_of(self.config)
+        training = TrainingConfig(**scikit_learn.settings_of_fit(self, settings)).with_defaults_of(self.config)
         with fit_context(self.config, training, shown=progress is not False) as process:
             source = open_source(
                 data, layer, counts=self.reads_counts, integers=self.config.integers, mask_var=training.mask_var
@@ -415,20 +411,7 @@ class Autoencoder:
                 what, "take every field of the configuration in __init__, by its name"
             ) from error
         model_folder.refuse_unsavable(weights, model_folder.shapes_only(lambda noise: again._build(shape, noise)))
-        record = model_folder.ModelRecord(
-            model=self.name,
-            hyperparameters=self.config.model_dump(mode="json"),
-            training=self.training_.model_dump(mode="json"),
-            layer=self.layer_,
-            batches=self.batches_,
-            library_size=self.library_size_,
-            best_epoch=self.best_epoch_,
-            stopped=self.stopped_,
-            history=self.history_.to_dict(orient="list"),
-            valid_obs=list(self.valid_obs_),
-            valid_sizes=self.valid_sizes_.tolist(),
-        )
-        model_folder.write_model(folder, record, list(self.var_names_), weights)
+        model_folder.write_model(folder, record_of(self), list(self.var_names_), weights)
 
     def unfitted(self) -> Autoencoder:
         """Return an unfitted model with the same settings; of a name of this package, by the class of this package."""
@@ -488,13 +471,15 @@ class Autoencoder:
         checkpoint: str | Path | Checkpoint | None,
         progress: bool | None,
     ) -> Start:
+        refuse_unused_labels(self.config, ready.training)
         refuse_unused_batches(self.config, ready.training)  # its column exists: that would have been said first
         noise = Noise(ready.training.seed)
         run = run_of(self.name, self.config, ready.training, source, split, ready)
         checkpointer = checkpointer_of(checkpoint, run, noise, process, ready.device, in_order=source.in_order)
         training = limited(ready.training, len(ready.train))
         step_fn = recorded_step_or_none(ready.train, self.config, training, process)
-        network = self._build(Shape(len(source.var_names), len(ready.batches), tuple(ready.batches)), noise)
+        n_labels, batches = len(ready.labels), tuple(ready.batches)
+        network = self._build(Shape(len(source.var_names), len(batches), batches, n_labels=n_labels), noise)
         n_threads = threads_for(network, training, ready.device)
         with threads_set(n_threads):
             network.to(ready.device).start_from(ready.summary, ready.unshuffled)
@@ -528,6 +513,7 @@ class Autoencoder:
                 stopped=history.stopped,
                 valid_obs=source.names(split.valid),
                 valid_sizes=np.asarray(source.sizes[split.valid]),
+                labels=ready.labels,
             )
         )
 
@@ -540,7 +526,8 @@ class Autoencoder:
             return self.network_class(self.config, shape, noise)
 
     def _shape(self) -> Shape:
-        return Shape(len(self.var_names_), len(self.batches_), tuple(self.batches_))
+        names, batches = self.var_names_, tuple(self.batches_)
+        return Shape(len(names), len(batches), batches, n_labels=len(self.labels_))
 
     def _network(self) -> Any:
         if self.network_ is None:

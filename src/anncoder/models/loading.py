@@ -13,8 +13,9 @@ from anncoder.device import choose_device
 from anncoder.errors import ConfigError, FileError
 from anncoder.io import model_folder
 from anncoder.io.atomic import path_given
-from anncoder.models import find, names
-from anncoder.models.base import Autoencoder, Fitted
+from anncoder.models import find, known
+from anncoder.models.base import Autoencoder
+from anncoder.models.fitted import Fitted
 from anncoder.types import Shape
 
 
@@ -28,7 +29,8 @@ def load(folder: str | Path, model: type[Autoencoder] | None = None, *, device: 
     folder
         Where the model is.
     model
-        The class of a model of your own, from outside of this package; None for one of ours, found by its name.
+        The class of a model of your own, from outside of this package; None for one of ours, or of an installed
+        package that names its models (docs/own-model.md), found by its name.
     device
         Where it is to embed and denoise: ``"auto"``, ``"cpu"``, ``"gpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``;
         :meth:`Autoencoder.to` moves it later.
@@ -47,9 +49,9 @@ def load(folder: str | Path, model: type[Autoencoder] | None = None, *, device: 
     choose_device(device)
     folder = path_given(folder)
     stored = model_folder.read_stored(folder)
-    name, known = stored.config.model, names() if model is None else [model.name]
-    if name not in known:
-        what = f"this is a model of the kind {name!r}; known here: {', '.join(known)}"
+    name, here = stored.config.model, known() if model is None else [model.name]
+    if name not in here:
+        what = f"this is a model of the kind {name!r}; known here: {', '.join(here)}"
         remedy = "give the class of a model of your own: load(folder, model=MyModel)"
         raise FileError("bad-model", what, str(folder), remedy)
     try:
@@ -62,7 +64,7 @@ def _restore(kind: type[Autoencoder], stored: model_folder.StoredModel, folder: 
     config = stored.config
     model = kind(**dict(kind.config_class(**config.hyperparameters)))
     training = TrainingConfig(**config.training)
-    shape = Shape(len(stored.genes), len(config.batches), tuple(config.batches))
+    shape = Shape(len(stored.genes), len(config.batches), tuple(config.batches), n_labels=len(config.labels))
     # nothing is allocated before the file is known to fit; some models draw from the seed in evaluation, too
     network = model_folder.shapes_only(lambda noise: model._build(shape, noise), training.seed)
     model_folder.read_weights(folder, network)
@@ -79,6 +81,7 @@ def _restore(kind: type[Autoencoder], stored: model_folder.StoredModel, folder: 
             stopped=config.stopped,
             valid_obs=pd.Index(config.valid_obs, dtype=object),
             valid_sizes=np.array(config.valid_sizes),
+            labels=config.labels,
         )
     )
     return model

@@ -13,7 +13,7 @@ import anndata
 import numpy as np
 
 from anncoder.config import TrainingConfig, split_settings, unknown_key
-from anncoder.data.adata import RAW
+from anncoder.data.adata import RAW, modality_of
 from anncoder.data.genes import AUTO
 from anncoder.data.matrix.notes import said_once
 from anncoder.data.opening import Paths
@@ -48,6 +48,7 @@ def autoencode(
     adata: anndata.AnnData | Paths,
     model: str | Autoencoder = "count",
     *,
+    mod: str | None = None,
     layer: str | None = None,
     key_added: str = "ae",
     denoise: bool | Scale = False,
@@ -65,6 +66,9 @@ def autoencode(
     model
         ``"count"``, ``"denoising"``, ``"undercomplete"``, or one of the published systems: see docs/models.md. Or a
         model as an object, one of your own too (docs/own-model.md): it is fitted here.
+    mod
+        Of a MuData in place of ``adata``: the modality, such as ``"rna"``, that is read and into which results are
+        written (``mdata.mod["rna"].obsm["X_ae"]``); ``mdata.update()`` then tells the whole of new columns of obs.
     layer
         Where the counts are; None and ``"X"`` for ``X``, ``"raw.X"`` for those of ``raw``: the genes are then those of
         ``raw.var``, and what is written has those of ``var``.
@@ -131,9 +135,9 @@ def autoencode(
         refuse_scale(unfitted.config, scale)
     if isinstance(adata, str | Path | list | tuple):
         wanted = OutputSpec(key_added, scale=scale)
-        where = _output(output, copy=copy)
+        where = _output(output, copy=copy, mod=mod)
         return _autoencode_files(adata, unfitted, wanted, where, layer=layer, progress=progress, **training)
-    target = _target(adata, copy=copy, output=output)
+    whole, target = _target(adata, mod, copy=copy, output=output)
     refuse_foreign(target, key_added, unfitted)
     if denoise:
         refuse_size(target.n_obs * target.n_vars * 4)
@@ -147,7 +151,7 @@ def autoencode(
             _write_denoised(target, fitted, denoised, key_added, denoised_as(scale, None))
     if progress is not False:
         announce(next_step(key_added, *target.obsm[f"X_{key_added}"].shape))
-    return target if copy else fitted
+    return whole if copy else fitted
 
 
 @said_once()
@@ -155,6 +159,7 @@ def embed(
     adata: anndata.AnnData | Paths,
     model: Autoencoder,
     *,
+    mod: str | None = None,
     layer: str | None = None,
     key_added: str = "ae",
     allow_missing: float = 0.0,
@@ -173,6 +178,8 @@ def embed(
         Where the counts are; None for where they were in ``fit``, ``"X"`` for ``X``, ``"raw.X"`` for ``raw``.
     allow_missing
         Share of the model's genes that may be missing; they are taken as zero.
+    mod
+        Of a MuData in place of ``adata``: the modality, such as ``"rna"``, that is read and written.
     key_added
         Name under which results are written.
     copy
@@ -204,13 +211,13 @@ def embed(
     """
     refuse_no_model(model)
     if isinstance(adata, str | Path | list | tuple):
-        where = _output(output, copy=copy)
+        where = _output(output, copy=copy, mod=mod)
         write_files(model, adata, where, OutputSpec(key_added), layer=layer, allow_missing=allow_missing)
         return None
-    target = _target(adata, copy=copy, output=output)
+    whole, target = _target(adata, mod, copy=copy, output=output)
     refuse_foreign(target, key_added, model)
     _write_latent(target, model, key_added, layer=layer, allow_missing=allow_missing)
-    return target if copy else None
+    return whole if copy else None
 
 
 @said_once()
@@ -220,6 +227,7 @@ def denoise(
     *,
     scale: Scale | None = None,
     batch: str | int | None = None,
+    mod: str | None = None,
     layer: str | None = None,
     key_added: str = "ae",
     allow_missing: float = 0.0,
@@ -243,6 +251,8 @@ def denoise(
         As which experimental batch every cell is decoded; None for its own. See :meth:`Autoencoder.denoise`.
     layer
         Where the counts are; None for where they were in ``fit``, ``"X"`` for ``X``, ``"raw.X"`` for ``raw``.
+    mod
+        Of a MuData in place of ``adata``: the modality, such as ``"rna"``, that is read and written.
     key_added
         Name under which results are written.
     copy
@@ -280,14 +290,14 @@ def denoise(
     scale = natural_scale(model) if scale is None else scale
     if isinstance(adata, str | Path | list | tuple):
         wanted = OutputSpec(key_added, latent=False, scale=scale, batch=batch)
-        write_files(model, adata, _output(output, copy=copy), wanted, layer=layer, allow_missing=allow_missing)
+        write_files(model, adata, _output(output, copy=copy, mod=mod), wanted, layer=layer, allow_missing=allow_missing)
         return None
-    target = _target(adata, copy=copy, output=output)
+    whole, target = _target(adata, mod, copy=copy, output=output)
     refuse_foreign(target, key_added, model)
     refuse_unknown_genes(model, target.var_names.astype(str), allow_missing)
     denoised = _denoised(target, model, scale=scale, batch=batch, layer=layer, allow_missing=allow_missing)
     _write_denoised(target, model, denoised, key_added, denoised_as(scale, batch))
-    return target if copy else None
+    return whole if copy else None
 
 
 def _model_of(model: str | Autoencoder, settings: dict[str, Any]) -> tuple[Autoencoder, dict[str, Any]]:
@@ -373,7 +383,10 @@ def _autoencode_files(
     return fitted
 
 
-def _output(output: str | Path | None, *, copy: bool) -> Path:
+def _output(output: str | Path | None, *, copy: bool, mod: str | None) -> Path:
+    if mod is not None:
+        what = "mod is for a MuData in memory, and these are files"
+        raise ConfigError("bad-value", what, "mod", "leave mod out, or read it: mudata.read_h5mu(path)")
     if copy:
         what = "copy is for an AnnData; files are left as they are, and the results are in the output"
         raise ConfigError("bad-value", what, "copy", "leave copy out")
@@ -384,8 +397,17 @@ def _output(output: str | Path | None, *, copy: bool) -> Path:
     return Path(output).expanduser()
 
 
-def _target(adata: Any, *, copy: bool, output: str | Path | None) -> anndata.AnnData:
+def _target(adata: Any, mod: str | None, *, copy: bool, output: str | Path | None) -> tuple[Any, anndata.AnnData]:
+    """Return what is given back, and the AnnData in it to write into."""
     if output is not None:
         what = "output is for files; the results of an AnnData are written into it"
         raise ConfigError("bad-output", what, "output", "leave output out, and adata.write_h5ad(path) after it")
-    return target_of(adata, copy=copy)
+    if mod is None or isinstance(adata, anndata.AnnData):
+        if mod is not None:
+            what = f"mod = {mod!r} names a modality of a MuData, and this is an AnnData"
+            raise ConfigError("bad-value", what, "mod", "leave mod out")
+        target = target_of(adata, copy=copy)
+        return target, target
+    found = modality_of(adata, mod)  # it is a MuData that has it
+    whole = adata.copy() if copy else adata
+    return whole, target_of(whole.mod[mod] if copy else found, copy=False)

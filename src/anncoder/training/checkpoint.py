@@ -38,7 +38,15 @@ logger = logging.getLogger("anncoder")
 
 NAME = "checkpoint.safetensors"
 SCHEMA = 2
-HASHED = ("gene names", "library sizes", "gene means", "batch codes", "coordinates to fit to", "cells held out")
+HASHED = (
+    "gene names",
+    "library sizes",
+    "gene means",
+    "batch codes",
+    "labels",
+    "coordinates to fit to",
+    "cells held out",
+)
 ELSEWHERE = ("device", "threads", "cuda_graph")  # settings of where and how to compute, not of the result
 EARLY_STOPPING = ("best", "best_epoch", "mark", "waited", "waited_at_rate")  # numbers of EarlyStopping
 EVERY = 10.0  # seconds between checkpoints, at least,
@@ -359,6 +367,7 @@ def run_of(
         "library sizes": _hashed(np.asarray(source.sizes, dtype="<f4")),
         "gene means": _hashed(_gene_means(source, data)),
         "batch codes": _hashed(_bytes(data.batches), np.asarray([] if data.codes is None else data.codes, dtype="<i8")),
+        "labels": _hashed(_bytes(data.labels), np.asarray(() if data.label_codes is None else data.label_codes, "<i8")),
         "coordinates to fit to": _hashed(b"" if data.summary.target is None else data.summary.target.numpy()),
         "cells held out": _hashed(np.asarray(split.valid, dtype="<i8")),
     }

@@ -13,6 +13,7 @@ from anncoder.config import BatchKey, NetworkConfig, TrainingConfig, given
 from anncoder.data.adata import batch_column, batch_label, batches_of, warn_of_small_batches, warn_unknown_batches
 from anncoder.data.loaders.disk import cached_loader
 from anncoder.data.loaders.gpu import Resident, ResidentLoader
+from anncoder.data.loaders.labels import LabelledLoader, labels_of
 from anncoder.data.loaders.memory import MemoryLoader
 from anncoder.data.sources import PerCell, Source
 from anncoder.data.split import Split
@@ -43,6 +44,8 @@ class TrainingData(NamedTuple):
     codes: np.ndarray[Any, Any] | None  # (n_obs,) int64, the experimental batch of each cell
     training: TrainingConfig
     device: torch.device
+    labels: list[str] = []  # noqa: RUF012 - of a NamedTuple: names of the labels, in the order of their codes
+    label_codes: np.ndarray[Any, Any] | None = None  # (n_obs,) int64, the label of each cell, -1 for unknown
 
     @property
     def size(self) -> str:
@@ -110,7 +113,34 @@ def prepare(
     sample = next(iter(some.epoch(0)))
     summary = summary._replace(n_steps=len(train), sample=sample)
     train, valid = on_device([train, valid], device)
-    return TrainingData(train, valid, summary, sample, unshuffled, batches, codes, training, device)
+    ready = TrainingData(train, valid, summary, sample, unshuffled, batches, codes, training, device)
+    return with_labels(ready, source)
+
+
+def with_labels(ready: TrainingData, source: Source) -> TrainingData:
+    """Return what training needs of the data with the labels of ``label_key``, if there is one, in all minibatches.
+
+    Raises
+    ------
+    ConfigError
+        There is no such column.
+    InputError
+        No cell has a label.
+    """
+    key = ready.training.label_key
+    if key is None:
+        return ready
+    codes, names = labels_of(source.column(key, what="label_key"), key)
+    sample = ready.sample._replace(label=torch.from_numpy(codes[ready.sample.rows.numpy()]))
+    return ready._replace(
+        train=LabelledLoader(ready.train, codes),
+        valid=None if ready.valid is None else LabelledLoader(ready.valid, codes),
+        unshuffled=LabelledLoader(ready.unshuffled, codes),
+        summary=ready.summary._replace(sample=sample),
+        sample=sample,
+        labels=names,
+        label_codes=codes,
+    )
 
 
 def refuse_width(config: NetworkConfig, n_vars: int) -> None:

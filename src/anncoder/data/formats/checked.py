@@ -10,6 +10,7 @@ from typing import Any
 
 import h5py
 
+from anncoder.data.formats.converted import file_in_memory, folder_in_memory
 from anncoder.data.formats.elements import refuse_unreadable
 from anncoder.data.formats.failures import (
     damaged,
@@ -28,6 +29,8 @@ NEWEST_ZARR = 3
 def open_root(path: Path) -> Any:
     """Open a file or folder, and refuse it unless anndata can read all of it.
 
+    What is of 10x Genomics, or loom, is read into memory (:mod:`anncoder.data.formats.converted`).
+
     Returns
     -------
     h5py.File or zarr.Group
@@ -37,8 +40,12 @@ def open_root(path: Path) -> Any:
     FileError
         It is of another format, damaged, part of it is elsewhere, or something that it needs is not installed.
     """
+    if path.is_dir() and (read := folder_in_memory(path)) is not None:
+        return read
     root = _open(path)
     try:
+        if (read := file_in_memory(root, path)) is not None:
+            return read
         refuse_foreign_root(root, path)
         if isinstance(root, h5py.File):
             _refuse_elsewhere(root, path)

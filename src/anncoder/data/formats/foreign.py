@@ -21,6 +21,8 @@ WEB_PAGE = (b"<!doctype html", b"<html", b"<head", b"<?xml")
 SEPARATORS = ("\t", ";", ",")
 TABLE = "a table of text, not an AnnData"
 HEAD = 4096  # bytes that are looked at
+# the files of a sample of 10x: of Cell Ranger 3 and later, and of earlier versions
+NEW, OLD = ("matrix.mtx.gz", "features.tsv.gz", "barcodes.tsv.gz"), ("matrix.mtx", "genes.tsv", "barcodes.tsv")
 
 
 def refuse_foreign_file(path: Path) -> None:
@@ -53,9 +55,9 @@ def refuse_no_table(path: Path) -> None:
 
 
 def refuse_foreign_folder(path: Path) -> None:
-    """Raise a FileError that says what a folder is that is not one of zarr, and how its content is converted."""
+    """Raise a FileError that says what a folder is that is not one of zarr or 10x, and how its content is converted."""
     names = sorted(item.name for item in path.iterdir())
-    if {"zarr.json", ".zgroup", ".zarray", ".zmetadata"} & {*names}:
+    if {"zarr.json", ".zgroup", ".zarray", ".zmetadata"} & {*names} or prefix_of_10x(names) is not None:
         return
     matrices = [name for name in names if name.removesuffix(".gz").endswith(".mtx")]
     files = [name for name in names if name.endswith(".h5ad")]
@@ -71,6 +73,20 @@ def refuse_foreign_folder(path: Path) -> None:
         raise other_format(path, "a folder of anncoder's results, not of data", "give the .h5ad file with the cells")
     what = f"a folder, and none of zarr: it holds {listed(names) or 'nothing'}"
     raise other_format(path, what, "give an .h5ad file or a .zarr folder")
+
+
+def prefix_of_10x(names: list[str]) -> str | None:
+    """Return what stands before ``matrix.mtx`` in the names of a folder of one sample of 10x; None of another folder.
+
+    scanpy reads the files of Cell Ranger 3 and later, compressed, and those of earlier versions, not compressed.
+    """
+    matrices = [name for name in names if name.removesuffix(".gz").endswith(".mtx")]
+    for matrix, genes, cells in (NEW, OLD):
+        for name in matrices if len(matrices) == 1 else ():
+            prefix = name.removesuffix(matrix)
+            if prefix + matrix == name and {prefix + genes, prefix + cells} <= {*names}:
+                return prefix
+    return None
 
 
 def new_name(path: Path) -> Path:
@@ -125,7 +141,10 @@ def _plain(path: Path, head: bytes) -> tuple[str, str] | None:
     if head[257:262] == b"ustar":
         return "an archive (tar)", _unpack(f"tarfile; tarfile.open({p}).extractall(", path)
     if head.startswith(b"%%MatrixMarket"):
-        return "a matrix as text (mtx)", _read_mtx(path.parent, path.name, [f.name for f in path.parent.iterdir()])
+        beside = [file.name for file in path.parent.iterdir()]
+        if prefix_of_10x(beside) is not None:
+            return "the matrix of a folder of 10x Genomics", f"give the folder: {str(path.parent)!r}"
+        return "a matrix as text (mtx)", _read_mtx(path.parent, path.name, beside)
     if head.startswith(b"PAR1"):
         frame = "a data frame of Parquet"
         return frame, in_python("anndata, pandas", f"anndata.AnnData(pandas.read_parquet({p}))", path)

@@ -35,15 +35,24 @@ def _anew(root: Any, path: Path) -> str:
     return in_python("anndata", read, path).replace("convert it", "write it anew")
 
 
-def _of_10x(root: Any, path: Path, names: set[str]) -> tuple[str, str] | None:
-    read, p = "scanpy.read_10x_h5", repr(str(path))
+def genomes_of_10x(root: Any) -> list[str] | None:
+    """Return the genomes of a file of Cell Ranger before version 3, none of a later one; None of another file."""
+    names = set(root)
     if "matrix" in names and "barcodes" in _names(root["matrix"]):
-        return "a file of 10x Genomics, not of anndata", in_python("scanpy", f"{read}({p})", path)
-    genomes = [name for name in sorted(names) if {"barcodes", "genes", "indptr"} <= _names(root[name])]
-    if genomes:
-        several = f", of the genomes {listed(genomes)}" if len(genomes) > 1 else ""
-        what = f"a file of 10x Genomics (Cell Ranger before version 3), not of anndata{several}"
-        return what, in_python("scanpy", f"{read}({p}, genome={genomes[0]!r})", path)
+        return []
+    return [name for name in sorted(names) if {"barcodes", "genes", "indptr"} <= _names(root[name])] or None
+
+
+def is_loom(root: Any) -> bool:
+    """Tell whether an open file is a loom file."""
+    return {"matrix", "row_attrs", "col_attrs"} <= set(root)
+
+
+def _of_10x(root: Any, path: Path, names: set[str]) -> tuple[str, str] | None:
+    if genomes := genomes_of_10x(root):  # those of one genome are read
+        line = f"scanpy.read_10x_h5({str(path)!r}, genome={genomes[0]!r})"
+        what = f"a file of 10x Genomics (Cell Ranger before version 3), of the genomes {listed(genomes)}"
+        return what, in_python("scanpy", line, path)
     if {"barcode_idx", "umi"} <= names:
         what = "a list of molecules of 10x Genomics, not a matrix"
         return what, "give the matrix that stands beside it, filtered_feature_bc_matrix.h5"
@@ -71,8 +80,6 @@ def _of_several(root: Any, path: Path, names: set[str]) -> tuple[str, str] | Non
 
 def _of_others(root: Any, path: Path, names: set[str]) -> tuple[str, str] | None:
     p = repr(str(path))
-    if {"matrix", "row_attrs", "col_attrs"} <= names:
-        return "a loom file", _read_loom(root, path)
     if {"assays", "cell.names"} <= names:
         line = f"SeuratDisk::Convert('{path}', dest = '{new_name(path)}')"
         return "a file of Seurat", f"convert it, in R: {line}"
@@ -82,20 +89,6 @@ def _of_others(root: Any, path: Path, names: set[str]) -> tuple[str, str] | None
     if encoding_of(root) in ("csr_matrix", "csc_matrix", "dataframe", "array"):
         return f"a single {encoding_of(root)}, not an AnnData", "give the file, or folder, that it is part of"
     return None
-
-
-def _read_loom(root: Any, path: Path) -> str:
-    """Return the line that reads counts and names, which needs no loompy."""
-    frames = []
-    for attributes, known in (("col_attrs", CELLS), ("row_attrs", GENES)):
-        there = _names(root[attributes])
-        name = next((name for name in known if name in there), next(iter(sorted(there)), None))
-        index = f"index=f[{f'{attributes}/{name}'!r}].asstr()[:]" if name is not None else ""
-        frames.append(f"pandas.DataFrame({index})" if index else "None")
-    matrix = "scipy.sparse.csr_matrix(f['matrix'][:].T)"
-    line = f"f = h5py.File({str(path)!r}); a = anndata.AnnData({matrix}, {', '.join(frames)})"
-    write = f"a.var_names_make_unique(); a.write_h5ad({str(new_name(path))!r})"
-    return f"convert it, in Python: import anndata, h5py, pandas, scipy.sparse; {line}; {write}"
 
 
 def _names(item: Any) -> set[str]:

@@ -92,7 +92,7 @@ class StaticBatch:
         """Make the minibatch of this number: launches of kernels alone, which find the number on the device."""
         from anncoder.kernels.gpu.launch import fill
 
-        (indptr, indices, values, _), size_factor, rows, code = self.batch
+        (indptr, indices, values, _), size_factor, rows, code, *_ = self.batch
         plan = (self.number, self.rows, self.starts)
         fill(self.resident.arrays, plan, self.cells, (indptr, indices, values), (size_factor, code), rows)
 

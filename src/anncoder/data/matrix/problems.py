@@ -202,7 +202,7 @@ def _value_problems(values: Scan, location: Location, kind: str) -> Iterator[Pro
     flaws = values.flaws
     if flaw := flaws.get("not-finite"):
         what = f"{_share(flaw, values)} not finite ({flaw.value})"
-        remedy = "set them to 0 or drop those cells or genes; they often come from dividing by an empty cell"
+        remedy = "set them to 0 or drop those cells or genes; NaN often comes from dividing by an empty cell"
         yield Problem("not-finite", "error", what, location.of(flaw), location.instead(remedy))
     if flaw := flaws.get("too-large"):
         yield _too_large(flaw, values, location)

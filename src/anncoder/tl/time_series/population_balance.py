@@ -171,8 +171,9 @@ def _flows(
 
 def _net_rates(adata: anndata.AnnData, key: str) -> Array:
     where = f"obs[{key!r}]"
+    column = obs_column(adata, key, what="rates")
     try:
-        net: Array = np.asarray(obs_column(adata, key, what="rates"), dtype=np.float64)
+        net: Array = np.asarray(column, dtype=np.float64)
     except (TypeError, ValueError):
         net = np.full(adata.n_obs, np.nan)
     if not np.isfinite(net).all():

@@ -163,8 +163,9 @@ def read_rates(adata: anndata.AnnData, given: Any, what: str) -> Array:
     """
     named = isinstance(given, str)
     where = f"obs[{given!r}]" if named else what
+    found = obs_column(adata, given, what=what) if named else given
     try:
-        values = np.asarray(obs_column(adata, given, what=what) if named else given, dtype=np.float64)
+        values = np.asarray(found, dtype=np.float64)
     except (TypeError, ValueError):
         raise InputError("bad-growth", f"{where} is not of numbers", where, "give a factor a unit of time") from None
     if values.ndim == 0:
