@@ -32,7 +32,8 @@ class LatentBasis(nn.Module):
     def __init__(self, n_latent: int) -> None:
         super().__init__()
         self.register_buffer("origin", torch.zeros(n_latent))
-        self.register_buffer("axes", torch.eye(n_latent))
+        # not torch.eye: on the meta device, where a model that is saved is built again, it imports torch's compiler
+        self.register_buffer("axes", torch.zeros(n_latent, n_latent).fill_diagonal_(1))
 
     def forward(self, latent: Tensor) -> Tensor:
         """Return the latent in natural axes, (b, k)."""
@@ -106,11 +107,11 @@ def unit_information(batch: Batch) -> Callable[[Tensor], Tensor]:
 def _derivatives(decode: Callable[[Tensor], Tensor], latent: Tensor) -> Iterator[Tensor]:
     # of the outputs along each axis of the latent, (n, g). J' u is linear in u, and its derivative by u along an axis
     # is J times that axis: one backward pass for each. Forward differentiation would be as much, but pulls in torch's
-    # compiler at its first use.
+    # compiler at its first use; and grad_outputs in place of a sum imports sympy.
     with torch.enable_grad():
         at = latent.clone().requires_grad_()
         outputs = decode(at)
         u = torch.zeros_like(outputs, requires_grad=True)
-        (pulled,) = torch.autograd.grad(outputs, at, u, create_graph=True)
+        (pulled,) = torch.autograd.grad((outputs * u).sum(), at, create_graph=True)
         for direction in torch.eye(latent.shape[1], device=latent.device, dtype=latent.dtype):
-            yield torch.autograd.grad(pulled, u, direction.expand_as(latent), retain_graph=True)[0]
+            yield torch.autograd.grad((pulled * direction).sum(), u, retain_graph=True)[0]
