@@ -41,7 +41,7 @@ from anncoder.io import model_folder
 from anncoder.models import find, names, scikit_learn
 from anncoder.models.adapting import adapted, adapted_key
 from anncoder.models.card import card
-from anncoder.models.fitted import Fitted, Start
+from anncoder.models.fitted import Fitted, Start, record_of
 from anncoder.training.checkpoint import Checkpoint, checkpointer_of, resume_note, run_of
 from anncoder.training.cuda_graph import recorded_step_or_none
 from anncoder.training.loop import History, train
@@ -424,23 +424,7 @@ class Autoencoder:
                 what, "take every field of the configuration in __init__, by its name"
             ) from error
         model_folder.refuse_unsavable(weights, model_folder.shapes_only(lambda noise: again._build(shape, noise)))
-        record = model_folder.ModelRecord(
-            model=self.name,
-            hyperparameters=self.config.model_dump(mode="json"),
-            training=self.training_.model_dump(mode="json"),
-            layer=self.layer_,
-            batches=self.batches_,
-            library_size=self.library_size_,
-            best_epoch=self.best_epoch_,
-            stopped=self.stopped_,
-            history=self.history_.to_dict(orient="list"),
-            valid_obs=list(self.valid_obs_),
-            valid_sizes=self.valid_sizes_.tolist(),
-            categorical=self.covariates_.categorical,
-            continuous=self.covariates_.continuous,
-            labels=self.labels_,
-        )
-        model_folder.write_model(folder, record, list(self.var_names_), weights)
+        model_folder.write_model(folder, record_of(self), list(self.var_names_), weights)
 
     def unfitted(self) -> Autoencoder:
         """Return an unfitted model with the same settings; of a name of this package, by the class of this package."""

@@ -1,7 +1,4 @@
-"""Parts of a fit: the network ready to be trained, and the result that an estimator keeps.
-
-:class:`anncoder.models.base.Autoencoder` makes the first, trains it, and takes the second over at once.
-"""
+"""Fitted models: what a fit starts with, what it leaves, and the record of it that is saved."""
 
 from __future__ import annotations
 
@@ -13,13 +10,14 @@ from torch import nn
 
 from anncoder.config import TrainingConfig
 from anncoder.data.loaders.covariates import NONE, Covariates
+from anncoder.io.model_folder import ModelRecord
 from anncoder.training.checkpoint import FitCheckpointer
 from anncoder.training.loop import StepFunction
 from anncoder.training.progress import TrainingReport
 
 
 class Fitted(NamedTuple):
-    """Result of a fit: the attributes of :class:`Autoencoder`, each without its underscore."""
+    """Result of a fit: the attributes of :class:`anncoder.models.base.Autoencoder`, each without its underscore."""
 
     network: nn.Module | None  # None where the fit diverged before there were any good weights
     training: TrainingConfig
@@ -32,8 +30,8 @@ class Fitted(NamedTuple):
     stopped: str
     valid_obs: pd.Index
     valid_sizes: np.ndarray[Any, Any]
-    covariates: Covariates = NONE
     labels: list[str] = []  # noqa: RUF012 - of a NamedTuple
+    covariates: Covariates = NONE
 
 
 class Start(NamedTuple):
@@ -45,3 +43,23 @@ class Start(NamedTuple):
     step_fn: StepFunction | None
     report: TrainingReport
     threads: int
+
+
+def record_of(model: Any) -> ModelRecord:
+    """Return what is saved of a fitted model beside its weights and genes."""
+    return ModelRecord(
+        model=model.name,
+        hyperparameters=model.config.model_dump(mode="json"),
+        training=model.training_.model_dump(mode="json"),
+        layer=model.layer_,
+        batches=model.batches_,
+        library_size=model.library_size_,
+        best_epoch=model.best_epoch_,
+        stopped=model.stopped_,
+        history=model.history_.to_dict(orient="list"),
+        valid_obs=list(model.valid_obs_),
+        valid_sizes=model.valid_sizes_.tolist(),
+        labels=model.labels_,
+        categorical=model.covariates_.categorical,
+        continuous=model.covariates_.continuous,
+    )

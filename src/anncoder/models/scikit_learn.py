@@ -49,7 +49,7 @@ def set_params(self: Any, **params: Any) -> Any:
     Parameters
     ----------
     **params
-        Names and values.
+        Arguments of the constructor, and settings of :meth:`fit`, by name.
 
     Raises
     ------
@@ -87,14 +87,14 @@ def clone_of(self: Any) -> Any:
 
 
 def fit_transform(self: Any, data: Data, y: object = None, **settings: Any) -> Any:
-    """Fit the model and return :meth:`transform` of the cells that it was fitted to.
+    """Fit the model, and return :meth:`transform` of the cells.
 
     Parameters
     ----------
     data
-        Raw counts, (n_obs, n_vars), in anything that :meth:`fit` takes.
+        Raw counts, (n_obs, n_vars): AnnData, matrix, data frame or paths.
     y
-        Ignored.
+        Ignored: scikit-learn passes labels.
     **settings
         Those of :meth:`fit`.
     """
@@ -107,7 +107,7 @@ def transform(self: Any, data: Data) -> Any:
     Parameters
     ----------
     data
-        Raw counts, (n_obs, n_vars), in anything that :meth:`embed` takes.
+        Raw counts, (n_obs, n_vars): AnnData, matrix, data frame or paths.
     """
     latent, container = self.embed(data), _container(self)
     if container == "default":
@@ -122,12 +122,12 @@ def transform(self: Any, data: Data) -> Any:
 
 
 def set_output(self: Any, *, transform: str | None = None) -> Any:
-    """Choose what :meth:`transform` returns; return the model.
+    """Choose what :meth:`transform` returns, and return the model.
 
     Parameters
     ----------
     transform
-        ``"default"`` for arrays, ``"pandas"``, ``"polars"``; None leaves it as it is.
+        ``"default"`` for arrays, ``"pandas"`` or ``"polars"`` for data frames; None for what it was.
     """
     if transform is not None and transform not in CONTAINERS:
         raise unknown_key(transform, CONTAINERS, where="set_output")
@@ -204,11 +204,11 @@ def score(self: Any, data: Data, y: object = None, *, layer: str | None = None) 
     Parameters
     ----------
     data
-        Raw counts, (n_obs, n_vars), in memory or a file that is read into it.
-    layer
-        Where the counts are; None for where they were in ``fit``.
+        Raw counts, (n_obs, n_vars): AnnData, matrix, data frame or path.
     y
-        Ignored.
+        Ignored: scikit-learn passes labels.
+    layer
+        Where the counts are; None for where they were in ``fit``, ``"X"`` for ``X``, ``"raw.X"`` for ``raw``.
 
     Raises
     ------

@@ -180,7 +180,7 @@ def embed(
     allow_missing
         Share of the model's genes that may be missing; they are taken as zero.
     mod
-        Modality of a MuData, by its name.
+        Of a MuData in place of ``adata``: the modality, such as ``"rna"``, that is read and written.
     key_added
         Name under which results are written.
     copy
@@ -256,7 +256,7 @@ def denoise(
     layer
         Where the counts are; None for where they were in ``fit``, ``"X"`` for ``X``, ``"raw.X"`` for ``raw``.
     mod
-        Modality of a MuData, by its name.
+        Of a MuData in place of ``adata``: the modality, such as ``"rna"``, that is read and written.
     key_added
         Name under which results are written.
     copy

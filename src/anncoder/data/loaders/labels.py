@@ -1,4 +1,4 @@
-"""Labels of cells (``label_key``) in minibatches: codes of an obs column, -1 for unknown."""
+"""Labels of cells: codes of an obs column, -1 for unknown, in the minibatches of any loader."""
 
 from __future__ import annotations
 
