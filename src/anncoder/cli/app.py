@@ -35,7 +35,9 @@ from anncoder.cli.options import (
     Outputs,
     Quiet,
     Resume,
+    Root,
     Seed,
+    Seeds,
     Settings,
     Threads,
 )
@@ -282,6 +284,8 @@ def evaluate(
     guard: Annotated[
         bool, typer.Option("--guard", help="Fit again to permuted genes, and count the correlations invented.")
     ] = False,
+    seeds: Seeds = 0,
+    root: Root = None,
     seed: Seed = 0,
     device: Device = "auto",
     threads: Threads = None,
@@ -309,6 +313,8 @@ def report(
     guard: Annotated[
         bool, typer.Option("--guard", help="Fit again to permuted genes, and count the correlations invented.")
     ] = False,
+    seeds: Seeds = 0,
+    root: Root = None,
     seed: Seed = 0,
     device: Device = "auto",
     threads: Threads = None,

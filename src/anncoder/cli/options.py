@@ -82,6 +82,16 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and errors.")]
 MODELS = f"One of {', '.join(names())}, or a model of an installed package (docs/own-model.md)."
 Seed = Annotated[int, typer.Option(min=0, max=LAST_SEED, help="Start of every random stream.")]
+MOST_FITS = 20  # of anncoder.evaluation.stability
+Seeds = Annotated[
+    int,
+    typer.Option(
+        min=0, max=MOST_FITS, help="Compare so many fits with seeds of their own, the model one of them; 0 for none."
+    ),
+]
+Root = Annotated[
+    str | None, typer.Option(help="With --seeds: name of the cell that pseudotime starts from.", show_default=False)
+]
 GivenSeed = Annotated[
     int | None, typer.Option(min=0, max=LAST_SEED, help="Start of every random stream; 0 if not given.")
 ]

@@ -48,6 +48,7 @@ from anncoder.models.base import Autoencoder
 from anncoder.tl.files import Files, OutputSpec, leave_out_empty, natural_scale, open_files_for, write_results
 from anncoder.tl.slots import next_step
 from anncoder.training.checkpoint import Checkpoint, forget, kept_until
+from anncoder.training.compiling import compile_ahead
 from anncoder.training.distributed import processes
 from anncoder.training.prepare import batches_in, covariates_to_fit, refuse_few_cells, refuse_width
 from anncoder.training.progress import announce
@@ -55,7 +56,7 @@ from anncoder.training.progress import announce
 logger = logging.getLogger("anncoder")
 
 SCHEMA = 1
-LONG = 20_000  # cells from which on copying and writing takes seconds
+LONG = 20_000  # cells from which on reading and writing takes seconds
 EVALUATED = 5000  # cells at most: enough for the comparison with PCA, and over in seconds
 
 
@@ -125,6 +126,7 @@ def run_train(request: TrainRequest) -> None:
 
 @said_once()
 def _train_and_write(request: TrainRequest, plan: TrainPlan) -> None:
+    compile_ahead(plan.model.config, plan.training, shown=not request.quiet)
     files, source = checked_input(request, plan)
     folder, began = run_folder(request.output), time.perf_counter()
     with locked(folder), threads_set(plan.training.threads):
@@ -199,6 +201,9 @@ def checked_input(request: TrainRequest, plan: TrainPlan) -> tuple[Files, DiskSo
         in_place=request.in_place,
         drop_empty=request.drop_empty_cells,
     )
+    n_cells = sum(store.n_obs for store in files.stores)
+    if n_cells > LONG and not request.quiet:
+        announce(f"reading and checking {n_cells:,} cells")
     source = open_source(
         files.stores,
         request.layer,

@@ -242,7 +242,7 @@ class Autoencoder:
         """
         settings = {k: v for k, v in locals().items() if k in TrainingConfig.model_fields}
         training = TrainingConfig(**scikit_learn.settings_of_fit(self, settings)).with_defaults_of(self.config)
-        with fit_context(training) as process:
+        with fit_context(self.config, training, shown=progress is not False) as process:
             source = open_source(
                 data, layer, counts=self.reads_counts, integers=self.config.integers, mask_var=training.mask_var
             )

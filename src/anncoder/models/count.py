@@ -323,7 +323,7 @@ class CountAutoencoder(Autoencoder):
 
     name = "count"
     config_class, network_class = CountConfig, CountNetwork
-    gene_results = ("theta",)
+    gene_results = ("loadings", "theta")
     config: CountConfig
 
     def __init__(
@@ -352,9 +352,18 @@ class CountAutoencoder(Autoencoder):
         super().__init__(CountConfig(**arguments(locals())))
 
     def of_genes(self) -> dict[str, Array]:
-        """Return ``theta``, (n_vars,) or (n_vars, n_batches), where the dispersion is one a gene, or in each batch."""
-        has_theta = self.config.dispersion in ("gene", "gene-batch") and self.config.likelihood in ("nb", "zinb")
-        return {"theta": self.dispersion()} if has_theta else {}
+        """Return ``theta``, where the dispersion is one a gene or in each batch, and ``loadings`` of a linear decoder.
+
+        ``theta`` is (n_vars,) or (n_vars, n_batches); loadings, (n_vars, n_latent), are the change of the log
+        expression of each gene by a unit of each latent.
+        """
+        found: dict[str, Array] = {}
+        if self.config.dispersion in ("gene", "gene-batch") and self.config.likelihood in ("nb", "zinb"):
+            found["theta"] = self.dispersion()
+        if not self.config.decoder_layers.widths:
+            network = self._network()
+            found["loadings"] = network.basis.loadings(network.heads.mean.weight).cpu().numpy()
+        return found
 
     def dispersion(self, data: Data | None = None, *, layer: str | None = None, allow_missing: float = 0.0) -> Array:
         """Return theta, the inverse dispersion: Var = mu + mu^2 / theta.

@@ -30,7 +30,7 @@ from anncoder.config import (
     arguments,
 )
 from anncoder.likelihoods import squared_error
-from anncoder.models.base import Autoencoder
+from anncoder.models.base import Array, Autoencoder
 from anncoder.nn.basis import LatentBasis, pulled_back, unit_information
 from anncoder.nn.batches import ConditionedDecoder, LatentShifts, start_from_batches
 from anncoder.nn.corruption import InputNoise
@@ -211,6 +211,8 @@ class DenoisingAutoencoder(Autoencoder):
 
     name = "denoising"
     config_class, network_class = DenoisingConfig, DenoisingNetwork
+    gene_results = ("loadings",)
+    config: DenoisingConfig
 
     def __init__(
         self,
@@ -236,6 +238,17 @@ class DenoisingAutoencoder(Autoencoder):
         warmup_steps: int = 0,
     ) -> None:
         super().__init__(DenoisingConfig(**arguments(locals())))
+
+    def of_genes(self) -> dict[str, Array]:
+        """Return ``loadings``, (n_vars, n_latent), of a decoder without hidden layers.
+
+        They are the change of each gene's log-normalised expression (of its value, for ``transform="none"``) by a unit
+        of each latent.
+        """
+        if not self.config.decoder_layers.widths:
+            network = self._network()
+            return {"loadings": network.basis.loadings(network.output.weight).cpu().numpy()}
+        return {}
 
 
 MODEL = DenoisingAutoencoder

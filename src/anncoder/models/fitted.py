@@ -1,4 +1,4 @@
-"""Fitted models: what a fit starts with, what it leaves, and the record of it that is saved."""
+"""Fitted models: the start of a fit, its result, and the record of it that is saved."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Fitted(NamedTuple):
     stopped: str
     valid_obs: pd.Index
     valid_sizes: np.ndarray[Any, Any]
-    labels: list[str] = []  # noqa: RUF012 - of a NamedTuple
     covariates: Covariates = NONE
+    labels: list[str] = []  # noqa: RUF012 - of a NamedTuple
 
 
 class Start(NamedTuple):
@@ -59,7 +59,7 @@ def record_of(model: Any) -> ModelRecord:
         history=model.history_.to_dict(orient="list"),
         valid_obs=list(model.valid_obs_),
         valid_sizes=model.valid_sizes_.tolist(),
-        labels=model.labels_,
         categorical=model.covariates_.categorical,
         continuous=model.covariates_.continuous,
+        labels=model.labels_,
     )

@@ -24,7 +24,7 @@ from anncoder.config import (
 )
 from anncoder.errors import ConfigError
 from anncoder.likelihoods import absolute_error, squared_error
-from anncoder.models.base import Autoencoder
+from anncoder.models.base import Array, Autoencoder
 from anncoder.nn.basis import LatentBasis, pulled_back, unit_information
 from anncoder.nn.batches import ConditionedDecoder, LatentShifts, start_from_batches
 from anncoder.nn.corruption import InputNoise
@@ -260,6 +260,8 @@ class UndercompleteAutoencoder(Autoencoder):
 
     name = "undercomplete"
     config_class, network_class = UndercompleteConfig, UndercompleteNetwork
+    gene_results = ("loadings",)
+    config: UndercompleteConfig
 
     def __init__(
         self,
@@ -284,6 +286,18 @@ class UndercompleteAutoencoder(Autoencoder):
         warmup_steps: int = 0,
     ) -> None:
         super().__init__(UndercompleteConfig(**arguments(locals())))
+
+    def of_genes(self) -> dict[str, Array]:
+        """Return ``loadings``, (n_vars, n_latent), of a decoder without hidden layers.
+
+        They are the change of each gene's log-normalised expression (of its value, for ``transform="none"``) by a unit
+        of each latent.
+        """
+        if not self.config.decoder_layers.widths:
+            network = self._network()
+            weight = network.encoder.first.weight if self.config.tied else network.output.weight
+            return {"loadings": network.basis.loadings(weight).cpu().numpy()}
+        return {}
 
 
 MODEL = UndercompleteAutoencoder

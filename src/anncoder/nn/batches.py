@@ -47,7 +47,7 @@ class ConditionedDecoder(Decoder):
         self.n_batches, self.n_covariates, self.n_read = n_batches, n_covariates, n_read
         self.n_out += n_read
         if n_batches:
-            self.register_buffer("coding", torch.cat([torch.eye(n_batches), torch.zeros(1, n_batches)]))
+            self.register_buffer("coding", torch.zeros(n_batches + 1, n_batches).fill_diagonal_(1))
 
     def forward(self, latent: Tensor, batch_code: Tensor | None = None, covariates: Tensor | None = None) -> Tensor:
         """Return the last hidden layer with covariates and the code of the batch beside it, (b, n_out).

@@ -63,8 +63,11 @@ class Dropout(nn.Module):
 
 def linear(n_in: int, n_out: int, noise: Noise) -> nn.Linear:
     """Return a ``torch.nn.Linear`` with initial weights from ``noise``, not from the global random stream."""
-    device = torch.get_default_device()
-    layer: nn.Linear = nn.utils.skip_init(nn.Linear, n_in, n_out, device=device)  # type: ignore[no-untyped-call]
+    # as nn.utils.skip_init does, but that goes by the meta device, whose first tensor imports sympy, for half a second
+    layer = nn.Linear.__new__(nn.Linear)
+    nn.Module.__init__(layer)
+    layer.in_features, layer.out_features = n_in, n_out
+    layer.weight, layer.bias = nn.Parameter(torch.empty(n_out, n_in)), nn.Parameter(torch.empty(n_out))
     reset(layer.weight, n_in, noise)
     reset(layer.bias, n_in, noise)
     return layer

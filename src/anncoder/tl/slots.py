@@ -100,6 +100,7 @@ def record(model: Autoencoder, key: str, denoised: Mapping[str, str]) -> dict[st
         "params_json": json.dumps(params),
         "history": history,
         "valid_obs": np.asarray(model.valid_obs_, dtype=str),
+        "n_genes": len(model.var_names_),
         "schema": SCHEMA,
         "version": versions()["anncoder"],
         "latent_fingerprint": _fingerprint_of_model(model, LATENT_ALONE),

@@ -28,6 +28,7 @@ from anncoder.data.split import Split
 from anncoder.data.summary import median_library_size, size_factors, summarize
 from anncoder.device import choose_device, fits, memory_errors, threads_set, usual_torch
 from anncoder.errors import ConfigError, counted
+from anncoder.training.compiling import compile_ahead
 from anncoder.training.distributed import processes
 from anncoder.types import SINGLE, Batch, Loader, Rank, Summary
 
@@ -65,9 +66,13 @@ class TrainingData(NamedTuple):
 
 
 @contextmanager
-def fit_context(training: TrainingConfig) -> Iterator[Rank]:
-    """Let torch be as a fit expects it, on its threads and joined to the other processes, for the time of a block."""
+def fit_context(config: NetworkConfig, training: TrainingConfig, *, shown: bool) -> Iterator[Rank]:
+    """Let torch be as a fit expects it, on its threads and joined to the other processes, for the time of a block.
+
+    Kernels are compiled meanwhile; ``shown`` tells whether that is said.
+    """
     with usual_torch(), processes(training.device) as process, threads_set(training.threads), memory_errors("fit"):
+        compile_ahead(config, training, shown=shown and process.rank == 0)
         yield process
 
 
