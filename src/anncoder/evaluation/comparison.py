@@ -240,10 +240,7 @@ def evaluate(
     cells = Cells(matrix, adata.obs[read] if read else None, target)
     mixed = batches_to_mix(adata, batch_key, keys)
     truth = None if labels is None else adata.obs[labels].to_numpy(dtype=object, na_value=np.nan)
-    if truth is not None and not comparable(truth):
-        logger.warning(
-            "no clusters are scored: the labels %r are the same for all cells that have one, or for no two", labels
-        )
+    _warn_of_labels(truth, labels)
     scored, others, which = apart(model, sample, cells, seed)
     methods: dict[str, Method] = {"model": Trained(model), "pca": Principal(model, others, width, seed)}
     if width != WIDE and min(others.matrix.shape) > WIDE:
@@ -273,6 +270,13 @@ def evaluate(
         asked: dict[str, Any] = {"truth": truth, "seeds": n_fits, "root": root, "seed": seed}
         moved = stability_of(model, sample, cells, methods["pca"], **asked)
     return Evaluation(table, matrix.shape[0], scored.matrix.shape[0], which, labels, moved)
+
+
+def _warn_of_labels(truth: Any, labels: str | None) -> None:
+    if truth is not None and not comparable(truth):
+        logger.warning(
+            "no clusters are scored: the labels %r are the same for all cells that have one, or for no two", labels
+        )
 
 
 def _of_latent(latent: Any, truth: Any, mixed: Any, seed: int) -> dict[str, float]:
