@@ -39,6 +39,20 @@ class LatentBasis(nn.Module):
         """Return the latent in natural axes, (b, k)."""
         return (latent - self.origin) @ self.axes
 
+    @torch.no_grad()
+    def loadings(self, weight: Tensor) -> Tensor:
+        """Return the change of each output of a linear decoder by a step of one along each natural axis, (g, k).
+
+        Parameters
+        ----------
+        weight
+            (g, >= k): its weights in the axes of training; columns beyond the latent, as of batches, are left out.
+        """
+        n_latent = len(self.origin)
+        inverse = torch.linalg.pinv(self.axes.double())  # a direction that the decoder ignores has none
+        found: Tensor = weight[:, :n_latent].double() @ inverse.T
+        return found.float()
+
     def set_from(self, latent: Tensor, metric: Tensor) -> None:
         """Make a metric, (k, k), the identity, and the axes principal for a sample of cells, (n, k)."""
         if not bool(torch.isfinite(metric).all()):
