@@ -194,7 +194,7 @@ class AdamPlan(NamedTuple):
 
 
 def _as_written(method: Callable[..., Any]) -> Callable[..., Any]:
-    return getattr(method, "__wrapped__", method)  # type: ignore[no-any-return]
+    return getattr(method, "__wrapped__", method)
 
 
 def _address(tensor: Tensor | None) -> int:
