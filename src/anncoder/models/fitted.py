@@ -1,4 +1,4 @@
-"""Fitted models: what a fit starts with, what it leaves, and the record of it that is saved."""
+"""Result of a fit, start of one, and the record of a fitted model that is saved."""
 
 from __future__ import annotations
 
