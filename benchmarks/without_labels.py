@@ -14,31 +14,17 @@ import argparse
 import json
 import warnings
 from pathlib import Path
-from typing import Any
 
 import anndata
-import numpy as np
 import pandas as pd
-import scanpy as sc
-from benchmarks.quality import best_leiden, kmeans
+from benchmarks.quality import best_leiden, kmeans, pseudotime
 from scipy.stats import spearmanr
 
 from anncoder.config import TrainingConfig
 from anncoder.evaluation.baselines import Cells
-from anncoder.evaluation.selection.recommend import N_GENES, candidates, method_of, recommend, scene_of
+from anncoder.evaluation.selection.recommend import N_GENES, candidates, method_of, scene_of, scores_of
 
 SCORES = {"heldout_nll": -1, "neighbor_consistency": 1}  # and whether more is better
-
-
-def pseudotime(latent: Any, truth: Any) -> float:
-    """Return the rank correlation of diffusion pseudotime with a known order; cells apart from the root come last."""
-    cells = anndata.AnnData(obs=pd.DataFrame(index=np.arange(len(latent)).astype(str)), obsm={"latent": latent})
-    sc.pp.neighbors(cells, use_rep="latent")
-    sc.tl.diffmap(cells)
-    cells.uns["iroot"] = int(np.argmax(truth))
-    sc.tl.dpt(cells)
-    found = cells.obs["dpt_pseudotime"].to_numpy()
-    return float(abs(spearmanr(np.where(np.isfinite(found), found, 1.1), truth).statistic))
 
 
 def compare(path: Path, labels: str, order: str | None, seed: int, threads: int) -> pd.DataFrame:
@@ -46,20 +32,21 @@ def compare(path: Path, labels: str, order: str | None, seed: int, threads: int)
     adata = anndata.read_h5ad(path)
     adata.var_names_make_unique()
     adata.obs_names_make_unique()
-    table = recommend(adata, seed=seed, threads=threads, progress=False).table
     training = TrainingConfig(seed=seed, threads=threads, valid_fraction=0.1)
     scene = scene_of(adata, None, N_GENES, adata.n_obs, training)
     known = adata[scene.adata.obs_names].obs
+    groups = known[labels].astype(str).to_numpy()
     shape = (int(scene.fitted.sum()), scene.adata.n_vars)
-    truth: dict[str, dict[str, float]] = {}
+    rows: dict[str, dict[str, float]] = {}
     for candidate in candidates(("count", "denoising", "variational"), (10, 32), N_GENES, shape):
         method = method_of(candidate, scene, training)
+        found = scores_of(method, candidate, scene)
+        rows[candidate.name] = row = {name: found[name] for name in SCORES}
         latent = method.latent(Cells(scene.adata.X[:, scene.genes(candidate)]))
-        groups = known[labels].astype(str).to_numpy()
-        truth[candidate.name] = {"leiden": best_leiden(latent, groups, seed), "kmeans": kmeans(latent, groups, seed)}
+        row |= {"leiden": best_leiden(latent, groups, seed), "kmeans": kmeans(latent, groups, seed)}
         if order is not None:
-            truth[candidate.name]["pseudotime"] = pseudotime(latent, known[order].to_numpy())
-    return table.join(pd.DataFrame(truth).T)
+            row["pseudotime"] = pseudotime(latent, known[order].to_numpy())
+    return pd.DataFrame(rows).T
 
 
 def main() -> None:

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 import anncoder as ac
+from anncoder.cli.app import app
 from anncoder.models import find, names
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,6 +70,28 @@ def test_links_lead_to_files_and_headings(path: Path) -> None:
 def test_the_readme_can_be_read_where_only_the_repository_is() -> None:
     assert len(list(links(ROOT / "README.md"))) > 10  # or they were not found
     assert not [link for link in links(ROOT / "README.md") if link.startswith(("/", "docs/tutorials", "docs/_"))]
+
+
+COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+SHELL = re.compile(r"^```(?:bash|sh)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+OURS = re.compile(r"(?:^|[ \"(])anncoder ([a-z]+)\b([^|&#]*)")
+
+
+def commands(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield our commands in the shell blocks of a page with the options that they are given."""
+    for block in SHELL.findall(path.read_text(encoding="utf-8")):
+        for line in block.replace("\\\n", " ").splitlines():
+            if not line.startswith("#"):
+                yield from ((name, re.findall(r"(?<=\s)--?[a-z][\w-]*", rest)) for name, rest in OURS.findall(line))
+
+
+def test_commands_on_pages_and_their_options_exist() -> None:
+    found = [(path.name, *each) for path in PAGES for each in commands(path)]
+    assert len(found) > 30  # or they were not found
+    for page, name, options in found:
+        assert name in COMMANDS, (page, name)
+        spellings = [s for p in COMMANDS[name].params for s in (*p.opts, *p.secondary_opts)]
+        assert set(options) <= {*spellings, "--help"}, (page, name, options)
 
 
 def documented(docstring: str | None) -> set[str]:

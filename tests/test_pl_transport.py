@@ -16,7 +16,7 @@ from matplotlib.colors import to_hex
 import anncoder as ac
 from anncoder.datasets import branching
 from anncoder.errors import AnncoderError
-from anncoder.pl.groups import PALETTE
+from anncoder.pl.groups import PALETTE, UNKNOWN
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +76,7 @@ def test_flow_has_the_users_colours_and_cells_without_a_label(moved: anndata.Ann
     ax = ac.pl.flow(adata, "label", ax=given)
     assert ax is given
     nodes = {p.get_gid(): (p.get_height(), to_hex(p.get_facecolor())) for p in ax.patches if hasattr(p, "get_height")}
-    assert nodes["0: other"] == (pytest.approx(0.5), "#d9d9d9")
+    assert nodes["0: other"] == (pytest.approx(0.5), UNKNOWN)
     assert nodes["1: P"][1] == "#111111"
 
 

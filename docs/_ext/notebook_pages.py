@@ -51,6 +51,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Write the pages before Sphinx looks for them."""
     app.connect("config-inited", _write_pages)
     app.connect("source-read", _mend_links)
+    app.connect("env-get-outdated", lambda *_: ["project"])  # which lists pages that it does not name itself
     return {"parallel_read_safe": True}
 
 
@@ -113,8 +114,21 @@ def _card(name: str, notebook: Any, picture: Path | None) -> str:
     return CARD.format(title=heading.lstrip("# "), name=name, image=image, lead=lead)
 
 
+def _without_a_place() -> list[str]:
+    """Return the pages beside the landing page that no table of contents names: they are of the project."""
+    tables = [path.read_text(encoding="utf-8") for path in DOCS.rglob("index.md")]
+    named = {line.rsplit("/", 1)[-1].strip(" <>") for line in "\n".join(tables).splitlines()}
+    named |= {line.partition("<")[2].rstrip(">") for line in "\n".join(tables).splitlines()}
+    known = {*named, *(DOCS / "project.md").read_text(encoding="utf-8").split(), "index", "project"}
+    return sorted({path.stem for path in DOCS.glob("*.md")} - known)
+
+
 def _mend_links(app: Sphinx, name: str, source: list[str]) -> None:
     """Lead links to notebooks to their pages; links between pages are the same here and in the repository."""
     source[0] += BELOW.get(name, "")
+    if name == "project":
+        source[0] = source[0].replace(
+            "changelog\n", "changelog\n" + "".join(f"{page}\n" for page in _without_a_place())
+        )
     if not name.startswith("tutorials/"):
         source[0] = LINK.sub(lambda found: f"{found['up'].removeprefix('../')}tutorials/{found['name']}", source[0])

@@ -22,6 +22,7 @@ ActivationName = Literal[
 NormName = Literal["batch", "batch-shift", "layer", "none"]
 LikelihoodName = Literal["nb", "zinb", "poisson", "gaussian"]
 DispersionName = Literal["gene", "gene-cell", "shared"]
+DispersionOfBatchesName = Literal["gene", "gene-batch", "gene-cell", "shared"]
 CorruptionName = Literal["swap", "mask", "dropout", "gaussian", "thinning", "none"]
 TransformName = Literal["log1p", "normalize", "none"]
 OptimizerName = Literal["adam", "rmsprop", "sgd"]
@@ -33,6 +34,7 @@ Width = Annotated[int, Field(ge=1, le=65_536)]
 Steps = Annotated[int, Field(ge=0, le=2**31 - 1)]  # as many as a float32 or an integer of torch can be compared with
 Probability = Annotated[float, Field(ge=0, lt=1)]
 BatchKey = str | Annotated[tuple[str, ...], Field(min_length=1)]
+Keys = str | tuple[str, ...]
 Weight = Annotated[float, Field(ge=0, le=1e9)]
 
 T = TypeVar("T")
@@ -161,6 +163,16 @@ class NetworkConfig(Settings):
         )
 
     @property
+    def takes_covariates(self) -> bool:
+        """Whether the model uses ``categorical_keys`` and ``continuous_keys``."""
+        return False
+
+    @property
+    def instead_of_covariates(self) -> str:
+        """The remedy for covariates of no use."""
+        return "leave them out, or use a model that takes them: count, denoising, undercomplete, variational"
+
+    @property
     def labels(self) -> Literal["unused", "optional", "needed"]:
         """Whether the model uses or needs ``label_key``."""
         return "unused"
@@ -255,14 +267,28 @@ class LayeredConfig(NetworkConfig):
     natural_axes: Annotated[
         bool, Field(description="turn and scale the latent so that distances are of expression")
     ] = True
+    batches_in_encoder: Annotated[
+        bool,
+        Field(description="take batches and covariates from the input and the latent; else the decoder alone does"),
+    ] = True
     l1: Annotated[Weight, Field(description="L1 penalty on the weights")] = 0.0
     l2: Annotated[Weight, Field(description="L2 penalty on the weights")] = 0.0
     warmup_steps: Annotated[Steps, Field(description="steps over which penalties rise to full strength")] = 0
 
     @property
-    def batches(self) -> Literal["unused", "optional"]:
+    def batches(self) -> Literal["unused", "optional", "needed"]:
         """Factors of the batches are taken from the input, and the decoder reads the batch."""
         return "optional"
+
+    @property
+    def takes_covariates(self) -> bool:
+        """As batches."""
+        return True
+
+    @property
+    def embeds_batches(self) -> bool:
+        """Whether batches and covariates are taken from the input and the latent."""
+        return self.batches_in_encoder
 
     def model_post_init(self, context: Any, /) -> None:
         """Refuse a corruption that has no meaning."""
@@ -342,6 +368,14 @@ class TrainingConfig(Settings):
         BatchKey | None,
         Field(description="obs column with the experimental batch; of several, combinations"),
     ] = None
+    categorical_keys: Annotated[
+        Keys | None,
+        Field(description="obs columns of categories that the decoder reads beside the batch, each its own"),
+    ] = None
+    continuous_keys: Annotated[
+        Keys | None,
+        Field(description="obs columns of numbers that the decoder reads, standardised by the fitted cells"),
+    ] = None
     label_key: Annotated[
         str | None, Field(description="obs column with labels to learn, for models that do; missing: unknown")
     ] = None
@@ -364,6 +398,24 @@ class TrainingConfig(Settings):
         bool | None,
         Field(description="record a step on a CUDA GPU once and replay it; null for where that can be done"),
     ] = None
+
+    @property
+    def covariates(self) -> list[str]:
+        """Columns of the covariates: the categorical ones, then the continuous ones."""
+        return [*_several(self.categorical_keys), *_several(self.continuous_keys)]
+
+    @property
+    def obs_columns(self) -> list[str]:
+        """Columns of obs that the fitted model may read: of the batch, and of the covariates."""
+        return [*_several(self.batch_key), *self.covariates]
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Refuse a column that has two parts."""
+        for name in self.covariates:
+            if self.obs_columns.count(name) > 1:
+                what = f"the column {name!r} is named twice among batch_key, categorical_keys and continuous_keys"
+                where = "categorical_keys" if name in _several(self.categorical_keys) else "continuous_keys"
+                raise ConfigError("bad-covariate", what, where, "name each column once; a batch is batch_key alone")
 
     def with_defaults_of(self, model: NetworkConfig) -> Self:
         """Return the settings with open ones (None) replaced by the defaults of the model.
@@ -411,8 +463,16 @@ def split_settings(
     return hyper, {k: v for k, v in values.items() if k in training_keys}
 
 
+def _several(key: Keys | None) -> list[str]:
+    return [] if key is None else [key] if isinstance(key, str) else list(key)
+
+
 def refuse_unused_batches(model: NetworkConfig, training: TrainingConfig) -> None:
-    """Raise a ConfigError for a ``batch_key``, whose column exists, of a model that makes no use of it."""
+    """Raise a ConfigError for batches or covariates, whose columns exist, of a model that makes no use of them."""
+    if training.covariates and not model.takes_covariates:
+        what = f"the covariates {listed(training.covariates)}, but this model (as it is set) makes no use of covariates"
+        where = "categorical_keys" if training.categorical_keys else "continuous_keys"
+        raise ConfigError("covariates-unused", what, where, model.instead_of_covariates)
     if training.batch_key is not None and model.batches == "unused":
         what = f"batch_key = {training.batch_key!r}, but this model (as it is set) makes no use of batches"
         raise ConfigError("batches-unused", what, "batch_key", model.instead_of_batches)

@@ -77,19 +77,23 @@ class Batch(NamedTuple):
     size_factor: Tensor  # (b,) library size / median library size of the fitted data, > 0
     rows: Tensor  # (b,) int64 position of each cell in the data
     batch_code: Tensor | None = None  # (b,) int64 experimental batch, for the models that use it
+    covariates: Tensor | None = None  # (b, c) of other columns, centred: 0 is the average of the fitted cells
     label: Tensor | None = None  # (b,) int64 label of ``label_key``, -1 for unknown, in a fit
 
     def head(self, n: int) -> Batch:
         """Return the first n cells, or all if there are fewer."""
         code = None if self.batch_code is None else self.batch_code[:n]
+        covariates = None if self.covariates is None else self.covariates[:n]
         label = None if self.label is None else self.label[:n]
-        return Batch(self.counts.head(n), self.size_factor[:n], self.rows[:n], code, label=label)
+        return Batch(self.counts.head(n), self.size_factor[:n], self.rows[:n], code, covariates, label)
 
     def to(self, device: torch.device) -> Batch:
         """Return the minibatch on another device."""
         code = None if self.batch_code is None else self.batch_code.to(device)
+        covariates = None if self.covariates is None else self.covariates.to(device)
         label = None if self.label is None else self.label.to(device)
-        return Batch(self.counts.to(device), self.size_factor.to(device), self.rows.to(device), code, label=label)
+        rows, size_factor = self.rows.to(device), self.size_factor.to(device)
+        return Batch(self.counts.to(device), size_factor, rows, code, covariates, label)
 
 
 class LinearOutput(NamedTuple):
@@ -134,11 +138,12 @@ class Loss(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """Numbers of genes, experimental batches and labels, which decide the shapes of a network."""
+    """Numbers of genes, experimental batches, covariates and labels, which decide the shapes of a network."""
 
     n_vars: int  # genes, g
     n_batches: int = 0  # experimental batches; 0 where none are given
     batch_names: tuple[str, ...] = ()  # their names, in the order of their codes
+    n_covariates: int = 0  # columns of ``Batch.covariates``
     n_labels: int = 0  # labels of ``label_key``; 0 where none are given
 
 

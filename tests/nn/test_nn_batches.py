@@ -9,8 +9,9 @@ import torch
 
 from anncoder.config import Layers
 from anncoder.nn import inputs as inputs_module
-from anncoder.nn.batches import ConditionedDecoder, LatentShifts, log_factors
+from anncoder.nn.batches import ConditionedDecoder, LatentShifts
 from anncoder.nn.corruption import corrupt, partners
+from anncoder.nn.effects.factors import log_factors
 from anncoder.nn.inputs import BatchFactors, LogNormalize
 from anncoder.nn.layers import Decoder
 from anncoder.types import CSR, Batch, Noise, Shape

@@ -96,9 +96,10 @@ class TestOverfitting:
 
     def test_it_is_a_warning_where_the_last_weights_are_kept(self) -> None:
         last = TRAINING.model_copy(update={"keep_best": False})
-        found = overfitting(history(self.falling, self.turning), 20, last)
+        found = overfitting(history(self.falling, self.turning), 39, last)  # of which the weights are
         assert found is not None
         assert found.severity == "warning"
+        assert "after epoch 21" in found.text
         assert "keep_best=True" in found.remedy
 
     def test_not_of_parallel_curves_without_held_out_cells_or_where_both_rise(self) -> None:

@@ -18,6 +18,9 @@ from anncoder.cli.options import (
     MODELS,
     AllowMissing,
     BatchKeys,
+    CategoricalKeys,
+    ContinuousKeys,
+    CovariateValues,
     Debug,
     DemoFolder,
     Device,
@@ -32,7 +35,9 @@ from anncoder.cli.options import (
     Outputs,
     Quiet,
     Resume,
+    Root,
     Seed,
+    Seeds,
     Settings,
     Threads,
 )
@@ -122,6 +127,8 @@ def train(
     config: Annotated[Path | None, typer.Option(help="YAML file of settings.", readable=False)] = None,
     settings: Settings = None,
     batch_key: BatchKeys = None,
+    categorical_key: CategoricalKeys = None,
+    continuous_key: ContinuousKeys = None,
     layer: Layer = None,
     key: Key = "ae",
     denoise: Annotated[bool, typer.Option("--denoise", help="Write the denoised layer too.")] = False,
@@ -231,6 +238,7 @@ def denoise(
     key: Key = "ae",
     scale: Annotated[str | None, typer.Option(help="counts (of a model of counts the default) or normalized.")] = None,
     batch: Annotated[str | None, typer.Option(help="Decode every cell as if of this experimental batch.")] = None,
+    covariate: CovariateValues = None,
     allow_missing: AllowMissing = 0.0,
     in_place: InPlace = False,
     drop_empty_cells: DropEmpty = False,
@@ -241,7 +249,7 @@ def denoise(
     from anncoder.cli.apply import ApplyRequest, run_denoise
 
     request = ApplyRequest(model, data, output, layer, key, allow_missing, in_place, drop_empty_cells, device, threads)
-    run_denoise(request, scale=scale, batch=batch)
+    run_denoise(request, scale=scale, batch=batch, covariates=covariate)
 
 
 @command
@@ -276,6 +284,8 @@ def evaluate(
     guard: Annotated[
         bool, typer.Option("--guard", help="Fit again to permuted genes, and count the correlations invented.")
     ] = False,
+    seeds: Seeds = 0,
+    root: Root = None,
     seed: Seed = 0,
     device: Device = "auto",
     threads: Threads = None,
@@ -303,6 +313,8 @@ def report(
     guard: Annotated[
         bool, typer.Option("--guard", help="Fit again to permuted genes, and count the correlations invented.")
     ] = False,
+    seeds: Seeds = 0,
+    root: Root = None,
     seed: Seed = 0,
     device: Device = "auto",
     threads: Threads = None,

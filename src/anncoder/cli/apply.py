@@ -6,6 +6,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
+from anncoder.cli.settings import parse_assignments
 from anncoder.config import unknown_key
 from anncoder.device import threads_set
 from anncoder.errors import ConfigError, counted, listed
@@ -42,12 +43,14 @@ def run_embed(request: ApplyRequest) -> None:
         announce(f"{path}: {next_step(request.key, n_obs, model.config.width)}")
 
 
-def run_denoise(request: ApplyRequest, *, scale: Any, batch: str | None) -> None:
+def run_denoise(request: ApplyRequest, *, scale: Any, batch: str | None, covariates: list[str] | None = None) -> None:
     """Write each input plus ``layers["key_denoised"]``; without a scale, on that of the fitted data."""
     if scale is not None and scale not in SCALES:
         raise unknown_key(scale, SCALES, where="--scale")
     model = load(request.model, device=request.device)
-    wanted = OutputSpec(request.key, latent=False, scale=scale or natural_scale(model), batch=batch)
+    given = parse_assignments(covariates or (), "--covariate", "--covariate stress=mean")
+    scale = scale or natural_scale(model)
+    wanted = OutputSpec(request.key, latent=False, scale=scale, batch=batch, covariates=given)
     for path, n_obs, n_vars in _write(request, model, wanted):
         announce(f"{path}: wrote layers['{request.key}_denoised'] ({n_obs:,} x {n_vars:,}, float32)")
 

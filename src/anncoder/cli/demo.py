@@ -16,6 +16,7 @@ from anncoder.cli.settings import parse_assignments, set_in
 from anncoder.cli.train import TrainRequest, run_train
 from anncoder.datasets import SplatParameters, pbmc68k_counts, simulate_to_file
 from anncoder.errors import ConfigError, FileError
+from anncoder.evaluation.clusters import leiden
 from anncoder.io.atomic import atomic_path, locked, writable_folder
 from anncoder.io.h5ad_write import read_input, write_output
 from anncoder.io.output_paths import refuse_output
@@ -68,8 +69,10 @@ def _refuse_others(path: Path, genes: pd.Index) -> None:
 
 
 def add_layout(adata: anndata.AnnData, *, seed: int) -> None:
-    """Add Leiden clusters and a UMAP of the latent, and a UMAP of PCA of the same width, with scanpy."""
+    """Add Leiden clusters and a t-SNE of the latent, and a t-SNE of PCA of the same width."""
     import scanpy as sc
+
+    from anncoder.pl.layout import tsne
 
     logs = anndata.AnnData(adata.X.copy())
     sc.pp.normalize_total(logs)
@@ -77,11 +80,9 @@ def add_layout(adata: anndata.AnnData, *, seed: int) -> None:
     sc.pp.pca(logs, n_comps=adata.obsm["X_ae"].shape[1], random_state=seed)
     adata.obsm["X_pca"] = logs.obsm["X_pca"]
     for name in ("pca", "ae"):
-        sc.pp.neighbors(adata, use_rep=f"X_{name}", key_added=f"{name}_graph", random_state=seed)
-        sc.tl.umap(adata, neighbors_key=f"{name}_graph", key_added=f"X_umap_{name}", random_state=seed)
-    sc.tl.leiden(
-        adata, 0.5, neighbors_key="ae_graph", flavor="igraph", n_iterations=2, directed=False, random_state=seed
-    )
+        adata.obsm[f"X_tsne_{name}"] = tsne(adata.obsm[f"X_{name}"], seed=seed)
+    # not sc.pp.neighbors and sc.tl.umap: umap-learn compiles itself anew in every process
+    adata.obs["leiden"] = pd.Categorical(leiden(adata.obsm["X_ae"], (0.5,), seed)[0])
 
 
 def draw(adata: anndata.AnnData, model: Autoencoder, folder: Path) -> None:
@@ -91,10 +92,10 @@ def draw(adata: anndata.AnnData, model: Autoencoder, folder: Path) -> None:
     from anncoder import pl
 
     plt.switch_backend("agg")  # a command needs no window, and may have no display
-    panels = {"autoencoder, UMAP of the latent": "X_umap_ae", "UMAP of as many principal components": "X_umap_pca"}
+    panels = {"autoencoder, t-SNE of the latent": "X_tsne_ae", "t-SNE of as many principal components": "X_tsne_pca"}
     figures = {
         "demo_training.png": pl.history(model).figure,
-        "demo_umap.png": pl.embeddings(adata, panels, color=LABELS)[0].figure,
+        "demo_tsne.png": pl.embeddings(adata, panels, color=LABELS)[0].figure,
         "demo_genes.png": pl.gene_pair(adata, *GENES, color=LABELS)[0].figure,
     }
     for name, figure in figures.items():

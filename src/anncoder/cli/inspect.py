@@ -131,6 +131,8 @@ class EvaluateRequest(NamedTuple):
     output: Path
     allow_missing: float
     guard: bool
+    seeds: int
+    root: str | None
     seed: int
     device: str
     threads: int | None
@@ -149,6 +151,8 @@ def run_evaluate(request: EvaluateRequest) -> None:
             layer=request.layer,
             allow_missing=request.allow_missing,
             guard=request.guard,
+            seeds=request.seeds,
+            root=request.root,
             seed=request.seed,
         )
     print_evaluation(found)
@@ -173,6 +177,8 @@ class ReportRequest(NamedTuple):
     key: str
     layer: str | None
     guard: bool
+    seeds: int
+    root: str | None
     seed: int
     device: str
     threads: int | None
@@ -193,6 +199,8 @@ def run_report(request: ReportRequest) -> None:
             key=request.key,
             layer=request.layer,
             guard=request.guard,
+            seeds=request.seeds,
+            root=request.root,
             seed=request.seed,
         )
     page.write(output)

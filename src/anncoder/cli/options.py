@@ -45,6 +45,23 @@ BatchKeys = Annotated[
     list[str] | None,
     typer.Option("--batch-key", help="obs column with the experimental batch; given again, their combinations count."),
 ]
+CategoricalKeys = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--categorical-key",
+        help="obs column of categories whose effect is to go, beside the batch; any number of times.",
+    ),
+]
+ContinuousKeys = Annotated[
+    list[str] | None,
+    typer.Option("--continuous-key", help="obs column of numbers whose effect is to go; any number of times."),
+]
+CovariateValues = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--covariate", help="Decode every cell as with this value: stress=0.3, or stress=mean; any number of times."
+    ),
+]
 Layer = Annotated[str | None, typer.Option(help="Layer that holds the counts, or raw.X; X if not given.")]
 Key = Annotated[str, typer.Option(help="Name of the results: obsm['X_KEY'], uns['KEY'], layers['KEY_denoised'].")]
 InPlace = Annotated[bool, typer.Option("--in-place", help="Let the output replace the input.")]
@@ -65,6 +82,16 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and errors.")]
 MODELS = f"One of {', '.join(names())}, or a model of an installed package (docs/own-model.md)."
 Seed = Annotated[int, typer.Option(min=0, max=LAST_SEED, help="Start of every random stream.")]
+MOST_FITS = 20  # of anncoder.evaluation.stability
+Seeds = Annotated[
+    int,
+    typer.Option(
+        min=0, max=MOST_FITS, help="Compare so many fits with seeds of their own, the model one of them; 0 for none."
+    ),
+]
+Root = Annotated[
+    str | None, typer.Option(help="With --seeds: name of the cell that pseudotime starts from.", show_default=False)
+]
 GivenSeed = Annotated[
     int | None, typer.Option(min=0, max=LAST_SEED, help="Start of every random stream; 0 if not given.")
 ]

@@ -37,13 +37,15 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return values
 
 
-def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
+def parse_assignments(
+    assignments: Sequence[str], option: str = "--set", example: str = "--set n_latent=32"
+) -> dict[str, Any]:
     """Return the mapping of ``key=value`` words; values are read as YAML, so ``n_hidden=[64,32]`` is a list."""
     values = {}
     for word in assignments:
         key, equals, text = word.partition("=")
         if not equals or not key:
-            raise ConfigError("bad-assignment", f"{word!r} is not of the form key=value", "--set", "--set n_latent=32")
+            raise ConfigError("bad-assignment", f"{word!r} is not of the form key=value", option, example)
         values[key.strip()] = _yaml_value(text)
     return values
 

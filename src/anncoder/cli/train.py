@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import yaml
 
 from anncoder.cli.exit import signals
@@ -47,14 +48,15 @@ from anncoder.models.base import Autoencoder
 from anncoder.tl.files import Files, OutputSpec, leave_out_empty, natural_scale, open_files_for, write_results
 from anncoder.tl.slots import next_step
 from anncoder.training.checkpoint import Checkpoint, forget, kept_until
+from anncoder.training.compiling import compile_ahead
 from anncoder.training.distributed import processes
-from anncoder.training.prepare import batches_in, refuse_few_cells, refuse_width
+from anncoder.training.prepare import batches_in, covariates_to_fit, refuse_few_cells, refuse_width
 from anncoder.training.progress import announce
 
 logger = logging.getLogger("anncoder")
 
 SCHEMA = 1
-LONG = 20_000  # cells from which on copying and writing takes seconds
+LONG = 20_000  # cells from which on reading and writing takes seconds
 EVALUATED = 5000  # cells at most: enough for the comparison with PCA, and over in seconds
 
 
@@ -67,6 +69,8 @@ class TrainRequest(NamedTuple):
     config: Path | None = None
     settings: Sequence[str] | None = None
     batch_key: Sequence[str] | None = None
+    categorical_key: Sequence[str] | None = None
+    continuous_key: Sequence[str] | None = None
     layer: str | None = None
     key: str = "ae"
     denoise: bool = False
@@ -122,6 +126,7 @@ def run_train(request: TrainRequest) -> None:
 
 @said_once()
 def _train_and_write(request: TrainRequest, plan: TrainPlan) -> None:
+    compile_ahead(plan.model.config, plan.training, shown=not request.quiet)
     files, source = checked_input(request, plan)
     folder, began = run_folder(request.output), time.perf_counter()
     with locked(folder), threads_set(plan.training.threads):
@@ -157,8 +162,10 @@ def make_plan(request: TrainRequest) -> TrainPlan:
     ConfigError
         An unknown key or model (the nearest known one is named), or a value out of range.
     """
-    batch_key = one_or_several(request.batch_key)
-    options = {"seed": request.seed, "device": request.device, "threads": request.threads, "batch_key": batch_key}
+    options = {"seed": request.seed, "device": request.device, "threads": request.threads}
+    options["batch_key"] = one_or_several(request.batch_key)
+    options["categorical_keys"] = one_or_several(request.categorical_key)
+    options["continuous_keys"] = one_or_several(request.continuous_key)
     sources = {
         str(request.config): {} if request.config is None else read_yaml(request.config),
         "--set": parse_assignments(request.settings or ()),
@@ -194,6 +201,9 @@ def checked_input(request: TrainRequest, plan: TrainPlan) -> tuple[Files, DiskSo
         in_place=request.in_place,
         drop_empty=request.drop_empty_cells,
     )
+    n_cells = sum(store.n_obs for store in files.stores)
+    if n_cells > LONG and not request.quiet:
+        announce(f"reading and checking {n_cells:,} cells")
     source = open_source(
         files.stores,
         request.layer,
@@ -212,9 +222,10 @@ def checked_input(request: TrainRequest, plan: TrainPlan) -> tuple[Files, DiskSo
     if request.labels is not None:
         for store in files.stores:
             store.refuse_no_column(request.labels, what="--labels")
-    if plan.training.batch_key is not None:
-        batches_in(source, plan.training.batch_key)
-        refuse_unused_batches(model.config, plan.training)
+    batches_in(source, plan.training.batch_key)
+    with silent():
+        covariates_to_fit(source, plan.training, np.isin(np.arange(source.n_obs), split.train))
+    refuse_unused_batches(model.config, plan.training)
     if plan.training.label_key is not None:
         labels_of(source.column(plan.training.label_key, what="label_key"), plan.training.label_key)
         refuse_unused_labels(model.config, plan.training)

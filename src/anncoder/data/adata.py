@@ -266,7 +266,7 @@ def codes_of(column: Any, key: str, *, what: str) -> np.ndarray[Any, Any]:
     ConfigError
         It has missing values.
     """
-    names, positions = _names_in(column, key, what)
+    names, positions = category_names(column, key, what)
     unique, codes = np.unique(names, return_inverse=True)
     values = pd.to_numeric(pd.Series(unique), errors="coerce").to_numpy(dtype=float)
     if np.isfinite(values).all():
@@ -275,7 +275,7 @@ def codes_of(column: Any, key: str, *, what: str) -> np.ndarray[Any, Any]:
     return found
 
 
-def _names_in(column: Any, key: str, what: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def category_names(column: Any, key: str, what: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Return the names of the values of a column, some of which may be alike, and which of them each cell has."""
     positions, values = pd.factorize(np.asarray(column, dtype=object))
     missing = int((positions < 0).sum())
@@ -312,7 +312,7 @@ def batches_of(
     column = np.asarray(column, dtype=object)
     if others:
         column = np.where(pd.isna(column), UNKNOWN, column)
-    of_values, positions = _names_in(column, key, "batch_key")
+    of_values, positions = category_names(column, key, "batch_key")
     names = of_values[positions]
     if known is None:
         known = sorted(set(names.tolist()))
@@ -342,7 +342,7 @@ def new_batches_of(column: Any, key: str, known: Sequence[str]) -> tuple[np.ndar
     InputError
         A batch is among the known ones.
     """
-    of_values, positions = _names_in(column, key, "batch_key")
+    of_values, positions = category_names(column, key, "batch_key")
     names = of_values[positions]
     new = sorted(set(names.tolist()) - set(known))
     if old := sorted(set(names.tolist()) & set(known)):

@@ -234,7 +234,8 @@ class BlockLoader:
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """Yield every row once, in the order in which they come."""
-        return minibatches_of(self._pools(), self.cells.size_factor, self.cells.batch_code, self.batch_size)
+        size_factor, batch_code, covariates = self.cells[:3]
+        return minibatches_of(self._pools(), size_factor, batch_code, self.batch_size, covariates)
 
     def _pools(self) -> Iterator[Pool]:
         blocks = self.source.blocks(self.chosen, self.source.n_obs)

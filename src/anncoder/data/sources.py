@@ -66,6 +66,7 @@ class PerCell(NamedTuple):
 
     size_factor: Array  # (n_obs,) float32
     batch_code: Array | None = None  # (n_obs,) int64
+    covariates: Array | None = None  # (n_obs, c) float32
 
 
 class Genes(NamedTuple):
@@ -170,7 +171,8 @@ class MemorySource:
         self, cells: PerCell, chosen: Array, *, batch_size: int, seed: int | None = None, process: Rank = SINGLE
     ) -> Loader:
         """Return minibatches of the chosen rows."""
-        options: Any = {"batch_size": batch_size, "seed": seed, "batch_code": cells.batch_code, "process": process}
+        options: Any = {"batch_size": batch_size, "seed": seed, "process": process}
+        options |= {"batch_code": cells.batch_code, "covariates": cells.covariates}
         return MemoryLoader(self._stored, cells.size_factor, np.flatnonzero(chosen), **options)
 
     def names(self, rows: Array) -> pd.Index:
@@ -252,7 +254,8 @@ class DiskSource:
         self, cells: PerCell, chosen: Array, *, batch_size: int, seed: int | None = None, process: Rank = SINGLE
     ) -> Loader:
         """Return minibatches of the chosen rows."""
-        options: Any = {"batch_size": batch_size, "seed": seed, "batch_code": cells.batch_code, "process": process}
+        options: Any = {"batch_size": batch_size, "seed": seed, "process": process}
+        options |= {"batch_code": cells.batch_code, "covariates": cells.covariates}
         if (kept := self._few()) is not None:
             return MemoryLoader(Stored.of(kept), cells.size_factor, np.flatnonzero(chosen), **options)
         return DiskLoader(self.stores, cells.size_factor, chosen, **options)

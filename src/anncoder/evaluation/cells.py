@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import vstack
 
+from anncoder.config import unknown_key
 from anncoder.data.adata import batch_columns, obs_column
 from anncoder.data.opening import open_files
 from anncoder.data.sources import Data, DiskSource, Genes, Reader, Source
@@ -28,6 +29,7 @@ class Sample(NamedTuple):
     held_out: Any  # (n,) int64, position of each cell among those held out in the fit, ``valid_obs_``; -1 for others
     layer: str | None  # of the counts; None for that of the fit
     new: bool  # whether the fit held out cells, but none of these: they are new data
+    n_obs: int  # number of cells of the data
 
 
 def some_cells(
@@ -39,6 +41,7 @@ def some_cells(
     max_cells: int,
     seed: int,
     allow_missing: float = 0.0,
+    root: str | None = None,
     slot: str | None = None,
 ) -> Sample:
     """Return a random sample of cells in their order; all cells if there are no more than ``max_cells``.
@@ -57,37 +60,41 @@ def some_cells(
         Size of the sample, and start of the random stream.
     allow_missing
         Share of the model's genes that a reader may lack; their counts are then zero.
+    root
+        Name of a cell that is in every sample; None for none.
     slot
         Slot of obsm to read from files, too.
 
     Raises
     ------
     ConfigError, FileError, InputError
-        As :meth:`Autoencoder.embed`, and for a missing column of obs.
+        As :meth:`Autoencoder.embed`, for a missing column of obs, and if there is no cell of the name ``root``, or
+        several.
     """
     if isinstance(data, Reader):
         genes, integers = Genes(model.var_names_, allow_missing), model.config.integers
         source = data.opened(genes, counts=model.reads_counts, to_fit=False, integers=integers)
-        return _sample_of(model, source, columns, max_cells, seed, slot)
+        return _sample_of(model, source, columns, max_cells, seed, slot, root)
     shards = open_files(data, model.layer_ if layer is None else layer, layer_is_of_fit=layer is None)
     if shards is not None:
         if not any(shard.n_obs for shard in shards):
             where = ", ".join(shard.path.name for shard in shards[:3])
             raise InputError("too-few-cells", "there are no cells", where, "check the filters that ran before")
-        return _sample_of(model, DiskSource(Stores(shards), counts=False), columns, max_cells, seed, slot)
+        return _sample_of(model, DiskSource(Stores(shards), counts=False), columns, max_cells, seed, slot, root)
     assert isinstance(data, anndata.AnnData)
     for key in columns:
-        of_fit = key in batch_columns(model.training_.batch_key)
-        obs_column(data, key, what="batch_key" if of_fit else "labels or batch_key")
+        of_fit = "batch_key" if key in batch_columns(model.training_.batch_key) else "covariates"
+        obs_column(data, key, what=of_fit if key in model.training_.obs_columns else "labels or batch_key")
     chosen = np.ones(data.n_obs, dtype=bool)
     held_out, new = match_held_out(model, data.n_obs, chosen, *_accessors(data))
+    always = None if root is None else row_of(data.obs_names, root)
     if data.n_obs <= max_cells:
-        return Sample(data, held_out, layer, new)
-    rows = _rows(data.n_obs, max_cells, seed)
+        return Sample(data, held_out, layer, new, data.n_obs)
+    rows = _rows(data.n_obs, max_cells, seed, always)
     if data.isbacked and data.is_view:  # a view of a file has no views of its own
         data = data.to_memory()
     sample = data[rows].to_memory() if data.isbacked else data[rows].copy()
-    return Sample(sample, held_out[rows], layer, new)
+    return Sample(sample, held_out[rows], layer, new, data.n_obs)
 
 
 def match_held_out(
@@ -126,13 +133,20 @@ def _accessors(data: anndata.AnnData) -> tuple[Callable[[Any], pd.Index], Callab
 
 
 def _sample_of(
-    model: Autoencoder, source: Source, columns: list[str], max_cells: int, seed: int, slot: str | None
+    model: Autoencoder,
+    source: Source,
+    columns: list[str],
+    max_cells: int,
+    seed: int,
+    slot: str | None,
+    root: str | None,
 ) -> Sample:
     values: dict[str, Any] = {key: source.column(key, what="labels") for key in columns}
     chosen = np.ones(source.n_obs, dtype=bool)
+    always = None if root is None else row_of(source.names(np.arange(source.n_obs)), root)
     if source.n_obs > max_cells:
         chosen[:] = False
-        chosen[_rows(source.n_obs, max_cells, seed)] = True
+        chosen[_rows(source.n_obs, max_cells, seed, always)] = True
     blocks = list(source.blocks(chosen, READ))
     rows = np.concatenate([rows for _, rows in blocks])
     order = np.argsort(rows)
@@ -143,8 +157,25 @@ def _sample_of(
     if slot is not None:
         adata.obsm[slot] = source.coordinates(slot)[rows]
     held_out, new = match_held_out(model, source.n_obs, rows, source.names, source.column)
-    return Sample(adata, held_out, "X", new)
+    return Sample(adata, held_out, "X", new, source.n_obs)
 
 
-def _rows(n_obs: int, max_cells: int, seed: int) -> Any:
-    return np.sort(np.random.default_rng([seed, 3]).choice(n_obs, max_cells, replace=False))
+def row_of(names: pd.Index, root: Any) -> int:
+    """Return the position of the cell of a name; a ConfigError if there is none, or several."""
+    if not isinstance(root, str):
+        what = f"root = {root!r} is no name of a cell"
+        raise ConfigError("bad-value", what, "root", "root=adata.obs_names[i], or leave it out")
+    found = np.flatnonzero(names == root)
+    if not len(found):
+        raise unknown_key(root, list(map(str, names)), where="root (a name of obs)")
+    if len(found) > 1:
+        what = f"{len(found)} cells are called {root!r}"
+        raise ConfigError("bad-value", what, "root", "adata.obs_names_make_unique()")
+    return int(found[0])
+
+
+def _rows(n_obs: int, max_cells: int, seed: int, always: int | None = None) -> Any:
+    rows = np.random.default_rng([seed, 3]).choice(n_obs, max_cells, replace=False)
+    if always is not None and always not in rows:
+        rows[0] = always
+    return np.sort(rows)

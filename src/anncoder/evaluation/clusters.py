@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import anndata
 import numpy as np
 import pandas as pd
+from scipy.sparse import csr_matrix
 from threadpoolctl import threadpool_limits
 
 from anncoder.evaluation.graph import neighbor_graph
@@ -54,17 +56,24 @@ def cluster_scores(latent: Array | None, truth: Any, seed: int) -> dict[str, flo
 def kmeans(latent: Array, n_clusters: int, seed: int) -> Any:
     """Return k-means clusters of a latent, the best of ten starts, (n,)."""
     from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
 
-    with threadpool_limits(1, "openmp"):  # of scikit-learn's own OpenMP, which spins where other programs run
+    # limits scikit-learn's own OpenMP, which spins where other programs run
+    with threadpool_limits(1, "openmp"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # where points are the same
         return KMeans(n_clusters, n_init=10, random_state=seed).fit_predict(latent)
 
 
 def leiden(latent: Array, resolutions: tuple[float, ...], seed: int) -> list[Any]:
     """Return scanpy's Leiden clusters of a latent, one array of labels a resolution."""
+    return leiden_of(neighbor_graph(latent, min(N_NEIGHBORS, len(latent))), resolutions, seed)
+
+
+def leiden_of(graph: csr_matrix, resolutions: tuple[float, ...], seed: int) -> list[Any]:
+    """Return scanpy's Leiden clusters of a graph, (n, n), one array of labels a resolution."""
     import scanpy as sc
 
-    cells = anndata.AnnData(obs=pd.DataFrame(index=[str(i) for i in range(len(latent))]))
-    graph = neighbor_graph(latent, min(N_NEIGHBORS, len(latent)))
+    cells = anndata.AnnData(obs=pd.DataFrame(index=[str(i) for i in range(graph.shape[0])]))
     found = []
     for resolution in resolutions:
         options: dict[str, Any] = {"flavor": "igraph", "n_iterations": 2, "directed": False, "random_state": seed}

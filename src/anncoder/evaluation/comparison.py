@@ -61,6 +61,7 @@ from anncoder.evaluation.correlations import invented
 from anncoder.evaluation.heldout import heldout_nll, thin, whole
 from anncoder.evaluation.mixing import harmonized, mixing_scores, warn_of_merging
 from anncoder.evaluation.neighbors import neighbor_scores, views
+from anncoder.evaluation.stability import Stability, root_of, seeds_given, stability_of
 from anncoder.models.base import Autoencoder, refuse_no_model
 
 logger = logging.getLogger("anncoder")
@@ -101,6 +102,9 @@ class Evaluation:
         ``"seen"``; see the top of :mod:`anncoder.evaluation.comparison`.
     labels
         The obs column, or None.
+    stability
+        How much results move with the seed, where ``seeds`` were asked for: another table, of
+        :class:`anncoder.evaluation.stability.Stability`; else None.
     """
 
     table: pd.DataFrame
@@ -108,10 +112,12 @@ class Evaluation:
     n_scored: int
     scored: Scored
     labels: str | None
+    stability: Stability | None = None
 
     def __str__(self) -> str:
         table = str(self.table.to_string(float_format=lambda v: f"{v:.4g}", na_rep="-"))
-        return f"{table}\n{self.n_scored:,} of {self.n_obs:,} cells scored: {WHICH[self.scored]}"
+        scored = f"{self.n_scored:,} of {self.n_obs:,} cells scored: {WHICH[self.scored]}"
+        return "\n".join([table, scored, *([] if self.stability is None else ["", str(self.stability)])])
 
     def _repr_html_(self) -> str:
         # the table, for notebooks, with the best of each column in bold
@@ -126,7 +132,8 @@ class Evaluation:
         rows = {name: [cell(name, value) for value in shown[name]] for name in shown}
         table = pd.DataFrame(rows, index=shown.index).rename(columns=arrows).to_html(escape=False)
         labels = "" if self.labels is None else f"; labels: {escape(self.labels)}"
-        return f"{table}<p>{self.n_scored:,} of {self.n_obs:,} cells scored: {WHICH[self.scored]}{labels}</p>"
+        more = "" if self.stability is None else self.stability._repr_html_()
+        return f"{table}<p>{self.n_scored:,} of {self.n_obs:,} cells scored: {WHICH[self.scored]}{labels}</p>{more}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values with stable names, as ``evaluation.json`` has them."""
@@ -135,7 +142,8 @@ class Evaluation:
             for name, row in self.table.to_dict(orient="index").items()
         }
         head = {"schema": SCHEMA, "n_obs": self.n_obs, "n_scored": self.n_scored, "scored": self.scored}
-        return head | {"labels": self.labels, "methods": rows}
+        more = {} if self.stability is None else {"stability": self.stability.to_dict()}
+        return head | {"labels": self.labels, "methods": rows} | more
 
 
 def evaluate(
@@ -149,6 +157,8 @@ def evaluate(
     max_cells: int = 20_000,
     guard: bool = False,
     n_neighbors: int | None = None,
+    seeds: int | None = None,
+    root: str | None = None,
     seed: int = 0,
 ) -> Evaluation:
     """Compare a fitted model with PCA of the same width and of 50 components, and with the gene means.
@@ -178,6 +188,13 @@ def evaluate(
         (:mod:`anncoder.evaluation.correlations`), which takes another fit.
     n_neighbors
         Nearest neighbours of ``neighbor_consistency``; None for 50, or a tenth of the cells where that is less.
+    seeds
+        Fit the same settings again, to have so many fits with seeds of their own (2 to 20, the fitted model among
+        them), and say how much clusters, neighbours and pseudotime differ between them
+        (:mod:`anncoder.evaluation.stability`); None or 0 for no other fit.
+    root
+        With ``seeds``, name of the cell that pseudotime starts from; None for that of scanpy's ``uns["iroot"]``, where
+        there is one.
     seed
         Start of every random stream.
 
@@ -191,18 +208,25 @@ def evaluate(
     InputError
         There are too few cells (or none beyond n_neighbors), or the data do not fit the model.
     ConfigError
-        There is no such obs column, or the seed, max_cells or n_neighbors is out of range.
+        There is no such obs column or root, or seeds, seed, max_cells or n_neighbors is out of range.
     """
     refuse_no_model(model)
+    n_fits = seeds_given(seeds, root)
+    root = root_of(data, root) if n_fits else None
     TrainingConfig.refuse_value("seed", seed)
     max_cells = _enough(max_cells)
-    # the guard fits again, which may need batches that embedding does not
-    keys = batch_columns(model.training_.batch_key) if model.config.encodes_batches or guard else []
-    keys = [*keys, *batch_columns(model.training_.label_key if guard else None)]
-    named = [*batch_columns(batch_key), *keys]
+    # other fits may need batches, covariates, labels and coordinates that embedding does not
+    again = guard or n_fits > 0
+    reads = model.config.encodes_batches or again
+    keys = batch_columns(model.training_.batch_key) if reads else []
+    read = [
+        *(model.training_.obs_columns if reads else []),
+        *batch_columns(model.training_.label_key if again else None),
+    ]
+    named = [*batch_columns(batch_key), *read]
     columns = [*([] if labels is None else [labels]), *dict.fromkeys(key for key in named if key != labels)]
-    slot = model.config.fits_slot if guard else None
-    limits: dict[str, Any] = {"max_cells": max_cells, "seed": seed, "allow_missing": allow_missing}
+    slot = model.config.fits_slot if again else None
+    limits: dict[str, Any] = {"max_cells": max_cells, "seed": seed, "allow_missing": allow_missing, "root": root}
     sample = some_cells(model, data, layer, columns, slot=slot, **limits)
     width = model.config.width
     matrix, sample = _with_counts(model, sample, allow_missing)
@@ -213,7 +237,7 @@ def evaluate(
         remedy = "compare a model with a narrower latent" if of_genes else "evaluate more cells"
         raise InputError("too-few-cells", what, "evaluate", remedy)
     target = None if slot is None else coordinates_of(adata.obsm, slot)
-    cells = Cells(matrix, adata.obs[keys] if keys else None, target)
+    cells = Cells(matrix, adata.obs[read] if read else None, target)
     mixed = batches_to_mix(adata, batch_key, keys)
     truth = None if labels is None else adata.obs[labels].to_numpy(dtype=object, na_value=np.nan)
     if truth is not None and not comparable(truth):
@@ -244,7 +268,11 @@ def evaluate(
         warn_of_merging(table, mixed, truth)
     if guard:
         table["invented_correlations"] = pd.Series(invented(model, cells, seed))
-    return Evaluation(table, matrix.shape[0], scored.matrix.shape[0], which, labels)
+    moved = None
+    if n_fits:
+        asked: dict[str, Any] = {"truth": truth, "seeds": n_fits, "root": root, "seed": seed}
+        moved = stability_of(model, sample, cells, methods["pca"], **asked)
+    return Evaluation(table, matrix.shape[0], scored.matrix.shape[0], which, labels, moved)
 
 
 def _of_latent(latent: Any, truth: Any, mixed: Any, seed: int) -> dict[str, float]:
@@ -331,9 +359,9 @@ def reconstruction_mse(method: Method, cells: Cells, model: Autoencoder) -> floa
 
 
 def _batches_of(model: Autoencoder, adata: anndata.AnnData) -> Any:
-    keys = batch_columns(model.training_.batch_key) if model.config.encodes_batches else []
+    keys = model.training_.obs_columns if model.config.encodes_batches else []
     for key in keys:
-        obs_column(adata, key, what="batch_key")
+        obs_column(adata, key, what="batch_key, categorical_keys or continuous_keys")
     return adata.obs[keys] if keys else None
 
 

@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 from scipy.sparse import csc_matrix, csr_matrix
-from scipy.stats import rankdata
-from scipy.stats import t as student
 
 from anncoder.data.summary import library_sizes
 from anncoder.errors import ConfigError, InputError
@@ -79,6 +77,9 @@ def permuted(matrix: csr_matrix, genes: Any, seed: int) -> csr_matrix:
 
 def correlated(values: Any) -> float:
     """Return the share of pairs of columns with a significant Spearman correlation, for (n, k) values."""
+    from scipy.stats import rankdata  # as long an import as half of torch, for a guard that few ask for
+    from scipy.stats import t as student
+
     n, k = values.shape
     ranks = rankdata(values, axis=0)
     ranks -= ranks.mean(axis=0)

@@ -49,6 +49,8 @@ class ModelRecord(Settings):
     history: dict[str, list[int | Annotated[float, Field(allow_inf_nan=True)]]]
     valid_obs: list[str]
     valid_sizes: Annotated[list[float], Field(default_factory=list)]
+    categorical: Annotated[dict[str, dict[str, float]], Field(default_factory=dict)]
+    continuous: Annotated[dict[str, tuple[float, float]], Field(default_factory=dict)]
     labels: Annotated[list[str], Field(default_factory=list)]
 
     def model_post_init(self, context: Any, /) -> None:

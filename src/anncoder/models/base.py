@@ -6,7 +6,7 @@ AnnData comes in here and numpy arrays go out; between the two stand the network
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import copy
 from os import PathLike
 from pathlib import Path
@@ -32,6 +32,7 @@ from anncoder.config import (
 from anncoder.data.adata import (
     open_data,
 )
+from anncoder.data.loaders.covariates import NONE, Covariates
 from anncoder.data.sources import Data, Genes, MemorySource, Source, open_for_model, open_source
 from anncoder.data.split import Split, split_cells
 from anncoder.device import choose_device, products_in, refuse_size, threads_set, usual_torch
@@ -72,6 +73,8 @@ class Autoencoder:
         Their total counts, by which they are told from other cells of the same name.
     batches_
         Names of the experimental batches of ``batch_key``, in the order of their codes; empty without one.
+    covariates_
+        Categories and their shares, and mean and deviation of numbers, by the column of obs.
     labels_
         Names of the labels of ``label_key``, in the order of their codes; empty without one.
     best_epoch_
@@ -96,6 +99,7 @@ class Autoencoder:
     stopped_: str
     valid_obs_: pd.Index
     valid_sizes_: np.ndarray[Any, Any]
+    covariates_: Covariates = NONE
     labels_: list[str]
 
     # as scikit-learn calls them
@@ -129,6 +133,8 @@ class Autoencoder:
         *,
         layer: str | None = None,
         batch_key: str | list[str] | tuple[str, ...] | None = None,
+        categorical_keys: str | list[str] | tuple[str, ...] | None = None,
+        continuous_keys: str | list[str] | tuple[str, ...] | None = None,
         label_key: str | None = None,
         mask_var: str | None = "auto",
         empty_cells: EmptyCellsName = "leave-out",
@@ -178,6 +184,9 @@ class Autoencoder:
         batch_key
             obs column with the experimental batch, or several (their combinations), for the models that correct for it
             (:mod:`anncoder.nn.batches`). Leave it out where batches differ by the biology that you look for.
+        categorical_keys, continuous_keys
+            obs columns, one or several, whose effects are not to be in the latent: of categories, each column a factor
+            of its own (sex, chemistry), and of numbers (a score, a share), standardised by the fitted cells.
         label_key
             obs column with labels to learn, for models of your own that do (docs/own-model.md); missing: unknown.
         mask_var
@@ -233,7 +242,7 @@ class Autoencoder:
         """
         settings = {k: v for k, v in locals().items() if k in TrainingConfig.model_fields}
         training = TrainingConfig(**scikit_learn.settings_of_fit(self, settings)).with_defaults_of(self.config)
-        with fit_context(training) as process:
+        with fit_context(self.config, training, shown=progress is not False) as process:
             source = open_source(
                 data, layer, counts=self.reads_counts, integers=self.config.integers, mask_var=training.mask_var
             )
@@ -350,6 +359,7 @@ class Autoencoder:
         layer: str | None = None,
         genes: str | list[str] | None = None,
         batch: str | int | None = None,
+        covariates: Mapping[str, Any] | None = None,
         allow_missing: float = 0.0,
     ) -> Array:
         """Return the expected expression of each cell, (n_obs, n_vars) float32.
@@ -371,6 +381,9 @@ class Autoencoder:
             Decode every cell as if of this experimental batch; None for its own. For models that decode by batch only
             (count, denoising, undercomplete, variational with ``batch_key``); of the first three ``"mean"`` is the
             average of the batches, as which cells of unknown batches are decoded.
+        covariates
+            Decode every cell as if these covariates had these values, such as ``{"stress": 0.3, "sex": "mean"}``;
+            ``"mean"`` is the average of the fitted cells. The others, and the latent, are the cell's own.
         allow_missing
             Share of the model's genes that may be missing from the data; their counts are then zero.
 
@@ -382,7 +395,7 @@ class Autoencoder:
             The result would not fit into memory.
         """
         genes = [genes] if isinstance(genes, str) else genes
-        expected = expecting(self, scale, genes, batch)
+        expected = expecting(self, scale, genes, batch, covariates)
         source = self._source(data, layer, allow_missing)
         refuse_size(source.n_obs * len(self.var_names_ if genes is None else genes) * 4)
         return np.concatenate(list(denoised(self, source, expected, batch)))
@@ -478,8 +491,9 @@ class Autoencoder:
         checkpointer = checkpointer_of(checkpoint, run, noise, process, ready.device, in_order=source.in_order)
         training = limited(ready.training, len(ready.train))
         step_fn = recorded_step_or_none(ready.train, self.config, training, process)
-        n_labels, batches = len(ready.labels), tuple(ready.batches)
-        network = self._build(Shape(len(source.var_names), len(batches), batches, n_labels=n_labels), noise)
+        sizes = (ready.covariates.n_columns, len(ready.labels))
+        batches = tuple(ready.batches)
+        network = self._build(Shape(len(source.var_names), len(batches), batches, *sizes), noise)
         n_threads = threads_for(network, training, ready.device)
         with threads_set(n_threads):
             network.to(ready.device).start_from(ready.summary, ready.unshuffled)
@@ -513,6 +527,7 @@ class Autoencoder:
                 stopped=history.stopped,
                 valid_obs=source.names(split.valid),
                 valid_sizes=np.asarray(source.sizes[split.valid]),
+                covariates=ready.covariates,
                 labels=ready.labels,
             )
         )
@@ -526,8 +541,8 @@ class Autoencoder:
             return self.network_class(self.config, shape, noise)
 
     def _shape(self) -> Shape:
-        names, batches = self.var_names_, tuple(self.batches_)
-        return Shape(len(names), len(batches), batches, n_labels=len(self.labels_))
+        batches, sizes = tuple(self.batches_), (self.covariates_.n_columns, len(self.labels_))
+        return Shape(len(self.var_names_), len(batches), batches, *sizes)
 
     def _network(self) -> Any:
         if self.network_ is None:

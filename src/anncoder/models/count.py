@@ -16,7 +16,7 @@ from anncoder.config import (
     FAST_TRAINING,
     ActivationName,
     CorruptionName,
-    DispersionName,
+    DispersionOfBatchesName,
     LayeredConfig,
     LikelihoodName,
     NormName,
@@ -51,7 +51,8 @@ class CountConfig(LayeredConfig):
 
     likelihood: Annotated[LikelihoodName, Field(description="distribution of the counts")] = "nb"
     dispersion: Annotated[
-        DispersionName, Field(description="inverse dispersion: one a gene, one an entry, or one a cell (shared)")
+        DispersionOfBatchesName,
+        Field(description="inverse dispersion: one a gene, a gene in each batch, an entry, or a cell (shared)"),
     ] = "gene"
     ridge_pi: Annotated[Weight, Field(description="penalty on the squared dropout probability (zinb)")] = 0.0
 
@@ -60,6 +61,11 @@ class CountConfig(LayeredConfig):
         """Few epochs of large steps; of a Gaussian smaller ones: its loss has no bound from below."""
         own = {"learning_rate": 3e-3} if self.likelihood == "gaussian" else {}
         return {**super().defaults, **FAST_TRAINING, **own}
+
+    @property
+    def batches(self) -> Literal["optional", "needed"]:
+        """A dispersion of each batch needs them."""
+        return "needed" if self.dispersion == "gene-batch" and self.likelihood != "poisson" else "optional"
 
     @property
     def recordable(self) -> bool:
@@ -82,25 +88,34 @@ class CountNetwork(nn.Module):
     def __init__(self, config: CountConfig, shape: Shape, noise: Noise) -> None:
         super().__init__()
         self.config, n_vars = config, shape.n_vars
-        self.inputs = LogNormalize(config.transform, shape)
+        self.inputs = LogNormalize(config.transform, shape, corrects=config.batches_in_encoder)
         self.input_noise = InputNoise(config.noise_kind, config.strength, self.inputs, noise)
         self.standardize = Standardize(n_vars, scaled=config.standardize)
         self.encoder = Encoder(config.layers, n_vars, config.n_latent, noise)
-        self.decoder = ConditionedDecoder(config.decoder_layers, config.n_latent, shape.n_batches, noise)
+        self.decoder = ConditionedDecoder(
+            config.decoder_layers, config.n_latent, shape.n_batches, noise, shape.n_covariates
+        )
         hold_bias(self.encoder.last, config.decoder_layers)  # only products stand between the two
         self.heads = CountHeads(
-            self.decoder.n_out, n_vars, likelihood=config.likelihood, dispersion=config.dispersion, noise=noise
+            self.decoder.n_out,
+            n_vars,
+            likelihood=config.likelihood,
+            dispersion=config.dispersion,
+            noise=noise,
+            n_batches=shape.n_batches,
         )
         self.basis = LatentBasis(config.n_latent)
-        self.shifts = LatentShifts(shape, config.n_latent)
+        self.shifts = LatentShifts(shape, config.n_latent, corrects=config.batches_in_encoder)
         self.penalty = WeightPenalty(config.l1, config.l2, config.warmup_steps)
         self.links = self._links()
 
     def start_from(self, summary: Summary, cells: Loader) -> None:
         """Start every gene at its mean and its moment estimate of the dispersion, and set the standardisation."""
         self.standardize.start_from(summary)
+        effects = None
         if summary.sample is not None:
-            start_from_batches(self.inputs, self.standardize, self.decoder, self.heads.layers, summary.sample)
+            parts = self.inputs, self.standardize, self.decoder, self.heads.layers
+            effects = start_from_batches(*parts, summary.sample)
         if self.config.start == "components":
             start_from_components(self.encoder, self.inputs, self.standardize, summary, self.input_noise.noise)
         gaussian = self.config.likelihood == "gaussian"
@@ -110,10 +125,10 @@ class CountNetwork(nn.Module):
         with torch.no_grad():
             bias = self.standardize.mean if gaussian else summary.gene_mean.log().clamp(*LOG_MEAN_RANGE)
             self.heads.mean.bias.copy_(bias)
-            if self.decoder.n_batches and not gaussian:
-                self.heads.mean.weight[:, -self.decoder.n_batches :] = -self.inputs.batches.inverse[:-1].log().T
+            if effects is not None and not gaussian:
+                self.heads.mean.weight[:, -len(effects) :] = effects.T
             if self.heads.gene_log_theta is not None:
-                self.heads.gene_log_theta.copy_(log_theta.clamp(*LOG_THETA_RANGE))
+                self.heads.gene_log_theta.copy_(log_theta.clamp(*LOG_THETA_RANGE).expand_as(self.heads.gene_log_theta))
             if self.heads.pi is not None:
                 self.heads.pi.bias.fill_(-2.0)  # start near "no dropout": pi = 0.12
 
@@ -124,11 +139,11 @@ class CountNetwork(nn.Module):
         if self.config.natural_axes:
             metric = pulled_back(lambda z: self._decoded(z).log_mean, latent, self._information)
             self.basis.set_from(latent, metric)
-        self.shifts.set_from(self.basis(latent), batch, self.inputs.batches.removed(batch))
+        self.shifts.set_from(self.basis(latent), batch, self.inputs.removed(batch))
 
     def forward(self, batch: Batch) -> Loss:
         """Return the negative log-likelihood, a mean over cells and genes, and the penalties."""
-        log_mean, log_theta, pi_logits = self.heads(self.hidden(batch))
+        log_mean, log_theta, pi_logits = self.heads(self.hidden(batch), batch.batch_code)
         if self.config.ridge_pi and pi_logits is not None:
             pi_logits = materialize(pi_logits)  # read twice
         if self.config.likelihood == "gaussian":
@@ -170,9 +185,9 @@ class CountNetwork(nn.Module):
         encoder, decoder = self.links.encoder, self.links.decoder
         first, mean, x = self.encoder.first, self.standardize.mean, self.input_noise(batch)
         latent, of_encoder = forward(encoder, centred_product(x, first.weight, first.bias, mean))
-        coded = self.decoder.codes(latent, batch.batch_code)
+        coded = self.decoder.codes(latent, batch.batch_code, batch.covariates)
         hidden, of_decoder = forward(decoder, torch.cat([latent, coded], dim=1) if decoder else latent)
-        log_mean, log_theta, pi_logits = self.heads(torch.cat([hidden, coded], dim=1))
+        log_mean, log_theta, pi_logits = self.heads(torch.cat([hidden, coded], dim=1), batch.batch_code)
         weight = torch.full_like(batch.size_factor, 1 / (len(batch.rows) * batch.counts.n_vars))
         if log_theta is None:
             nll, by = poisson_spec(batch.counts, batch.size_factor).run([log_mean], weight)
@@ -181,19 +196,19 @@ class CountNetwork(nn.Module):
         else:
             zinb = zinb_spec(batch.counts, log_theta, batch.size_factor)
             nll, by = zinb.run([log_mean, log_theta, pi_logits], weight)
-        by_hidden = self.heads.set_gradients(by)[:, : hidden.shape[1]]
+        by_hidden = self.heads.set_gradients(by, batch.batch_code)[:, : hidden.shape[1]]
         by_latent = backward(decoder, of_decoder, by_hidden)[:, : latent.shape[1]]
         first.backward(x, mean, backward(encoder, of_encoder, by_latent))
         return Loss.of({"nll": nll.float().sum() / (len(nll) * batch.counts.n_vars)})
 
     def hidden(self, batch: Batch) -> Tensor:
         """Return what the output layer reads, (b, h): the last hidden layer, with batches beside their code."""
-        hidden: Tensor = self.decoder(self.raw_latent(batch), batch.batch_code)
+        hidden: Tensor = self.decoder(self.raw_latent(batch), batch.batch_code, batch.covariates)
         return hidden
 
     def encode(self, batch: Batch) -> Tensor:
         """Return the latent in its natural axes, (b, k)."""
-        latent: Tensor = self.shifts(self.basis(self.raw_latent(batch)), batch.batch_code)
+        latent: Tensor = self.shifts(self.basis(self.raw_latent(batch)), batch.batch_code, batch.covariates)
         return latent
 
     def raw_latent(self, batch: Batch) -> Tensor:
@@ -203,29 +218,33 @@ class CountNetwork(nn.Module):
 
     def parameters_of(self, batch: Batch) -> CountParameters:
         """Return the parameters of the distribution of each entry, at size factor 1."""
-        return self._decoded(self.raw_latent(batch), batch.batch_code)
+        return self._decoded(self.raw_latent(batch), batch.batch_code, batch.covariates)
 
     def denoise(self, batch: Batch) -> Tensor:
         """Return the expected expression at the median library size and before zero inflation, (b, g)."""
-        return self._expected(self.parameters_of(batch), batch.batch_code)
+        return self._expected(self.parameters_of(batch), batch)
 
-    def denoise_as(self, batch: Batch, code: int) -> Tensor:
-        """Return :meth:`denoise` as if all cells were of one batch, (b, g), or of the average one, behind the last."""
-        codes = torch.full_like(batch.rows, code)
-        return self._expected(self._decoded(self.raw_latent(batch), codes), codes)
+    def denoise_as(self, batch: Batch, decoded: Batch) -> Tensor:
+        """Return :meth:`denoise` as if the cells had the batches and covariates of others, (b, g)."""
+        latent = self.raw_latent(batch)
+        return self._expected(self._decoded(latent, decoded.batch_code, decoded.covariates), decoded)
 
     def observed(self, batch: Batch) -> Tensor:
         """Return the expected expression after zero inflation, (b, g)."""
         parameters = self.parameters_of(batch)
-        return self._expected(parameters, batch.batch_code) * parameters.not_inflated()
+        return self._expected(parameters, batch) * parameters.not_inflated()
 
-    def _decoded(self, latent: Tensor, batch_code: Tensor | None = None) -> CountParameters:
-        parameters: CountParameters = self.heads.limited(self.decoder(latent, batch_code))
+    def _decoded(
+        self, latent: Tensor, batch_code: Tensor | None = None, covariates: Tensor | None = None
+    ) -> CountParameters:
+        hidden = self.decoder(latent, batch_code, covariates)
+        parameters: CountParameters = self.heads.limited(hidden, batch_code)
         return parameters
 
-    def _expected(self, parameters: CountParameters, batch_code: Tensor | None) -> Tensor:
-        gaussian = self.config.likelihood == "gaussian"
-        return self.inputs.inverse(parameters.log_mean, batch_code) if gaussian else parameters.log_mean.exp()
+    def _expected(self, parameters: CountParameters, cells: Batch) -> Tensor:
+        if self.config.likelihood == "gaussian":
+            return self.inputs.inverse(parameters.log_mean, cells.batch_code, cells.covariates)
+        return parameters.log_mean.exp()
 
     def _information(self, latent: Tensor) -> Tensor:
         # Fisher information of log mu, (b, g): mu / (1 + mu / theta), and mu for Poisson; of the mean for a Gaussian
@@ -271,8 +290,9 @@ class CountAutoencoder(Autoencoder):
         ``"nb"`` (molecule counts), ``"zinb"`` (more zeros than that), ``"poisson"`` (no extra variance), or
         ``"gaussian"`` (log-normalised expression).
     dispersion
-        Inverse dispersion theta, Var = mu + mu^2 / theta: ``"gene"`` one a gene, ``"gene-cell"`` one an entry,
-        ``"shared"`` one a cell. For ``"gaussian"`` it is the standard deviation.
+        Inverse dispersion theta, Var = mu + mu^2 / theta: ``"gene"`` one a gene, ``"gene-batch"`` one a gene in each
+        experimental batch, ``"gene-cell"`` one an entry, ``"shared"`` one a cell. For ``"gaussian"`` it is
+        the standard deviation.
     ridge_pi
         Penalty on the squared dropout probability of ``"zinb"``.
     transform
@@ -292,6 +312,9 @@ class CountAutoencoder(Autoencoder):
     natural_axes
         After training, turn and scale the latent so that its distances are those of the output distribution and its
         axes are principal, largest first.
+    batches_in_encoder
+        Take batches and covariates from the input and the latent; else the decoder alone reads them, and ``embed``
+        needs no columns for them.
     l1, l2
         Penalties on the absolute and on the squared weights.
     warmup_steps
@@ -300,7 +323,7 @@ class CountAutoencoder(Autoencoder):
 
     name = "count"
     config_class, network_class = CountConfig, CountNetwork
-    gene_results = ("theta",)
+    gene_results = ("loadings", "theta")
     config: CountConfig
 
     def __init__(
@@ -313,7 +336,7 @@ class CountAutoencoder(Autoencoder):
         linear_decoder: bool = False,
         dropout_rate: float = 0.0,
         likelihood: LikelihoodName = "nb",
-        dispersion: DispersionName = "gene",
+        dispersion: DispersionOfBatchesName = "gene",
         ridge_pi: float = 0.0,
         transform: TransformName = "log1p",
         standardize: bool = False,
@@ -321,6 +344,7 @@ class CountAutoencoder(Autoencoder):
         corruption: CorruptionName | None = None,
         strength: float = 0.5,
         natural_axes: bool = True,
+        batches_in_encoder: bool = True,
         l1: float = 0.0,
         l2: float = 0.0,
         warmup_steps: int = 0,
@@ -328,9 +352,18 @@ class CountAutoencoder(Autoencoder):
         super().__init__(CountConfig(**arguments(locals())))
 
     def of_genes(self) -> dict[str, Array]:
-        """Return ``theta``, (n_vars,), where the dispersion is one a gene."""
-        has_theta = self.config.dispersion == "gene" and self.config.likelihood in ("nb", "zinb")
-        return {"theta": self.dispersion()} if has_theta else {}
+        """Return ``theta``, where the dispersion is one a gene or in each batch, and ``loadings`` of a linear decoder.
+
+        ``theta`` is (n_vars,) or (n_vars, n_batches); loadings, (n_vars, n_latent), are the change of the log
+        expression of each gene by a unit of each latent.
+        """
+        found: dict[str, Array] = {}
+        if self.config.dispersion in ("gene", "gene-batch") and self.config.likelihood in ("nb", "zinb"):
+            found["theta"] = self.dispersion()
+        if not self.config.decoder_layers.widths:
+            network = self._network()
+            found["loadings"] = network.basis.loadings(network.heads.mean.weight).cpu().numpy()
+        return found
 
     def dispersion(self, data: Data | None = None, *, layer: str | None = None, allow_missing: float = 0.0) -> Array:
         """Return theta, the inverse dispersion: Var = mu + mu^2 / theta.
@@ -338,7 +371,7 @@ class CountAutoencoder(Autoencoder):
         Parameters
         ----------
         data
-            AnnData or path, whose genes are matched by name; not needed with ``dispersion="gene"``.
+            AnnData or path, whose genes are matched by name; not needed with ``dispersion="gene"`` or ``"gene-batch"``.
         layer
             Where the counts are; None for where they were in ``fit``, ``"X"`` for ``X``, ``"raw.X"`` for ``raw``.
         allow_missing
@@ -347,7 +380,8 @@ class CountAutoencoder(Autoencoder):
         Returns
         -------
         Array
-            (n_vars,) for ``"gene"``, (n_obs, 1) for ``"shared"``, (n_obs, n_vars) for ``"gene-cell"``.
+            (n_vars,) for ``"gene"``, (n_vars, n_batches), in the order of ``batches_``, for ``"gene-batch"``,
+            (n_obs, 1) for ``"shared"``, (n_obs, n_vars) for ``"gene-cell"``.
 
         Raises
         ------
@@ -357,9 +391,9 @@ class CountAutoencoder(Autoencoder):
         network = self._network()
         if self.config.likelihood == "poisson":
             raise ConfigError("no-dispersion", "a Poisson model has no dispersion", remedy="use likelihood='nb'")
-        if self.config.dispersion == "gene":
+        if self.config.dispersion in ("gene", "gene-batch"):
             gene_theta: Array = network.heads.gene_log_theta.detach().clamp(*LOG_THETA_RANGE).exp().cpu().numpy()
-            return gene_theta
+            return gene_theta.T
         if data is None:
             what = f"dispersion={self.config.dispersion!r} differs between cells"
             raise ConfigError("no-data", what, remedy="give the data: model.dispersion(adata)")

@@ -30,7 +30,7 @@ from anncoder.config import (
     arguments,
 )
 from anncoder.likelihoods import squared_error
-from anncoder.models.base import Autoencoder
+from anncoder.models.base import Array, Autoencoder
 from anncoder.nn.basis import LatentBasis, pulled_back, unit_information
 from anncoder.nn.batches import ConditionedDecoder, LatentShifts, start_from_batches
 from anncoder.nn.corruption import InputNoise
@@ -70,15 +70,17 @@ class DenoisingNetwork(nn.Module):
     def __init__(self, config: DenoisingConfig, shape: Shape, noise: Noise) -> None:
         super().__init__()
         self.config, self.noise, n_vars = config, noise, shape.n_vars
-        self.inputs = LogNormalize(config.transform, shape)
+        self.inputs = LogNormalize(config.transform, shape, corrects=config.batches_in_encoder)
         self.input_noise = InputNoise(config.noise_kind, config.strength, self.inputs, noise)
         self.standardize = Standardize(n_vars, scaled=config.standardize)
         self.encoder = Encoder(config.layers, n_vars, config.n_latent, noise)
         self.mask_head = linear(config.n_latent, n_vars, noise) if config.mask_predictor else None
-        self.decoder = ConditionedDecoder(config.decoder_layers, config.n_latent, shape.n_batches, noise)
+        self.decoder = ConditionedDecoder(
+            config.decoder_layers, config.n_latent, shape.n_batches, noise, shape.n_covariates
+        )
         self.output = linear(self.decoder.n_out, n_vars, noise)
         self.basis = LatentBasis(config.n_latent)
-        self.shifts = LatentShifts(shape, config.n_latent)
+        self.shifts = LatentShifts(shape, config.n_latent, corrects=config.batches_in_encoder)
         self.penalty = WeightPenalty(config.l1, config.l2, config.warmup_steps)
 
     def start_from(self, summary: Summary, cells: Loader) -> None:
@@ -100,7 +102,7 @@ class DenoisingNetwork(nn.Module):
         noise = self.noise if self.training else Noise(self.noise.seed + int(batch.rows[0]))
         corrupted = self.input_noise.corrupted(batch, noise, clean)
         latent = self._encode(corrupted.x)
-        decoded = self.decode(latent, batch.batch_code)
+        decoded = self.decode(latent, batch.batch_code, batch.covariates)
         terms = {"reconstruction": self._reconstruction(clean, decoded, corrupted.changed)}
         if self.mask_head is not None and corrupted.changed is not None:
             terms["reconstruction"] = (1 - self.config.mask_loss_weight) * terms["reconstruction"]
@@ -109,7 +111,7 @@ class DenoisingNetwork(nn.Module):
 
     def encode(self, batch: Batch) -> Tensor:
         """Return the latent of the clean input in its natural axes, (b, k)."""
-        latent: Tensor = self.shifts(self.basis(self._encode(self.inputs(batch))), batch.batch_code)
+        latent: Tensor = self.shifts(self.basis(self._encode(self.inputs(batch))), batch.batch_code, batch.covariates)
         return latent
 
     @torch.no_grad()
@@ -119,22 +121,21 @@ class DenoisingNetwork(nn.Module):
         if self.config.natural_axes:
             metric = pulled_back(self.decode, latent, unit_information(batch))
             self.basis.set_from(latent, metric)
-        self.shifts.set_from(self.basis(latent), batch, self.inputs.batches.removed(batch))
+        self.shifts.set_from(self.basis(latent), batch, self.inputs.removed(batch))
 
-    def decode(self, latent: Tensor, batch_code: Tensor | None = None) -> Tensor:
+    def decode(self, latent: Tensor, batch_code: Tensor | None = None, covariates: Tensor | None = None) -> Tensor:
         """Return the reconstruction of the network input, (b, g); None for the average of the batches."""
-        decoded: Tensor = self.output(self.decoder(latent, batch_code))
+        decoded: Tensor = self.output(self.decoder(latent, batch_code, covariates))
         return decoded
 
     def denoise(self, batch: Batch) -> Tensor:
         """Return the expected expression, (b, g), at the median library size (``transform="none"``: as it is)."""
-        latent = self._encode(self.inputs(batch))
-        return self.inputs.inverse(self.decode(latent, batch.batch_code), batch.batch_code)
+        return self.denoise_as(batch, batch)
 
-    def denoise_as(self, batch: Batch, code: int) -> Tensor:
-        """Return :meth:`denoise` as if all cells were of one batch, (b, g), or of the average one, behind the last."""
-        codes = torch.full_like(batch.rows, code)
-        return self.inputs.inverse(self.decode(self._encode(self.inputs(batch)), codes), codes)
+    def denoise_as(self, batch: Batch, decoded: Batch) -> Tensor:
+        """Return :meth:`denoise` as if the cells had the batches and covariates of others, (b, g)."""
+        given = decoded.batch_code, decoded.covariates
+        return self.inputs.inverse(self.decode(self._encode(self.inputs(batch)), *given), *given)
 
     def _encode(self, x: CSR | Tensor) -> Tensor:
         latent: Tensor = self.encoder(x, self.standardize.mean, self.standardize.scale)
@@ -199,6 +200,9 @@ class DenoisingAutoencoder(Autoencoder):
     natural_axes
         After training, turn and scale the latent so that its distances are those of the output distribution and its
         axes are principal, largest first.
+    batches_in_encoder
+        Take batches and covariates from the input and the latent; else the decoder alone reads them, and ``embed``
+        needs no columns for them.
     l1, l2
         Penalties on the absolute and on the squared weights.
     warmup_steps
@@ -207,6 +211,8 @@ class DenoisingAutoencoder(Autoencoder):
 
     name = "denoising"
     config_class, network_class = DenoisingConfig, DenoisingNetwork
+    gene_results = ("loadings",)
+    config: DenoisingConfig
 
     def __init__(
         self,
@@ -226,11 +232,23 @@ class DenoisingAutoencoder(Autoencoder):
         standardize: bool = False,
         start: Literal["components", "random"] = "components",
         natural_axes: bool = True,
+        batches_in_encoder: bool = True,
         l1: float = 0.0,
         l2: float = 0.0,
         warmup_steps: int = 0,
     ) -> None:
         super().__init__(DenoisingConfig(**arguments(locals())))
+
+    def of_genes(self) -> dict[str, Array]:
+        """Return ``loadings``, (n_vars, n_latent), of a decoder without hidden layers.
+
+        They are the change of each gene's log-normalised expression (of its value, for ``transform="none"``) by a unit
+        of each latent.
+        """
+        if not self.config.decoder_layers.widths:
+            network = self._network()
+            return {"loadings": network.basis.loadings(network.output.weight).cpu().numpy()}
+        return {}
 
 
 MODEL = DenoisingAutoencoder

@@ -1,4 +1,4 @@
-"""Result of a fit, start of one, and the record of a fitted model that is saved."""
+"""Fitted models: the start of a fit, its result, and the record of it that is saved."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pandas as pd
 from torch import nn
 
 from anncoder.config import TrainingConfig
+from anncoder.data.loaders.covariates import NONE, Covariates
 from anncoder.io.model_folder import ModelRecord
 from anncoder.training.checkpoint import FitCheckpointer
 from anncoder.training.loop import StepFunction
@@ -29,6 +30,7 @@ class Fitted(NamedTuple):
     stopped: str
     valid_obs: pd.Index
     valid_sizes: np.ndarray[Any, Any]
+    covariates: Covariates = NONE
     labels: list[str] = []  # noqa: RUF012 - of a NamedTuple
 
 
@@ -57,5 +59,7 @@ def record_of(model: Any) -> ModelRecord:
         history=model.history_.to_dict(orient="list"),
         valid_obs=list(model.valid_obs_),
         valid_sizes=model.valid_sizes_.tolist(),
+        categorical=model.covariates_.categorical,
+        continuous=model.covariates_.continuous,
         labels=model.labels_,
     )

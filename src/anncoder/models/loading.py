@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from anncoder.config import TrainingConfig
+from anncoder.data.loaders.covariates import Covariates
 from anncoder.device import choose_device
 from anncoder.errors import ConfigError, FileError
 from anncoder.io import model_folder
@@ -64,7 +65,9 @@ def _restore(kind: type[Autoencoder], stored: model_folder.StoredModel, folder: 
     config = stored.config
     model = kind(**dict(kind.config_class(**config.hyperparameters)))
     training = TrainingConfig(**config.training)
-    shape = Shape(len(stored.genes), len(config.batches), tuple(config.batches), n_labels=len(config.labels))
+    covariates = Covariates(config.categorical, config.continuous)
+    batches, sizes = tuple(config.batches), (covariates.n_columns, len(config.labels))
+    shape = Shape(len(stored.genes), len(batches), batches, *sizes)
     # nothing is allocated before the file is known to fit; some models draw from the seed in evaluation, too
     network = model_folder.shapes_only(lambda noise: model._build(shape, noise), training.seed)
     model_folder.read_weights(folder, network)
@@ -81,6 +84,7 @@ def _restore(kind: type[Autoencoder], stored: model_folder.StoredModel, folder: 
             stopped=config.stopped,
             valid_obs=pd.Index(config.valid_obs, dtype=object),
             valid_sizes=np.array(config.valid_sizes),
+            covariates=covariates,
             labels=config.labels,
         )
     )

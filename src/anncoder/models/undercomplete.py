@@ -24,7 +24,7 @@ from anncoder.config import (
 )
 from anncoder.errors import ConfigError
 from anncoder.likelihoods import absolute_error, squared_error
-from anncoder.models.base import Autoencoder
+from anncoder.models.base import Array, Autoencoder
 from anncoder.nn.basis import LatentBasis, pulled_back, unit_information
 from anncoder.nn.batches import ConditionedDecoder, LatentShifts, start_from_batches
 from anncoder.nn.corruption import InputNoise
@@ -64,9 +64,19 @@ class UndercompleteConfig(LayeredConfig):
         return "unused" if self.tied else "optional"
 
     @property
+    def takes_covariates(self) -> bool:
+        """As batches."""
+        return not self.tied
+
+    @property
     def instead_of_batches(self) -> str:
         """The remedy for a ``batch_key`` beside tied weights."""
         return "set tied=False (--set tied=false), or leave batch_key out"
+
+    @property
+    def instead_of_covariates(self) -> str:
+        """The remedy for covariates beside tied weights."""
+        return "set tied=False (--set tied=false), or leave them out"
 
     def model_post_init(self, context: Any, /) -> None:
         """Refuse layers that cannot be tied."""
@@ -86,17 +96,19 @@ class UndercompleteNetwork(nn.Module):
     def __init__(self, config: UndercompleteConfig, shape: Shape, noise: Noise) -> None:
         super().__init__()
         self.config, n_vars = config, shape.n_vars
-        self.inputs = LogNormalize(config.transform, shape)
+        self.inputs = LogNormalize(config.transform, shape, corrects=config.batches_in_encoder)
         self.input_noise = InputNoise(config.noise_kind, config.strength, self.inputs, noise)
         self.standardize = Standardize(n_vars, scaled=config.standardize)
         self.encoder = Encoder(config.layers, n_vars, config.n_latent, noise)
         self.basis = LatentBasis(config.n_latent)
-        self.shifts = LatentShifts(shape, config.n_latent)
+        self.shifts = LatentShifts(shape, config.n_latent, corrects=config.batches_in_encoder)
         self.penalty = WeightPenalty(config.l1, config.l2, config.warmup_steps)
         if config.tied:
             self.tied = TiedDecoder(self.encoder, config.n_hidden)
         else:
-            self.decoder = ConditionedDecoder(config.decoder_layers, config.n_latent, shape.n_batches, noise)
+            self.decoder = ConditionedDecoder(
+                config.decoder_layers, config.n_latent, shape.n_batches, noise, shape.n_covariates
+            )
             self.output = linear(self.decoder.n_out, n_vars, noise)
             hold_bias(self.encoder.last, config.decoder_layers)  # only products stand between the two
 
@@ -128,23 +140,23 @@ class UndercompleteNetwork(nn.Module):
         latent = self.raw_latent(batch)
         if self.config.natural_axes:
             self.basis.set_from(latent, pulled_back(self.decode, latent, unit_information(batch)))
-        self.shifts.set_from(self.basis(latent), batch, self.inputs.batches.removed(batch))
+        self.shifts.set_from(self.basis(latent), batch, self.inputs.removed(batch))
 
     def forward(self, batch: Batch) -> Loss:
         """Return the reconstruction error and the penalties."""
         x, latent = self.inputs(batch), self.raw_latent(batch)
         if self.config.error == "absolute":
-            error = absolute_error(x, self.decode(latent, batch.batch_code))
+            error = absolute_error(x, self.decode(latent, batch.batch_code, batch.covariates))
         elif self.config.tied:
             error = squared_error(x, self.decode(latent))
         else:
-            error = squared_error(x, product_of(self.output, self.decoder(latent, batch.batch_code)))
+            error = squared_error(x, product_of(self.output, self.decoder(latent, batch.batch_code, batch.covariates)))
         reconstruction = error.sum() / (len(error) * x.n_vars)
         return Loss.of({"reconstruction": reconstruction, **self.penalty(self.parameters())})
 
     def encode(self, batch: Batch) -> Tensor:
         """Return the latent in its natural axes, (b, k)."""
-        latent: Tensor = self.shifts(self.basis(self.raw_latent(batch)), batch.batch_code)
+        latent: Tensor = self.shifts(self.basis(self.raw_latent(batch)), batch.batch_code, batch.covariates)
         return latent
 
     def raw_latent(self, batch: Batch) -> Tensor:
@@ -155,22 +167,25 @@ class UndercompleteNetwork(nn.Module):
     def hidden(self, batch: Batch) -> Tensor:
         """Return what the output layer reads, (b, h): the last hidden layer, with batches beside their code."""
         latent = self.raw_latent(batch)
-        hidden: Tensor = latent if self.config.tied else self.decoder(latent, batch.batch_code)
+        hidden: Tensor = latent if self.config.tied else self.decoder(latent, batch.batch_code, batch.covariates)
         return hidden
 
-    def decode(self, latent: Tensor, batch_code: Tensor | None = None) -> Tensor:
+    def decode(self, latent: Tensor, batch_code: Tensor | None = None, covariates: Tensor | None = None) -> Tensor:
         """Return the reconstruction of the network input, (b, g); None for the average of the batches."""
-        decoded: Tensor = self.tied(latent) if self.config.tied else self.output(self.decoder(latent, batch_code))
+        if self.config.tied:
+            tied: Tensor = self.tied(latent)
+            return tied
+        decoded: Tensor = self.output(self.decoder(latent, batch_code, covariates))
         return decoded
 
     def denoise(self, batch: Batch) -> Tensor:
         """Return the expected expression, (b, g), at the median library size (``transform="none"``: as it is)."""
-        return self.inputs.inverse(self.decode(self.raw_latent(batch), batch.batch_code), batch.batch_code)
+        return self.denoise_as(batch, batch)
 
-    def denoise_as(self, batch: Batch, code: int) -> Tensor:
-        """Return :meth:`denoise` as if all cells were of one batch, (b, g), or of the average one, behind the last."""
-        codes = torch.full_like(batch.rows, code)
-        return self.inputs.inverse(self.decode(self.raw_latent(batch), codes), codes)
+    def denoise_as(self, batch: Batch, decoded: Batch) -> Tensor:
+        """Return :meth:`denoise` as if the cells had the batches and covariates of others, (b, g)."""
+        given = decoded.batch_code, decoded.covariates
+        return self.inputs.inverse(self.decode(self.raw_latent(batch), *given), *given)
 
 
 class TiedDecoder(nn.Module):
@@ -234,6 +249,9 @@ class UndercompleteAutoencoder(Autoencoder):
     natural_axes
         After training, turn and scale the latent so that its distances are those of the output distribution and its
         axes are principal, largest first; of a linear model at its optimum, PCA's.
+    batches_in_encoder
+        Take batches and covariates from the input and the latent; else the decoder alone reads them, and ``embed``
+        needs no columns for them.
     l1, l2
         Penalties on the absolute and on the squared weights.
     warmup_steps
@@ -242,6 +260,8 @@ class UndercompleteAutoencoder(Autoencoder):
 
     name = "undercomplete"
     config_class, network_class = UndercompleteConfig, UndercompleteNetwork
+    gene_results = ("loadings",)
+    config: UndercompleteConfig
 
     def __init__(
         self,
@@ -260,11 +280,24 @@ class UndercompleteAutoencoder(Autoencoder):
         corruption: CorruptionName | None = None,
         strength: float = 0.5,
         natural_axes: bool = True,
+        batches_in_encoder: bool = True,
         l1: float = 0.0,
         l2: float = 0.0,
         warmup_steps: int = 0,
     ) -> None:
         super().__init__(UndercompleteConfig(**arguments(locals())))
+
+    def of_genes(self) -> dict[str, Array]:
+        """Return ``loadings``, (n_vars, n_latent), of a decoder without hidden layers.
+
+        They are the change of each gene's log-normalised expression (of its value, for ``transform="none"``) by a unit
+        of each latent.
+        """
+        if not self.config.decoder_layers.widths:
+            network = self._network()
+            weight = network.encoder.first.weight if self.config.tied else network.output.weight
+            return {"loadings": network.basis.loadings(weight).cpu().numpy()}
+        return {}
 
 
 MODEL = UndercompleteAutoencoder

@@ -77,6 +77,11 @@ class VariationalConfig(NetworkConfig):
         return "needed" if self.batches_in_encoder or self.dispersion == "gene-batch" else "optional"
 
     @property
+    def takes_covariates(self) -> bool:
+        """All hidden layers of the decoder read them."""
+        return True
+
+    @property
     def embeds_batches(self) -> bool:
         """The encoder reads the batch with ``batches_in_encoder`` only; the decoder always does."""
         return self.batches_in_encoder
@@ -114,16 +119,23 @@ class VariationalNetwork(nn.Module):
     def __init__(self, config: VariationalConfig, shape: Shape, noise: Noise) -> None:
         super().__init__()
         self.config, self.noise, self.n_vars = config, noise, shape.n_vars
-        k, n_batches = config.n_latent, shape.n_batches
-        seen = n_batches if config.batches_in_encoder else 0
+        k, n_batches, self.n_covariates = config.n_latent, shape.n_batches, shape.n_covariates
+        seen, read = (n_batches, self.n_covariates) if config.batches_in_encoder else (0, 0)
         hidden = Layers(config.n_hidden, config.activation, config.norm)
         self.inputs = LogNormalize(config.transform)
         self.encoder = ConditionalLayers(
-            hidden._replace(dropout_rate=config.dropout_rate), shape.n_vars, seen, noise, sparse=True
+            hidden._replace(dropout_rate=config.dropout_rate),
+            shape.n_vars,
+            seen,
+            noise,
+            sparse=True,
+            n_covariates=read,
         )
         self.posterior_head = SparseLinear(self.encoder.n_out, 2 * k, noise)
         widths = () if config.linear_decoder else tuple(reversed(config.n_hidden))
-        self.decoder = ConditionalLayers(hidden._replace(widths=widths), k, n_batches, noise)
+        self.decoder = ConditionalLayers(
+            hidden._replace(widths=widths), k, n_batches, noise, n_covariates=self.n_covariates
+        )
         self.heads = nn.ModuleDict({name: self._head(n_batches) for name in _outputs(config)})
         rows = n_batches if config.dispersion == "gene-batch" else 1
         own_theta = config.likelihood != "poisson" and config.dispersion != "gene-cell"
@@ -135,7 +147,9 @@ class VariationalNetwork(nn.Module):
         # a linear decoder is this layer alone: it reads the batch, and is normalised, as LDVAE's
         direct = not self.decoder.products
         layers = Layers((self.n_vars,), "linear", self.config.norm if direct else "none")
-        return ConditionalLayers(layers, self.decoder.n_out, n_batches if direct else 0, self.noise)
+        n_covariates = self.n_covariates if direct else 0
+        n_in = self.decoder.n_out
+        return ConditionalLayers(layers, n_in, n_batches if direct else 0, self.noise, n_covariates=n_covariates)
 
     @torch.no_grad()
     def start_from(self, summary: Summary, cells: Loader) -> None:
@@ -172,21 +186,21 @@ class VariationalNetwork(nn.Module):
         """Return mean and variance of the latent of each cell, (b, k) both."""
         if not self.config.size_factors:
             batch = batch._replace(size_factor=torch.ones_like(batch.size_factor))
-        outputs = self.posterior_head(self.encoder(self.inputs(batch), batch.batch_code))
+        outputs = self.posterior_head(self.encoder(self.inputs(batch), batch.batch_code, batch.covariates))
         mean, log_variance = outputs.chunk(2, dim=1)
         return mean, log_variance.exp() + LEAST_VARIANCE
 
-    def decode(self, latent: Tensor, batch_code: Tensor | None) -> CountParameters:
+    def decode(self, latent: Tensor, batch_code: Tensor | None, covariates: Tensor | None = None) -> CountParameters:
         """Return the parameters of the distribution of each entry, at the median library size."""
-        hidden = self.decoder(latent, batch_code)
-        outputs = {name: head(hidden, batch_code) for name, head in self.heads.items()}
+        hidden = self.decoder(latent, batch_code, covariates)
+        outputs = {name: head(hidden, batch_code, covariates) for name, head in self.heads.items()}
         log_mean = torch.log_softmax(outputs["scale"], dim=1) + self.log_library
         return CountParameters(log_mean, self._log_theta(outputs.get("theta"), batch_code), outputs.get("pi"))
 
     def nll(self, batch: Batch, latent: Tensor) -> Tensor:
         """Return the negative log-likelihood of each cell given its latent, (b,)."""
-        hidden = self.decoder(latent, batch.batch_code)
-        outputs = {name: self._output(name, hidden, batch.batch_code) for name in self.heads}
+        hidden = self.decoder(latent, batch.batch_code, batch.covariates)
+        outputs = {name: self._output(name, hidden, batch) for name in self.heads}
         log_theta = self._log_theta(outputs.get("theta"), batch.batch_code)
         library_size = batch.size_factor * self.log_library.exp()
         if log_theta is None:
@@ -211,7 +225,7 @@ class VariationalNetwork(nn.Module):
 
     def parameters_of(self, batch: Batch) -> CountParameters:
         """Return the parameters of the distribution of each entry, at the posterior mean and median library size."""
-        return self.decode(self.encode(batch), batch.batch_code)
+        return self.decode(self.encode(batch), batch.batch_code, batch.covariates)
 
     def denoise(self, batch: Batch) -> Tensor:
         """Return the expected expression at the median library size and before zero inflation, (b, g)."""
@@ -222,10 +236,9 @@ class VariationalNetwork(nn.Module):
         parameters = self.parameters_of(batch)
         return parameters.log_mean.exp() * parameters.not_inflated()
 
-    def denoise_as(self, batch: Batch, code: int) -> Tensor:
-        """Return :meth:`denoise` as if all cells were of one batch, (b, g); the encoder reads their own."""
-        latent = self.encode(batch)
-        return self.decode(latent, torch.full((len(latent),), code, device=latent.device)).log_mean.exp()
+    def denoise_as(self, batch: Batch, decoded: Batch) -> Tensor:
+        """Return :meth:`denoise` as if the cells had the batches and covariates of others, (b, g)."""
+        return self.decode(self.encode(batch), decoded.batch_code, decoded.covariates).log_mean.exp()
 
     def loadings(self) -> Tensor:
         """Return the change of log expression of each gene by a unit of each latent, (g, k); linear decoder only."""
@@ -245,12 +258,12 @@ class VariationalNetwork(nn.Module):
         assert batch_code is not None
         return rows_of(self.log_theta, batch_code)
 
-    def _output(self, name: str, hidden: Tensor, batch_code: Tensor | None) -> Any:
+    def _output(self, name: str, hidden: Tensor, cells: Batch) -> Any:
         # the product of a head without normalisation is left to the likelihood
         product, follow = self._layer(name)
         if self.decoder.products and isinstance(follow, nn.Identity):
             return product_of(product, hidden)
-        return self.heads[name](hidden, batch_code)
+        return self.heads[name](hidden, cells.batch_code, cells.covariates)
 
     def _layer(self, name: str) -> tuple[Any, nn.Module]:
         # the product of a head, and the normalisation that follows it
@@ -301,7 +314,7 @@ class VariationalAutoencoder(Autoencoder):
     size_factors
         Divide the counts by the size factor before the network reads them: the latent then is free of the depth.
     batches_in_encoder
-        Show the experimental batch to the encoder too.
+        Show the experimental batch, and covariates, to the encoder too.
     warmup_epochs
         Epochs over which the weight of the divergence rises to 1; validation losses always have it in full.
     linear_decoder

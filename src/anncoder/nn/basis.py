@@ -32,11 +32,26 @@ class LatentBasis(nn.Module):
     def __init__(self, n_latent: int) -> None:
         super().__init__()
         self.register_buffer("origin", torch.zeros(n_latent))
-        self.register_buffer("axes", torch.eye(n_latent))
+        # not torch.eye: on the meta device, where a model that is saved is built again, it imports torch's compiler
+        self.register_buffer("axes", torch.zeros(n_latent, n_latent).fill_diagonal_(1))
 
     def forward(self, latent: Tensor) -> Tensor:
         """Return the latent in natural axes, (b, k)."""
         return (latent - self.origin) @ self.axes
+
+    @torch.no_grad()
+    def loadings(self, weight: Tensor) -> Tensor:
+        """Return the change of each output of a linear decoder by a step of one along each natural axis, (g, k).
+
+        Parameters
+        ----------
+        weight
+            (g, >= k): its weights in the axes of training; columns beyond the latent, as of batches, are left out.
+        """
+        n_latent = len(self.origin)
+        inverse = torch.linalg.pinv(self.axes.double())  # a direction that the decoder ignores has none
+        found: Tensor = weight[:, :n_latent].double() @ inverse.T
+        return found.float()
 
     def set_from(self, latent: Tensor, metric: Tensor) -> None:
         """Make a metric, (k, k), the identity, and the axes principal for a sample of cells, (n, k)."""
@@ -92,11 +107,11 @@ def unit_information(batch: Batch) -> Callable[[Tensor], Tensor]:
 def _derivatives(decode: Callable[[Tensor], Tensor], latent: Tensor) -> Iterator[Tensor]:
     # of the outputs along each axis of the latent, (n, g). J' u is linear in u, and its derivative by u along an axis
     # is J times that axis: one backward pass for each. Forward differentiation would be as much, but pulls in torch's
-    # compiler at its first use.
+    # compiler at its first use; and grad_outputs in place of a sum imports sympy.
     with torch.enable_grad():
         at = latent.clone().requires_grad_()
         outputs = decode(at)
         u = torch.zeros_like(outputs, requires_grad=True)
-        (pulled,) = torch.autograd.grad(outputs, at, u, create_graph=True)
+        (pulled,) = torch.autograd.grad((outputs * u).sum(), at, create_graph=True)
         for direction in torch.eye(latent.shape[1], device=latent.device, dtype=latent.dtype):
-            yield torch.autograd.grad(pulled, u, direction.expand_as(latent), retain_graph=True)[0]
+            yield torch.autograd.grad((pulled * direction).sum(), u, retain_graph=True)[0]

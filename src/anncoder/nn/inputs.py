@@ -14,6 +14,7 @@ from anncoder.types import CSR, Batch, Loader, Shape, Summary
 
 EXACT_GENES = 2048  # up to here the whole covariance is computed, beyond only its products with few vectors
 OVERSAMPLING = 10  # directions iterated beside the requested ones
+LARGEST_EFFECT = 3.0  # of all covariates together, on a log expectation
 PASSES = 8  # over the data, without the covariance
 PASSES_EXACT = 40  # where components beside others of nearly the same variance are to be told from them
 
@@ -56,6 +57,50 @@ class BatchFactors(nn.Module):
         return expected if not self.n_batches or batch_code is None else expected / self.inverse[batch_code]
 
 
+class CovariateEffects(nn.Module):
+    """Log-linear effects of covariates on the expectation of each gene, (g, c): 0 until they are set.
+
+    Counts over the exponential of their sum are as of a cell with the covariates of the average. Zeros stay zeros.
+    Without covariates it does nothing.
+    """
+
+    effects: Tensor  # (g, c)
+
+    def __init__(self, n_covariates: int, n_vars: int) -> None:
+        super().__init__()
+        self.n_covariates = n_covariates
+        if n_covariates:
+            self.register_buffer("effects", torch.zeros(n_vars, n_covariates))
+
+    @torch.no_grad()
+    def set(self, effects: Tensor) -> None:
+        """Take the effects, (c, g)."""
+        self.effects.copy_(effects.T)
+
+    def removed(self, counts: CSR, covariates: Tensor | None) -> CSR:
+        """Return counts, (b, g), of cells with these covariates, (b, c), without the effects."""
+        if not self.n_covariates or covariates is None:
+            return counts
+        effects = self.effects.to(counts.values.device)
+        if constant(counts.values, effects) and fused(counts.values, effects, covariates):
+            values = torch.empty_like(counts.values)
+            parts = (counts.indptr, counts.indices, counts.values.contiguous(), covariates.contiguous(), effects)
+            limit = torch.tensor([LARGEST_EFFECT], dtype=torch.float32)
+            sparse.scale_by_effects(sparse.pieces(counts.n_rows, sparse.ROWS), *parts, limit, values)
+            return counts.with_values(values)
+        at_entries = self._sums(covariates, effects).reshape(-1)[counts.flat()]
+        return counts.with_values(counts.values * (-at_entries).exp())
+
+    def applied(self, expected: Tensor, covariates: Tensor | None) -> Tensor:
+        """Return expected expression, (b, g), without the effects, as of cells with these covariates, (b, c)."""
+        if not self.n_covariates or covariates is None:
+            return expected
+        return expected * self._sums(covariates, self.effects).exp()
+
+    def _sums(self, covariates: Tensor, effects: Tensor) -> Tensor:
+        return (covariates @ effects.T).clamp(-LARGEST_EFFECT, LARGEST_EFFECT)
+
+
 class LogNormalize(nn.Module):
     """``log1p(counts / size_factor)`` of the stored values.
 
@@ -68,17 +113,25 @@ class LogNormalize(nn.Module):
     transform
         ``"log1p"``, ``"normalize"`` or ``"none"``.
     shape
-        Genes and experimental batches, whose factors are divided out first; None for none.
+        Genes, experimental batches, whose factors are divided out first, and covariates, whose effects are; None for
+        none.
+    corrects
+        Whether they are; without, the input does not depend on them.
     """
 
-    def __init__(self, transform: str, shape: Shape | None = None) -> None:
+    def __init__(self, transform: str, shape: Shape | None = None, *, corrects: bool = True) -> None:
         super().__init__()
-        self.transform = transform
-        self.batches = BatchFactors(0, 0) if shape is None else BatchFactors(shape.n_batches, shape.n_vars)
+        self.transform, shape = transform, shape if shape is not None and corrects else Shape(0)
+        self.batches = BatchFactors(shape.n_batches, shape.n_vars)
+        self.covariates = CovariateEffects(shape.n_covariates, shape.n_vars)
+
+    def removed(self, batch: Batch) -> CSR:
+        """Return the counts of a minibatch, (b, g), without effects of batches and covariates."""
+        return self.covariates.removed(self.batches.removed(batch), batch.covariates)
 
     def forward(self, batch: Batch) -> CSR:
         """Return the network input, (b, g), as sparse as the counts."""
-        counts = self.batches.removed(batch)
+        counts = self.removed(batch)
         if self.transform == "none":
             return counts
         by_kernel = self.transform == "log1p" and constant(counts.values, batch.size_factor)
@@ -97,15 +150,16 @@ class LogNormalize(nn.Module):
         normalized = counts.values / per_entry
         return counts.with_values(torch.log1p(normalized) if self.transform == "log1p" else normalized)
 
-    def inverse(self, x: Tensor, batch_code: Tensor | None = None) -> Tensor:
+    def inverse(self, x: Tensor, batch_code: Tensor | None = None, covariates: Tensor | None = None) -> Tensor:
         """Return the expression at the median library size of a reconstructed network input, (b, g).
 
-        ``batch_code``, (b,): the experimental batches that it is of; None for the average one.
+        ``batch_code``, (b,), and ``covariates``, (b, c): the experimental batches and covariates that it is of; None
+        for the average.
         """
         if self.transform == "none":
             return x
         expected = (x.expm1() if self.transform == "log1p" else x).clamp(min=0)
-        return self.batches.applied(expected, batch_code)
+        return self.covariates.applied(self.batches.applied(expected, batch_code), covariates)
 
 
 class Standardize(nn.Module):

@@ -1,4 +1,4 @@
-"""Dense layers: encoder, decoder, and hidden layers conditioned on an experimental batch."""
+"""Dense layers: encoder, decoder, and hidden layers conditioned on batch and covariates."""
 
 from __future__ import annotations
 
@@ -63,8 +63,11 @@ class Dropout(nn.Module):
 
 def linear(n_in: int, n_out: int, noise: Noise) -> nn.Linear:
     """Return a ``torch.nn.Linear`` with initial weights from ``noise``, not from the global random stream."""
-    device = torch.get_default_device()
-    layer: nn.Linear = nn.utils.skip_init(nn.Linear, n_in, n_out, device=device)  # type: ignore[no-untyped-call]
+    # as nn.utils.skip_init does, but that goes by the meta device, whose first tensor imports sympy, for half a second
+    layer = nn.Linear.__new__(nn.Linear)
+    nn.Module.__init__(layer)
+    layer.in_features, layer.out_features = n_in, n_out
+    layer.weight, layer.bias = nn.Parameter(torch.empty(n_out, n_in)), nn.Parameter(torch.empty(n_out))
     reset(layer.weight, n_in, noise)
     reset(layer.bias, n_in, noise)
     return layer
@@ -162,7 +165,7 @@ class Decoder(nn.Sequential):
 
 
 class ConditionalLayers(nn.Module):
-    """Hidden layers that read the experimental batch beside their input, in one-hot code.
+    """Hidden layers that read the experimental batch, in one-hot code, and covariates beside their input.
 
     The product with a one-hot vector is a row of the weights, which is added.
 
@@ -170,13 +173,22 @@ class ConditionalLayers(nn.Module):
     ----------
     layers, n_in, noise
         As of :class:`Decoder`.
-    n_batches
-        Experimental batches; 0 for layers without.
+    n_batches, n_covariates
+        Experimental batches, and covariates; 0 for layers without.
     sparse
         Whether the input is CSR.
     """
 
-    def __init__(self, layers: Layers, n_in: int, n_batches: int, noise: Noise, *, sparse: bool = False) -> None:
+    def __init__(
+        self,
+        layers: Layers,
+        n_in: int,
+        n_batches: int,
+        noise: Noise,
+        *,
+        sparse: bool = False,
+        n_covariates: int = 0,
+    ) -> None:
         super().__init__()
         self.n_out = layers.widths[-1] if layers.widths else n_in
         self.products = nn.ModuleList(
@@ -189,14 +201,20 @@ class ConditionalLayers(nn.Module):
             hold_bias(product, layers)
         for weight, a in zip(self.of_batch, [n_in, *layers.widths], strict=False):
             reset(weight, a + n_batches, noise)
+        self.of_covariates = nn.ParameterList(torch.zeros(n_covariates, b) for b in layers.widths if n_covariates)
 
-    def forward(self, x: CSR | Tensor, batch_code: Tensor | None) -> Any:
-        """Return the last hidden layer, (b, n_out), of a (b, n_in) input and (b,) batch codes."""
+    def forward(self, x: CSR | Tensor, batch_code: Tensor | None, covariates: Tensor | None = None) -> Any:
+        """Return the last hidden layer, (b, n_out), of a (b, n_in) input, (b,) batch codes and (b, c) covariates.
+
+        Covariates of None are those of the average cell.
+        """
         hidden: Any = x
         for i, (product, follow) in enumerate(zip(self.products, self.after, strict=True)):
             hidden = product(hidden)
             if len(self.of_batch):
                 assert batch_code is not None
                 hidden = hidden + rows_of(self.of_batch[i], batch_code)
+            if len(self.of_covariates) and covariates is not None:
+                hidden = hidden + covariates @ self.of_covariates[i]
             hidden = follow(hidden)
         return hidden

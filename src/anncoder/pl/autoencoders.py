@@ -1,4 +1,4 @@
-"""Plots of models: training curves, embeddings beside PCA, gene pairs, recommendation."""
+"""Plots of models: training curves, scores beside PCA, gene pairs, recommendation."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from anncoder.evaluation.selection.recommend import Recommendation
 from anncoder.models import find, names
 from anncoder.models.base import Autoencoder, refuse_no_model
 from anncoder.pl.groups import PALETTE, groups_of
+from anncoder.tl.expression import record_of, to_library_size
 from anncoder.tl.slots import overwritten_by_scanpy
 
-READ = 8192  # cells at a time
 JITTER = 0.06  # in log(1 + counts): counts are integers, and equal pairs would hide each other
 
 
@@ -66,47 +66,6 @@ def history(source: Autoencoder | anndata.AnnData, *, key: str = "ae", ax: Axes 
     ax.legend(frameon=False)
     ax.spines[["top", "right"]].set_visible(False)
     return ax
-
-
-def embeddings(
-    adata: anndata.AnnData, panels: Mapping[str, str] | Sequence[str] | str, *, color: str
-) -> np.ndarray[Any, Any]:
-    """Draw two-dimensional embeddings side by side, coloured by an obs column.
-
-    Parameters
-    ----------
-    adata
-        Cells with the embeddings in obsm, each (n_obs, >= 2).
-    panels
-        Title of each panel and its obsm slot; or slots, or one, with their names as titles.
-    color
-        obs column of categories.
-
-    Returns
-    -------
-    numpy.ndarray
-        The axes, one a panel.
-
-    Raises
-    ------
-    ConfigError
-        There is no such slot or column, or its values are not categories.
-    InputError
-        A slot has a single column.
-    """
-    groups = groups_of(adata, color)
-    slots = {panels: panels} if isinstance(panels, str) else panels
-    slots = slots if isinstance(slots, Mapping) else {slot: slot for slot in slots}
-    shown = {title: _plane(adata, slot) for title, slot in slots.items()}
-    if not shown:
-        raise ConfigError("bad-value", "no slot to draw", "panels", "name slots of obsm: ['X_ae']")
-    figure, axes = plt.subplots(1, len(shown), figsize=(4.4 * len(shown), 4.6), layout="constrained", squeeze=False)
-    for ax, (title, points) in zip(axes[0], shown.items(), strict=True):
-        groups.scatter(ax, points, size=float(np.clip(12_000 / adata.n_obs, 1, 18)))
-        ax.set(title=title, xticks=[], yticks=[])
-        ax.set_box_aspect(1)
-    groups.legend(figure)
-    return np.asarray(axes[0])
 
 
 def recommendation(found: Recommendation) -> np.ndarray[Any, Any]:
@@ -255,18 +214,18 @@ def gene_pair(
     if f"{key}_denoised" not in adata.layers:
         what = f"there is no {slot_label(f'{key}_denoised')}"
         raise InputError("not-denoised", what, "layers", "ac.tl.denoise(adata, model)")
-    results = _results(adata, key)
+    results = results_of(adata, key)
     read = json.loads(results["params_json"])
     counts = read["hyperparameters"]["transform"] != "none"
     layer = resolve_layer(read["layer"] if layer is None else layer, adata.layers)
     groups = groups_of(adata, color)
-    raw, denoised = (_columns(adata, (gene_x, gene_y), slot) for slot in (layer, f"{key}_denoised"))
-    _refuse_no_values(denoised, (gene_x, gene_y))
+    raw, denoised = (gene_columns(adata, (gene_x, gene_y), slot) for slot in (layer, f"{key}_denoised"))
+    refuse_no_values(denoised, (gene_x, gene_y))
     scale = results.get("denoised_scale")
     normalized = counts and scale in ("normalized", "log1p")
     denoised = np.expm1(denoised) if scale == "log1p" else denoised
     if normalized:
-        raw = raw * (read["library_size"] / _sizes(adata, layer))
+        raw = raw * to_library_size(adata, matrix_of(adata, layer), layer, record_of(adata, key))[:, None]
     if counts:
         moved = np.random.default_rng(0).uniform(-JITTER, JITTER, raw.shape)
         raw, denoised = np.log1p(raw) + moved, np.log1p(denoised)
@@ -282,109 +241,18 @@ def gene_pair(
     return np.asarray(axes)
 
 
-def expression(
-    adata: anndata.AnnData,
-    genes: str | Sequence[str],
-    *,
-    basis: str = "X_umap",
-    layer: str | None = None,
-    key: str = "ae",
-) -> np.ndarray[Any, Any]:
-    """Draw genes on an embedding, as counted and as denoised: a row a gene, both in one colour scale.
-
-    Both are ``log(1 + counts at the median library size)``, as scanpy plots expression. A decoder that is smooth draws
-    smooth pictures, of noise too: test on the counts (``sc.tl.rank_genes_groups`` of the measured layer), not on these.
-
-    Parameters
-    ----------
-    adata
-        Cells with the denoised layer ``"{key}_denoised"``, on any scale, of a model of counts.
-    genes
-        Names of genes.
-    basis
-        Slot of obsm with the coordinates, (n_obs, >= 2).
-    layer
-        Where the raw counts are; None for the layer of the fit, ``"X"`` for ``X``, ``"raw.X"`` for those of ``raw``.
-    key
-        Name of the results.
-
-    Returns
-    -------
-    numpy.ndarray
-        (n_genes, 2) axes: measured, denoised.
-
-    Raises
-    ------
-    ConfigError
-        There is no such gene, layer or slot.
-    InputError
-        There is no denoised layer of this name, or it is not of counts.
-    """
-    genes = [genes] if isinstance(genes, str) else list(genes)
-    if not genes:
-        raise ConfigError("bad-value", "no gene to draw", "genes", "name genes of var_names")
-    points = _plane(adata, basis)
-    measured, denoised = _log_expression(adata, genes, layer, key)
-    size = float(np.clip(12_000 / adata.n_obs, 1, 18))
-    order = np.random.default_rng(0).permutation(adata.n_obs)
-    shape = (len(genes), 2)
-    figure, axes = plt.subplots(*shape, figsize=(7.2, 3.3 * len(genes)), layout="constrained", squeeze=False)
-    for row, gene, pair in zip(axes, genes, zip(measured.T, denoised.T, strict=True), strict=True):
-        highest = max(float(np.quantile(values, 0.99)) for values in pair) or 1.0
-        for ax, values, title in zip(row, pair, ("measured", "denoised"), strict=True):
-            drawn = ax.scatter(*points[order].T, s=size, c=values[order], cmap="viridis", vmin=0, vmax=highest, lw=0)
-            ax.set(title=f"{gene}, {title}", xticks=[], yticks=[])
-            ax.set_box_aspect(1)
-        figure.colorbar(drawn, ax=row, shrink=0.8, label="log(1 + counts at the median library size)")
-    return np.asarray(axes)
-
-
-def _log_expression(
-    adata: anndata.AnnData, genes: list[str], layer: str | None, key: str
-) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    # measured and denoised, (n_obs, n_genes) each, log(1 + counts at the median library size)
-    if f"{key}_denoised" not in adata.layers:
-        what = f"there is no {slot_label(f'{key}_denoised')}"
-        raise InputError("not-denoised", what, "layers", "ac.tl.denoise(adata, model)")
-    results = _results(adata, key)
-    read = json.loads(results["params_json"])
-    if read["hyperparameters"]["transform"] == "none":
-        what = "the model reads expression, and its denoised layer has no library sizes"
-        raise InputError("not-denoised", what, "layers", f"sc.pl.umap(adata, layer='{key}_denoised', color=...)")
-    layer = resolve_layer(read["layer"] if layer is None else layer, adata.layers)
-    raw, denoised = (_columns(adata, genes, slot) for slot in (layer, f"{key}_denoised"))
-    _refuse_no_values(denoised, genes)
-    to_median, scale = read["library_size"] / _sizes(adata, layer), results.get("denoised_scale")
-    if scale != "log1p":
-        denoised = np.log1p(denoised * to_median if scale == "counts" else denoised)
-    return np.log1p(raw * to_median), denoised
-
-
-def _plane(adata: anndata.AnnData, slot: str) -> np.ndarray[Any, Any]:
-    # the first two columns of a slot of obsm, (n_obs, 2)
-    if slot not in adata.obsm:
-        raise unknown_key(slot, list(adata.obsm.keys()), where="panels (slots of obsm)")
-    values = adata.obsm[slot]
-    values = values.tocsr()[:, :2].toarray() if sparse.issparse(values) else np.asarray(values)[:, :2]
-    if values.shape[1] < 2:
-        what = f"obsm[{slot!r}] has a single column, and a picture has two axes"
-        remedy = "draw another slot, such as X_umap after sc.pp.neighbors(adata, use_rep=...) and sc.tl.umap(adata)"
-        raise InputError("bad-coordinates", what, f"obsm[{slot!r}]", remedy)
-    return values
-
-
 def _training_of(source: Any, key: str) -> tuple[Any, str, int]:
     # the history of the loss, the name of the model, and the epoch of its weights
     if isinstance(source, anndata.AnnData):
-        read = _results(source, key)
+        read = results_of(source, key)
         params = json.loads(read["params_json"])
         return read["history"], params["model"], params["best_epoch"]
     refuse_no_model(source)
     return source.history_, source.name, source.best_epoch_
 
 
-def _columns(adata: anndata.AnnData, genes: Sequence[str], layer: str | None) -> np.ndarray[Any, Any]:
-    # (n_obs, n_genes)
+def gene_columns(adata: anndata.AnnData, genes: Sequence[str], layer: str | None) -> np.ndarray[Any, Any]:
+    """Return genes of a layer as they are, (n_obs, n_genes)."""
     if layer is not None and not has_layer(adata, layer):
         raise unknown_key(layer, [str(name) for name in adata.layers if name is not None], where="layer")
     var_names = genes_of(adata, layer)
@@ -398,22 +266,16 @@ def _columns(adata: anndata.AnnData, genes: Sequence[str], layer: str | None) ->
     return np.hstack([c.toarray() if sparse.issparse(c) else np.asarray(c) for c in columns])
 
 
-def _refuse_no_values(denoised: np.ndarray[Any, Any], genes: Sequence[str]) -> None:
+def refuse_no_values(denoised: np.ndarray[Any, Any], genes: Sequence[str]) -> None:
+    """Raise an InputError for denoised genes that the model was fitted without."""
     for gene, values in zip(genes, denoised.T, strict=True):
         if np.isnan(values).all():
             what = f"{gene!r} has no denoised values: the model was fitted without it"
             raise InputError("not-denoised", what, "var_names", "fit all genes: ac.tl.autoencode(adata, mask_var=None)")
 
 
-def _sizes(adata: anndata.AnnData, layer: str | None) -> np.ndarray[Any, Any]:
-    # (n_obs, 1) library sizes, at least 1; by blocks of rows, for files
-    matrix = matrix_of(adata, layer)
-    starts = range(0, adata.n_obs, READ)
-    sums = [np.asarray(matrix[start : start + READ].sum(axis=1), np.float64).reshape(-1, 1) for start in starts]
-    return np.maximum(np.concatenate(sums), 1)
-
-
-def _results(adata: anndata.AnnData, key: str) -> Any:
+def results_of(adata: anndata.AnnData, key: str) -> Any:
+    """Return our record in uns; an InputError if there is none."""
     if overwritten_by_scanpy(adata, key):
         remedy = f"write them under another name, key_added; scanpy's own key_added should not be {key!r}"
         raise InputError("no-results", f"uns[{key!r}] holds no results of anncoder: scanpy wrote there", "uns", remedy)

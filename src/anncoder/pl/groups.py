@@ -12,9 +12,10 @@ from matplotlib.lines import Line2D
 from anncoder.data.adata import obs_column
 from anncoder.errors import ConfigError, InputError
 
-PALETTE = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9")
+# Petroff 2021, arXiv 2107.02270: chosen for people without one kind of cone; tests/pl/test_palette.py measures it
+PALETTE = ("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadb")
 SHAPES = "os^DvPX*<>"
-UNKNOWN = "#d9d9d9"  # cells without a group
+UNKNOWN = "#e5e5e5"  # cells without a group
 MOST_GROUPS = len(PALETTE) * len(SHAPES)
 
 
@@ -39,16 +40,27 @@ class Groups(NamedTuple):
         """Name the groups to the right of the panels, in a wider figure."""
         if not self.names:
             return
+        names, handles = self._entries()
+        columns = -(-len(names) // 20)
+        width, height = figure.get_size_inches()
+        figure.set_size_inches(width + columns * (0.5 + 0.085 * max(map(len, names))), height)
+        figure.legend(handles=handles, loc="outside right center", frameon=False, ncols=columns)
+
+    def legend_of(self, ax: Axes) -> None:
+        """Name the groups to the right of one panel."""
+        if self.names:
+            names, handles = self._entries()
+            beside = {"loc": "center left", "bbox_to_anchor": (1.02, 0.5), "ncols": -(-len(names) // 12)}
+            ax.legend(handles=handles, frameon=False, fontsize=9, **beside)
+
+    def _entries(self) -> tuple[list[str], list[Line2D]]:
         names = [*self.names, "no label"] if (self.codes < 0).any() else self.names
         shapes = [SHAPES[i // len(PALETTE)] for i in range(len(self.names))] + ["o"]
         handles = [
             Line2D([], [], linestyle="", color=color, marker=shape, markersize=7, markeredgewidth=0, label=name)
             for name, color, shape in zip(names, self.colors, shapes, strict=False)
         ]
-        columns = -(-len(names) // 20)
-        width, height = figure.get_size_inches()
-        figure.set_size_inches(width + columns * (0.5 + 0.085 * max(map(len, names))), height)
-        figure.legend(handles=handles, loc="outside right center", frameon=False, ncols=columns)
+        return names, handles
 
 
 def groups_of(adata: anndata.AnnData, color: str | None) -> Groups:

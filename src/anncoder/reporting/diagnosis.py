@@ -122,9 +122,13 @@ def still_improving(history: pd.DataFrame, best: int, stopped: str) -> Finding |
 
 def overfitting(history: pd.DataFrame, best: int, training: TrainingConfig) -> Finding | None:
     """Tell a loss that falls for the fitted cells, and rises for those held out, after its best epoch."""
-    if "valid_loss" not in history or best >= len(history) - 2:
+    if "valid_loss" not in history:
         return None
     train, valid = history["train_loss"].to_numpy(float), history["valid_loss"].to_numpy(float)
+    if not given(training.keep_best):  # `best` is the last epoch then
+        best = int(np.nanargmin(valid))
+    if best >= len(history) - 2:
+        return None
     last = max(best + 1, len(valid) - max(2, len(valid) // 5))
     rise = (np.median(valid[last:]) - valid[best]) / _fall(valid)
     if rise < RISING or np.median(train[last:]) >= train[best]:

@@ -18,11 +18,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from anncoder.pl.groups import PALETTE, SHAPES, Groups, groups_of
+from anncoder.pl.layout import tsne
 
 DRAWN = 5000  # cells at most
 EMBEDDED = 2000  # by t-SNE, which takes seconds for them
 SYMBOLS = dict(zip(SHAPES, "●■▲◆▼✚✖★◀▶", strict=True))
-PERPLEXITY = 30.0
 WIDE_RANGE = 100.0  # of losses, from which on their axis is logarithmic
 INK = {"light": "#24292f", "dark": "#e6edf3"}
 
@@ -109,23 +109,13 @@ def _computed(latent: Any, pca: Any, seed: int) -> dict[str, tuple[Any, Any, str
     rows = np.sort(np.random.default_rng([seed, 11]).permutation(n)[: DRAWN if flat else EMBEDDED])
     how = "the first two axes" if flat else f"t-SNE of {len(rows):,} cells"
     return {
-        title: (_axes(values[rows]) if flat else _tsne(values[rows], seed), rows, how)
+        title: (_axes(values[rows]) if flat else tsne(values[rows], seed=seed), rows, how)
         for title, values in (("latent", latent), ("PCA", pca))
     }
 
 
 def _axes(values: Any) -> Any:
     return values[:, :2] if values.shape[1] > 1 else np.hstack([values, np.zeros_like(values)])
-
-
-def _tsne(values: Any, seed: int) -> Any:
-    from sklearn.manifold import TSNE
-
-    perplexity = min(PERPLEXITY, (len(values) - 1) / 3)
-    # not of thousands of identical points, as of a model that has learned nothing: they are moved a little
-    scale = max(float(values.std()), 1e-6)
-    moved = values + np.random.default_rng([seed, 12]).normal(0, 1e-4 * scale, values.shape)
-    return TSNE(2, perplexity=perplexity, init="random", random_state=seed, n_jobs=1).fit_transform(moved)
 
 
 def _drawn(title: str, points: Any, rows: Any, how: str, groups: Groups, seed: int) -> Map:

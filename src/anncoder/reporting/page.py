@@ -22,6 +22,7 @@ from anncoder.errors import ConfigError, InputError, counted
 from anncoder.evaluation.baselines import Cells, Principal, Trained
 from anncoder.evaluation.cells import Sample, some_cells
 from anncoder.evaluation.comparison import WHICH, Evaluation, apart, evaluate, read_cells
+from anncoder.evaluation.stability import seeds_given
 from anncoder.io.atomic import atomic_path, same_file
 from anncoder.io.model_folder import versions
 from anncoder.io.output_paths import refuse_output
@@ -33,6 +34,7 @@ from anncoder.reporting.genes import best_and_worst, explained_genes
 from anncoder.reporting.maps import checked_groups, legend_of, loss_curves, maps_of
 from anncoder.reporting.repeat import Asked, changed_settings, python_lines, shell_lines
 from anncoder.reporting.scores import table_of, verdicts
+from anncoder.reporting.stability import section_of
 from anncoder.tl.slot_files import open_cells
 from anncoder.tl.slots import of_another
 
@@ -101,6 +103,8 @@ def report(
     key: str = "ae",
     layer: str | None = None,
     guard: bool = False,
+    seeds: int | None = None,
+    root: str | None = None,
     max_cells: int = CELLS,
     seed: int = 0,
     evaluation: Evaluation | None = None,
@@ -124,6 +128,9 @@ def report(
         Where the counts are; None for the layer of the fit, ``"X"`` for ``X``, ``"raw.X"`` for those of ``raw``.
     guard
         Count the correlations that denoising invents, which takes another fit.
+    seeds, root
+        Fit again with other seeds, to so many fits, and say how much clusters, neighbours and pseudotime (from the cell
+        of that name) differ between them, as in :func:`anncoder.evaluate`; None for no other fit.
     max_cells
         Cells to compare, diagnose and draw; more are sampled.
     seed
@@ -156,9 +163,10 @@ def report(
     """
     refuse_no_model(model)
     TrainingConfig.refuse_value("seed", seed)
+    seeds_given(seeds, root)
     if output is not None:
         refuse_report(Path(output).expanduser(), adata)
-    columns = [name for name in (labels, *_batch_columns(model, guard=guard)) if name is not None]
+    columns = [name for name in (labels, *_batch_columns(model, fits_again=bool(guard or seeds))) if name is not None]
     sample = some_cells(model, adata, layer, columns, max_cells=max_cells, seed=seed)
     sample = sample._replace(adata=_with_slots(sample.adata, adata, key, labels))
     groups = checked_groups(sample.adata, labels)
@@ -166,8 +174,11 @@ def report(
     if len(groups.codes) != sample.adata.n_obs:  # some have no counts
         groups = checked_groups(sample.adata, labels)
     if evaluation is None:
-        evaluation = _evaluated(model, adata, labels=labels, layer=layer, guard=guard, max_cells=max_cells, seed=seed)
-    asked = Asked(_path_of(adata), labels, key, layer, guard, seed)
+        again = {"guard": guard, "seeds": seeds, "root": root}
+        evaluation = _evaluated(model, adata, labels=labels, layer=layer, max_cells=max_cells, seed=seed, **again)
+    moved = None if evaluation is None else evaluation.stability
+    fits = (0, None) if moved is None else (len(moved.fits) - 1, moved.root)
+    asked = Asked(_path_of(adata), labels, key, layer, guard, *fits, seed)
     found = _made(model, _total(adata, sample), sample, cells, groups, evaluation, asked)
     if output is not None:
         found.write(output)
@@ -182,10 +193,9 @@ def refuse_report(output: Path, data: Any) -> None:
     refuse_output(output, suffix=".html")
 
 
-def _batch_columns(model: Autoencoder, *, guard: bool) -> list[str]:
-    # of the guard, too, which fits again
-    key: Any = model.training_.batch_key if model.config.encodes_batches or guard else None
-    return [key] if isinstance(key, str) else list(key or ())
+def _batch_columns(model: Autoencoder, *, fits_again: bool) -> list[str]:
+    # other fits may need batches and covariates that embedding does not
+    return model.training_.obs_columns if model.config.encodes_batches or fits_again else []
 
 
 def _evaluated(model: Autoencoder, data: Data, **options: Any) -> Evaluation | None:
@@ -260,6 +270,7 @@ def _made(
         verdicts=[] if evaluation is None else verdicts(evaluation),
         scored=None if evaluation is None else f"{evaluation.n_scored:,} cells scored: {WHICH[evaluation.scored]}.",
         guard="invented_correlations" in ([] if evaluation is None else evaluation.table),
+        stability=None if evaluation is None or evaluation.stability is None else section_of(evaluation.stability),
         maps=maps,
         legend=legend_of(groups),
         labels=asked.labels,
@@ -310,6 +321,8 @@ def _data_rows(
         rows.append(("labels", asked.labels))
     if model.batches_:
         rows.append(("experimental batches", f"{len(model.batches_)}, of {model.training_.batch_key}"))
+    if model.covariates_.keys:
+        rows.append(("covariates", ", ".join(model.covariates_.keys)))
     return rows
 
 

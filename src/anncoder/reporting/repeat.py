@@ -21,6 +21,8 @@ class Asked(NamedTuple):
     key: str = "ae"
     layer: str | None = None
     guard: bool = False
+    seeds: int = 0  # of fits; 0 for none
+    root: str | None = None
     seed: int = 0
 
 
@@ -52,7 +54,8 @@ def shell_lines(model: Autoencoder, asked: Asked) -> list[str]:
         train += ["--set", f"{name}={_yaml(value)}"]
     report = ["anncoder", "report", again, "-o", "report.html", *_flags("labels", asked.labels, None)]
     report += _flags("key", asked.key, "ae") + _flags("layer", asked.layer, None)
-    report += ["--guard"] * asked.guard + _flags("seed", asked.seed, 0)
+    report += ["--guard"] * asked.guard + _flags("seeds", asked.seeds, 0) + _flags("root", asked.root, None)
+    report += _flags("seed", asked.seed, 0)
     return [shlex.join(train), shlex.join(report)]
 
 
@@ -64,7 +67,7 @@ def python_lines(model: Autoencoder, asked: Asked) -> list[str]:
     read = "adata = ..." if asked.data is None else f"adata = sc.read_h5ad({asked.data!r})"
     key = {} if asked.key == "ae" else {"key_added": asked.key}
     line = f"model = ac.tl.autoencode(adata, {', '.join(filter(None, [made, _arguments(key | layer | fit)]))})"
-    own = {"labels": asked.labels, "key": asked.key, "layer": asked.layer, "guard": asked.guard, "seed": asked.seed}
+    own = {k: v for k, v in asked._asdict().items() if k != "data"}
     usual = Asked()._asdict()
     changed = _arguments({k: v for k, v in own.items() if v != usual[k]} | {"output": "report.html"})
     ours = f"from anncoder import {type(model).__name__}" if model.name in names() else ""

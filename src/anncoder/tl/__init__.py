@@ -38,3 +38,7 @@ __all__ = [
     "trends",
     "validate_transport",
 ]
+
+
+def __dir__() -> list[str]:
+    return list(__all__)  # and not the modules of this folder

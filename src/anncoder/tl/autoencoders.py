@@ -5,6 +5,7 @@ In place of an AnnData they take files, of any size, and write copies of them th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,7 @@ def autoencode(
     ``adata.uns[key_added]`` : dict
         ``params_json`` (every setting), ``history`` (data frame), ``valid_obs`` (names of held-out cells), ``schema``,
         ``version``, ``latent_fingerprint`` (the same for a model and those adapted from it), and of a denoised layer
-        ``denoised_scale`` (and ``denoised_batch``).
+        ``denoised_scale`` (and ``denoised_batch``, ``denoised_covariates``).
 
     Results of another model under the same key are replaced, all of them.
 
@@ -227,6 +228,7 @@ def denoise(
     *,
     scale: Scale | None = None,
     batch: str | int | None = None,
+    covariates: Mapping[str, Any] | None = None,
     mod: str | None = None,
     layer: str | None = None,
     key_added: str = "ae",
@@ -249,6 +251,8 @@ def denoise(
         differences that nobody counted; test the counts.
     batch
         As which experimental batch every cell is decoded; None for its own. See :meth:`Autoencoder.denoise`.
+    covariates
+        Values of covariates as with which every cell is decoded, such as ``{"stress": "mean"}``; None for its own.
     layer
         Where the counts are; None for where they were in ``fit``, ``"X"`` for ``X``, ``"raw.X"`` for ``raw``.
     mod
@@ -289,14 +293,15 @@ def denoise(
     refuse_no_model(model)
     scale = natural_scale(model) if scale is None else scale
     if isinstance(adata, str | Path | list | tuple):
-        wanted = OutputSpec(key_added, latent=False, scale=scale, batch=batch)
+        wanted = OutputSpec(key_added, latent=False, scale=scale, batch=batch, covariates=covariates)
         write_files(model, adata, _output(output, copy=copy, mod=mod), wanted, layer=layer, allow_missing=allow_missing)
         return None
     whole, target = _target(adata, mod, copy=copy, output=output)
     refuse_foreign(target, key_added, model)
     refuse_unknown_genes(model, target.var_names.astype(str), allow_missing)
-    denoised = _denoised(target, model, scale=scale, batch=batch, layer=layer, allow_missing=allow_missing)
-    _write_denoised(target, model, denoised, key_added, denoised_as(scale, batch))
+    how: Any = {"batch": batch, "covariates": covariates, "layer": layer, "allow_missing": allow_missing}
+    denoised = _denoised(target, model, scale=scale, **how)
+    _write_denoised(target, model, denoised, key_added, denoised_as(scale, batch, covariates))
     return whole if copy else None
 
 

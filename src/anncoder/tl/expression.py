@@ -12,7 +12,7 @@ import pandas as pd
 from scipy import sparse
 
 from anncoder.config import unknown_key
-from anncoder.data.adata import genes_of, has_layer, matrix_of, not_anndata, resolve_layer, slot_label
+from anncoder.data.adata import RAW, genes_of, has_layer, matrix_of, not_anndata, resolve_layer, slot_label
 from anncoder.data.matrix.kind import KINDS, traits
 from anncoder.data.matrix.sample import SAMPLED_CELLS, evenly
 from anncoder.errors import ConfigError, InputError, counted, listed
@@ -90,16 +90,22 @@ def refuse_taken(adata: anndata.AnnData, key: str) -> None:
 
 
 def record_of(adata: anndata.AnnData, key: str) -> dict[str, Any] | None:
-    """Return the settings of the model of this name, with ``denoised_scale`` if that is known; None without a model."""
+    """Return the settings of the model of this name, its ``denoised_scale`` and ``n_genes``; None without a model.
+
+    Older records have no number of genes: 0.
+    """
     found = adata.uns.get(key)
     if not isinstance(found, Mapping) or "params_json" not in found or "schema" not in found:
         return None
     settings: dict[str, Any] = json.loads(found["params_json"])
-    return settings | {"denoised_scale": str(found.get("denoised_scale", ""))}
+    return settings | {"denoised_scale": str(found.get("denoised_scale", "")), "n_genes": int(found.get("n_genes", 0))}
 
 
 def measured(adata: anndata.AnnData, layer: str | None, key: str) -> Expression:
-    """Return measured expression: counts are scaled to the median library size and logged, logged values left as is.
+    """Return measured expression: counts are scaled to one library size and logged, logged values left as they are.
+
+    The library size is that of the model of this name, to which its denoised values are scaled too, and cells have that
+    of the genes that it was fitted on; without a model, or all of its genes, it is the median of the cells.
 
     Parameters
     ----------
@@ -122,12 +128,12 @@ def measured(adata: anndata.AnnData, layer: str | None, key: str) -> Expression:
     layer = resolve_layer(layer, adata.layers)
     matrix = _matrix(adata, layer)
     kind = _kind(adata, matrix)
-    factor = _to_median(_sizes(matrix)) if kind == "counts" else None
+    factor = to_library_size(adata, matrix, layer, known) if kind == "counts" else None
     return Expression(matrix, factor, kind in ("counts", "cpm"), kind, slot_label(layer), genes_of(adata, layer))
 
 
 def given(adata: anndata.AnnData, layer: str | None, key: str) -> Expression:
-    """Return a layer as it is; denoised counts of ours are scaled to the median library size and logged.
+    """Return a layer as it is; denoised counts of ours are scaled to the model's library size and logged.
 
     Parameters
     ----------
@@ -154,8 +160,11 @@ def given(adata: anndata.AnnData, layer: str | None, key: str) -> Expression:
     matrix = _matrix(adata, layer)
     owner = (layer or "").removesuffix(DENOISED)
     known = record_of(adata, owner) if owner + DENOISED == layer else None
-    logged = known is not None and known["hyperparameters"]["transform"] != "none"
-    factor = _to_median(_sizes_of_fit(adata, known)) if logged and _with_depth(known) else None
+    scale = "" if known is None else known["denoised_scale"]
+    logged = known is not None and known["hyperparameters"]["transform"] != "none" and scale != "log1p"
+    factor = None
+    if known is not None and logged and scale != "normalized":
+        factor = to_library_size(adata, _counts_of_fit(adata, known), known["layer"], known)
     kind = "expression" if known is not None else _kind(adata, matrix)
     return Expression(matrix, factor, logged, kind, slot_label(layer), genes_of(adata, layer))
 
@@ -171,10 +180,6 @@ def _kind(adata: anndata.AnnData, matrix: Any) -> str:
     return traits(matrix, logged="log1p" in adata.uns).kind
 
 
-def _with_depth(known: Mapping[str, Any] | None) -> bool:
-    return known is not None and known["denoised_scale"] != "normalized"
-
-
 def _matrix(adata: anndata.AnnData, layer: str | None) -> Any:
     if layer is not None and not has_layer(adata, layer):
         raise unknown_key(layer, [str(name) for name in adata.layers if name is not None], where="layer")
@@ -186,27 +191,53 @@ def _matrix(adata: anndata.AnnData, layer: str | None) -> Any:
     return sparse.csc_matrix(matrix) if sparse.issparse(matrix) else matrix
 
 
-def _sizes(matrix: Any) -> Array:
+def _sizes(matrix: Any, genes: Any) -> Array:
+    # sums of some genes, (n,); of matrices on disk by blocks
     if sparse.issparse(matrix):
-        return np.asarray(matrix.sum(axis=1, dtype=np.float64)).ravel()
-    starts = range(0, matrix.shape[0], CELLS)
-    return np.concatenate([np.asarray(matrix[start : start + CELLS]).sum(axis=1, dtype=np.float64) for start in starts])
+        return np.asarray((matrix if genes is None else matrix[:, genes]).sum(axis=1, dtype=np.float64)).ravel()
+    blocks = (matrix[start : start + CELLS] for start in range(0, matrix.shape[0], CELLS))
+    sums = ((block if genes is None else block[:, genes]).sum(axis=1, dtype=np.float64) for block in blocks)
+    return np.concatenate([np.asarray(found).ravel() for found in sums])
 
 
-def _to_median(sizes: Array) -> Array:
-    # a cell without counts stays one
-    there = sizes > 0
-    median = np.median(sizes[there]) if there.any() else 1.0
-    return np.divide(median, sizes, out=np.ones_like(sizes), where=there)
+def to_library_size(adata: anndata.AnnData, counts: Any, layer: str | None, known: Mapping[str, Any] | None) -> Array:
+    """Return what cells are multiplied by, (n,), to have the library size of a model, or the median one.
+
+    Parameters
+    ----------
+    adata
+        n cells.
+    counts, layer
+        Their counts, (n, g), in memory or on disk, and the layer that these are.
+    known
+        Record of the model (:func:`record_of`): its library sizes are sums of the genes that it was fitted on, and are
+        taken where the data have as many. None for no model.
+    """
+    genes = None if known is None else _genes_of_fit(adata, layer, known)
+    sizes = _sizes(counts, genes)
+    there = sizes > 0  # a cell without counts stays one
+    n_genes = counts.shape[1] if genes is None else len(genes)
+    if known is not None and known["n_genes"] == n_genes:
+        size = known["library_size"]
+    else:
+        size = np.median(sizes[there]) if there.any() else 1.0
+    factors: Array = np.divide(size, sizes, out=np.ones_like(sizes), where=there)
+    return factors
 
 
-def _sizes_of_fit(adata: anndata.AnnData, known: Mapping[str, Any] | None) -> Array:
-    assert known is not None
+def _genes_of_fit(adata: anndata.AnnData, layer: str | None, known: Mapping[str, Any]) -> Any:
+    # positions; None for all genes
+    var = adata.raw.var if layer == RAW else adata.var
+    mask = known["training"].get("mask_var")
+    return None if mask is None or mask not in var else np.flatnonzero(var[mask].to_numpy(dtype=bool))
+
+
+def _counts_of_fit(adata: anndata.AnnData, known: Mapping[str, Any]) -> Any:
     layer = known["layer"]
     if layer is not None and not has_layer(adata, layer):
         what = f"the denoised counts have each cell's depth, and {slot_label(layer)}, which tells it, is gone"
         raise InputError("missing-layer", what, slot_label(layer), "ac.tl.denoise(adata, model, scale='normalized')")
-    return _sizes(_matrix(adata, layer))
+    return _matrix(adata, layer)
 
 
 def refuse_not_finite(values: Array, names: Any, slot: str) -> None:

@@ -54,12 +54,15 @@ class OutputSpec(NamedTuple):
         Scale of the denoised layer; None for no layer.
     batch
         The experimental batch as which all cells are decoded for that layer; None for their own.
+    covariates
+        Values of covariates as of which they are; None for their own.
     """
 
     key: str
     latent: bool = True
     scale: Scale | None = None
     batch: str | int | None = None
+    covariates: Mapping[str, Any] | None = None
 
 
 class Files(NamedTuple):
@@ -323,13 +326,13 @@ def _write(temporary: Path, store: Store, cells: DiskSource, model: Autoencoder,
             copy_h5ad(store.root, file, disk, keep=_kept(store), without=_replaced(store, model, wanted))
         store.refuse_change()
         kept = found_denoised(store.root, model, wanted.key)
-        how = kept if wanted.scale is None else denoised_as(wanted.scale, wanted.batch)
+        how = kept if wanted.scale is None else denoised_as(wanted.scale, wanted.batch, wanted.covariates)
         slots = _SlotWriter(file, disk, model, wanted.key)
         slots.write_record(how)
         if wanted.latent:
             slots.write_latent(store, cells)
         if wanted.scale is not None:
-            slots.write_denoised(store, cells, wanted.scale, wanted.batch)
+            slots.write_denoised(store, cells, wanted)
         store.refuse_change()
     _verify(temporary, store, slots)
 
@@ -403,14 +406,15 @@ class _SlotWriter:
             if values.ndim == 2:
                 write_elem(self._group("varm"), f"{self.key}_{name}", values)
 
-    def write_denoised(self, store: Store, cells: DiskSource, scale: Scale, batch: str | int | None) -> None:
+    def write_denoised(self, store: Store, cells: DiskSource, wanted: OutputSpec) -> None:
         """Write the layer of expected expression."""
+        assert wanted.scale is not None
         known = known_genes(self.model, store.own_genes)
-        compute = expecting(self.model, scale, list(store.own_genes[known]), batch)
+        compute = expecting(self.model, wanted.scale, list(store.own_genes[known]), wanted.batch, wanted.covariates)
         shape = (store.n_obs, len(store.own_genes))
         if store.layer == RAW:
             say_genes_left_out(self.model, store.own_genes)
-        blocks = denoised(self.model, cells, compute, batch)
+        blocks = denoised(self.model, cells, compute, wanted.batch)
         self._write_blocks(
             "layers", f"{self.key}_denoised", shape, (with_unknown_genes(block, known) for block in blocks)
         )

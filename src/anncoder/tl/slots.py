@@ -59,9 +59,15 @@ def of_another(data: Any, model: Autoencoder, key: str) -> list[tuple[str, str]]
     return _there(data, _slots_in(found, key)) if other else []
 
 
-def denoised_as(scale: Scale, batch: str | int | None) -> dict[str, str]:
-    """Return the record of a denoised layer: its scale, and the batch as which all cells were decoded, if any."""
-    return {"denoised_scale": scale} | ({} if batch is None else {"denoised_batch": str(batch)})
+DENOISED = ("denoised_scale", "denoised_batch", "denoised_covariates")
+
+
+def denoised_as(scale: Scale, batch: str | int | None, covariates: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """Return the record of a denoised layer: its scale, and batch and covariates as of which all cells are, if any."""
+    given = {} if batch is None else {"denoised_batch": str(batch)}
+    if covariates:
+        given["denoised_covariates"] = json.dumps({name: str(value) for name, value in covariates.items()})
+    return {"denoised_scale": scale} | given
 
 
 def found_denoised(data: Any, model: Autoencoder, key: str) -> dict[str, str]:
@@ -69,7 +75,7 @@ def found_denoised(data: Any, model: Autoencoder, key: str) -> dict[str, str]:
     found = _signed(data, key)
     if found is None or f"{key}_denoised" not in _attribute(data, "layers") or of_another(data, model, key):
         return {}
-    return {name: str(found[name]) for name in ("denoised_scale", "denoised_batch") if name in found}
+    return {name: str(found[name]) for name in DENOISED if name in found}
 
 
 def record(model: Autoencoder, key: str, denoised: Mapping[str, str]) -> dict[str, Any]:
@@ -81,6 +87,7 @@ def record(model: Autoencoder, key: str, denoised: Mapping[str, str]) -> dict[st
         "training": model.training_.model_dump(mode="json"),
         "layer": model.layer_,
         "batches": model.batches_,
+        "covariates": model.covariates_._asdict(),
         "library_size": model.library_size_,
         "best_epoch": model.best_epoch_,
         "stopped": model.stopped_,
@@ -93,6 +100,7 @@ def record(model: Autoencoder, key: str, denoised: Mapping[str, str]) -> dict[st
         "params_json": json.dumps(params),
         "history": history,
         "valid_obs": np.asarray(model.valid_obs_, dtype=str),
+        "n_genes": len(model.var_names_),
         "schema": SCHEMA,
         "version": versions()["anncoder"],
         "latent_fingerprint": _fingerprint_of_model(model, LATENT_ALONE),

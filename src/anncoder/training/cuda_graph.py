@@ -96,8 +96,8 @@ def recorded_step_or_none(
         return None
     if not config.recordable:
         reason = "the model, as it is set, does not do the same for every minibatch"
-    elif training.batch_key is not None:
-        reason = "experimental batches are looked up for each stored value"
+    elif training.obs_columns:
+        reason = "batches and covariates are looked up for each stored value"
     elif training.label_key is not None:
         reason = "labels are looked up by the rows of a minibatch"
     elif training.optimizer != "adam" or training.clip_value:

@@ -74,4 +74,6 @@ def _only(batch: Batch, i: int) -> Batch:
         values=counts.values[entries],
     )
     code = None if batch.batch_code is None else batch.batch_code[i : i + 1]
-    return Batch(one, batch.size_factor[i : i + 1], batch.rows[i : i + 1], code)
+    label = None if batch.label is None else batch.label[i : i + 1]
+    covariates = None if batch.covariates is None else batch.covariates[i : i + 1]
+    return Batch(one, batch.size_factor[i : i + 1], batch.rows[i : i + 1], code, covariates, label)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,9 +69,22 @@ Array = np.ndarray[Any, Any]
 
 
 class Adam(torch.optim.Adam):
-    """torch's Adam for float32 on the CPU, with steps in two passes over memory; its state is torch's."""
+    """torch's Adam for float32 on the CPU, with steps in two passes over memory; its state is torch's.
+
+    torch keeps its compiler away from some methods, and imports it for that, which takes longer than many a fit: they
+    are called as they were written.
+    """
 
     _plan: AdamPlan | None = None
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters to be optimized."""
+        _as_written(torch.optim.Optimizer.add_param_group)(self, param_group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the moments and settings."""
+        found: dict[str, Any] = _as_written(torch.optim.Optimizer.state_dict)(self)
+        return found
 
     @torch.no_grad()
     def descend(self, total: float, clip_norm: float) -> bool:
@@ -177,6 +191,10 @@ class AdamPlan(NamedTuple):
     pieces: Array  # (n, 6) int64, see the kernel; the addresses of the gradients are written before each step
     starts: Array  # (n,) offset of each in its parameter, in bytes
     sums: Array  # (n,) float64, working memory of the kernel
+
+
+def _as_written(method: Callable[..., Any]) -> Callable[..., Any]:
+    return getattr(method, "__wrapped__", method)
 
 
 def _address(tensor: Tensor | None) -> int:

@@ -10,7 +10,15 @@ import numpy as np
 import torch
 
 from anncoder.config import BatchKey, NetworkConfig, TrainingConfig, given
-from anncoder.data.adata import batch_column, batch_label, batches_of, warn_of_small_batches, warn_unknown_batches
+from anncoder.data.adata import (
+    batch_column,
+    batch_columns,
+    batch_label,
+    batches_of,
+    warn_of_small_batches,
+    warn_unknown_batches,
+)
+from anncoder.data.loaders.covariates import Covariates, coded, fitted_covariates
 from anncoder.data.loaders.disk import cached_loader
 from anncoder.data.loaders.gpu import Resident, ResidentLoader
 from anncoder.data.loaders.labels import LabelledLoader, labels_of
@@ -20,6 +28,7 @@ from anncoder.data.split import Split
 from anncoder.data.summary import median_library_size, size_factors, summarize
 from anncoder.device import choose_device, fits, memory_errors, threads_set, usual_torch
 from anncoder.errors import ConfigError, counted
+from anncoder.training.compiling import compile_ahead
 from anncoder.training.distributed import processes
 from anncoder.types import SINGLE, Batch, Loader, Rank, Summary
 
@@ -43,6 +52,8 @@ class TrainingData(NamedTuple):
     codes: np.ndarray[Any, Any] | None  # (n_obs,) int64, the experimental batch of each cell
     training: TrainingConfig
     device: torch.device
+    covariates: Covariates
+    values: np.ndarray[Any, Any] | None  # (n_obs, c) float32, the covariates of each cell
     labels: list[str] = []  # noqa: RUF012 - of a NamedTuple: names of the labels, in the order of their codes
     label_codes: np.ndarray[Any, Any] | None = None  # (n_obs,) int64, the label of each cell, -1 for unknown
 
@@ -55,9 +66,13 @@ class TrainingData(NamedTuple):
 
 
 @contextmanager
-def fit_context(training: TrainingConfig) -> Iterator[Rank]:
-    """Let torch be as a fit expects it, on its threads and joined to the other processes, for the time of a block."""
+def fit_context(config: NetworkConfig, training: TrainingConfig, *, shown: bool) -> Iterator[Rank]:
+    """Let torch be as a fit expects it, on its threads and joined to the other processes, for the time of a block.
+
+    Kernels are compiled meanwhile; ``shown`` tells whether that is said.
+    """
     with usual_torch(), processes(training.device) as process, threads_set(training.threads), memory_errors("fit"):
+        compile_ahead(config, training, shown=shown and process.rank == 0)
         yield process
 
 
@@ -92,9 +107,10 @@ def prepare(
     factors = size_factors(source.sizes, library_size)
     fitted, held_out = _mask(split.train, source.n_obs), _mask(split.valid, source.n_obs)
     codes, batches = batches_in(source, training.batch_key)
+    values, covariates = covariates_to_fit(source, training, fitted)
     if training.batch_key is not None and codes is not None:
         warn_of_small_batches(codes, batches, batch_label(training.batch_key))
-    cells = PerCell(factors, codes)
+    cells = PerCell(factors, codes, values)
     train = source.loader(cells, fitted, batch_size=given(training.batch_size), seed=training.seed, process=process)
     held_out_cells = source.loader(cells, held_out, batch_size=VALID_BATCH, process=process)
     valid = cached_loader(held_out_cells) if len(split.valid) else None
@@ -108,7 +124,8 @@ def prepare(
     sample = next(iter(some.epoch(0)))
     summary = summary._replace(n_steps=len(train), sample=sample)
     train, valid = on_device([train, valid], device)
-    ready = TrainingData(train, valid, summary, sample, unshuffled, batches, codes, training, device)
+    loaders = train, valid, summary, sample, unshuffled
+    ready = TrainingData(*loaders, batches, codes, training, device, covariates, values)
     return with_labels(ready, source)
 
 
@@ -205,6 +222,25 @@ def batches_in(
         warn_unknown_batches(label, [], source.n_obs)
         return np.full(source.n_obs, len(known)), known
     return batches_of(column, label, known, others=others)
+
+
+def covariates_to_fit(
+    source: Source, training: TrainingConfig, fitted: Any
+) -> tuple[np.ndarray[Any, Any] | None, Covariates]:
+    """Return the covariates of the cells, (n_obs, c), and their names and moments among the fitted ones, (n_obs,) bool.
+
+    Raises
+    ------
+    ConfigError, InputError
+        As :func:`anncoder.data.loaders.covariates.fitted_covariates`.
+    """
+    keys = batch_columns(training.categorical_keys), batch_columns(training.continuous_keys)
+    return fitted_covariates(lambda key, what: source.column(key, what=what), *keys, fitted)
+
+
+def covariates_in(source: Source, known: Covariates) -> np.ndarray[Any, Any] | None:
+    """Return covariates of cells for a fitted model, (n_obs, c): :func:`anncoder.data.loaders.covariates.coded`."""
+    return coded(lambda key, what: source.column(key, what=what), known, source.n_obs)
 
 
 def _mask(rows: Any, n_obs: int) -> Any:

@@ -16,6 +16,7 @@ from anncoder.training.loop import History, Record
 logger = logging.getLogger("anncoder")
 
 PATIENCE = 2.0  # seconds for a first minibatch, until it is said what takes so long
+AHEAD = "anncoder-compile"  # name of the thread that compiles ahead
 
 
 def announce(message: str) -> None:
@@ -131,8 +132,7 @@ class TrainingReport:
             self.bar.close()
 
     def _say_compiling(self) -> None:
-        if compiling():
-            announce("compiling the kernels, once for this installation (some ten seconds)")
+        say_compiling(ahead=False)
 
     def _of_all(self) -> str:
         return "" if self.training.early_stopping else f"/{self.max_epochs}"
@@ -145,10 +145,17 @@ class TrainingReport:
         return f"  {an_epoch * (self.max_epochs - done):.0f} s left"
 
 
-def compiling() -> bool:
-    """Return whether numba compiles in some thread of this process."""
-    for frame in sys._current_frames().values():
-        at: FrameType | None = frame
+def say_compiling(*, ahead: bool) -> None:
+    """Say that numba compiles, if it does: in the thread that compiles ahead, or in another."""
+    if compiling(ahead=ahead):
+        announce("compiling the kernels, once for this installation (some ten seconds)")
+
+
+def compiling(*, ahead: bool) -> bool:
+    """Return whether numba compiles in the thread of this process that compiles ahead, or in another one."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    for number, frame in sys._current_frames().items():
+        at: FrameType | None = frame if (names.get(number) == AHEAD) == ahead else None
         while at is not None:
             if str(at.f_globals.get("__name__", "")).startswith("numba.core.compiler"):
                 return True

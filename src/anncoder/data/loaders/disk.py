@@ -54,7 +54,7 @@ class DiskLoader:
     ----------
     stores
         The matrices.
-    size_factor, batch_size, batch_code
+    size_factor, batch_size, batch_code, covariates
         As in :class:`anncoder.data.loaders.memory.MemoryLoader`.
     chosen
         (n_obs,) bool, the rows to go through.
@@ -83,10 +83,12 @@ class DiskLoader:
         process: Rank = SINGLE,
         block: int | None = None,
         pool: int | None = None,
+        covariates: Array | None = None,
     ) -> None:
         self._ahead: tuple[int, prefetched[Pool]] | None = None  # the epoch that is being read ahead
         self.stores, self.size_factor, self.chosen = stores, size_factor, chosen
         self.batch_size, self.seed, self.batch_code, self.process = batch_size, seed, batch_code, process
+        self.covariates = covariates
         block = max(BLOCK, stores.chunk_rows) if block is None else block
         if pool is None:
             shuffled = max(POOL, BLOCKS * block)
@@ -126,7 +128,7 @@ class DiskLoader:
             pools = self._started(number)
         with closing(pools):
             yield from minibatches_of(
-                self._and_ahead(pools, number), self.size_factor, self.batch_code, self.batch_size
+                self._and_ahead(pools, number), self.size_factor, self.batch_code, self.batch_size, self.covariates
             )
 
     def _and_ahead(self, pools: Iterator[Pool], number: int) -> Iterator[Pool]:
@@ -223,7 +225,11 @@ def cached_loader(loader: Any) -> Any:
 
 
 def minibatches_of(
-    pools: Iterator[Pool], size_factor: Array, batch_code: Array | None, batch_size: int
+    pools: Iterator[Pool],
+    size_factor: Array,
+    batch_code: Array | None,
+    batch_size: int,
+    covariates: Array | None = None,
 ) -> Iterator[Batch]:
     """Cut pools into minibatches, across their borders; a last one of one cell joins the one before it.
 
@@ -231,8 +237,8 @@ def minibatches_of(
     ----------
     pools
         Cells in memory, one pool after the other.
-    size_factor, batch_code
-        Of all cells, (n_obs,); None for no experimental batches.
+    size_factor, batch_code, covariates
+        Of all cells, (n_obs,) and (n_obs, c); None for no experimental batches, or no covariates.
     batch_size
         Cells in a minibatch.
     """
@@ -240,7 +246,8 @@ def minibatches_of(
     def batch(pool: Pool, chosen: Rows) -> Batch:
         at = pool.rows[chosen]
         code = None if batch_code is None else torch.from_numpy(batch_code[at])
-        return Batch(pool.stored.take(chosen), torch.from_numpy(size_factor[at]), torch.from_numpy(at), code)
+        beside = None if covariates is None else torch.from_numpy(covariates[at])
+        return Batch(pool.stored.take(chosen), torch.from_numpy(size_factor[at]), torch.from_numpy(at), code, beside)
 
     rest: Batch | None = None  # of the pool before: a minibatch at most
     while (pool := next(pools, None)) is not None:
@@ -279,11 +286,13 @@ def _below(top: Batch | None, bottom: Batch) -> Batch:
         bottom.counts.n_vars,
     )
     codes = [part.batch_code for part in (top, bottom) if part.batch_code is not None]
+    covariates = [part.covariates for part in (top, bottom) if part.covariates is not None]
     return Batch(
         counts,
         torch.cat([top.size_factor, bottom.size_factor]),
         torch.cat([top.rows, bottom.rows]),
         torch.cat(codes) if codes else None,
+        torch.cat(covariates) if covariates else None,
     )
 
 

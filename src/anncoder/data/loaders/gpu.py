@@ -121,6 +121,8 @@ class ResidentLoader:
         code = loader.batch_code
         self.size_factor = torch.from_numpy(loader.size_factor).to(resident.device)
         self.batch_code = None if code is None else torch.from_numpy(code).to(resident.device)
+        beside = loader.covariates
+        self.covariates = None if beside is None else torch.from_numpy(beside).to(resident.device)
         self.place: StaticBatch | None = None
         self._ahead: tuple[int, EpochPlan] | None = None  # of the epoch of this number
 
@@ -140,6 +142,7 @@ class ResidentLoader:
         plan = self._ahead[1] if self._ahead is not None and self._ahead[0] == number else self._planned(number)
         size_factor = self.size_factor[plan.rows]
         code = None if self.batch_code is None else self.batch_code[plan.rows]
+        beside = None if self.covariates is None else self.covariates[plan.rows]
         if self.place is not None:
             self.place.begin(plan)
         done = 0
@@ -151,7 +154,13 @@ class ResidentLoader:
             else:
                 starts = plan.starts[done + k : done + k + n + 1]
                 counts = self.resident.take(plan.rows[these], starts, nnz)
-                yield Batch(counts, size_factor[these], plan.rows[these], None if code is None else code[these])
+                yield Batch(
+                    counts,
+                    size_factor[these],
+                    plan.rows[these],
+                    None if code is None else code[these],
+                    None if beside is None else beside[these],
+                )
             done += n
         # the device has steps to take yet; without a seed all epochs are alike
         self._ahead = (number, plan) if self.loader.seed is None else (number + 1, self._planned(number + 1))

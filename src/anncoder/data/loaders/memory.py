@@ -61,6 +61,8 @@ class MemoryLoader:
         (n,) experimental batch of each cell, if there are any.
     process
         Which of several processes this is: each has its part of every minibatch of ``size * batch_size``.
+    covariates
+        (n, c) float32 of each cell, if there are any.
 
     Raises
     ------
@@ -78,8 +80,10 @@ class MemoryLoader:
         seed: int | None = None,
         batch_code: np.ndarray[Any, Any] | None = None,
         process: Rank = SINGLE,
+        covariates: np.ndarray[Any, Any] | None = None,
     ) -> None:
         self.stored, self.size_factor, self.batch_code = stored, size_factor.astype(np.float32), batch_code
+        self.covariates = covariates
         self.rows, self.n_obs = rows, len(rows)
         self.batch_size, self.seed, self.process = batch_size, seed, process
         if seed is not None:
@@ -100,6 +104,7 @@ class MemoryLoader:
                 torch.from_numpy(self.size_factor[chosen]),
                 torch.from_numpy(chosen),
                 None if self.batch_code is None else torch.from_numpy(self.batch_code[chosen]),
+                None if self.covariates is None else torch.from_numpy(self.covariates[chosen]),
             )
 
     def order(self, number: int) -> Iterator[Rows]:

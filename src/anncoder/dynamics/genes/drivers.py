@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.sparse import issparse
-from scipy.stats import t as student
+from scipy.special import stdtr
 
 from anncoder.dynamics.genes.relations import adjusted
 
@@ -71,7 +71,7 @@ def contrast(blocks: Iterable[tuple[Any, Array]], weights: Array) -> Contrast:
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.where(error > 0, (mean[0] - mean[1]) / np.sqrt(error), np.nan)
         df = error**2 / (of_mean**2 / (n - 1)).sum(axis=0)
-    p = 2 * student.sf(np.abs(t), df)
+    p = 2 * stdtr(df, -np.abs(t))
     change = np.log2((linear[0] + PSEUDO) / (linear[1] + PSEUDO))
     fraction = sums.expressed / total
     return Contrast(change, mean[0], mean[1], fraction[0], fraction[1], t, df, p, adjusted(p))

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from scipy.sparse import csr_matrix
-from scipy.stats import false_discovery_control, rankdata
 from threadpoolctl import threadpool_limits
 
 from anncoder.device import usable_cpus
@@ -170,6 +169,8 @@ def neighbor_average(latent: Array, n_neighbors: int) -> csr_matrix:
 
 def _standard_ranks(values: Array) -> Array:
     # columns of mean 0 and length 1; zeros where all ranks are equal
+    from scipy.stats import rankdata  # half of torch's import time
+
     ranks = rankdata(values, axis=0)
     ranks -= ranks.mean(axis=0)
     length = np.sqrt(np.square(ranks).sum(axis=0))
@@ -210,6 +211,8 @@ def _without_itself(null: Array) -> Array:
 
 def adjusted(p: Array) -> Array:
     """Return the q values of (m,) p values by Benjamini and Hochberg 1995; NaN, which is no test, stays NaN."""
+    from scipy.stats import false_discovery_control  # half of torch's import time
+
     q, there = np.full(len(p), np.nan), np.isfinite(p)
     q[there] = false_discovery_control(p[there]) if there.any() else np.nan
     return q

@@ -374,6 +374,11 @@ def _fit_and_score(
     if isinstance(method, Trained):
         fits[number], epochs = method.model, len(method.model.history_)
         refuse_interrupted(method.model, number)
+    return epochs, scores_of(method, candidate, scene)
+
+
+def scores_of(method: Method, candidate: Candidate, scene: Scene) -> Settings:
+    """Return the scores of a fitted method that need no labels, and the nats of each cell held out."""
     columns = scene.genes(candidate)
     cells, aside = scene.kept._replace(matrix=scene.kept.matrix[:, columns]), scene.aside[:, columns]
     scored = np.flatnonzero(np.isin(columns, scene.order[: scene.n_scored]))
@@ -381,7 +386,7 @@ def _fit_and_score(
     each = nll_of_cells(method, cells, aside, Cells(scene.adata.X[scene.fitted][:, columns]), floor, scored)
     agreement = neighbor_scores(method, scene.twice.of_genes(columns))
     scores = {name: None if math.isnan(value) else value for name, value in agreement.items()}
-    return epochs, {"heldout_nll": float(each.mean()), "nll_of_cells": each.round(5).tolist(), **scores}
+    return {"heldout_nll": float(each.mean()), "nll_of_cells": each.round(5).tolist(), **scores}
 
 
 def method_of(candidate: Candidate, scene: Scene, training: TrainingConfig) -> Method:

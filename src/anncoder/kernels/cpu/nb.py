@@ -111,7 +111,8 @@ def longest(indptr: Vector, n: Scalar) -> Scalar:
 def working_row(values: Vector, room: Vector) -> Vector:
     """Return a row with these values to compute in: the gradient overwrites them."""
     if room.ctypes.data != values.ctypes.data:
-        room[:] = values
+        for j in range(values.shape[0]):  # of `room[:] = values` numba compiles the message of its error, for 2 s
+            room[j] = values[j]
     return room
 
 

@@ -10,7 +10,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from anncoder.kernels.cpu.threads import arguments, f32, f32_line, i32_line, i64_line, kernel, take_ticket
-from anncoder.kernels.cpu.vector_math import EXACT, Scalar, Vector, add_row, log_64
+from anncoder.kernels.cpu.vector_math import EXACT, Scalar, Vector, add_row, exp_minus, log_64
 
 F = np.float32
 ROWS = 16  # rows a ticket
@@ -92,6 +92,28 @@ def scale_by_group(address: Scalar) -> None:
             of_group = factors[groups[i]]
             for k in range(indptr[i], indptr[i + 1]):
                 out[k] = values[k] * of_group[indices[k]]
+        part = take_ticket(table)
+
+
+@kernel("i8", "i8", "f4", "f4", "f4", "f4", "f4")
+def scale_by_effects(address: Scalar) -> None:
+    """Write the values over the exponential of the effects of covariates on the gene, in sum within limits.
+
+    Arrays, in order: indptr, indices, values of x, (b, g); covariates of each cell, (b, c); effects, (g, c); the
+    largest sum, (1,); the result, (nnz,).
+    """
+    table = arguments(address)
+    indptr, indices, values = i64_line(table, 0), i64_line(table, 1), f32_line(table, 2)
+    covariates, effects = f32(table, 3), f32(table, 4)
+    largest, out = f32_line(table, 5)[0], f32_line(table, 6)
+    part = take_ticket(table)
+    while part >= 0:
+        for i in range(part * ROWS, min(covariates.shape[0], (part + 1) * ROWS)):
+            for k in range(indptr[i], indptr[i + 1]):
+                of_gene, total = effects[indices[k]], F(0)
+                for j in range(covariates.shape[1]):
+                    total += covariates[i, j] * of_gene[j]
+                out[k] = values[k] * exp_minus(min(max(total, -largest), largest), F(0))
         part = take_ticket(table)
 
 

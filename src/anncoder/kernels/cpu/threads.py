@@ -14,6 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,13 @@ class Kernel:
         self.dtypes = dtypes
         self._types = [(np.dtype(name), DTYPES[name]) for name in dtypes]
         self._compiled: Any = None
+        self._lock = Lock()
+
+    def compile(self) -> None:
+        """Compile the function, or read it from the cache, unless that is done; other threads wait for it."""
+        with self._lock:
+            if self._compiled is None:
+                self._compiled = _compiled(self.function)
 
     def __call__(self, n_tickets: int, *arrays: Vector | Tensor) -> None:
         """Run the function with this number of tickets, on arrays and tensors of one or two dimensions.
@@ -53,7 +61,7 @@ class Kernel:
         A TypeError for arrays of another type than compiled for, not contiguous, or not on the CPU.
         """
         if self._compiled is None:
-            self._compiled = _compiled(self.function)
+            self.compile()
         ticket = array("q", [0])
         entries = array("q", [0, n_tickets, len(arrays) + 1, ticket.buffer_info()[0], 1, 1])
         for data, (dtype, of_tensor) in zip(arrays, self._types, strict=True):

@@ -1,0 +1,1 @@
+"""Effects of experimental batches and covariates on the genes, found before the training."""
