@@ -231,11 +231,7 @@ def evaluate(
     width = model.config.width
     matrix, sample = _with_counts(model, sample, allow_missing)
     adata = sample.adata
-    if min(matrix.shape) <= width or matrix.shape[0] < FEWEST:
-        of_genes = matrix.shape[1] <= width
-        what = f"{matrix.shape[0]} cells x {matrix.shape[1]} genes are too few for {width} components"
-        remedy = "compare a model with a narrower latent" if of_genes else "evaluate more cells"
-        raise InputError("too-few-cells", what, "evaluate", remedy)
+    _refuse_few(matrix.shape, width)
     target = None if slot is None else coordinates_of(adata.obsm, slot)
     cells = Cells(matrix, adata.obs[read] if read else None, target)
     mixed = batches_to_mix(adata, batch_key, keys)
@@ -273,6 +269,13 @@ def evaluate(
         asked: dict[str, Any] = {"truth": truth, "seeds": n_fits, "root": root, "seed": seed}
         moved = stability_of(model, sample, cells, methods["pca"], **asked)
     return Evaluation(table, matrix.shape[0], scored.matrix.shape[0], which, labels, moved)
+
+
+def _refuse_few(shape: tuple[int, int], width: int) -> None:
+    if min(shape) <= width or shape[0] < FEWEST:
+        what = f"{shape[0]} cells x {shape[1]} genes are too few for {width} components"
+        remedy = "compare a model with a narrower latent" if shape[1] <= width else "evaluate more cells"
+        raise InputError("too-few-cells", what, "evaluate", remedy)
 
 
 def _of_latent(latent: Any, truth: Any, mixed: Any, seed: int) -> dict[str, float]:
