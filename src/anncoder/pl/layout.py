@@ -1,4 +1,4 @@
-"""Two-dimensional map of a latent by t-SNE, without a compiler: scikit-learn's, started from the components.
+"""Two-dimensional map of a latent by scikit-learn's t-SNE, started from the components.
 
 UMAP would do as well, but umap-learn compiles itself anew in every process, for ten seconds and more.
 """

@@ -1,4 +1,4 @@
-"""Log-linear effects of covariates on genes, found within groups of like cells (Poisson regression, shrunk).
+"""Log-linear effects of covariates on genes, found in groups of like cells (Poisson).
 
 The model is ``E[count] = size factor * mean of the class * exp(covariates @ effects)`` with a class for each group of
 like cells in each experimental batch, so that neither a type of cell nor a batch in which a covariate is larger passes
