@@ -166,8 +166,8 @@ def test_numbers_and_their_nouns() -> None:
 
 
 def test_a_gene_is_no_group_of_cells(counts: anndata.AnnData) -> None:
-    counts.obsm["X_umap"] = np.zeros((counts.n_obs, 2))
-    error = said(ac.pl.embeddings, counts, "X_umap", color=counts.var_names[3])
+    ac.tl.autoencode(counts, n_latent=2, n_hidden=(4,), max_epochs=1, progress=False, denoise=True)
+    error = said(ac.pl.gene_pair, counts, *counts.var_names[:2], color=counts.var_names[3])
     assert isinstance(error, ConfigError)
     assert "sc.pl.umap" in error.remedy
 

@@ -231,15 +231,16 @@ def evaluate(
     width = model.config.width
     matrix, sample = _with_counts(model, sample, allow_missing)
     adata = sample.adata
-    _refuse_few(matrix.shape, width)
+    if min(matrix.shape) <= width or matrix.shape[0] < FEWEST:
+        of_genes = matrix.shape[1] <= width
+        what = f"{matrix.shape[0]} cells x {matrix.shape[1]} genes are too few for {width} components"
+        remedy = "compare a model with a narrower latent" if of_genes else "evaluate more cells"
+        raise InputError("too-few-cells", what, "evaluate", remedy)
     target = None if slot is None else coordinates_of(adata.obsm, slot)
     cells = Cells(matrix, adata.obs[read] if read else None, target)
     mixed = batches_to_mix(adata, batch_key, keys)
     truth = None if labels is None else adata.obs[labels].to_numpy(dtype=object, na_value=np.nan)
-    if truth is not None and not comparable(truth):
-        logger.warning(
-            "no clusters are scored: the labels %r are the same for all cells that have one, or for no two", labels
-        )
+    _warn_of_labels(truth, labels)
     scored, others, which = apart(model, sample, cells, seed)
     methods: dict[str, Method] = {"model": Trained(model), "pca": Principal(model, others, width, seed)}
     if width != WIDE and min(others.matrix.shape) > WIDE:
@@ -271,11 +272,11 @@ def evaluate(
     return Evaluation(table, matrix.shape[0], scored.matrix.shape[0], which, labels, moved)
 
 
-def _refuse_few(shape: tuple[int, int], width: int) -> None:
-    if min(shape) <= width or shape[0] < FEWEST:
-        what = f"{shape[0]} cells x {shape[1]} genes are too few for {width} components"
-        remedy = "compare a model with a narrower latent" if shape[1] <= width else "evaluate more cells"
-        raise InputError("too-few-cells", what, "evaluate", remedy)
+def _warn_of_labels(truth: Any, labels: str | None) -> None:
+    if truth is not None and not comparable(truth):
+        logger.warning(
+            "no clusters are scored: the labels %r are the same for all cells that have one, or for no two", labels
+        )
 
 
 def _of_latent(latent: Any, truth: Any, mixed: Any, seed: int) -> dict[str, float]:

@@ -60,7 +60,8 @@ def embeddings(
     InputError
         A slot has a single column.
     """
-    colors = [color] if isinstance(color, str) else list(color)
+    given: Any = color  # also None, for no groups, and numbers, from those who ignore the types
+    colors: list[Any] = list(given) if isinstance(given, list | tuple | np.ndarray | pd.Index) else [given]
     shading = [_shading(adata, name, layer, key) for name in colors]
     slots = {panels: panels} if isinstance(panels, str) else panels
     slots = slots if isinstance(slots, Mapping) else {slot: slot for slot in slots}
@@ -89,7 +90,7 @@ def embeddings(
             values.legend_of(row[-1])
     if len(colors) == 1 and isinstance(shading[0], Groups):
         shading[0].legend(figure)
-    return np.asarray(axes[0]) if isinstance(color, str) else np.asarray(axes)
+    return np.asarray(axes[0]) if given is None or isinstance(given, str) else np.asarray(axes)
 
 
 def _shading(adata: anndata.AnnData, name: Any, layer: str | None, key: str) -> Any:
