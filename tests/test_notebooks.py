@@ -126,6 +126,9 @@ def quickstart(shown: str) -> None:
         numbers(rf"^simulated: .*{name} ([\d.]+)", shown) for name in ("autoencoder", "PCA", "gene means")
     )
     assert model < min(pca, mean) - 0.2
+    apart, mixed = (numbers(rf"^{name} batch_key: mixing ([\d.]+), .* ([\d.]+)$", shown) for name in ("no", "with"))
+    assert apart[0] < 0.3
+    assert min(mixed) > 0.9
 
 
 def from_pca_to_counts(shown: str) -> None:

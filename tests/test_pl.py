@@ -208,6 +208,12 @@ def test_embeddings_take_slots_without_titles_and_sparse_ones(drawn: anndata.Ann
     assert ax.get_title() == "X_pca"
 
 
+def test_embeddings_refuse_an_array_in_place_of_its_name(drawn: anndata.AnnData) -> None:
+    with pytest.raises(ConfigError, match="got ndarray") as caught:
+        pl.embeddings(drawn, {"mine": drawn.obsm["X_ae"]}, color="group")
+    assert "obsm" in caught.value.remedy
+
+
 def test_embeddings_refuse_a_slot_of_one_column(drawn: anndata.AnnData) -> None:
     drawn.obsm["X_one"] = drawn.obsm["X_pca"][:, :1]
     drawn.obsm["X_sparse"] = csr_matrix(drawn.obsm["X_one"])

@@ -227,6 +227,9 @@ def _log_expression(
 
 def plane(adata: anndata.AnnData, slot: str) -> np.ndarray[Any, Any]:
     """Return the first two columns of a slot of obsm, (n_obs, 2)."""
+    if not isinstance(slot, str):
+        what = f"panels are names of slots of obsm, got {type(slot).__name__}"
+        raise ConfigError("bad-value", what, "panels", "put the array into obsm, and give its name")
     if slot not in adata.obsm:
         raise unknown_key(slot, list(adata.obsm.keys()), where="panels (slots of obsm)")
     values = adata.obsm[slot]
