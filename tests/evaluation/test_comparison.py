@@ -325,7 +325,7 @@ def test_a_scale_of_its_own_does_not_help_a_method(grouped: anndata.AnnData, fit
 
 def test_thinning_is_binomial_and_sums_back(grouped: anndata.AnnData) -> None:
     big = csr_matrix(np.random.default_rng(0).poisson(20, (300, 50)).astype(np.float32))
-    (kept, _), aside = thin(Cells(big), 0)
+    (kept, *_), aside = thin(Cells(big), 0)
     assert kept.shape == aside.shape == big.shape
     assert (kept + aside != big).nnz == 0
     for part in (kept, aside):
@@ -343,7 +343,7 @@ def test_thinning_is_binomial_and_sums_back(grouped: anndata.AnnData) -> None:
 def test_thinning_leaves_out_cells_without_a_molecule_and_leaves_its_input() -> None:
     few = csr_matrix(np.tile(np.eye(1, 4, dtype=np.float32), (200, 1)))
     before = [part.copy() for part in (few.data, few.indices, few.indptr)]
-    (kept, _), aside = thin(Cells(few), 0)
+    (kept, *_), aside = thin(Cells(few), 0)
     assert kept.shape[0] == aside.shape[0]
     assert 150 < kept.shape[0] < 200
     assert (kept.sum(axis=1) > 0).all()

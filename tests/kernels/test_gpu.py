@@ -363,17 +363,24 @@ def test_a_step_waits_for_nothing(likelihood: str, in_place: bool, device: torch
 def test_minibatches_made_by_the_kernel_are_those_of_the_loader_in_memory(device: torch.device) -> None:
     matrix = random_sparse(15, 300, 0.5, format="csr", dtype=np.float32, random_state=0)  # rows of more than a block
     codes, sizes = np.arange(15) % 4, np.linspace(0.5, 2, 15)
-    in_memory = MemoryLoader(Stored.of(matrix), sizes, np.arange(15), batch_size=6, seed=1, batch_code=codes)
+    settings = {"batch_size": 6, "seed": 1, "batch_code": codes}
+    beside = np.linspace(-1, 1, 30, dtype=np.float32).reshape(15, 2)
+    in_memory = MemoryLoader(Stored.of(matrix), sizes, np.arange(15), covariates=beside, **settings)
     made = ResidentLoader(in_memory, Resident(in_memory.stored, device))
     for one, other in zip(in_memory.epoch(0), made.epoch(0), strict=True):
-        for a, b in zip((*one.counts[:3], *one[1:]), (*other.counts[:3], *other[1:]), strict=True):
+        assert one.label is other.label is None  # labels are added behind a loader
+        for a, b in zip((*one.counts[:3], *one[1:-1]), (*other.counts[:3], *other[1:-1]), strict=True):
             assert torch.equal(a, b.cpu())
+    in_memory = MemoryLoader(
+        Stored.of(matrix), sizes, np.arange(15), **settings
+    )  # steps with covariates are not recorded
+    made = ResidentLoader(in_memory, Resident(in_memory.stored, device))
     place, full = made.in_one_place(), 0
     for one, other in zip(in_memory.epoch(1), made.epoch(1), strict=True):
         if other is place.batch:
             place.fill()
             full += 1
-        for a, b in zip((*one.counts[:3], *one[1:]), (*other.counts[:3], *other[1:]), strict=True):
+        for a, b in zip((*one.counts[:3], *one[1:4]), (*other.counts[:3], *other[1:4]), strict=True):
             assert torch.equal(a, b[: len(a)].cpu())
     assert full == 2
 

@@ -138,8 +138,10 @@ def test_the_slots_are_as_documented(counts: anndata.AnnData) -> None:
         "latent_fingerprint",
         "slots",
         "denoised_scale",
+        "n_genes",
     }
     assert set(record) == names
+    assert record["n_genes"] == counts.n_vars
     assert record["denoised_scale"] == "counts"
     params = json.loads(record["params_json"])
     assert (params["model"], params["layer"]) == ("count", None)

@@ -110,8 +110,8 @@ def autoencode(
         the genes that ``mask_var`` leaves out.
     ``adata.uns[key_added]`` : dict
         ``params_json`` (every setting), ``history`` (data frame), ``valid_obs`` (names of held-out cells), ``schema``,
-        ``version``, ``latent_fingerprint`` (the same for a model and those adapted from it), and of a denoised layer
-        ``denoised_scale`` (and ``denoised_batch``, ``denoised_covariates``).
+        ``version``, ``n_genes`` (of the model), ``latent_fingerprint`` (the same for a model and those adapted from
+        it), and of a denoised layer ``denoised_scale`` (and ``denoised_batch``, ``denoised_covariates``).
 
     Results of another model under the same key are replaced, all of them.
 
