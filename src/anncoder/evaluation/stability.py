@@ -26,7 +26,6 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components
-from scipy.stats import rankdata
 
 from anncoder.errors import ConfigError, DivergenceError, InputError, counted
 from anncoder.evaluation.baselines import Cells, Method
@@ -394,6 +393,8 @@ def _ari(one: Any, other: Any) -> float:
 def rank_correlation(one: Any, other: Any) -> float:
     """Return Spearman's correlation of two (n,) times over the cells where both are finite; NaN where it has none."""
     both = np.isfinite(one) & np.isfinite(other)
+    from scipy.stats import rankdata  # as long an import as half of torch
+
     ranks = [rankdata(times[both]) for times in (one, other)]
     if both.sum() < 3 or min(np.ptp(r) for r in ranks) == 0:
         return float("nan")
